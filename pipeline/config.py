@@ -1,0 +1,165 @@
+"""What a precompute run can be told; every field is a flag of teachonce-precompute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from storage.bit_rounding import FLOAT16_MANTISSA_BITS
+from storage.errors import ConfigError
+
+Kind = Literal["soft_targets", "samples", "beams"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetsConfig:
+    """Sparse next-token distributions (storage/FORMAT.md, "soft_targets")."""
+
+    top_k: int = 16
+    """Largest probabilities kept exactly at every position; may be 0 when the tail is sampled."""
+    tail_weight: float | None = 0.03
+    """Probability that each sampled tail entry stands for (the smaller, the more entries); None keeps the tail as one number."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """Temperatures that students may train at; a sampled tail is drawn at the first."""
+    mantissa_bits: int = 6
+    """Mantissa bits kept of each float16 logprob; fewer bits compress better, 10 keeps all."""
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 0, f"--soft-targets.top-k is {self.top_k}, expected 0 or more")
+        _require(
+            self.top_k > 0 or self.tail_weight is not None,
+            "--soft-targets.top-k 0 keeps nothing without a sampled tail; set --soft-targets.tail-weight",
+        )
+        _require(
+            self.tail_weight is None or 0 < self.tail_weight < 1,
+            f"--soft-targets.tail-weight is {self.tail_weight}, expected a probability between 0 and 1, or None",
+        )
+        _require(
+            len(self.temperatures) > 0 and all(t > 0 for t in self.temperatures),
+            f"--soft-targets.temperatures is {self.temperatures}, expected positive numbers",
+        )
+        _require(
+            len({f"{t:g}" for t in self.temperatures}) == len(self.temperatures),
+            f"--soft-targets.temperatures is {self.temperatures}, expected no two alike",
+        )
+        _require(
+            1 <= self.mantissa_bits <= FLOAT16_MANTISSA_BITS,
+            f"--soft-targets.mantissa-bits is {self.mantissa_bits}, expected 1 to {FLOAT16_MANTISSA_BITS}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Texts drawn from the teacher."""
+
+    num_prompts: int = 1024
+    """Prompts over both splits; fewer when the text does not hold as many."""
+    per_prompt: int = 2
+    """Texts drawn for each prompt."""
+    prompt_tokens: int = 16
+    """Length of a prompt taken from the text."""
+    prompt_column: str | None = None
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of the text."""
+    max_new_tokens: int = 64
+    """Longest completion."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    top_p: float = 1.0
+    """Nucleus: draw from the smallest set of tokens with at least this mass."""
+
+    def __post_init__(self) -> None:
+        _require(min(self.num_prompts, self.per_prompt) >= 1, "--samples needs at least one prompt and one text")
+        _require(min(self.prompt_tokens, self.max_new_tokens) >= 1, "--samples lengths must be at least 1 token")
+        _require(self.temperature > 0, f"--samples.temperature is {self.temperature}, expected more than 0")
+        _require(0 < self.top_p <= 1, f"--samples.top-p is {self.top_p}, expected more than 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamsConfig:
+    """The teacher's best candidates for a prompt, by beam search."""
+
+    num_prompts: int = 512
+    """Prompts over both splits; fewer when the text does not hold as many."""
+    num_beams: int = 4
+    """Beams searched."""
+    num_candidates: int = 4
+    """Candidates kept, at most num_beams."""
+    prompt_tokens: int = 16
+    """Length of a prompt taken from the text."""
+    prompt_column: str | None = None
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of the text."""
+    max_new_tokens: int = 32
+    """Longest candidate."""
+    length_penalty: float = 1.0
+    """score = summed logprob / length^length_penalty; 0 compares plain sums."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_prompts >= 1, "--beams.num-prompts must be at least 1")
+        _require(min(self.prompt_tokens, self.max_new_tokens) >= 1, "--beams lengths must be at least 1 token")
+        _require(
+            2 <= self.num_candidates <= self.num_beams,
+            f"--beams.num-candidates is {self.num_candidates}, expected 2 to --beams.num-beams ({self.num_beams})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """Run the teacher once over a text and write what it knows to a cache."""
+
+    teacher: str
+    """Directory or hub id of a causal language model."""
+    data: str
+    """stdlib, a text, jsonl or parquet file (.gz, .zst too), a directory of them, or a hub id (name:config)."""
+    out: Path
+    """Directory of the cache; a rerun with the same settings resumes."""
+    kinds: tuple[Kind, ...] = ("soft_targets", "samples", "beams")
+    """What to write."""
+    revision: str | None = None
+    """Revision of the teacher on the hub."""
+    text_column: str = "text"
+    """Column with the text in jsonl, parquet and hub data."""
+    document_separator: str | None = None
+    """String between the documents of a plain text file (\\n is understood); None makes a file one document."""
+    block_size: int = 128
+    """Targets in a block."""
+    max_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Stop reading the text after this many tokens; None reads all."""
+    validation_fraction: float = 0.05
+    """Share of the documents (of a single document: its end) held out."""
+    seed: int = 0
+    """Seed of every draw."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    dtype: Dtype = "auto"
+    """Teacher's arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
+    batch_tokens: int = 8192
+    """Tokens per forward pass."""
+    shard_tokens: int = 2_097_152
+    """Tokens per shard, about 80 MB of soft targets; what is lost at most when a run is killed."""
+    plan: bool = False
+    """Print tokens, bytes, time and the break-even against online distillation, and write nothing."""
+    quiet: bool = False
+    """Show no progress."""
+    soft_targets: SoftTargetsConfig = field(default_factory=SoftTargetsConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    beams: BeamsConfig = field(default_factory=BeamsConfig)
+
+    def __post_init__(self) -> None:
+        _require(len(self.kinds) > 0, "--kinds is empty, expected some of soft_targets, samples, beams")
+        _require(self.block_size >= 2, f"--block-size is {self.block_size}, expected at least 2")
+        _require(
+            0 <= self.validation_fraction < 1,
+            f"--validation-fraction is {self.validation_fraction}, expected at least 0 and below 1",
+        )
+        _require(min(self.batch_tokens, self.shard_tokens) >= 1, "--batch-tokens and --shard-tokens must be at least 1")
+        _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
+        _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")

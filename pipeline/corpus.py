@@ -1,0 +1,195 @@
+"""Where the text comes from: the standard library, files, or the Hugging Face hub.
+
+A row is a document; a plain text file is one document unless a separator says otherwise. Everything
+is streamed, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from pipeline.config import PrecomputeConfig
+from pipeline.errors import ColumnError, NoSuchDataError
+from pipeline.stdlib_corpus import stdlib_documents
+from storage.hashing import sha256_file
+
+STDLIB = "stdlib"
+# Long documents reach the tokenizer in pieces of about this many characters.
+_PIECE_CHARS = 1 << 20
+_COMPRESSIONS = {".gz", ".zst"}
+_FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
+_CUT = re.compile(r"\S(?=[ \n]\S)")
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One document: its text in pieces, and its prompts by column (empty for plain text)."""
+
+    pieces: Iterable[str]
+    prompts: dict[str, Prompt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A text source. `documents()` starts reading from the beginning."""
+
+    source: str
+    fingerprint: str
+    licence: str | None
+    documents: Callable[[], Iterator[Document]]
+
+
+def open_corpus(config: PrecomputeConfig) -> Corpus:
+    """The corpus that --data names; raises NoSuchDataError."""
+    if config.data == STDLIB:
+        return _stdlib_corpus()
+    path = Path(config.data)
+    if path.exists():
+        return _file_corpus(config, path)
+    return _hub_corpus(config)
+
+
+def _stdlib_corpus() -> Corpus:
+    digest = hashlib.sha256()
+    for document in stdlib_documents():
+        digest.update(document.encode(errors="replace"))
+    return Corpus(
+        source="the docstrings of the Python standard library",
+        fingerprint=digest.hexdigest(),
+        licence="psfl",
+        documents=lambda: (Document(pieces=_cut(text), prompts={}) for text in stdlib_documents()),
+    )
+
+
+def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _format_of(p))
+    if not files or not all(_format_of(file) for file in files):
+        raise NoSuchDataError(config.data, "no file of a known kind")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+
+    def documents() -> Iterator[Document]:
+        for file in files:
+            if _format_of(file) == "text":
+                yield from _text_documents(file, config.document_separator)
+            else:
+                yield from _row_documents(config, _load(config, _format_of(file) or "", data_files=str(file)))
+
+    return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+
+
+def _hub_corpus(config: PrecomputeConfig) -> Corpus:
+    name, _, subset = config.data.partition(":")
+    rows = _load(config, name, name=subset or None)
+    return Corpus(
+        source=config.data,
+        fingerprint=hashlib.sha256(f"{config.data} {_hub_commit(config, name)}".encode()).hexdigest(),
+        licence=rows.info.license or None,
+        documents=lambda: _row_documents(config, _load(config, name, name=subset or None)),
+    )
+
+
+def _hub_commit(config: PrecomputeConfig, name: str) -> str:
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.dataset_info(name).sha)
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise NoSuchDataError(config.data, f"has no commit on the hub: {str(error).splitlines()[0]}") from error
+
+
+def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(loader, split="train", streaming=True, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise NoSuchDataError(config.data, f"cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _format_of(path: Path) -> str | None:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
+    return _FORMATS.get(suffixes[-1].lower()) if suffixes else None
+
+
+def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+    import datasets
+
+    wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
+    try:
+        for row in rows:
+            text = row.get(config.text_column)
+            if text is None and config.text_column not in row:
+                raise ColumnError(config.data, config.text_column, f"not among {sorted(row)}", "--text-column")
+            if not isinstance(text, str | None):
+                raise ColumnError(config.data, config.text_column, f"holds {type(text).__name__}, not text", "--text-column")
+            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(config, row, c) for c in wanted if c})
+    except (datasets.exceptions.DatasetsError, OSError, UnicodeDecodeError) as error:
+        raise NoSuchDataError(config.data, f"cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _prompt(config: PrecomputeConfig, row: dict[str, Any], column: str) -> Prompt:
+    value = row.get(column)
+    is_chat = isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    if not isinstance(value, str) and not is_chat:
+        found = f"not among {sorted(row)}" if column not in row else f"holds {type(value).__name__}, not text or chat"
+        raise ColumnError(config.data, column, found, "--samples.prompt-column or --beams.prompt-column")
+    return value  # type: ignore[return-value]
+
+
+def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
+    if separator is None:
+        yield Document(pieces=_read_pieces(path), prompts={})
+        return
+    separator = separator.replace("\\n", "\n")
+    rest = ""
+    for piece in _read_pieces(path):
+        *whole, rest = (rest + piece).split(separator)
+        yield from (Document(pieces=_cut(text), prompts={}) for text in whole)
+    yield Document(pieces=_cut(rest), prompts={})
+
+
+def _read_pieces(path: Path) -> Iterator[str]:
+    """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD."""
+    rest = ""
+    try:
+        with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8", errors="replace") as file:
+            while characters := file.read(_PIECE_CHARS):
+                *pieces, rest = _cut(rest + characters)
+                yield from pieces
+    except (OSError, EOFError, zstandard.ZstdError) as error:
+        raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
+    yield rest
+
+
+def _open_binary(path: Path) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        return zstandard.open(path, "rb")
+    return path.open("rb")
+
+
+def _cut(text: str) -> list[str]:
+    """Pieces of at most about _PIECE_CHARS characters."""
+    pieces = []
+    while len(text) > _PIECE_CHARS:
+        cut = _CUT.search(text, _PIECE_CHARS // 2)
+        if cut is None:
+            break
+        pieces.append(text[: cut.end()])
+        text = text[cut.end() :]
+    return [*pieces, text]

@@ -1,0 +1,91 @@
+"""Failures of the teacher side.
+
+```
+TeachonceError
+├── DataError
+│   ├── NoSuchDataError        nothing at that path or hub id
+│   ├── ColumnError            rows lack the column asked for
+│   └── NoUsableTextError      not even one block of text
+└── TeacherError
+    ├── NoSuchTeacherError     nothing that transformers can load
+    ├── ContextTooShortError   a block or prompt longer than the teacher can read
+    ├── LeakingTeacherError    the teacher does not isolate packed documents
+    └── TeacherOutputError     NaN or infinity in the teacher's logits
+```
+"""
+
+from storage.errors import TeachonceError
+
+
+class DataError(TeachonceError):
+    """Something about the text."""
+
+
+class NoSuchDataError(DataError):
+    """Nothing readable at `source`."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        super().__init__(
+            f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl or .parquet file "
+            "(.gz and .zst too), a directory of them, or a Hugging Face dataset id"
+        )
+
+
+class ColumnError(DataError):
+    """Rows of `source` lack `column`, or hold something else than text in it."""
+
+    def __init__(self, source: str, column: str, found: str, flag: str) -> None:
+        self.source, self.column = source, column
+        super().__init__(f"--data {source}: column {column!r}: {found}; name the right one with {flag}")
+
+
+class NoUsableTextError(DataError):
+    """Not even one block of text."""
+
+    def __init__(self, source: str, num_documents: int, num_skipped: int, num_tokens: int, block_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        super().__init__(
+            f"--data {source}: no usable text: {num_documents} documents hold {num_tokens} tokens "
+            f"({num_skipped} documents skipped as shorter than 2 tokens), fewer than one training block of "
+            f"{block_tokens}; give more text or a smaller --block-size"
+        )
+
+
+class TeacherError(TeachonceError):
+    """Something about the teacher."""
+
+
+class NoSuchTeacherError(TeacherError):
+    """transformers cannot load `teacher`."""
+
+    def __init__(self, teacher: str, reason: str) -> None:
+        self.teacher = teacher
+        super().__init__(f"--teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
+
+
+class ContextTooShortError(TeacherError):
+    """`wanted` tokens asked for by `setting`, more than the teacher's context."""
+
+    def __init__(self, setting: str, wanted: int, context_length: int) -> None:
+        self.setting, self.wanted, self.context_length = setting, wanted, context_length
+        super().__init__(f"{setting} needs {wanted} tokens, the teacher's context holds {context_length}; make it smaller")
+
+
+class LeakingTeacherError(TeacherError):
+    """Packed documents see each other through this teacher."""
+
+    def __init__(self, teacher: str, difference: float) -> None:
+        self.difference = difference
+        super().__init__(
+            f"--teacher {teacher}: a document packed behind another gets other hidden states than alone "
+            f"(largest difference {difference:.3g}); this architecture cannot isolate documents by position"
+        )
+
+
+class TeacherOutputError(TeacherError):
+    """NaN or infinity in the teacher's logits."""
+
+    def __init__(self, row_id: int) -> None:
+        self.row_id = row_id
+        super().__init__(f"row {row_id}: the teacher's logits are not finite; try --dtype float32")

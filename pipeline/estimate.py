@@ -1,0 +1,128 @@
+"""--plan: what a run would write and take, from a short timed probe on this device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.blocks import Blocks
+from pipeline.job import Job
+from pipeline.plan import RECORD_BATCH_ROWS, Producer, planned_shards
+from storage.manifest import SPLITS
+from storage.shard import ZSTD_LEVEL
+
+_MAX_PROBE_ROWS = {"soft_targets": 64, "samples": 16, "beams": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindEstimate:
+    """Rows and shards are exact; bytes and seconds are scaled up from a probe of a few rows."""
+
+    kind: str
+    num_rows: int
+    num_shards: int
+    estimated_bytes: int
+    estimated_seconds: float
+
+
+def estimate(job: Job) -> list[KindEstimate]:
+    """An estimate for each kind."""
+    shards = planned_shards(job.producers, job.config.shard_tokens)
+    return [_estimate_kind(kind, producer, sum(shards[kind].values())) for kind, producer in job.producers.items()]
+
+
+def render_plan(job: Job) -> str:
+    """The plan for people."""
+    lines = []
+    for split in SPLITS:
+        store = job.tokenized.documents[split]
+        num_blocks = len(Blocks(store, job.config.block_size))
+        lines.append(f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks")
+    estimates = estimate(job)
+    for e in estimates:
+        lines.append(
+            f"{e.kind:<14}{e.num_rows:>12,} rows in {e.num_shards} shards, about {e.estimated_bytes / 1e6:,.1f} MB "
+            f"and {_duration(e.estimated_seconds)} on {job.teacher.device}"
+        )
+    total_seconds = sum(e.estimated_seconds for e in estimates)
+    lines.append(f"in all        about {sum(e.estimated_bytes for e in estimates) / 1e6:,.1f} MB, {_duration(total_seconds)}")
+    if "soft_targets" in job.producers:
+        lines.append(_break_even(job, total_seconds))
+    lines.append("nothing was written")
+    return "\n".join(lines)
+
+
+def _break_even(job: Job, total_seconds: float) -> str:
+    """Online distillation runs the teacher's forward pass for every student and epoch, a cache once."""
+    producer = job.producers["soft_targets"]
+    num_rows = sum(producer.num_rows(split) for split in SPLITS)
+    online_seconds = _timed(lambda: _forward_only(job)) * num_rows / _probe_rows("soft_targets", producer)
+    passes = max(1, math.ceil(total_seconds / online_seconds))
+    return (
+        f"break-even    online distillation would spend {_duration(online_seconds)} of teacher time per student and epoch: "
+        f"this cache pays for itself after {passes} (students × epochs)"
+    )
+
+
+def _forward_only(job: Job) -> None:
+    import torch
+
+    producer = job.producers["soft_targets"]
+    blocks = Blocks(job.tokenized.documents["train"], job.config.block_size)
+    num_rows = _probe_rows("soft_targets", producer)
+    with torch.inference_mode():
+        for row in range(num_rows):
+            hidden = job.teacher.hidden(blocks.input_ids(row, row + 1)[:, :-1], [blocks.segment_lengths(row)])
+            job.teacher.logits(hidden[0])
+
+
+def _estimate_kind(kind: str, producer: Producer, num_shards: int) -> KindEstimate:
+    num_rows = sum(producer.num_rows(split) for split in SPLITS)
+    probe_rows = _probe_rows(kind, producer)
+    if probe_rows == 0:
+        return KindEstimate(kind=kind, num_rows=0, num_shards=0, estimated_bytes=0, estimated_seconds=0.0)
+    batches: list[pa.RecordBatch] = []
+
+    def probe() -> None:
+        batches[:] = producer.record_batches("train", 0, probe_rows, RECORD_BATCH_ROWS)
+
+    seconds = _timed(probe)
+    scale = num_rows / probe_rows
+    return KindEstimate(
+        kind=kind,
+        num_rows=num_rows,
+        num_shards=num_shards,
+        estimated_bytes=round(_compressed_bytes(batches) * scale),
+        estimated_seconds=seconds * scale,
+    )
+
+
+def _probe_rows(kind: str, producer: Producer) -> int:
+    return min(_MAX_PROBE_ROWS[kind], producer.num_rows("train"))
+
+
+def _timed(action: Callable[[], None]) -> float:
+    """Seconds of the second of two runs; the first one warms up."""
+    action()
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _compressed_bytes(batches: list[pa.RecordBatch]) -> int:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
+    with pa.ipc.new_file(sink, batches[0].schema, options=options) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return int(sink.getvalue().size)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,289 @@
+"""A precompute run from beginning to end: load, tokenize, plan, write what is missing, finish.
+
+Killed anywhere and run again, it ends with the same bytes as an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus import Corpus, open_corpus
+from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
+from pipeline.teacher import Teacher, load_teacher, tokenizer_sha256
+from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
+from storage.cache import TOKENIZER_DIR, Cache, open_cache
+from storage.columns import token_type
+from storage.dataset_card import dataset_card
+from storage.errors import CacheMismatchError, ConfigError
+from storage.files import remove_leftovers, write_file
+from storage.hashing import sha256_file
+from storage.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    read_commit,
+    read_plan,
+    write_commit,
+    write_manifest,
+    write_plan,
+)
+from storage.progress import Progress
+from storage.shard import write_shard
+
+WORK_DIR = ".work"
+_CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a run needs, loaded."""
+
+    config: PrecomputeConfig
+    teacher: Teacher
+    corpus: Corpus
+    tokenized: TokenizedCorpus
+    producers: dict[str, Producer]
+
+
+def precompute(config: PrecomputeConfig) -> Cache:
+    """Run the teacher over the data and return the finished cache; shards already committed are kept.
+
+    Raises DataError, TeacherError, CacheMismatchError, ConfigError or DiskFullError.
+    """
+    _require_own_directory(config.out)
+    job = load_job(config, config.out / WORK_DIR)
+    saved_tokenizer = _save_tokenizer(job.teacher, config.out / WORK_DIR / TOKENIZER_DIR)
+    identity = _identity(job, tokenizer_sha256(saved_tokenizer))
+    identity = _begin_or_resume(config.out, identity)
+    _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
+    records = _write_missing_shards(job, identity)
+    _finish(config.out, identity, records)
+    return open_cache(config.out)
+
+
+def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
+    """Load teacher and text and lay out the rows; tokens are kept below `work_dir`."""
+    teacher = load_teacher(config)
+    _require_context(teacher, config)
+    corpus = open_corpus(config)
+    dtype = token_type(teacher.vocab_size).to_pandas_dtype()
+    tokenized = tokenize_corpus(
+        corpus,
+        teacher.tokenizer,
+        config,
+        dtype=dtype,
+        context_length=teacher.context_length,
+        work_dir=work_dir / _tokenization_key(corpus, teacher, config),
+    )
+    return Job(
+        config=config,
+        teacher=teacher,
+        corpus=corpus,
+        tokenized=tokenized,
+        producers=make_producers(teacher, tokenized, config),
+    )
+
+
+def _require_own_directory(out: Path) -> None:
+    if out.is_dir() and not (out / PLAN_NAME).exists() and not (out / MANIFEST_NAME).exists():
+        strangers = [path.name for path in out.iterdir() if path.name != WORK_DIR]
+        if strangers:
+            raise ConfigError(f"--out {out}: not empty and not a cache (found {strangers[0]!r}); name another directory")
+    elif out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: not a directory")
+
+
+def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:
+    if config.soft_targets.top_k > teacher.vocab_size:
+        raise ConfigError(
+            f"--soft-targets.top-k is {config.soft_targets.top_k}, the teacher's vocabulary has {teacher.vocab_size}"
+        )
+    teacher.require_context("--block-size", config.block_size)
+    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
+        if kind in config.kinds:
+            prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
+            teacher.require_context(
+                f"--{kind}.prompt-tokens + --{kind}.max-new-tokens", prompt_tokens + settings.max_new_tokens
+            )
+
+
+def _tokenization_key(corpus: Corpus, teacher: Teacher, config: PrecomputeConfig) -> str:
+    """Names tokenized text by everything that it depends on."""
+    facts = {
+        "corpus": corpus.fingerprint,
+        "tokenizer": repr(teacher.tokenizer.backend_tokenizer.to_str())
+        if teacher.tokenizer.is_fast
+        else repr(sorted(teacher.tokenizer.get_vocab().items())),
+        "settings": {name: value for name, value in _content_settings(config).items() if name in _LAYOUT_SETTINGS},
+        "prompts": [
+            (s.prompt_column, s.max_new_tokens) for s in (config.samples, config.beams) if s.prompt_column is not None
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_LAYOUT_SETTINGS = (
+    "block_size",
+    "document_separator",
+    "max_tokens",
+    "seed",
+    "text_column",
+    "validation_fraction",
+)
+
+
+def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
+    """Settings that decide what the rows hold, as they stand in the manifest."""
+    settings = {name: getattr(config, name) for name in (*_LAYOUT_SETTINGS, "shard_tokens")}
+    kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
+    plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))
+    return plain
+
+
+def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
+    teacher, config, corpus = job.teacher, job.config, job.corpus
+    model_config = teacher.model.config
+    return CacheIdentity(
+        vocab_size=teacher.vocab_size,
+        block_size=config.block_size,
+        record_batch_rows=RECORD_BATCH_ROWS,
+        temperatures=config.soft_targets.temperatures,
+        teacher={
+            "id": teacher.name,
+            "revision": teacher.revision,
+            "architecture": (model_config.architectures or [type(teacher.model).__name__])[0],
+            "num_parameters": teacher.num_parameters,
+            "context_length": teacher.context_length,
+            "dtype": str(teacher.dtype).removeprefix("torch."),
+            "weights_sha256": teacher.weights_sha256,
+        },
+        tokenizer={
+            "size": len(teacher.tokenizer),
+            "sha256": tokenizer_hash,
+            "eos_token_id": teacher.tokenizer.eos_token_id,
+        },
+        data={
+            "source": corpus.source,
+            "fingerprint": corpus.fingerprint,
+            "licence": corpus.licence,
+            "packing": PACKING_RECIPE,
+            **dataclasses.asdict(job.tokenized.counts),
+            "num_tokens": {split: store.num_tokens for split, store in job.tokenized.documents.items()},
+        },
+        config=_content_settings(config),
+        software={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("teachonce", "torch", "transformers", "pyarrow")},
+        },
+        planned_shards=planned_shards(job.producers, config.shard_tokens),
+    )
+
+
+def _begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
+    """Write the plan of a new cache, or check that this run is the one that began it.
+
+    Software versions may differ: a cache is finished by whoever has its teacher and data.
+    """
+    if not (out / PLAN_NAME).exists():
+        write_plan(out, identity)
+        return identity
+    begun = read_plan(out)
+    found, wanted = (_flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
+    for field in sorted(found.keys() | wanted.keys()):
+        if found.get(field) != wanted.get(field):
+            raise CacheMismatchError(str(out), field, found.get(field), wanted.get(field))
+    return begun
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _save_tokenizer(teacher: Teacher, directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    teacher.tokenizer.save_pretrained(directory)
+    return directory
+
+
+def _publish_tokenizer(saved: Path, directory: Path) -> None:
+    for path in sorted(saved.iterdir()):
+        if not (directory / path.name).exists():
+            write_file(directory / path.name, path.read_bytes())
+
+
+def _write_missing_shards(job: Job, identity: CacheIdentity) -> list[ShardRecord]:
+    """Records of all shards in order, after writing those without a commit record."""
+    config, records = job.config, []
+    ranges = list(shard_ranges(job.producers, config.shard_tokens))
+    for kind, producer in job.producers.items():
+        total = sum(producer.num_rows(split) for split in ("train", "validation"))
+        with Progress(total, kind, "rows", quiet=config.quiet) as bar:
+            for shard in (r for r in ranges if r.key.kind == kind):
+                record = read_commit(config.out, shard.key)
+                if record is None:
+                    batches = producer.record_batches(
+                        shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS
+                    )
+                    record = write_shard(
+                        config.out, identity, shard.key, shard.first_row, _counted(batches, bar.update)
+                    )
+                    write_commit(config.out, record)
+                else:
+                    bar.update(record.num_rows)
+                records.append(record)
+    return records
+
+
+def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        count(batch.num_rows)
+
+
+def _finish(out: Path, identity: CacheIdentity, records: list[ShardRecord]) -> None:
+    write_file(out / _CARD_NAME, dataset_card(identity, tuple(records)).encode())
+    paths = [out / _CARD_NAME, *sorted((out / TOKENIZER_DIR).iterdir())]
+    files = tuple(
+        FileRecord(
+            path=path.relative_to(out).as_posix(), file_bytes=path.stat().st_size, sha256=sha256_file(path)
+        )
+        for path in paths
+    )
+    write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))
+    shutil.rmtree(out / WORK_DIR, ignore_errors=True)
+    remove_leftovers(out)
+
+
+def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
+    """Load everything, write nothing outside a temporary directory, and return `report` of the job."""
+    with tempfile.TemporaryDirectory() as directory:
+        return report(load_job(config, Path(directory)))
+
+
+def announce(cache: Cache) -> None:
+    """Say on standard error where the cache is."""
+    total = sum(shard.shard_bytes for shard in cache.manifest.shards)
+    print(f"{cache.path}: complete, {len(cache.manifest.shards)} shards, {total:,} bytes", file=sys.stderr)

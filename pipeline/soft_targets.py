@@ -1,0 +1,126 @@
+"""The soft_targets kind: the teacher's forward pass over blocks, made sparse position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.blocks import Blocks
+from pipeline.config import PrecomputeConfig
+from pipeline.errors import TeacherOutputError
+from pipeline.sparsify import SparseTargets, sparsify
+from pipeline.teacher import Teacher
+from storage.hashing import hash_uniform
+from storage.manifest import SPLITS
+from storage.segments import valid_targets
+from storage.soft_targets import SoftTargetRows, encode
+
+# Float32 logits of a chunk stay under 32 MB on CPU, where larger temporaries cost page faults.
+_CHUNK_BYTES = {"cpu": 13 << 20, "cuda": 1 << 30}
+_TAIL_DRAW = 5
+
+
+class SoftTargetsProducer:
+    """Makes record batches of soft targets for ranges of blocks."""
+
+    def __init__(
+        self, teacher: Teacher, config: PrecomputeConfig, blocks: dict[str, Blocks], row_schema: pa.Schema
+    ) -> None:
+        self._teacher, self._config, self._blocks, self._schema = teacher, config, blocks, row_schema
+        self.tokens_per_row = config.block_size + 1
+
+    def num_rows(self, split: str) -> int:
+        """Blocks in a split."""
+        return len(self._blocks[split])
+
+    def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Rows [start, stop) in record batches; the teacher runs on --batch-tokens tokens at a time."""
+        rows_per_pass = max(1, self._config.batch_tokens // self._config.block_size)
+        if rows_per_pass > record_batch_rows:
+            rows_per_pass -= rows_per_pass % record_batch_rows
+        pending: list[pa.RecordBatch] = []
+        for first in range(start, stop, rows_per_pass):
+            pending.append(self._run(split, first, min(first + rows_per_pass, stop)))
+            num_pending = sum(batch.num_rows for batch in pending)
+            if num_pending >= record_batch_rows or first + rows_per_pass >= stop:
+                table = pa.Table.from_batches(pending).combine_chunks()
+                whole = num_pending if first + rows_per_pass >= stop else num_pending - num_pending % record_batch_rows
+                yield from table.slice(0, whole).to_batches(max_chunksize=record_batch_rows)
+                pending = table.slice(whole).to_batches()
+
+    @torch.inference_mode()
+    def _run(self, split: str, start: int, stop: int) -> pa.RecordBatch:
+        blocks = self._blocks[split]
+        input_ids = blocks.input_ids(start, stop)
+        segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
+        is_valid = np.stack([valid_targets(lengths) for lengths in segment_lengths])
+        hidden_NTD = self._teacher.hidden(input_ids[:, :-1], segment_lengths)
+        row_index, position = np.nonzero(is_valid)
+        seed = self._config.seed
+        uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
+        parts = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+        return encode(
+            _rows(start, input_ids, segment_lengths, is_valid, parts), self._schema, self._config.soft_targets.mantissa_bits
+        )
+
+    def _sparse_chunks(
+        self, hidden_PD: torch.Tensor, label_ids_P: NDArray[Any], uniforms_P: NDArray[np.float64]
+    ) -> list[SparseTargets]:
+        settings = self._config.soft_targets
+        labels = self._teacher.to_device(label_ids_P)
+        # float64 does not exist on every accelerator's arithmetic units at speed, but the draw needs it.
+        uniforms = torch.from_numpy(uniforms_P).to(self._teacher.device)
+        size = max(1, _CHUNK_BYTES[self._teacher.device.type] // (4 * self._teacher.vocab_size))
+        return [
+            sparsify(
+                self._teacher.logits(hidden_PD[first : first + size]),
+                labels[first : first + size],
+                uniforms[first : first + size],
+                top_k=settings.top_k,
+                tail_weight=settings.tail_weight,
+                temperatures=settings.temperatures,
+            )
+            for first in range(0, len(hidden_PD), size)
+        ]
+
+
+def _rows(
+    start: int,
+    input_ids: NDArray[Any],
+    segment_lengths: list[NDArray[np.int64]],
+    is_valid: NDArray[np.bool_],
+    parts: list[SparseTargets],
+) -> SoftTargetRows:
+    """Join chunks and put them at the valid targets; the others hold no entries and zeros."""
+
+    def spread(name: str, dtype: Any) -> NDArray[Any]:
+        values = np.zeros(is_valid.shape, dtype=dtype)
+        values[is_valid] = np.concatenate([getattr(part, name) for part in parts]) if parts else []
+        return values
+
+    def spread_tempered(temperature: float) -> NDArray[Any]:
+        values = np.zeros(is_valid.shape, dtype=np.float32)
+        values[is_valid] = np.concatenate([part.tempered_tail_logmass[temperature] for part in parts])
+        return values
+
+    entropy = spread("entropy", np.float32)
+    if not np.isfinite(entropy).all():
+        raise TeacherOutputError(start + int(np.flatnonzero(~np.isfinite(entropy).all(axis=1))[0]))
+    return SoftTargetRows(
+        row_id=np.arange(start, start + len(input_ids)),
+        input_ids=input_ids,
+        segment_lengths=segment_lengths,
+        head_size=spread("head_size", np.int64),
+        tail_size=spread("tail_size", np.int64),
+        ids=np.concatenate([part.ids for part in parts]) if parts else np.empty(0, np.int64),
+        logprobs=np.concatenate([part.logprobs for part in parts]) if parts else np.empty(0, np.float32),
+        tail_logprob=spread("tail_logprob", np.float32),
+        entropy=entropy,
+        label_logprob=spread("label_logprob", np.float32),
+        tempered_tail_logmass={t: spread_tempered(t) for t in (parts[0].tempered_tail_logmass if parts else {})},
+    )

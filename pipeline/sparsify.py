@@ -1,0 +1,172 @@
+"""From full logits to sparse targets: an exact head, and a tail that is one number or a fair draw.
+
+Shape legend: C positions of a chunk, V vocabulary, K head candidates, J tail draws.
+
+Tail draws are systematic sampling without replacement (Madow 1949) with inclusion probabilities
+p_i / τ: thresholds τ(u), τ(u + 1), … cut the running sum of the tail's probabilities, one uniform u
+per position. Each drawn id stands for probability τ, so E[q] = p; no id can be cut twice as p_i < τ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
+_TINY_MASS = 1e-25
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTargets:
+    """Sparse targets of C positions, as in SoftTargetRows but one position after the other.
+
+    head_size, tail_size [C]; ids [E] head then tail per position, each ascending; logprobs [H] nats;
+    tail_logprob, entropy, label_logprob [C] nats; tempered_tail_logmass {temperature: [C]}.
+    """
+
+    head_size: NDArray[np.int64]
+    tail_size: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+    tail_logprob: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    label_logprob: NDArray[np.float32]
+    tempered_tail_logmass: dict[float, NDArray[np.float32]]
+
+
+def sparsify(
+    logits_CV: Tensor,
+    label_ids_C: Tensor,
+    uniforms_C: Tensor,
+    *,
+    top_k: int,
+    tail_weight: float | None,
+    temperatures: tuple[float, ...],
+) -> SparseTargets:
+    """Sparse targets of float32 logits.
+
+    uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the
+    top_k largest (ties: lower id first) and, with a sampled tail, every probability ≥ tail_weight; the
+    tail is drawn at temperatures[0]. NaN logits give NaN entropy.
+    """
+    logprobs_CV = torch.log_softmax(logits_CV, dim=1)
+    probs_CV = logprobs_CV.exp()
+    entropy_C = -torch.linalg.vecdot(probs_CV, logprobs_CV)
+    label_logprob_C = logprobs_CV.gather(1, label_ids_C[:, None])[:, 0]
+    draw_CV = probs_CV if temperatures[0] == 1.0 else torch.softmax(logprobs_CV / temperatures[0], dim=1)
+
+    head_ids_CK, is_head_CK = _choose_head(logprobs_CV, draw_CV, top_k, tail_weight)
+    head_logprobs_CK = logprobs_CV.gather(1, head_ids_CK)
+    _zero_where(probs_CV, head_ids_CK, is_head_CK)
+    if draw_CV is not probs_CV:
+        _zero_where(draw_CV, head_ids_CK, is_head_CK)
+    tail_logprob_C = _tail_logprob(probs_CV, logprobs_CV, head_ids_CK, is_head_CK)
+    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, uniforms_C, tail_weight)
+    tempered = {
+        t: _tempered_tail_logmass(logprobs_CV, head_ids_CK, is_head_CK, t) for t in temperatures if t != 1.0
+    }
+    ids, logprobs = _interleave(head_ids_CK, is_head_CK, head_logprobs_CK, tail_ids_CJ, is_drawn_CJ)
+    return SparseTargets(
+        head_size=_numpy(is_head_CK.sum(1)),
+        tail_size=_numpy(is_drawn_CJ.sum(1)),
+        ids=_numpy(ids),
+        logprobs=_numpy(logprobs),
+        tail_logprob=_numpy(tail_logprob_C),
+        entropy=_numpy(entropy_C.clamp(min=0)),
+        label_logprob=_numpy(label_logprob_C),
+        tempered_tail_logmass={t: _numpy(mass_C) for t, mass_C in tempered.items()},
+    )
+
+
+def _choose_head(
+    logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: float | None
+) -> tuple[Tensor, Tensor]:
+    """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
+    vocab_size = logprobs_CV.shape[1]
+    # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
+    num_candidates = top_k if tail_weight is None else max(top_k, math.floor(1 / tail_weight) + 1)
+    num_candidates = min(num_candidates, vocab_size)
+    values_CK, ids_CK = logprobs_CV.topk(min(num_candidates + 1, vocab_size), dim=1)
+    _lower_ids_first(logprobs_CV, values_CK, ids_CK, num_candidates)
+    ids_CK = ids_CK[:, :num_candidates]
+    is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
+    if tail_weight is not None:
+        is_head_CK = is_head_CK | (draw_CV.gather(1, ids_CK).double() >= tail_weight)
+    order_CK = ids_CK.argsort(dim=1)
+    return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
+
+
+def _lower_ids_first(logprobs_CV: Tensor, values_CK: Tensor, ids_CK: Tensor, num_candidates: int) -> None:
+    """Where equal logprobs meet inside the top list, put the lower ids first, in place; topk does not promise it."""
+    if values_CK.shape[1] < 2:
+        return
+    tied_C = (values_CK[:, 1:] == values_CK[:, :-1]).any(dim=1)
+    for c in tied_C.nonzero()[:, 0].tolist():
+        smallest = values_CK[c, -1]
+        candidates = (logprobs_CV[c] >= smallest).nonzero()[:, 0]
+        order = logprobs_CV[c, candidates].sort(descending=True, stable=True).indices
+        ids_CK[c] = candidates[order[: ids_CK.shape[1]]]
+
+
+def _zero_where(values_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
+    kept_CK = values_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, 0.0)
+    values_CV.scatter_(1, ids_CK, kept_CK)
+
+
+def _tail_logprob(tail_CV: Tensor, logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor) -> Tensor:
+    """log of the tail's mass [C], summed over the tail itself and never as 1 − Σ head; −inf for an empty tail."""
+    mass_C = tail_CV.sum(dim=1, dtype=torch.float64)
+    logmass_C = mass_C.log().float()
+    tiny_C = mass_C < _TINY_MASS
+    if tiny_C.any():
+        rows = tiny_C.nonzero()[:, 0]
+        masked = _masked_tail(logprobs_CV[rows], head_ids_CK[rows], is_head_CK[rows])
+        logmass_C[rows] = masked.logsumexp(dim=1)
+    return logmass_C.clamp(max=0.0)
+
+
+def _tempered_tail_logmass(
+    logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor, temperature: float
+) -> Tensor:
+    """log Σ_tail p^(1/T) [C]."""
+    return (_masked_tail(logprobs_CV, head_ids_CK, is_head_CK) / temperature).logsumexp(dim=1)
+
+
+def _masked_tail(logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor) -> Tensor:
+    kept_CK = logprobs_CV.gather(1, head_ids_CK).masked_fill(is_head_CK, -torch.inf)
+    return logprobs_CV.scatter(1, head_ids_CK, kept_CK)
+
+
+def _draw_tail(draw_CV: Tensor, uniforms_C: Tensor, tail_weight: float | None) -> tuple[Tensor, Tensor]:
+    """Drawn ids [C, J], ascending, and which of the J places are filled [C, J]."""
+    num_positions, vocab_size = draw_CV.shape
+    if tail_weight is None:
+        empty = draw_CV.new_zeros((num_positions, 0), dtype=torch.int64)
+        return empty, empty.bool()
+    running_CV = draw_CV.cumsum(dim=1, dtype=torch.float64)
+    mass_C1 = running_CV[:, -1:]
+    num_draws = int(torch.ceil(mass_C1.max() / tail_weight)) + 1
+    steps_J = torch.arange(num_draws, device=draw_CV.device, dtype=torch.float64)
+    thresholds_CJ = (uniforms_C[:, None] + steps_J) * tail_weight
+    is_drawn_CJ = thresholds_CJ < mass_C1
+    ids_CJ = torch.searchsorted(running_CV, thresholds_CJ, right=True).clamp(max=vocab_size - 1)
+    return ids_CJ, is_drawn_CJ
+
+
+def _interleave(
+    head_ids_CK: Tensor, is_head_CK: Tensor, head_logprobs_CK: Tensor, tail_ids_CJ: Tensor, is_drawn_CJ: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Flat ids, position by position, head before tail; flat logprobs of the head."""
+    ids = torch.cat([head_ids_CK, tail_ids_CJ], dim=1)[torch.cat([is_head_CK, is_drawn_CJ], dim=1)]
+    return ids, head_logprobs_CK[is_head_CK].clamp(max=0.0)
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array

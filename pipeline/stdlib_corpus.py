@@ -1,0 +1,43 @@
+"""A corpus that is on every machine: the docstrings of the Python that runs this.
+
+Sources are parsed, never imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "lib2to3"}
+
+
+def stdlib_documents() -> Iterator[str]:
+    """One document per module: its docstrings in source order, each under the name it documents."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        if _LEFT_OUT.isdisjoint(path.relative_to(root).parts):
+            text = "\n\n".join(_docstrings(path))
+            if text:
+                yield text + "\n"
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        module = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in sorted(ast.walk(module), key=lambda node: getattr(node, "lineno", 0)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring and docstring.strip():
+                name = path.stem if isinstance(node, ast.Module) else _heading(node)
+                yield f"{name}\n{inspect.cleandoc(docstring)}"
+
+
+def _heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    if isinstance(node, ast.ClassDef):
+        return f"class {node.name}"
+    return f"def {node.name}({ast.unparse(node.args)})"

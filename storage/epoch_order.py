@@ -1,0 +1,85 @@
+"""The order of an epoch: a pure function of seed and epoch, found without reading a shard.
+
+Shards are permuted; the record batches of each group of consecutive shards are permuted together;
+rows are permuted inside windows of consecutive record batches. Finding any position touches one
+group, so resuming costs the same wherever it happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.hashing import hash_permutation
+from storage.manifest import ShardRecord
+
+SHARDS_PER_GROUP = 4
+BATCHES_PER_WINDOW = 64
+
+# Distinguish the three permutations that are drawn from one seed.
+_SHARDS, _BATCHES, _ROWS = 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Record batches whose rows are shuffled together.
+
+    batches: (index into the shard list, record batch) in reading order; row_order permutes their
+    concatenated rows; first_position is the window's first row in the epoch.
+    """
+
+    batches: tuple[tuple[int, int], ...]
+    row_order: NDArray[np.int64]
+    first_position: int
+
+
+class EpochOrder:
+    """Order of one epoch over `shards`; with shuffle False, the stored order."""
+
+    def __init__(
+        self, shards: tuple[ShardRecord, ...], record_batch_rows: int, *, seed: int, epoch: int, shuffle: bool
+    ) -> None:
+        self._shards = shards
+        self._record_batch_rows = record_batch_rows
+        self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
+        self._shard_order = self._permutation(len(shards), _SHARDS, 0)
+        rows = np.array([shards[s].num_rows for s in self._shard_order], dtype=np.int64)
+        group_ends = np.minimum(np.arange(SHARDS_PER_GROUP, len(rows) + SHARDS_PER_GROUP, SHARDS_PER_GROUP), len(rows))
+        self._group_ends = np.cumsum(rows)[group_ends - 1]
+        self.num_rows = int(rows.sum())
+
+    def windows_from(self, position: int) -> list[Window]:
+        """Windows of the group that holds `position`, from the window that holds it on."""
+        group = int(np.searchsorted(self._group_ends, position, side="right"))
+        return [w for w in self._group_windows(group) if w.first_position + len(w.row_order) > position]
+
+    def _group_windows(self, group: int) -> list[Window]:
+        members = self._shard_order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]
+        per_batch = self._record_batch_rows
+        batches = [
+            (int(shard), batch, min(per_batch, self._shards[shard].num_rows - batch * per_batch))
+            for shard in members
+            for batch in range(-(-self._shards[shard].num_rows // per_batch))
+        ]
+        batches = [batches[i] for i in self._permutation(len(batches), _BATCHES, group)]
+        windows = []
+        first_position = int(self._group_ends[group - 1]) if group else 0
+        for start in range(0, len(batches), BATCHES_PER_WINDOW):
+            chosen = batches[start : start + BATCHES_PER_WINDOW]
+            num_rows = sum(rows for _, _, rows in chosen)
+            windows.append(
+                Window(
+                    batches=tuple((shard, batch) for shard, batch, _ in chosen),
+                    row_order=self._permutation(num_rows, _ROWS, first_position),
+                    first_position=first_position,
+                )
+            )
+            first_position += num_rows
+        return windows
+
+    def _permutation(self, size: int, purpose: int, place: int) -> NDArray[np.int64]:
+        if not self._shuffle:
+            return np.arange(size)
+        return hash_permutation(size, self._seed, self._epoch, purpose, place)

@@ -1,0 +1,152 @@
+"""Every failure that a user can cause or meet, one class each.
+
+```
+TeachonceError (a ValueError)
+├── ConfigError                a setting that cannot be served
+├── DiskFullError              no room, or a write that the system refused
+└── CacheError                 something about a cache on disk
+    ├── NoCacheError           the path holds no cache
+    ├── IncompleteCacheError   precompute has not finished
+    ├── CacheMismatchError     a rerun differs from what the cache was begun with
+    ├── FormatVersionError     written by a newer teachonce
+    ├── RecordError            plan, manifest or commit record is damaged or malformed
+    ├── UnsafePathError        a path that would leave the cache directory
+    ├── MissingFileError       a file that the manifest lists is not there
+    ├── HashMismatchError      bytes differ from the recorded sha256
+    ├── ShardFormatError       not the Arrow file that the schema promises
+    ├── RowError               a row that breaks a rule of its kind
+    └── MissingKindError       the cache does not hold the rows asked for
+```
+
+`pipeline.errors` and `student.errors` add their own branches under the same base. The commands
+print such an error as one line and exit with 2; any other exception is a bug and keeps its
+traceback.
+"""
+
+
+class TeachonceError(ValueError):
+    """Base of every error that is the input's fault; derives from ValueError so that tyro shows it."""
+
+
+class ConfigError(TeachonceError):
+    """A setting, or a combination of settings, that cannot be served."""
+
+
+class DiskFullError(TeachonceError):
+    """The operating system refused a write: `path` could not be written."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: the write failed ({reason}); what was committed is safe: "
+            "make room and run the same command again"
+        )
+
+
+class CacheError(TeachonceError):
+    """Something about a cache on disk."""
+
+
+class NoCacheError(CacheError):
+    """The path holds no cache."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: no cache here (expected a directory with a manifest.json); "
+            "make one with teachonce-precompute"
+        )
+
+
+class IncompleteCacheError(CacheError):
+    """Precompute began this cache and has not finished it."""
+
+    def __init__(self, path: str, committed: int, planned: int) -> None:
+        self.path, self.committed, self.planned = path, committed, planned
+        super().__init__(
+            f"{path}: incomplete cache: {committed} of {planned} shards committed and no manifest.json; "
+            "run the same teachonce-precompute command again to finish it"
+        )
+
+
+class CacheMismatchError(CacheError):
+    """A rerun differs from what the cache was begun with, in `field`."""
+
+    def __init__(self, path: str, field: str, found: object, wanted: object) -> None:
+        self.path, self.field, self.found, self.wanted = path, field, found, wanted
+        super().__init__(
+            f"{path}: built with {field} = {found!r}, this run has {wanted!r}; "
+            "use another --out, or the settings that the cache was begun with"
+        )
+
+
+class FormatVersionError(CacheError):
+    """Written by a newer teachonce than this one."""
+
+    def __init__(self, path: str, found: object, supported: int) -> None:
+        self.path, self.found, self.supported = path, found, supported
+        super().__init__(
+            f"{path}: format version {found!r}, this teachonce reads up to {supported}; upgrade teachonce"
+        )
+
+
+class RecordError(CacheError):
+    """plan.json, manifest.json or a commit record is damaged or malformed."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}; restore the file, or delete it and rerun precompute")
+
+
+class UnsafePathError(CacheError):
+    """A path inside a record that would leave the cache directory."""
+
+    def __init__(self, path: str, where: str) -> None:
+        self.path, self.where = path, where
+        super().__init__(f"{where}: unsafe path {path!r}; do not trust this cache")
+
+
+class MissingFileError(CacheError):
+    """A file that the manifest lists is not there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: listed in the manifest but missing; restore it, or rerun precompute")
+
+
+class HashMismatchError(CacheError):
+    """Bytes on disk differ from the recorded size or sha256."""
+
+    def __init__(self, path: str, found: str, expected: str) -> None:
+        self.path, self.found, self.expected = path, found, expected
+        super().__init__(
+            f"{path}: damaged: found {found}, the record says {expected}; "
+            "restore the file, or delete it with its commit record and manifest.json and rerun precompute"
+        )
+
+
+class ShardFormatError(CacheError):
+    """Not the Arrow file that the schema promises."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}; the file was not written by teachonce for this cache")
+
+
+class RowError(CacheError):
+    """A row that breaks a rule of its kind."""
+
+    def __init__(self, where: str, column: str, problem: str) -> None:
+        self.where, self.column, self.problem = where, column, problem
+        super().__init__(f"{where}: {column}: {problem}")
+
+
+class MissingKindError(CacheError):
+    """The cache does not hold the rows asked for."""
+
+    def __init__(self, path: str, kind: str, split: str) -> None:
+        self.path, self.kind, self.split = path, kind, split
+        super().__init__(
+            f"{path}: holds no {kind} rows in the {split} split; "
+            f"precompute with --kinds {kind}, or give {kind} weight 0"
+        )

@@ -1,0 +1,112 @@
+"""Publishing a file so that it is either wholly there or not there at all.
+
+write to a temporary name → flush and fsync → rename → fsync the directory. A process killed at any
+point leaves the old state or the new one, and perhaps a temporary file that nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from storage.errors import DiskFullError, UnsafePathError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+class HashingFile:
+    """A write-only binary file that counts and hashes what passes through it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        """Append `data`."""
+        view = memoryview(data)
+        self._digest.update(view)
+        self.num_bytes += view.nbytes
+        return self._file.write(view)
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the operating system."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Force the bytes onto the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self.closed = True
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of everything written so far."""
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def publishing(path: Path) -> Iterator[HashingFile]:
+    """Yield a file to write; when the block ends well it appears as `path`, otherwise nothing does.
+
+    Raises DiskFullError when the operating system refuses a write.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = HashingFile(temporary)
+        try:
+            yield file
+            file.sync()
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DiskFullError(str(path), error.strerror or str(error)) from error
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Publish `content` as `path`."""
+    with publishing(path) as file:
+        file.write(content)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete temporary files that killed writers left below `directory`."""
+    for leftover in directory.rglob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
+def safe_join(root: Path, relative: str, where: str) -> Path:
+    """`root / relative`, or UnsafePathError when that could lie anywhere else."""
+    parts = PurePosixPath(relative).parts
+    plain = bool(parts) and not relative.startswith("/") and not {"..", "."} & set(relative.split("/"))
+    if not plain or "\\" in relative or ":" in relative or not relative.isprintable():
+        raise UnsafePathError(relative, where)
+    path = root.joinpath(*parts)
+    for inside in [path, *path.parents][: len(parts)]:
+        if inside.is_symlink():
+            raise UnsafePathError(relative, where)
+    return path
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

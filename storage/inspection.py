@@ -1,0 +1,135 @@
+"""A summary of a cache, and a readable look at its first rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage import beams, samples, soft_targets
+from storage.cache import Cache
+from storage.manifest import KINDS, SPLITS
+
+_ALTERNATIVES = 4
+_TOKENS_SHOWN = 24
+
+Decode = Callable[[Any], str]
+
+
+def summarize(cache: Cache) -> dict[str, Any]:
+    """The manifest without its lists of shards and files, with their totals instead."""
+    manifest = cache.manifest
+    summary = {k: v for k, v in dataclasses.asdict(cache.identity).items() if k != "planned_shards"}
+    summary["kinds"] = {
+        kind: {split: totals for split in SPLITS if (totals := _totals(cache, kind, split))} for kind in KINDS
+    }
+    summary["teacher_perplexity"] = {split: manifest.teacher_perplexity(split) for split in SPLITS}
+    summary["teacher_entropy_nats"] = {split: manifest.teacher_entropy_nats(split) for split in SPLITS}
+    return summary
+
+
+def _totals(cache: Cache, kind: str, split: str) -> dict[str, float]:
+    shards = cache.manifest.shards_of(kind, split)
+    if not shards:
+        return {}
+    totals: dict[str, float] = {"num_shards": len(shards)}
+    for name in ("num_rows", "num_tokens", "num_targets", "shard_bytes"):
+        totals[name] = sum(getattr(shard, name) for shard in shards)
+    totals["bytes_per_token"] = round(totals["shard_bytes"] / totals["num_tokens"], 2)
+    return totals
+
+
+def render_summary(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    teacher, data = summary["teacher"], summary["data"]
+    lines = [
+        f"teacher    {teacher['id']} ({teacher['architecture']}, {teacher['num_parameters']:,} parameters, {teacher['dtype']})",
+        f"data       {data['source']}",
+        f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
+    ]
+    for split, perplexity in summary["teacher_perplexity"].items():
+        if perplexity is not None:
+            entropy = summary["teacher_entropy_nats"][split]
+            lines.append(f"{split:<10} teacher perplexity {perplexity:.2f}, mean entropy {entropy:.3f} nats")
+    for kind, splits in summary["kinds"].items():
+        for split, totals in splits.items():
+            lines.append(
+                f"{kind + ' ' + split:<24}{totals['num_rows']:>10,} rows {totals['num_tokens']:>14,} tokens "
+                f"{totals['shard_bytes']:>15,} bytes in {totals['num_shards']} shards, "
+                f"{totals['bytes_per_token']} bytes/token"
+            )
+    return "\n".join(lines)
+
+
+def render_head(cache: Cache, kind: str, split: str, num_rows: int) -> Iterator[str]:
+    """The first rows of one kind as text."""
+    decode = _token_decoder(cache)
+    shown = 0
+    for batch in cache.record_batches(kind, split):
+        wanted = batch.slice(0, num_rows - shown)
+        shown += wanted.num_rows
+        match kind:
+            case "soft_targets":
+                yield from _render_soft_targets(wanted, decode)
+            case "samples":
+                for sample in samples.decode(wanted):
+                    yield _render_sample(sample, decode)
+            case _:
+                for beam in beams.decode(wanted):
+                    yield _render_beam(beam, decode)
+        if shown >= num_rows:
+            return
+
+
+def _token_decoder(cache: Cache) -> Decode:
+    path = cache.tokenizer_dir / "tokenizer.json"
+    if not path.is_file():
+        return lambda ids: repr(list(ids))
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda ids: repr(tokenizer.decode([int(i) for i in np.atleast_1d(ids)], skip_special_tokens=False))
+
+
+def _render_soft_targets(batch: pa.RecordBatch, decode: Decode) -> Iterator[str]:
+    rows = soft_targets.decode(batch)
+    is_head = soft_targets.head_mask(rows)
+    num_head_before = np.cumsum(is_head) - is_head
+    sizes = rows.head_size + rows.tail_size
+    first_entry = (np.cumsum(sizes.reshape(-1)) - sizes.reshape(-1)).reshape(sizes.shape)
+    valid = rows.is_valid_target
+    for r, row_id in enumerate(rows.row_id):
+        yield f"row {row_id}: {decode(rows.input_ids[r])}"
+        for t in islice(np.flatnonzero(valid[r]), _TOKENS_SHOWN):
+            start, head = first_entry[r, t], rows.head_size[r, t]
+            ids = rows.ids[start : start + head]
+            first_logprob = num_head_before[start] if head else 0
+            logprobs = rows.logprobs[first_logprob : first_logprob + head].astype(np.float32)
+            best = np.argsort(-logprobs, kind="stable")[:_ALTERNATIVES]
+            alternatives = "  ".join(f"{decode(ids[b])} {np.exp(logprobs[b]):.3f}" for b in best)
+            label_probability = np.exp(np.float32(rows.label_logprob[r, t]))
+            yield (
+                f"  {t:>4} {decode(rows.input_ids[r, t]):>14} → {decode(rows.input_ids[r, t + 1]):<14}"
+                f" {label_probability:.3f} | {alternatives} | tail {np.exp(np.float32(rows.tail_logprob[r, t])):.3f}"
+                f" in {rows.tail_size[r, t]} draws, entropy {rows.entropy[r, t]:.2f} nats"
+            )
+
+
+def _render_sample(row: samples.SampleRow, decode: Decode) -> str:
+    return (
+        f"row {row.row_id}, prompt {row.prompt_id}, sample {row.sample_index}: {decode(row.prompt_ids)}\n"
+        f"  → {row.text!r} ({len(row.completion_ids)} tokens, {row.finish_reason},"
+        f" {row.completion_logprobs.astype(np.float32).mean():.2f} nats/token)"
+    )
+
+
+def _render_beam(row: beams.BeamRow, decode: Decode) -> str:
+    candidates = "\n".join(
+        f"  {candidate.score:8.4f} {candidate.text!r} ({len(candidate.candidate_ids)} tokens, {candidate.finish_reason})"
+        for candidate in row.candidates
+    )
+    return f"row {row.row_id}, prompt {row.prompt_id}: {decode(row.prompt_ids)}\n{candidates}"

@@ -1,0 +1,296 @@
+"""What a cache says about itself: the plan it was begun with, its shards, and the manifest.
+
+plan.json is written first, commit records as shards appear, manifest.json last: the plan and the
+commit records, joined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from storage import beams, samples, soft_targets
+from storage.errors import FormatVersionError, RecordError, UnsafePathError
+from storage.records import read_record, write_record
+
+FORMAT_NAME = "teachonce-cache"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PLAN_NAME = "plan.json"
+KINDS = ("soft_targets", "samples", "beams")
+SPLITS = ("train", "validation")
+
+_SHARD_PATH = re.compile(r"(soft_targets|samples|beams)/(train|validation)-(\d{5,})-of-(\d{5,})\.arrow")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_VOCAB_SIZE = 1 << 31
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardKey:
+    """Which shard: kind, split and index among num_shards of that kind and split."""
+
+    kind: str
+    split: str
+    index: int
+    num_shards: int
+
+    @property
+    def path(self) -> str:
+        """Path inside the cache."""
+        return f"{self.kind}/{self.split}-{self.index:05d}-of-{self.num_shards:05d}.arrow"
+
+    @property
+    def commit_path(self) -> str:
+        """Path of the commit record inside the cache."""
+        return f"commits/{self.kind}-{self.split}-{self.index:05d}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One published shard.
+
+    num_tokens counts stored input, prompt and completion tokens; num_targets the valid targets
+    (soft_targets), completion tokens (samples) or candidates (beams). The two sums over valid targets,
+    in nats, give the teacher's entropy and perplexity without opening a shard; 0 for other kinds.
+    """
+
+    path: str
+    first_row_id: int
+    num_rows: int
+    num_tokens: int
+    num_targets: int
+    entropy_sum_nats: float
+    label_nll_sum_nats: float
+    shard_bytes: int
+    sha256: str
+
+    @property
+    def key(self) -> ShardKey:
+        """The shard's place, read from its path."""
+        return parse_shard_path(self.path, "shard record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """A file of the cache that is not a shard: the tokenizer's and the dataset card."""
+
+    path: str
+    file_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIdentity:
+    """Everything about a cache that is known before its first shard.
+
+    teacher: id, revision, architecture, num_parameters, dtype, weights_sha256, config.
+    tokenizer: size, sha256, eos_token_id. data: source, fingerprint, licence, packing recipe, counts.
+    config: the resolved settings of the block layout and of each kind. software: versions.
+    shards: for each kind and split the number of shards and rows.
+    """
+
+    vocab_size: int
+    block_size: int
+    record_batch_rows: int
+    temperatures: tuple[float, ...]
+    teacher: dict[str, Any]
+    tokenizer: dict[str, Any]
+    data: dict[str, Any]
+    config: dict[str, Any]
+    software: dict[str, str]
+    planned_shards: dict[str, dict[str, int]]
+
+    def schema(self, kind: str) -> Any:
+        """The Arrow schema of a kind's shards in this cache."""
+        match kind:
+            case "soft_targets":
+                return soft_targets.schema(self.vocab_size, self.block_size, self.temperatures)
+            case "samples":
+                return samples.schema(self.vocab_size)
+            case _:
+                return beams.schema(self.vocab_size)
+
+    def planned_keys(self) -> list[ShardKey]:
+        """Every shard that the finished cache will hold, in order."""
+        return [
+            ShardKey(kind=kind, split=split, index=index, num_shards=num_shards)
+            for kind in KINDS
+            for split in SPLITS
+            for num_shards in [self.planned_shards.get(kind, {}).get(split, 0)]
+            for index in range(num_shards)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A finished cache: its identity, its shards in order, and its other files."""
+
+    identity: CacheIdentity
+    shards: tuple[ShardRecord, ...]
+    files: tuple[FileRecord, ...]
+
+    def shards_of(self, kind: str, split: str) -> tuple[ShardRecord, ...]:
+        """Shards of one kind and split, in order."""
+        prefix = f"{kind}/{split}-"
+        return tuple(shard for shard in self.shards if shard.path.startswith(prefix))
+
+    def teacher_perplexity(self, split: str) -> float | None:
+        """exp of the teacher's mean next-token loss over a split's valid targets, None without any."""
+        mean = _mean_nats(self.shards_of("soft_targets", split), "label_nll_sum_nats")
+        return None if mean is None else math.exp(mean)
+
+    def teacher_entropy_nats(self, split: str) -> float | None:
+        """Mean entropy of the teacher's next-token distribution over a split's valid targets."""
+        return _mean_nats(self.shards_of("soft_targets", split), "entropy_sum_nats")
+
+
+def _mean_nats(shards: Iterable[ShardRecord], field: str) -> float | None:
+    counted = [(getattr(shard, field), shard.num_targets) for shard in shards]
+    num_targets = sum(count for _, count in counted)
+    return math.fsum(total for total, _ in counted) / num_targets if num_targets else None
+
+
+def parse_shard_path(path: str, where: str) -> ShardKey:
+    """The key behind a shard's path; UnsafePathError for any other path."""
+    matched = _SHARD_PATH.fullmatch(path)
+    if matched is None:
+        raise UnsafePathError(path, where)
+    kind, split, index, num_shards = matched.groups()
+    key = ShardKey(kind=kind, split=split, index=int(index), num_shards=int(num_shards))
+    if key.path != path or key.index >= key.num_shards:
+        raise UnsafePathError(path, where)
+    return key
+
+
+def write_plan(cache_dir: Path, identity: CacheIdentity) -> None:
+    """Publish plan.json."""
+    write_record(cache_dir / PLAN_NAME, _versioned() | dataclasses.asdict(identity))
+
+
+def read_plan(cache_dir: Path) -> CacheIdentity:
+    """Read plan.json; raises RecordError, FormatVersionError or MissingFileError."""
+    path = cache_dir / PLAN_NAME
+    return _parse_identity(_read_versioned(path), path)
+
+
+def write_commit(cache_dir: Path, record: ShardRecord) -> None:
+    """Publish a shard's commit record: from now on the shard exists."""
+    write_record(cache_dir / record.key.commit_path, dataclasses.asdict(record))
+
+
+def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
+    """A shard's commit record, None when the shard is not committed."""
+    path = cache_dir / key.commit_path
+    if not path.exists():
+        return None
+    record = _parse_shard(read_record(path), path)
+    if record.path != key.path:
+        raise RecordError(str(path), f"speaks of {record.path!r}, expected {key.path!r}")
+    return record
+
+
+def write_manifest(cache_dir: Path, manifest: Manifest) -> None:
+    """Publish manifest.json: from now on the cache is complete."""
+    content = dataclasses.asdict(manifest.identity) | {
+        "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
+        "files": [dataclasses.asdict(file) for file in manifest.files],
+        "teacher_perplexity": {split: manifest.teacher_perplexity(split) for split in SPLITS},
+        "teacher_entropy_nats": {split: manifest.teacher_entropy_nats(split) for split in SPLITS},
+    }
+    write_record(cache_dir / MANIFEST_NAME, _versioned() | content)
+
+
+def read_manifest(cache_dir: Path) -> Manifest:
+    """Read manifest.json; raises RecordError, FormatVersionError or MissingFileError."""
+    path = cache_dir / MANIFEST_NAME
+    content = _read_versioned(path)
+    identity = _parse_identity(content, path)
+    shards = tuple(_parse_shard(item, path) for item in _objects(content, "shards", path))
+    files = tuple(_parse(FileRecord, item, path) for item in _objects(content, "files", path))
+    expected = [key.path for key in identity.planned_keys()]
+    if [shard.path for shard in shards] != expected:
+        raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
+    _check_row_ids(shards, path)
+    return Manifest(identity=identity, shards=shards, files=files)
+
+
+def _versioned() -> dict[str, Any]:
+    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION}
+
+
+def _read_versioned(path: Path) -> dict[str, Any]:
+    content = read_record(path)
+    if content.pop("format", None) != FORMAT_NAME:
+        raise RecordError(str(path), f"'format' is not {FORMAT_NAME!r}")
+    version = content.pop("format_version", None)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise RecordError(str(path), f"'format_version' is {version!r}")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(str(path), version, FORMAT_VERSION)
+    return content
+
+
+def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
+    names = {field.name for field in dataclasses.fields(CacheIdentity)}
+    identity = _parse(CacheIdentity, {k: v for k, v in content.items() if k in names}, path)
+    if not 1 <= identity.vocab_size <= _MAX_VOCAB_SIZE:
+        raise RecordError(str(path), f"'vocab_size' is {identity.vocab_size}")
+    if identity.block_size < 1 or identity.record_batch_rows < 1:
+        raise RecordError(str(path), "'block_size' and 'record_batch_rows' must be at least 1")
+    for kind, per_split in identity.planned_shards.items():
+        if kind not in KINDS or not isinstance(per_split, dict) or not set(per_split) <= set(SPLITS):
+            raise RecordError(str(path), f"'planned_shards' has an unknown kind or split at {kind!r}")
+        if any(type(count) is not int or count < 0 for count in per_split.values()):
+            raise RecordError(str(path), f"'planned_shards' has a count that is not a number at {kind!r}")
+    temperatures = identity.temperatures
+    if not temperatures or not all(type(t) in (int, float) and t > 0 for t in temperatures):
+        raise RecordError(str(path), "'temperatures' must be positive numbers")
+    return dataclasses.replace(identity, temperatures=tuple(float(t) for t in temperatures))
+
+
+def _parse_shard(item: dict[str, Any], path: Path) -> ShardRecord:
+    record = _parse(ShardRecord, item, path)
+    parse_shard_path(record.path, str(path))
+    counts = (record.first_row_id, record.num_rows, record.num_tokens, record.num_targets, record.shard_bytes)
+    if min(counts) < 0 or _SHA256.fullmatch(record.sha256) is None:
+        raise RecordError(str(path), f"the record of {record.path} has a negative count or a malformed sha256")
+    return record
+
+
+def _check_row_ids(shards: tuple[ShardRecord, ...], path: Path) -> None:
+    next_row_id: dict[tuple[str, str], int] = {}
+    for shard in shards:
+        place = (shard.key.kind, shard.key.split)
+        if shard.first_row_id < next_row_id.get(place, 0):
+            raise RecordError(str(path), f"rows of {shard.path} overlap those of the shard before it")
+        next_row_id[place] = shard.first_row_id + shard.num_rows
+
+
+def _objects(content: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
+    items = content.get(name)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise RecordError(str(path), f"{name!r} is not a list of objects")
+    return items
+
+
+_JSON_TYPES = {"int": int, "str": str, "float": (int, float), "dict": dict, "tuple": list}
+
+
+def _parse(record_class: type[Record], item: dict[str, Any], path: Path) -> Record:
+    """Build a record from JSON, refusing missing, unknown and wrongly typed fields."""
+    fields = {field.name: str(field.type).partition("[")[0] for field in dataclasses.fields(record_class)}  # type: ignore[arg-type]
+    if item.keys() != fields.keys():
+        wrong = sorted(item.keys() ^ fields.keys())
+        raise RecordError(str(path), f"missing or unknown keys {wrong}")
+    for name, type_name in fields.items():
+        value = item[name]
+        if not isinstance(value, _JSON_TYPES[type_name]) or isinstance(value, bool):
+            raise RecordError(str(path), f"{name!r} is {value!r:.60}, expected {type_name}")
+    return record_class(**item)

@@ -1,0 +1,68 @@
+"""Progress of anything that takes seconds: a tqdm bar on a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_LOG_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """A counter of `total` units; `unit_scale` prints large counts as k, M, G."""
+
+    def __init__(self, total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0) -> None:
+        self._description, self._unit, self._total = description, unit, total
+        self._count, self._initial = initial, initial
+        self._logs = not quiet and not sys.stderr.isatty()
+        self._note = ""
+        self._started = self._last_log = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            desc=description,
+            unit=unit,
+            unit_scale=True,
+            initial=initial,
+            disable=quiet or self._logs,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+        if self._logs and kind is None:
+            self._log()
+
+    def update(self, count: int, **facts: str) -> None:
+        """Count `count` more units; `facts` are shown beside the bar."""
+        self._count += count
+        if facts:
+            self._note = ", ".join(f"{name} {value}" for name, value in facts.items())
+            self._bar.set_postfix_str(self._note, refresh=False)
+        self._bar.update(count)
+        if self._logs and time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
+            self._log()
+
+    def say(self, message: str) -> None:
+        """Print a line without breaking the bar."""
+        if not self._bar.disable:
+            self._bar.write(message, file=sys.stderr)
+        elif self._logs:
+            print(message, file=sys.stderr, flush=True)
+
+    def _log(self) -> None:
+        self._last_log = time.monotonic()
+        seconds = max(self._last_log - self._started, 1e-9)
+        rate = (self._count - self._initial) / seconds
+        total = "" if self._total is None else f"/{self._total:,}"
+        note = f", {self._note}" if self._note else ""
+        print(
+            f"{self._description}: {self._count:,}{total} {self._unit}, {rate:,.0f} {self._unit}/s, {seconds:.0f} s{note}",
+            file=sys.stderr,
+            flush=True,
+        )

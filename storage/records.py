@@ -1,0 +1,56 @@
+"""JSON files that carry their own sha256: plan.json, manifest.json and the commit records.
+
+The key "record_sha256" is the sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of all other keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from storage.errors import MissingFileError, RecordError
+from storage.files import write_file
+
+# A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
+MAX_RECORD_BYTES = 256 << 20
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Publish `content` with its checksum."""
+    text = json.dumps(content | {"record_sha256": _checksum(content)}, indent=1, sort_keys=True, allow_nan=False)
+    write_file(path, (text + "\n").encode())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Content of a record without its checksum; raises MissingFileError or RecordError."""
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        raise MissingFileError(str(path)) from error
+    if num_bytes > MAX_RECORD_BYTES:
+        raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(str(path), f"not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise RecordError(str(path), f"holds a {type(content).__name__}, not an object")
+    recorded = content.pop("record_sha256", None)
+    try:
+        actual = _checksum(content)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(str(path), f"not canonical JSON ({error})") from error
+    if recorded != actual:
+        raise RecordError(str(path), "damaged: its content does not match its own record_sha256")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

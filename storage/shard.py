@@ -1,0 +1,159 @@
+"""Writing and reading one shard: an Arrow IPC file with zstd-compressed buffers.
+
+The writer, the verifier and the training reader check rows with the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from storage import beams, columns, samples, soft_targets
+from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError
+from storage.files import publishing, safe_join
+from storage.hashing import sha256_file
+from storage.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
+
+ZSTD_LEVEL = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStats:
+    """What the shard's record adds up over its record batches."""
+
+    num_tokens: int
+    num_targets: int
+    entropy_sum_nats: float = 0.0
+    label_nll_sum_nats: float = 0.0
+
+
+def write_shard(
+    cache_dir: Path, identity: CacheIdentity, key: ShardKey, first_row_id: int, batches: Iterable[pa.RecordBatch]
+) -> ShardRecord:
+    """Check and write record batches as one shard and publish it; the commit record is the caller's.
+
+    Raises RowError for a row that breaks the format, DiskFullError when a write fails; in both cases
+    nothing is published.
+    """
+    schema = identity.schema(key.kind)
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
+    stats: list[BatchStats] = []
+    num_rows = 0
+    with publishing(cache_dir / key.path) as file:
+        with pa.ipc.new_file(file, schema, options=options) as writer:
+            for batch in batches:
+                check_batch(batch, key.kind, identity, f"{key.path}, record batch {len(stats)}")
+                stats.append(batch_stats(batch, key.kind))
+                num_rows += batch.num_rows
+                writer.write_batch(batch)
+    return ShardRecord(
+        path=key.path,
+        first_row_id=first_row_id,
+        num_rows=num_rows,
+        num_tokens=sum(s.num_tokens for s in stats),
+        num_targets=sum(s.num_targets for s in stats),
+        entropy_sum_nats=float(sum(s.entropy_sum_nats for s in stats)),
+        label_nll_sum_nats=float(sum(s.label_nll_sum_nats for s in stats)),
+        shard_bytes=file.num_bytes,
+        sha256=file.sha256,
+    )
+
+
+def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where: str) -> None:
+    """Raise RowError unless every row of the batch obeys the rules of its kind."""
+    row_ids = columns.plain(batch, "row_id")
+    if np.any(np.diff(row_ids) != 1):
+        raise RowError(where, "row_id", "does not count up by one")
+    check = {"soft_targets": soft_targets.check, "samples": samples.check, "beams": beams.check}[kind]
+    check(batch, identity.vocab_size, where)
+
+
+def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
+    """Counts and sums of one record batch."""
+    if kind == "soft_targets":
+        rows = soft_targets.decode(batch)
+        valid = rows.is_valid_target
+        return BatchStats(
+            num_tokens=rows.input_ids.size,
+            num_targets=int(valid.sum()),
+            entropy_sum_nats=float(rows.entropy[valid].astype(np.float64).sum()),
+            label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
+        )
+    completion, targets = {
+        "samples": ("completion_ids", "completion_ids"),
+        "beams": ("candidate_ids", "candidate_lengths"),
+    }[kind]
+    num_prompt_tokens = len(columns.ragged(batch, "prompt_ids")[0])
+    return BatchStats(
+        num_tokens=num_prompt_tokens + len(columns.ragged(batch, completion)[0]),
+        num_targets=len(columns.ragged(batch, targets)[0]),
+    )
+
+
+def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
+    """Path of a recorded file whose size and sha256 are as recorded.
+
+    Raises MissingFileError, HashMismatchError or UnsafePathError.
+    """
+    path = safe_join(cache_dir, record.path, str(cache_dir))
+    num_bytes = record.shard_bytes if isinstance(record, ShardRecord) else record.file_bytes
+    if not path.is_file():
+        raise MissingFileError(str(path))
+    if path.stat().st_size != num_bytes:
+        raise HashMismatchError(str(path), f"{path.stat().st_size} bytes", f"{num_bytes} bytes")
+    found = sha256_file(path)
+    if found != record.sha256:
+        raise HashMismatchError(str(path), f"sha256 {found[:16]}…", f"{record.sha256[:16]}…")
+    return path
+
+
+class Shard:
+    """An opened shard whose hash was checked; record batches are read, decompressed and checked one by one."""
+
+    def __init__(self, cache_dir: Path, identity: CacheIdentity, record: ShardRecord) -> None:
+        self.record = record
+        self._identity = identity
+        self._path = check_file(cache_dir, record)
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ShardFormatError(str(self._path), f"not an Arrow IPC file ({error})") from error
+        wanted = identity.schema(record.key.kind)
+        if not self._reader.schema.equals(wanted):
+            raise ShardFormatError(
+                str(self._path), f"its columns are {self._reader.schema.names}, expected {wanted.names}"
+            )
+        expected_batches = -(-record.num_rows // identity.record_batch_rows)
+        if self._reader.num_record_batches != expected_batches:
+            raise ShardFormatError(
+                str(self._path),
+                f"holds {self._reader.num_record_batches} record batches, expected {expected_batches}",
+            )
+
+    @property
+    def num_record_batches(self) -> int:
+        """Number of record batches in the file."""
+        return int(self._reader.num_record_batches)
+
+    def read_batch(self, index: int) -> pa.RecordBatch:
+        """Record batch `index`, its rows checked; raises ShardFormatError or RowError."""
+        where = f"{self._path}, record batch {index}"
+        try:
+            batch = self._reader.get_batch(index)
+            batch.validate(full=True)
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+            raise ShardFormatError(where, f"cannot be read ({error})") from error
+        per_batch = self._identity.record_batch_rows
+        wanted_rows = min(per_batch, self.record.num_rows - index * per_batch)
+        if batch.num_rows != wanted_rows:
+            raise ShardFormatError(where, f"holds {batch.num_rows} rows, expected {wanted_rows}")
+        if any(column.null_count for column in batch.columns):
+            raise ShardFormatError(where, "holds nulls")
+        check_batch(batch, self.record.key.kind, self._identity, where)
+        if columns.plain(batch, "row_id")[0] != self.record.first_row_id + index * per_batch:
+            raise RowError(where, "row_id", "is not where the manifest puts it")
+        return batch

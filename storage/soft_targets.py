@@ -1,0 +1,214 @@
+"""soft_targets: a row is one block of T + 1 tokens with the teacher's T sparse next-token targets.
+
+Shape legend: R rows, T targets per block, P = R·T positions, H head entries, E head and tail entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage import columns
+from storage.bit_rounding import round_float16
+from storage.errors import RowError
+from storage.segments import valid_targets
+
+# Rounding to few mantissa bits may lift a head's mass a little above 1, never by more than this.
+MASS_TOLERANCE = 0.05
+
+
+def tempered_column(temperature: float) -> str:
+    """Name of the column with the log of the tail's tempered mass at `temperature`."""
+    return f"tail_logmass_at_{temperature:g}"
+
+
+def schema(vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (1.0,)) -> pa.Schema:
+    """Columns of a soft_targets shard; `temperatures` other than 1 add one column each."""
+    token = columns.token_type(vocab_size)
+    per_target = columns.required_fixed_list(pa.float16(), block_size)
+    counts = columns.required_fixed_list(token, block_size)
+    tempered = [tempered_column(t) for t in temperatures if t != 1.0]
+    return pa.schema(
+        [
+            columns.required("row_id", pa.int64()),
+            columns.required("input_ids", columns.required_fixed_list(token, block_size + 1)),
+            columns.required("segment_lengths", columns.required_list(pa.uint32())),
+            columns.required("head_size", counts),
+            columns.required("tail_size", counts),
+            columns.required("ids", columns.required_list(token)),
+            columns.required("logprobs", columns.required_list(pa.float16())),
+            columns.required("tail_logprob", per_target),
+            columns.required("entropy", per_target),
+            columns.required("label_logprob", per_target),
+            *[columns.required(name, per_target) for name in tempered],
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetRows:
+    """Rows as numpy arrays.
+
+    row_id [R]; input_ids [R, T+1]; segment_lengths: R arrays; head_size, tail_size [R, T];
+    ids [E]: position by position, head then tail, each ascending; logprobs [H] nats, one per head id;
+    tail_logprob, entropy, label_logprob [R, T] nats; tempered_tail_logmass {temperature: [R, T]}.
+    """
+
+    row_id: NDArray[np.int64]
+    input_ids: NDArray[Any]
+    segment_lengths: list[NDArray[np.int64]]
+    head_size: NDArray[np.int64]
+    tail_size: NDArray[np.int64]
+    ids: NDArray[Any]
+    logprobs: NDArray[Any]
+    tail_logprob: NDArray[Any]
+    entropy: NDArray[Any]
+    label_logprob: NDArray[Any]
+    tempered_tail_logmass: dict[float, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    @property
+    def is_valid_target(self) -> NDArray[np.bool_]:
+        """[R, T]: whether the target's label lies in its own document."""
+        return np.stack([valid_targets(lengths) for lengths in self.segment_lengths])
+
+
+def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> pa.RecordBatch:
+    """Rows to a record batch; logprobs are rounded to `mantissa_bits`, the scalars to float16."""
+    row_offsets = _entries_per_row(rows.head_size + rows.tail_size)
+    head_offsets = _entries_per_row(rows.head_size)
+    segments, segment_offsets = columns.flatten_ragged(rows.segment_lengths, np.uint32)
+    scalars = {
+        "tail_logprob": rows.tail_logprob,
+        "entropy": rows.entropy,
+        "label_logprob": rows.label_logprob,
+    } | {tempered_column(t): mass for t, mass in rows.tempered_tail_logmass.items()}
+
+    def column(field: pa.Field) -> pa.Array:
+        match field.name:
+            case "row_id":
+                return pa.array(rows.row_id, type=pa.int64())
+            case "segment_lengths":
+                return columns.to_ragged(segments, segment_offsets, field.type)
+            case "ids":
+                return columns.to_ragged(rows.ids, row_offsets, field.type)
+            case "logprobs":
+                return columns.to_ragged(
+                    round_float16(rows.logprobs, mantissa_bits), head_offsets, field.type
+                )
+            case "input_ids" | "head_size" | "tail_size":
+                return columns.to_fixed(getattr(rows, field.name), field.type)
+            case name:
+                return columns.to_fixed(round_float16(scalars[name], 10), field.type)
+
+    return pa.RecordBatch.from_arrays([column(field) for field in row_schema], schema=row_schema)
+
+
+def decode(batch: pa.RecordBatch) -> SoftTargetRows:
+    """A record batch to rows, mostly without copies."""
+    segments, segment_offsets = columns.ragged(batch, "segment_lengths")
+    prefix = tempered_column(0.0).removesuffix("0")
+    return SoftTargetRows(
+        row_id=columns.plain(batch, "row_id"),
+        input_ids=columns.fixed(batch, "input_ids"),
+        segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1]),
+        head_size=columns.fixed(batch, "head_size").astype(np.int64),
+        tail_size=columns.fixed(batch, "tail_size").astype(np.int64),
+        ids=columns.ragged(batch, "ids")[0],
+        logprobs=columns.ragged(batch, "logprobs")[0],
+        tail_logprob=columns.fixed(batch, "tail_logprob"),
+        entropy=columns.fixed(batch, "entropy"),
+        label_logprob=columns.fixed(batch, "label_logprob"),
+        tempered_tail_logmass={
+            float(name.removeprefix(prefix)): columns.fixed(batch, name)
+            for name in batch.schema.names
+            if name.startswith(prefix)
+        },
+    )
+
+
+def head_mask(rows: SoftTargetRows) -> NDArray[np.bool_]:
+    """[E]: which entries of `ids` belong to a head."""
+    sizes = np.stack([rows.head_size.reshape(-1), rows.tail_size.reshape(-1)], axis=1).reshape(-1)
+    return np.repeat(np.tile([True, False], rows.head_size.size), sizes)
+
+
+def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
+    """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row")."""
+    _check_lengths(batch, where)
+    rows = decode(batch)
+    _check_segments(rows, where)
+    _check_ids(rows, vocab_size, where)
+    _check_values(rows, vocab_size, where)
+
+
+def _entries_per_row(sizes_RT: NDArray[np.int64]) -> NDArray[np.int64]:
+    return columns.offsets_of(sizes_RT.sum(axis=1))
+
+
+def _require(condition: Any, where: str, column: str, problem: str) -> None:
+    if not np.all(condition):
+        raise RowError(where, column, problem)
+
+
+def _check_lengths(batch: pa.RecordBatch, where: str) -> None:
+    block_size = batch.schema.field("head_size").type.list_size
+    head = columns.fixed(batch, "head_size").astype(np.int64).sum(axis=1)
+    tail = columns.fixed(batch, "tail_size").astype(np.int64).sum(axis=1)
+    stored = np.diff(columns.ragged(batch, "ids")[1])
+    stored_head = np.diff(columns.ragged(batch, "logprobs")[1])
+    segments, offsets = columns.ragged(batch, "segment_lengths")
+    covered = columns.row_sums(segments, offsets)
+    _require(stored == head + tail, where, "ids", "its length is not the sum of head_size and tail_size")
+    _require(stored_head == head, where, "logprobs", "its length is not the sum of head_size")
+    _require(
+        covered == block_size + 1, where, "segment_lengths", f"does not add up to {block_size + 1} tokens"
+    )
+    _require(segments > 0, where, "segment_lengths", "holds an empty segment")
+
+
+def _check_segments(rows: SoftTargetRows, where: str) -> None:
+    unused = ~rows.is_valid_target
+    _require((rows.head_size + rows.tail_size)[unused] == 0, where, "head_size", "a masked target has entries")
+
+
+def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
+    _require(rows.input_ids < vocab_size, where, "input_ids", f"an id is outside the vocabulary of {vocab_size}")
+    _require(rows.ids < vocab_size, where, "ids", f"an id is outside the vocabulary of {vocab_size}")
+    is_head = head_mask(rows)
+    num_entries = (rows.head_size + rows.tail_size).reshape(-1)
+    position = np.repeat(np.arange(num_entries.size), num_entries)
+    for part in (is_head, ~is_head):
+        same = np.diff(position[part]) == 0
+        ascending = np.diff(rows.ids[part].astype(np.int64)) > 0
+        _require(ascending | ~same, where, "ids", "head and tail must each ascend within a position")
+    keys = np.sort(position * vocab_size + rows.ids)
+    _require(np.diff(keys) > 0, where, "ids", "an id stands in both head and tail of a position")
+
+
+def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
+    logprobs = rows.logprobs.astype(np.float32)
+    _require(np.isfinite(logprobs) & (logprobs <= 0), where, "logprobs", "a value is not a finite number ≤ 0")
+    for name, values in (("tail_logprob", rows.tail_logprob), ("label_logprob", rows.label_logprob)):
+        _require(values <= 0, where, name, "a value is NaN or above 0")
+    _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
+    for temperature, logmass in rows.tempered_tail_logmass.items():
+        _require(
+            logmass < np.inf, where, tempered_column(temperature), "a value is NaN or infinite"
+        )
+    entropy = rows.entropy.astype(np.float32)
+    most = np.log(vocab_size) * 1.001 + 1e-3
+    _require((entropy >= 0) & (entropy <= most), where, "entropy", f"a value is outside 0 to {most:.2f} nats")
+    position = np.repeat(np.arange(rows.head_size.size), rows.head_size.reshape(-1))
+    head_mass = np.bincount(position, weights=np.exp(logprobs), minlength=rows.head_size.size)
+    mass = head_mass + np.exp(rows.tail_logprob.reshape(-1).astype(np.float32))
+    valid = rows.is_valid_target.reshape(-1)
+    _require(
+        np.abs(mass[valid] - 1) <= MASS_TOLERANCE, where, "tail_logprob", "head and tail do not add up to mass 1"
+    )
