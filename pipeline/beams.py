@@ -137,8 +137,9 @@ def _runs_of_length(prompts: list[NDArray[Any]], batch_rows: int) -> Iterator[ND
 
 def _until_end(ids: NDArray[np.int64], eos: int | None) -> NDArray[np.int64]:
     """Tokens up to and with the first end-of-text; what follows is padding."""
-    ends = np.flatnonzero(ids == eos) if eos is not None else []
-    return ids[: ends[0] + 1] if len(ends) else ids
+    if eos is None or eos not in ids:
+        return ids
+    return ids[: np.flatnonzero(ids == eos)[0] + 1]
 
 
 def _distinct(candidates: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

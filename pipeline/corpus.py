@@ -135,7 +135,9 @@ def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> 
             if text is None and config.text_column not in row:
                 raise ColumnError(config.data, config.text_column, f"not among {sorted(row)}", "--text-column")
             if not isinstance(text, str | None):
-                raise ColumnError(config.data, config.text_column, f"holds {type(text).__name__}, not text", "--text-column")
+                raise ColumnError(
+                    config.data, config.text_column, f"holds {type(text).__name__}, not text", "--text-column"
+                )
             yield Document(pieces=_cut(text or ""), prompts={c: _prompt(config, row, c) for c in wanted if c})
     except (datasets.exceptions.DatasetsError, OSError, UnicodeDecodeError) as error:
         raise NoSuchDataError(config.data, f"cannot be read: {str(error).splitlines()[0]}") from error

@@ -69,7 +69,9 @@ class ContextTooShortError(TeacherError):
 
     def __init__(self, setting: str, wanted: int, context_length: int) -> None:
         self.setting, self.wanted, self.context_length = setting, wanted, context_length
-        super().__init__(f"{setting} needs {wanted} tokens, the teacher's context holds {context_length}; make it smaller")
+        super().__init__(
+            f"{setting} needs {wanted} tokens, the teacher's context holds {context_length}; make it smaller"
+        )
 
 
 class LeakingTeacherError(TeacherError):

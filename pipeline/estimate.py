@@ -41,7 +41,9 @@ def render_plan(job: Job) -> str:
     for split in SPLITS:
         store = job.tokenized.documents[split]
         num_blocks = len(Blocks(store, job.config.block_size))
-        lines.append(f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks")
+        lines.append(
+            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks"
+        )
     estimates = estimate(job)
     for e in estimates:
         lines.append(
@@ -49,7 +51,9 @@ def render_plan(job: Job) -> str:
             f"and {_duration(e.estimated_seconds)} on {job.teacher.device}"
         )
     total_seconds = sum(e.estimated_seconds for e in estimates)
-    lines.append(f"in all        about {sum(e.estimated_bytes for e in estimates) / 1e6:,.1f} MB, {_duration(total_seconds)}")
+    lines.append(
+        f"in all        about {sum(e.estimated_bytes for e in estimates) / 1e6:,.1f} MB, {_duration(total_seconds)}"
+    )
     if "soft_targets" in job.producers:
         lines.append(_break_even(job, total_seconds))
     lines.append("nothing was written")
@@ -63,8 +67,8 @@ def _break_even(job: Job, total_seconds: float) -> str:
     online_seconds = _timed(lambda: _forward_only(job)) * num_rows / _probe_rows("soft_targets", producer)
     passes = max(1, math.ceil(total_seconds / online_seconds))
     return (
-        f"break-even    online distillation would spend {_duration(online_seconds)} of teacher time per student and epoch: "
-        f"this cache pays for itself after {passes} (students × epochs)"
+        f"break-even    online distillation would spend {_duration(online_seconds)} of teacher time "
+        f"per student and epoch: this cache pays for itself after {passes} (students × epochs)"
     )
 
 

@@ -105,7 +105,9 @@ def _require_own_directory(out: Path) -> None:
     if out.is_dir() and not (out / PLAN_NAME).exists() and not (out / MANIFEST_NAME).exists():
         strangers = [path.name for path in out.iterdir() if path.name != WORK_DIR]
         if strangers:
-            raise ConfigError(f"--out {out}: not empty and not a cache (found {strangers[0]!r}); name another directory")
+            raise ConfigError(
+                f"--out {out}: not empty and not a cache (found {strangers[0]!r}); name another directory"
+            )
     elif out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: not a directory")
 
@@ -172,6 +174,7 @@ def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
             "num_parameters": teacher.num_parameters,
             "context_length": teacher.context_length,
             "dtype": str(teacher.dtype).removeprefix("torch."),
+            "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
         },
         tokenizer={
@@ -267,9 +270,7 @@ def _finish(out: Path, identity: CacheIdentity, records: list[ShardRecord]) -> N
     write_file(out / _CARD_NAME, dataset_card(identity, tuple(records)).encode())
     paths = [out / _CARD_NAME, *sorted((out / TOKENIZER_DIR).iterdir())]
     files = tuple(
-        FileRecord(
-            path=path.relative_to(out).as_posix(), file_bytes=path.stat().st_size, sha256=sha256_file(path)
-        )
+        FileRecord(path=path.relative_to(out).as_posix(), file_bytes=path.stat().st_size, sha256=sha256_file(path))
         for path in paths
     )
     write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))

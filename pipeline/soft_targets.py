@@ -65,7 +65,9 @@ class SoftTargetsProducer:
         uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
         parts = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
         return encode(
-            _rows(start, input_ids, segment_lengths, is_valid, parts), self._schema, self._config.soft_targets.mantissa_bits
+            _rows(start, input_ids, segment_lengths, is_valid, parts),
+            self._schema,
+            self._config.soft_targets.mantissa_bits,
         )
 
     def _sparse_chunks(

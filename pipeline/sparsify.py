@@ -57,7 +57,7 @@ def sparsify(
     """
     logprobs_CV = torch.log_softmax(logits_CV, dim=1)
     probs_CV = logprobs_CV.exp()
-    entropy_C = -torch.linalg.vecdot(probs_CV, logprobs_CV)
+    entropy_C = -(probs_CV * logprobs_CV).sum(dim=1)
     label_logprob_C = logprobs_CV.gather(1, label_ids_C[:, None])[:, 0]
     draw_CV = probs_CV if temperatures[0] == 1.0 else torch.softmax(logprobs_CV / temperatures[0], dim=1)
 
@@ -68,9 +68,7 @@ def sparsify(
         _zero_where(draw_CV, head_ids_CK, is_head_CK)
     tail_logprob_C = _tail_logprob(probs_CV, logprobs_CV, head_ids_CK, is_head_CK)
     tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, uniforms_C, tail_weight)
-    tempered = {
-        t: _tempered_tail_logmass(logprobs_CV, head_ids_CK, is_head_CK, t) for t in temperatures if t != 1.0
-    }
+    tempered = {t: _tempered_tail_logmass(logprobs_CV, head_ids_CK, is_head_CK, t) for t in temperatures if t != 1.0}
     ids, logprobs = _interleave(head_ids_CK, is_head_CK, head_logprobs_CK, tail_ids_CJ, is_drawn_CJ)
     return SparseTargets(
         head_size=_numpy(is_head_CK.sum(1)),
@@ -84,9 +82,7 @@ def sparsify(
     )
 
 
-def _choose_head(
-    logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: float | None
-) -> tuple[Tensor, Tensor]:
+def _choose_head(logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: float | None) -> tuple[Tensor, Tensor]:
     """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
     vocab_size = logprobs_CV.shape[1]
     # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
@@ -121,8 +117,8 @@ def _zero_where(values_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None
 
 def _tail_logprob(tail_CV: Tensor, logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor) -> Tensor:
     """log of the tail's mass [C], summed over the tail itself and never as 1 − Σ head; −inf for an empty tail."""
-    mass_C = tail_CV.sum(dim=1, dtype=torch.float64)
-    logmass_C = mass_C.log().float()
+    mass_C = tail_CV.sum(dim=1)
+    logmass_C = mass_C.log()
     tiny_C = mass_C < _TINY_MASS
     if tiny_C.any():
         rows = tiny_C.nonzero()[:, 0]
@@ -131,9 +127,7 @@ def _tail_logprob(tail_CV: Tensor, logprobs_CV: Tensor, head_ids_CK: Tensor, is_
     return logmass_C.clamp(max=0.0)
 
 
-def _tempered_tail_logmass(
-    logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor, temperature: float
-) -> Tensor:
+def _tempered_tail_logmass(logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor, temperature: float) -> Tensor:
     """log Σ_tail p^(1/T) [C]."""
     return (_masked_tail(logprobs_CV, head_ids_CK, is_head_CK) / temperature).logsumexp(dim=1)
 

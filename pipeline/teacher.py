@@ -30,14 +30,25 @@ _HEAD_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16:
 class Teacher:
     """A loaded teacher in evaluation mode on its device."""
 
-    def __init__(self, name: str, revision: str | None, model: Any, tokenizer: Any, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        name: str,
+        revision: str | None,
+        weights_sha256: str,
+        weights_bytes: int,
+    ) -> None:
         self.name = name
         self.revision = revision or getattr(model.config, "_commit_hash", None)
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
         self.dtype: torch.dtype = model.dtype
-        self.weights_sha256 = ""
+        self.weights_sha256 = weights_sha256
+        self.weights_bytes = weights_bytes
         head = model.get_output_embeddings()
         self.vocab_size: int = head.weight.shape[0]
         self.context_length: int = _context_length(model.config)
@@ -103,7 +114,7 @@ class Teacher:
             found = self._head_logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
         if (expected - found).abs().max() > _HEAD_TOLERANCE_NATS[self.dtype]:
             self._body = _WholeModel(self.model)
-            self._logits = lambda logits_CV: logits_CV.float()
+            self._logits = lambda hidden_CD: hidden_CD.float()
 
     def check_isolation(self) -> None:
         """Raise LeakingTeacherError when a packed document differs from the same document alone."""
@@ -141,7 +152,9 @@ class _WholeModel(nn.Module):
 
 def load_tokenizer(config: PrecomputeConfig) -> Any:
     """The teacher's tokenizer; raises NoSuchTeacherError."""
-    return _loading(config, lambda: transformers.AutoTokenizer.from_pretrained(config.teacher, revision=config.revision))
+    return _loading(
+        config, lambda: transformers.AutoTokenizer.from_pretrained(config.teacher, revision=config.revision)
+    )
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:
@@ -158,10 +171,18 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         ),
     )
     weights_sha256 = hash_weights(model)
+    weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     model = model.to(device=device, dtype=_choose_dtype(config.dtype, device)).eval().requires_grad_(False)
     name = Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
-    teacher = Teacher(name, config.revision, model, tokenizer, device)
-    teacher.weights_sha256 = weights_sha256
+    teacher = Teacher(
+        model,
+        tokenizer,
+        device,
+        name=name,
+        revision=config.revision,
+        weights_sha256=weights_sha256,
+        weights_bytes=weights_bytes,
+    )
     teacher.check_head()
     teacher.check_isolation()
     return teacher

@@ -151,9 +151,7 @@ class _Tokenization:
         stores = {split: writer.close() for split, writer in self._writers.items()}
         for writer in self._prompt_writers.values():
             writer.close()
-        is_end = self._config.validation_fraction > 0 and (
-            stores["validation"].num_tokens <= self._config.block_size
-        )
+        is_end = self._config.validation_fraction > 0 and (stores["validation"].num_tokens <= self._config.block_size)
         if is_end:
             self._split_end(stores)
         return TokenizationCounts(
@@ -177,7 +175,7 @@ class _Tokenization:
         tokenized = ((piece, ids) for batch in _batches(pieces) for piece, ids in self._tokenize(batch))
         for _, group in itertools.groupby(tokenized, key=lambda item: item[0].document_index):
             piece, first = next(group)
-            yield piece.document, itertools.chain([first], (ids for _, ids in group))
+            yield piece.document, itertools.chain([first], (ids for _, ids in group))  # noqa: B031
 
     def _tokenize(self, batch: list[_Piece]) -> Iterator[tuple[_Piece, NDArray[Any]]]:
         texts = [piece.text for piece in batch]
@@ -225,7 +223,10 @@ class _Tokenization:
             return ids
         if self._tokenizer.chat_template is None:
             raise ColumnError(
-                self._config.data, column, "holds chats, and the tokenizer has no chat template", "--samples.prompt-column"
+                self._config.data,
+                column,
+                "holds chats, and the tokenizer has no chat template",
+                "--samples.prompt-column",
             )
         chat: list[int] = self._tokenizer.apply_chat_template(
             prompt, add_generation_prompt=True, tokenize=True, return_dict=False

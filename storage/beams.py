@@ -62,7 +62,7 @@ def encode(rows: list[BeamRow], row_schema: pa.Schema) -> pa.RecordBatch:
     tokens = row_schema.field("prompt_ids").type.value_type.to_pandas_dtype()
     ids, _ = columns.flatten_ragged([candidate.candidate_ids for candidate in flat], tokens)
     prompts, prompt_offsets = columns.flatten_ragged([row.prompt_ids for row in rows], tokens)
-    ragged_columns = {
+    ragged_columns: dict[str, tuple[Any, NDArray[np.int64]]] = {
         "prompt_ids": (prompts, prompt_offsets),
         "candidate_lengths": (lengths.astype(np.uint32), offsets),
         "candidate_ids": (ids, columns.offsets_of(lengths)[offsets]),

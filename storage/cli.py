@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,7 +70,5 @@ def head(
 
 def main() -> None:
     """Entry point."""
-    commands = {"inspect": inspect, "verify": verify, "head": head}
-    run_command(
-        lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="teachonce-cache", description=__doc__)
-    )
+    commands: dict[str, Callable[..., int]] = {"inspect": inspect, "verify": verify, "head": head}
+    run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="teachonce-cache", description=__doc__))

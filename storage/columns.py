@@ -61,7 +61,7 @@ def ragged(batch: pa.RecordBatch, name: str) -> tuple[Array, NDArray[np.int64]]:
 def ragged_offsets(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """The [rows + 1] offsets of a large-list column, beginning at 0."""
     offsets: NDArray[np.int64] = batch.column(name).offsets.to_numpy()
-    return offsets - offsets[0]
+    return np.asarray(offsets - offsets[0], dtype=np.int64)
 
 
 def plain(batch: pa.RecordBatch, name: str) -> Array:

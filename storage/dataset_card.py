@@ -46,8 +46,8 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
 A teachonce cache: a teacher language model ran once over this text, and these shards are what it said.
 Students are distilled from them without the teacher.
 
-- Teacher: `{teacher["id"]}` ({teacher["architecture"]}, {teacher["num_parameters"]:,} parameters, run in {teacher["dtype"]}),
-  sha256 of weights `{teacher["weights_sha256"]}`
+- Teacher: `{teacher["id"]}` ({teacher["architecture"]}, {teacher["num_parameters"]:,} parameters,
+  run in {teacher["dtype"]}), sha256 of weights `{teacher["weights_sha256"]}`
 - Vocabulary: {identity.vocab_size:,} entries; the tokenizer is in `tokenizer/`
 - Data: `{data["source"]}`, licence {licence or "not stated by the source"}; the rows contain its text
 - Written by: {", ".join(f"{name} {version}" for name, version in identity.software.items())}

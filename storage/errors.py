@@ -38,8 +38,7 @@ class DiskFullError(TeachonceError):
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         super().__init__(
-            f"{path}: the write failed ({reason}); what was committed is safe: "
-            "make room and run the same command again"
+            f"{path}: the write failed ({reason}); what was committed is safe: make room and run the same command again"
         )
 
 
@@ -53,8 +52,7 @@ class NoCacheError(CacheError):
     def __init__(self, path: str) -> None:
         self.path = path
         super().__init__(
-            f"{path}: no cache here (expected a directory with a manifest.json); "
-            "make one with teachonce-precompute"
+            f"{path}: no cache here (expected a directory with a manifest.json); make one with teachonce-precompute"
         )
 
 
@@ -85,9 +83,7 @@ class FormatVersionError(CacheError):
 
     def __init__(self, path: str, found: object, supported: int) -> None:
         self.path, self.found, self.supported = path, found, supported
-        super().__init__(
-            f"{path}: format version {found!r}, this teachonce reads up to {supported}; upgrade teachonce"
-        )
+        super().__init__(f"{path}: format version {found!r}, this teachonce reads up to {supported}; upgrade teachonce")
 
 
 class RecordError(CacheError):

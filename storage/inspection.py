@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from storage import beams, samples, soft_targets
 from storage.cache import Cache
@@ -47,7 +48,8 @@ def render_summary(summary: dict[str, Any]) -> str:
     """The summary for people."""
     teacher, data = summary["teacher"], summary["data"]
     lines = [
-        f"teacher    {teacher['id']} ({teacher['architecture']}, {teacher['num_parameters']:,} parameters, {teacher['dtype']})",
+        f"teacher    {teacher['id']} ({teacher['architecture']}, {teacher['num_parameters']:,} parameters, "
+        f"{teacher['dtype']})",
         f"data       {data['source']}",
         f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
     ]
@@ -98,7 +100,7 @@ def _token_decoder(cache: Cache) -> Decode:
 def _render_soft_targets(batch: pa.RecordBatch, decode: Decode) -> Iterator[str]:
     rows = soft_targets.decode(batch)
     is_head = soft_targets.head_mask(rows)
-    num_head_before = np.cumsum(is_head) - is_head
+    num_head_before: NDArray[np.int64] = np.cumsum(is_head) - is_head
     sizes = rows.head_size + rows.tail_size
     first_entry = (np.cumsum(sizes.reshape(-1)) - sizes.reshape(-1)).reshape(sizes.shape)
     valid = rows.is_valid_target
@@ -129,7 +131,6 @@ def _render_sample(row: samples.SampleRow, decode: Decode) -> str:
 
 def _render_beam(row: beams.BeamRow, decode: Decode) -> str:
     candidates = "\n".join(
-        f"  {candidate.score:8.4f} {candidate.text!r} ({len(candidate.candidate_ids)} tokens, {candidate.finish_reason})"
-        for candidate in row.candidates
+        f"  {c.score:8.4f} {c.text!r} ({len(c.candidate_ids)} tokens, {c.finish_reason})" for c in row.candidates
     )
     return f"row {row.row_id}, prompt {row.prompt_id}: {decode(row.prompt_ids)}\n{candidates}"

@@ -280,7 +280,13 @@ def _objects(content: dict[str, Any], name: str, path: Path) -> list[dict[str, A
     return items
 
 
-_JSON_TYPES = {"int": int, "str": str, "float": (int, float), "dict": dict, "tuple": list}
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "str": str,
+    "float": (int, float),
+    "dict": dict,
+    "tuple": list,
+}
 
 
 def _parse(record_class: type[Record], item: dict[str, Any], path: Path) -> Record:

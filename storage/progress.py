@@ -14,7 +14,9 @@ _LOG_EVERY_SECONDS = 15.0
 class Progress:
     """A counter of `total` units; `unit_scale` prints large counts as k, M, G."""
 
-    def __init__(self, total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0) -> None:
+    def __init__(
+        self, total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0
+    ) -> None:
         self._description, self._unit, self._total = description, unit, total
         self._count, self._initial = initial, initial
         self._logs = not quiet and not sys.stderr.isatty()
@@ -33,7 +35,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
         if self._logs and kind is None:
             self._log()
@@ -62,7 +66,8 @@ class Progress:
         total = "" if self._total is None else f"/{self._total:,}"
         note = f", {self._note}" if self._note else ""
         print(
-            f"{self._description}: {self._count:,}{total} {self._unit}, {rate:,.0f} {self._unit}/s, {seconds:.0f} s{note}",
+            f"{self._description}: {self._count:,}{total} {self._unit}, {rate:,.0f} {self._unit}/s, "
+            f"{seconds:.0f} s{note}",
             file=sys.stderr,
             flush=True,
         )

@@ -43,13 +43,12 @@ def write_shard(
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
     stats: list[BatchStats] = []
     num_rows = 0
-    with publishing(cache_dir / key.path) as file:
-        with pa.ipc.new_file(file, schema, options=options) as writer:
-            for batch in batches:
-                check_batch(batch, key.kind, identity, f"{key.path}, record batch {len(stats)}")
-                stats.append(batch_stats(batch, key.kind))
-                num_rows += batch.num_rows
-                writer.write_batch(batch)
+    with publishing(cache_dir / key.path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
+        for batch in batches:
+            check_batch(batch, key.kind, identity, f"{key.path}, record batch {len(stats)}")
+            stats.append(batch_stats(batch, key.kind))
+            num_rows += batch.num_rows
+            writer.write_batch(batch)
     return ShardRecord(
         path=key.path,
         first_row_id=first_row_id,

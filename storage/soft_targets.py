@@ -99,9 +99,7 @@ def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> p
             case "ids":
                 return columns.to_ragged(rows.ids, row_offsets, field.type)
             case "logprobs":
-                return columns.to_ragged(
-                    round_float16(rows.logprobs, mantissa_bits), head_offsets, field.type
-                )
+                return columns.to_ragged(round_float16(rows.logprobs, mantissa_bits), head_offsets, field.type)
             case "input_ids" | "head_size" | "tail_size":
                 return columns.to_fixed(getattr(rows, field.name), field.type)
             case name:
@@ -167,9 +165,7 @@ def _check_lengths(batch: pa.RecordBatch, where: str) -> None:
     covered = columns.row_sums(segments, offsets)
     _require(stored == head + tail, where, "ids", "its length is not the sum of head_size and tail_size")
     _require(stored_head == head, where, "logprobs", "its length is not the sum of head_size")
-    _require(
-        covered == block_size + 1, where, "segment_lengths", f"does not add up to {block_size + 1} tokens"
-    )
+    _require(covered == block_size + 1, where, "segment_lengths", f"does not add up to {block_size + 1} tokens")
     _require(segments > 0, where, "segment_lengths", "holds an empty segment")
 
 
@@ -199,9 +195,7 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
         _require(values <= 0, where, name, "a value is NaN or above 0")
     _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
     for temperature, logmass in rows.tempered_tail_logmass.items():
-        _require(
-            logmass < np.inf, where, tempered_column(temperature), "a value is NaN or infinite"
-        )
+        _require(logmass < np.inf, where, tempered_column(temperature), "a value is NaN or infinite")
     entropy = rows.entropy.astype(np.float32)
     most = np.log(vocab_size) * 1.001 + 1e-3
     _require((entropy >= 0) & (entropy <= most), where, "entropy", f"a value is outside 0 to {most:.2f} nats")
@@ -209,6 +203,4 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     head_mass = np.bincount(position, weights=np.exp(logprobs), minlength=rows.head_size.size)
     mass = head_mass + np.exp(rows.tail_logprob.reshape(-1).astype(np.float32))
     valid = rows.is_valid_target.reshape(-1)
-    _require(
-        np.abs(mass[valid] - 1) <= MASS_TOLERANCE, where, "tail_logprob", "head and tail do not add up to mass 1"
-    )
+    _require(np.abs(mass[valid] - 1) <= MASS_TOLERANCE, where, "tail_logprob", "head and tail do not add up to mass 1")

@@ -1,0 +1,24 @@
+"""The student trainer: trains a small model from a cache, without the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from student.config import EvaluateConfig, MixConfig, TrainConfig
+
+__all__ = ["EvaluateConfig", "MixConfig", "TrainConfig", "evaluate", "train"]
+
+
+def train(config: TrainConfig) -> Path:
+    """Train to the last step and return the student's directory; a rerun resumes (see student.trainer)."""
+    from student.trainer import train as run
+
+    return run(config)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Measures of a student on the validation split (see student.evaluation)."""
+    from student.evaluation import evaluate as run
+
+    return run(config)

@@ -1,0 +1,57 @@
+"""Checkpoints of a run: everything that the next step depends on, in one file that appears at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from storage.files import publishing
+from storage.row_stream import StreamState
+from student.errors import RunMismatchError
+
+_FILE_NAME = "checkpoint.pt"
+
+
+def save_checkpoint(
+    out: Path,
+    *,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    streams: dict[str, StreamState],
+    run: dict[str, Any],
+) -> None:
+    """Publish the state after `step` steps; `run` is what a resuming run must agree with."""
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "streams": {kind: asdict(stream) for kind, stream in streams.items()},
+        "random": torch.get_rng_state(),
+        "run": run,
+    }
+    with publishing(out / _FILE_NAME) as file:
+        torch.save(state, cast(IO[bytes], file))
+
+
+def load_checkpoint(
+    out: Path, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]
+) -> tuple[int, dict[str, StreamState]]:
+    """Restore the last checkpoint: steps done and stream states; (0, {}) without one.
+
+    Raises RunMismatchError when `run` differs from the run that wrote it.
+    """
+    path = out / _FILE_NAME
+    if not path.is_file():
+        return 0, {}
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for field in sorted(run.keys() | state["run"].keys()):
+        if run.get(field) != state["run"].get(field):
+            raise RunMismatchError(str(out), field, state["run"].get(field), run.get(field))
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    return state["step"], {kind: StreamState(**stream) for kind, stream in state["streams"].items()}

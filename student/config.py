@@ -1,0 +1,124 @@
+"""What training and evaluating a student can be told; every field is a flag of teachonce-student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from storage.errors import ConfigError
+
+Loss = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Weights of the parts of the loss; 0 leaves a part out."""
+
+    soft_targets: float | None = None
+    """Teacher's next-token distributions; by default 1.0 when the cache holds them."""
+    samples: float | None = None
+    """Next-token loss on the teacher's texts; by default 0.5 when the cache holds them."""
+    beams: float | None = None
+    """Choosing the teacher's best candidate; by default 0.25 when the cache holds them."""
+    labels: float = 0.1
+    """Next-token loss on the real text."""
+
+    def __post_init__(self) -> None:
+        weights = (self.soft_targets, self.samples, self.beams, self.labels)
+        _require(all(w is None or w >= 0 for w in weights), f"--mix weights are {weights}, expected none below 0")
+        _require(any(w is None or w > 0 for w in weights), "--mix weights are all 0; nothing would be learnt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a student from a cache alone; a rerun with the same settings resumes."""
+
+    cache: Positional[Path]
+    """Directory of a finished cache."""
+    out: Path
+    """Directory of the student; holds checkpoints, metrics.jsonl and at the end the model."""
+    preset: str = "small"
+    """mini, small, distil, a config .json, or a checkpoint directory to start from."""
+    max_steps: int = 1000
+    """Optimiser steps."""
+    batch_blocks: int = 16
+    """Blocks of soft targets per step."""
+    batch_samples: int = 16
+    """Sampled texts per step."""
+    batch_beams: int = 4
+    """Prompts with their candidates per step."""
+    micro_batches: int = 1
+    """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; falls along a cosine to a tenth."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; None is a twentieth of max_steps."""
+    weight_decay: float = 0.1
+    """AdamW weight decay of matrices."""
+    beta2: float = 0.95
+    """AdamW decay of squared gradients."""
+    max_gradient_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    seed: int = 0
+    """Seed of initial weights and of the order of rows."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    loss: Loss = "forward_kl"
+    """Divergence from the teacher's soft targets."""
+    temperature: float = 1.0
+    """Temperature of teacher and student in the soft-target loss; the cache must serve it."""
+    selection_temperature: float | None = 0.1
+    """Temperature of the teacher's choice among candidates; None takes its best candidate alone."""
+    evaluate_every: int = 200
+    """Steps between evaluations on the validation split."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    dtype: Dtype = "auto"
+    """Arithmetic of the forward and backward pass; auto is bfloat16 autocast on a GPU, float32 elsewhere."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_steps >= 1, f"--max-steps is {self.max_steps}, expected at least 1")
+        sizes = (self.batch_blocks, self.batch_samples, self.batch_beams, self.micro_batches)
+        _require(
+            min(sizes) >= 1, "--batch-blocks, --batch-samples, --batch-beams and --micro-batches must be at least 1"
+        )
+        _require(self.learning_rate > 0, f"--learning-rate is {self.learning_rate}, expected more than 0")
+        _require(self.warmup_steps is None or self.warmup_steps >= 0, "--warmup-steps must be 0 or more")
+        _require(self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0")
+        _require(
+            self.selection_temperature is None or self.selection_temperature > 0,
+            "--selection-temperature must be more than 0, or None",
+        )
+        _require(
+            min(self.evaluate_every, self.checkpoint_every) >= 1,
+            "--evaluate-every and --checkpoint-every must be at least 1",
+        )
+        _require(0 <= self.beta2 < 1, f"--beta2 is {self.beta2}, expected at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a student against the cached teacher on the validation split."""
+
+    student: Positional[Path]
+    """Directory of the student."""
+    cache: Path
+    """Directory of a finished cache."""
+    batch_blocks: int = 16
+    """Blocks per forward pass."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    quiet: bool = False
+    """Show no progress."""

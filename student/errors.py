@@ -1,0 +1,92 @@
+"""Failures of the student side.
+
+```
+TeachonceError
+└── StudentError
+    ├── UnknownPresetError        no preset, config file or checkpoint of that name
+    ├── VocabularyMismatchError   the student's vocabulary is not the cache's
+    ├── StudentContextError       a row longer than the student's context
+    ├── TemperatureError          a temperature that the cache cannot serve
+    ├── RunMismatchError          a rerun differs from the run that it would resume
+    ├── NoSuchStudentError        no trained student in that directory
+    └── CandidatesError           a candidates file without two texts to choose from
+```
+"""
+
+from storage.errors import TeachonceError
+
+
+class StudentError(TeachonceError):
+    """Something about the student or its run."""
+
+
+class UnknownPresetError(StudentError):
+    """No preset, config file or checkpoint of that name."""
+
+    def __init__(self, preset: str, presets: list[str], reason: str = "") -> None:
+        self.preset = preset
+        found = f" ({reason})" if reason else ""
+        super().__init__(
+            f"--preset {preset}: unknown{found}; expected one of {', '.join(presets)}, "
+            "a config .json, or a checkpoint directory"
+        )
+
+
+class VocabularyMismatchError(StudentError):
+    """The student's vocabulary is not the cache's."""
+
+    def __init__(self, student: str, student_vocab_size: int, cache_vocab_size: int) -> None:
+        self.student_vocab_size, self.cache_vocab_size = student_vocab_size, cache_vocab_size
+        super().__init__(
+            f"{student}: its vocabulary has {student_vocab_size} entries, the cache's {cache_vocab_size}; "
+            "start from a student with the teacher's tokenizer"
+        )
+
+
+class StudentContextError(StudentError):
+    """A row longer than the student's context."""
+
+    def __init__(self, student: str, context_length: int, needed: int, what: str) -> None:
+        self.context_length, self.needed = context_length, needed
+        super().__init__(
+            f"{student}: its context holds {context_length} tokens, the cache's {what} need {needed}; "
+            "use a longer context or a cache with a smaller --block-size"
+        )
+
+
+class TemperatureError(StudentError):
+    """A temperature that the cache cannot serve."""
+
+    def __init__(self, temperature: float, loss: str, served: list[float]) -> None:
+        self.temperature, self.served = temperature, served
+        super().__init__(
+            f"--temperature {temperature:g} with --loss {loss}: this cache serves "
+            f"{', '.join(f'{t:g}' for t in served)}; precompute with --soft-targets.temperatures {temperature:g}"
+        )
+
+
+class RunMismatchError(StudentError):
+    """A rerun differs, in `field`, from the run that it would resume."""
+
+    def __init__(self, out: str, field: str, found: object, wanted: object) -> None:
+        self.field, self.found, self.wanted = field, found, wanted
+        super().__init__(
+            f"--out {out}: holds a run with {field} = {found!r}, this one has {wanted!r}; "
+            "use another --out, or the settings that the run was begun with"
+        )
+
+
+class NoSuchStudentError(StudentError):
+    """No trained student in that directory."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: no student can be loaded ({reason}); make one with teachonce-student train")
+
+
+class CandidatesError(StudentError):
+    """A candidates file without two texts to choose from."""
+
+    def __init__(self, path: str, found: int) -> None:
+        self.path, self.found = path, found
+        super().__init__(f"{path}: holds {found} candidates, expected at least 2, one a line")

@@ -1,0 +1,1 @@
+"""Losses of the student: sparse targets, token log-probabilities and beam selection."""

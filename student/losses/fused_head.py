@@ -1,0 +1,183 @@
+"""From hidden states to the loss without ever holding [P, V].
+
+Positions go through the head in chunks; each chunk's logits are turned into the gradient in place and
+at once multiplied into the gradients of hidden states and head weight, in the forward pass (the idea
+of Liger's fused linear losses, Hsu et al. 2024). The backward pass only scales them.
+
+Shape legend: P positions, C positions of a chunk, D width, V vocabulary, K head entries, O = K + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from student.losses.divergences import DIVERGENCES
+from student.losses.head_matmul import add_product, chunk_positions_on, matmul_dtype_of, upcast
+from student.losses.targets import SparseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLoss:
+    """What to sum over positions: soft_weight · T² · divergence + label_weight · next-token loss.
+
+    unbiased: forward KL by the sampled tail, as cross-entropy −Σ q log s (it differs from the KL by the
+    teacher's entropy); otherwise `divergence` on the coarse outcomes.
+    """
+
+    divergence: str
+    unbiased: bool
+    temperature: float
+    soft_weight: float
+    label_weight: float
+
+
+def fused_head_loss(
+    hidden_PD: Tensor,
+    head_weight_VD: Tensor,
+    targets: SparseTargets,
+    loss: HeadLoss,
+    chunk_positions: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum over positions, and the unweighted sums of the soft loss and the next-token loss.
+
+    All three are in nats; only the first carries gradient. The soft loss is at temperature T, without T².
+    """
+    needs_gradient = torch.is_grad_enabled() and (hidden_PD.requires_grad or head_weight_VD.requires_grad)
+    chunk = chunk_positions or chunk_positions_on(hidden_PD.device)
+    total, soft_sum, label_sum = _FusedHead.apply(hidden_PD, head_weight_VD, targets, loss, chunk, needs_gradient)  # type: ignore[no-untyped-call]
+    return total, soft_sum, label_sum
+
+
+class _FusedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_PD: Tensor,
+        head_weight_VD: Tensor,
+        targets: SparseTargets,
+        loss: HeadLoss,
+        chunk: int,
+        needs_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        matmul_dtype = matmul_dtype_of(hidden_PD)
+        weight_VD = head_weight_VD.to(matmul_dtype)
+        grad_hidden_PD = torch.empty_like(hidden_PD) if needs_gradient else None
+        grad_weight_VD = torch.zeros_like(head_weight_VD) if needs_gradient else None
+        sums = hidden_PD.new_zeros(2, dtype=torch.float64)
+        for start in range(0, len(hidden_PD), chunk):
+            chunk_CD = hidden_PD[start : start + chunk].to(matmul_dtype)
+            logits_CV = upcast(chunk_CD @ weight_VD.T)
+            part = targets.slice(start, start + chunk)
+            sums += _losses_to_gradient(logits_CV, part, loss)
+            if grad_hidden_PD is not None and grad_weight_VD is not None:
+                grad_CV = logits_CV.to(matmul_dtype)
+                grad_hidden_PD[start : start + chunk] = grad_CV @ weight_VD
+                add_product(grad_weight_VD, grad_CV, chunk_CD)
+        ctx.save_for_backward(grad_hidden_PD, grad_weight_VD)
+        soft_sum, label_sum = sums
+        soft_weight = loss.soft_weight * loss.temperature**2
+        total = (soft_weight * soft_sum + loss.label_weight * label_sum).to(upcast(hidden_PD).dtype)
+        ctx.mark_non_differentiable(soft_sum, label_sum)
+        return total, soft_sum, label_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        grad_hidden_PD, grad_weight_VD = ctx.saved_tensors
+        return grad_hidden_PD.mul_(grad_total), grad_weight_VD.mul_(grad_total), None, None, None, None
+
+
+def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
+    """Overwrite a chunk's logits with the gradient of the weighted sum; returns [soft sum, label sum]."""
+    if loss.soft_weight == 0.0 or (loss.unbiased and loss.temperature == 1.0):
+        return _unbiased_with_labels(logits_CV, targets, loss)
+    label_logprob_C, label_gradient_CV = None, None
+    if loss.temperature != 1.0 and loss.label_weight:
+        label_gradient_CV = torch.softmax(logits_CV, dim=1)
+        label_logprob_C = label_gradient_CV.gather(1, targets.label_ids[:, None])[:, 0].log()
+    if loss.unbiased:
+        soft_C = _unbiased(logits_CV, targets, loss)
+    else:
+        soft_C, label_logprob_at_1_C = _bucketed(logits_CV, targets, loss)
+        label_logprob_C = label_logprob_at_1_C if label_logprob_C is None else label_logprob_C
+    if label_gradient_CV is not None:
+        logits_CV.add_(label_gradient_CV, alpha=loss.label_weight)
+    if loss.label_weight:
+        _subtract_at(logits_CV, targets.label_ids[:, None], loss.label_weight)
+    label_sum = -label_logprob_C.sum() if label_logprob_C is not None else soft_C.new_zeros(())
+    return torch.stack([soft_C.sum(), label_sum]).double()
+
+
+def _unbiased_with_labels(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
+    """−Σ q log s and −log s_label share one softmax: ∂/∂z = (Σ q) s − q for the joint weights q."""
+    log_partition_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+    label_logprob_C = (logits_CV.gather(1, targets.label_ids[:, None]) - log_partition_C1)[:, 0]
+    soft_C = torch.zeros_like(label_logprob_C)
+    mass_C1 = torch.full_like(log_partition_C1, loss.label_weight)
+    if loss.soft_weight:
+        ids_CE, weights_CE = targets.sampled_weights(1.0)
+        soft_C = -(weights_CE * (logits_CV.gather(1, ids_CE) - log_partition_C1)).sum(1)
+        mass_C1 = mass_C1 + loss.soft_weight * weights_CE.sum(1, keepdim=True)
+    logits_CV.sub_(log_partition_C1).exp_().mul_(mass_C1)
+    if loss.soft_weight:
+        _subtract_at(logits_CV, ids_CE, loss.soft_weight * weights_CE)
+    _subtract_at(logits_CV, targets.label_ids[:, None], loss.label_weight)
+    return torch.stack([soft_C.sum(), -label_logprob_C.sum()]).double()
+
+
+def _unbiased(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
+    """−Σ q log s(T) [C]; the gradient carries T² · 1/T."""
+    logits_CV.div_(loss.temperature)
+    ids_CE, weights_CE = targets.sampled_weights(loss.temperature)
+    log_partition_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+    soft_C = -(weights_CE * (logits_CV.gather(1, ids_CE) - log_partition_C1)).sum(1)
+    scale = loss.soft_weight * loss.temperature
+    logits_CV.sub_(log_partition_C1).exp_().mul_(weights_CE.sum(1, keepdim=True) * scale)
+    _subtract_at(logits_CV, ids_CE, scale * weights_CE)
+    return soft_C
+
+
+def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tuple[Tensor, Tensor | None]:
+    """The divergence on K + 1 outcomes [C], and the label's logprob [C] when T = 1.
+
+    Inside the tail the student keeps its own proportions: ∂L/∂z_j = (s_j / s_tail) ∂L/∂u_tail.
+    The tail's mass is summed over the tail itself, never as 1 − Σ head.
+    """
+    logits_CV.div_(loss.temperature)
+    label_logit_C = logits_CV.gather(1, targets.label_ids[:, None])[:, 0]
+    head_CK = logits_CV.gather(1, targets.head_ids).masked_fill(~targets.is_head, -torch.inf)
+    _mask_at(logits_CV, targets.head_ids, targets.is_head)
+    tail_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+    outcomes_CO = torch.cat([head_CK, tail_C1], dim=1)
+    log_partition_C1 = outcomes_CO.logsumexp(dim=1, keepdim=True)
+    logq_CO = outcomes_CO - log_partition_C1
+    soft_C, gradient_CO = DIVERGENCES[loss.divergence](
+        targets.coarse_logprobs(loss.temperature).to(logq_CO.dtype), logq_CO
+    )
+    gradient_CO = gradient_CO * (loss.soft_weight * loss.temperature)
+    label_logprob_C = None
+    if loss.temperature == 1.0 and loss.label_weight:
+        label_logprob_C = label_logit_C - log_partition_C1[:, 0]
+        gradient_CO = gradient_CO + loss.label_weight * logq_CO.exp()
+    # An empty tail has logsumexp −inf; any finite stand-in leaves exp(−inf) = 0 there.
+    finite_tail_C1 = tail_C1.masked_fill(tail_C1 == -torch.inf, 0.0)
+    logits_CV.sub_(finite_tail_C1).exp_().mul_(gradient_CO[:, -1:])
+    head_gradient_CK = gradient_CO[:, :-1].masked_fill(~targets.is_head, 0.0)
+    logits_CV.scatter_add_(1, targets.head_ids, head_gradient_CK)
+    return soft_C, label_logprob_C
+
+
+def _mask_at(logits_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
+    """Put −inf at the chosen ids; padding ids repeat, so it is added rather than written."""
+    penalty_CK = torch.zeros_like(ids_CK, dtype=logits_CV.dtype).masked_fill(is_chosen_CK, -torch.inf)
+    logits_CV.scatter_add_(1, ids_CK, penalty_CK)
+
+
+def _subtract_at(values_CV: Tensor, ids_CE: Tensor, amount: Tensor | float) -> None:
+    amounts_CE = torch.as_tensor(amount, dtype=values_CV.dtype, device=values_CV.device).expand(ids_CE.shape)
+    values_CV.scatter_add_(1, ids_CE, -amounts_CE)

@@ -1,0 +1,29 @@
+"""Beam selection: the student learns to choose the candidate that the teacher ranks best.
+
+Shape legend: B prompts, N candidates of a prompt (padded), L candidates in all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def length_normalised_scores(sum_logprobs_L: Tensor, lengths_L: Tensor, length_penalty: float) -> Tensor:
+    """sum_logprobs / length^length_penalty [L], as the cache's own scores are made."""
+    return sum_logprobs_L / lengths_L.to(sum_logprobs_L.dtype) ** length_penalty
+
+
+def selection_loss(student_scores_BN: Tensor, teacher_scores_BN: Tensor, temperature: float | None) -> Tensor:
+    """Cross-entropy from the teacher's choice to softmax(student scores), one value per prompt [B], nats.
+
+    temperature τ: the teacher's choice is softmax(teacher scores / τ) and the student's is read at the
+    same τ; None: the teacher's choice is its best candidate. Missing candidates have score −inf in both.
+    """
+    is_candidate_BN = teacher_scores_BN > -torch.inf
+    if temperature is None:
+        choice_BN = torch.zeros_like(student_scores_BN).scatter(1, teacher_scores_BN.argmax(1, keepdim=True), 1.0)
+    else:
+        choice_BN = torch.softmax(teacher_scores_BN / temperature, dim=1).to(student_scores_BN.dtype)
+    logprobs_BN = torch.log_softmax(student_scores_BN / (temperature or 1.0), dim=1)
+    return -(choice_BN * logprobs_BN.masked_fill(~is_candidate_BN, 0.0)).sum(1)

@@ -1,0 +1,149 @@
+"""Making or loading the student: any causal language model with the cache's vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from storage.cache import Cache
+from student.errors import NoSuchStudentError, StudentContextError, UnknownPresetError, VocabularyMismatchError
+
+# GPT-2 architecture: layers, width, heads. distil is the shape of DistilGPT2.
+PRESETS: dict[str, dict[str, int]] = {
+    "mini": {"n_layer": 4, "n_embd": 128, "n_head": 4},
+    "small": {"n_layer": 6, "n_embd": 384, "n_head": 6},
+    "distil": {"n_layer": 6, "n_embd": 768, "n_head": 12},
+}
+_LONGEST_CONTEXT = 1024
+
+
+def build_student(preset: str, cache: Cache, seed: int) -> Any:
+    """A student for `cache`: a preset, a config .json with fresh weights, or a checkpoint's weights.
+
+    Raises UnknownPresetError, VocabularyMismatchError or StudentContextError.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    if preset in PRESETS:
+        model = transformers.AutoModelForCausalLM.from_config(_preset_config(preset, cache))
+    elif Path(preset).suffix == ".json":
+        model = _from_config_file(preset)
+    elif Path(preset).is_dir():
+        model = load_student(Path(preset))
+    else:
+        raise UnknownPresetError(preset, list(PRESETS))
+    check_fits(model, cache, preset)
+    return model
+
+
+def load_student(directory: Path) -> Any:
+    """A saved student; raises NoSuchStudentError."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not (directory / "config.json").is_file():
+        raise NoSuchStudentError(str(directory), "no config.json")
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise NoSuchStudentError(str(directory), str(error).strip().splitlines()[0]) from error
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer saved in a student's or a cache's directory; raises NoSuchStudentError."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise NoSuchStudentError(str(directory), f"no tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def check_fits(model: Any, cache: Cache, name: str) -> None:
+    """Raise VocabularyMismatchError or StudentContextError when the student cannot read the cache."""
+    vocab_size = head_weight(model).shape[0]
+    if vocab_size != cache.identity.vocab_size:
+        raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
+    context_length = context_length_of(model)
+    for what, needed in _longest_rows(cache).items():
+        if needed > context_length:
+            raise StudentContextError(name, context_length, needed, what)
+
+
+def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
+    """Last hidden states [N, T, D]; segments, told by positions that start again at 0, see only themselves."""
+    output = model.base_model(
+        input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=None, use_cache=False
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def head_weight(model: Any) -> nn.Parameter:
+    """The output embedding [V, D]."""
+    weight: nn.Parameter = model.get_output_embeddings().weight
+    return weight
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def context_length_of(model: Any) -> int:
+    """Longest sequence that the student can read."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
+    teacher_context = int(cache.identity.teacher["context_length"])
+    needed = max(_longest_rows(cache).values(), default=0)
+    eos = cache.identity.tokenizer["eos_token_id"]
+    return transformers.GPT2Config(
+        vocab_size=cache.identity.vocab_size,
+        n_positions=max(needed, min(teacher_context, _LONGEST_CONTEXT)),
+        # The same function as gelu_new in one fused operation.
+        activation_function="gelu_pytorch_tanh",
+        # A student that copies a teacher from fresh rows underfits; dropout only costs it.
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=eos,
+        eos_token_id=eos,
+        **PRESETS[preset],
+    )
+
+
+def _from_config_file(path: str) -> Any:
+    try:
+        settings = json.loads(Path(path).read_text())
+        return transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UnknownPresetError(path, list(PRESETS), str(error).splitlines()[0]) from error
+
+
+def _longest_rows(cache: Cache) -> dict[str, int]:
+    """Longest sequence that each kind in the cache may hold."""
+    config, context = cache.identity.config, int(cache.identity.teacher["context_length"])
+    longest = {}
+    if "soft_targets" in config:
+        longest["blocks"] = cache.identity.block_size
+    for kind in ("samples", "beams"):
+        if kind in config:
+            settings = config[kind]
+            prompts_vary = settings["prompt_column"] is not None
+            prompt = context - settings["max_new_tokens"] if prompts_vary else settings["prompt_tokens"]
+            longest[kind] = prompt + settings["max_new_tokens"]
+    return longest

@@ -1,0 +1,39 @@
+"""metrics.jsonl: one JSON object a line, in step order, also after a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from storage.files import write_file
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class RunLog:
+    """Appends to metrics.jsonl; lines after the step that a run resumes from are dropped."""
+
+    def __init__(self, out: Path, first_step: int) -> None:
+        self._path = out / METRICS_NAME
+        kept = [line for line in read_metrics(out) if line["step"] <= first_step]
+        write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def write(self, step: int, **metrics: Any) -> None:
+        """Add one line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics."""
+    path = out / METRICS_NAME
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break  # the run was killed in the middle of this line
+    return lines

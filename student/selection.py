@@ -1,0 +1,60 @@
+"""Choosing the best of several texts, as beam selection taught the student."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student.batches import text_batch
+from student.errors import CandidatesError
+from student.losses.selection import length_normalised_scores
+from student.losses.token_logprobs import token_logprobs
+from student.model import head_weight, hidden_states
+from student.trainer import RUN_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCandidate:
+    """A candidate and its score: summed log-probability / length^length_penalty, nats."""
+
+    text: str
+    score: float
+
+
+def read_candidates(path: Path) -> list[str]:
+    """Candidates, one a line; raises CandidatesError for fewer than two."""
+    try:
+        candidates = [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CandidatesError(f"{path} ({error.__class__.__name__})", 0) from error
+    if len(candidates) < 2:
+        raise CandidatesError(str(path), len(candidates))
+    return candidates
+
+
+@torch.inference_mode()
+def rank_candidates(
+    model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
+) -> list[RankedCandidate]:
+    """Candidates as continuations of the prompt, best first."""
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
+    continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
+    batch = text_batch(prompt_ids, continuations, model.device)
+    hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
+    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)
+    lengths = torch.tensor([len(ids) for ids in continuations])
+    sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
+    scores = length_normalised_scores(sums.cpu(), lengths, length_penalty).tolist()
+    ranked = [RankedCandidate(text=text, score=score) for text, score in zip(candidates, scores, strict=True)]
+    return sorted(ranked, key=lambda candidate: -candidate.score)
+
+
+def trained_length_penalty(student: Path) -> float:
+    """The length penalty that the student was trained with, 1 when it saw no beams."""
+    run = student / RUN_NAME
+    found = json.loads(run.read_text()).get("length_penalty") if run.is_file() else None
+    return 1.0 if found is None else float(found)

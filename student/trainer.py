@@ -1,0 +1,191 @@
+"""Training a student from a cache alone. Killed anywhere and run again, a CPU run ends bit-identical."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from storage.cache import Cache, open_cache
+from storage.files import TEMPORARY_PREFIX, remove_leftovers
+from storage.progress import Progress
+from storage.row_stream import RowStream, StreamBatch, StreamState
+from student.checkpoint import load_checkpoint, save_checkpoint
+from student.config import TrainConfig
+from student.errors import RunMismatchError
+from student.evaluation import evaluate_model
+from student.model import build_student, choose_device, load_tokenizer
+from student.objective import Objective
+from student.run_log import RunLog
+from student.schedule import learning_rate, make_optimizer
+
+RUN_NAME = "run.json"
+_LOG_EVERY = 10
+_EVALUATION_BLOCKS = 128
+# Fields that may change between a run and the one that resumes it.
+_FREE_FIELDS = ("cache", "out", "device", "evaluate_every", "checkpoint_every", "quiet", "micro_batches")
+
+
+def train(config: TrainConfig) -> Path:
+    """Train to the last step and return the directory of the finished student.
+
+    Raises CacheError for a cache that cannot be used, StudentError for a student that does not fit it,
+    KeyboardInterrupt after saving a checkpoint when asked to stop.
+    """
+    cache = open_cache(config.cache)
+    run = _run_facts(config, cache)
+    if (config.out / RUN_NAME).is_file():
+        _require_same_run(config.out, run)
+        return config.out
+    device = choose_device(config.device)
+    model = build_student(config.preset, cache, config.seed).to(device).train()
+    optimizer = make_optimizer(model, config)
+    objective = Objective(model, cache, config, device)
+    config.out.mkdir(parents=True, exist_ok=True)
+    first_step, states = load_checkpoint(config.out, model=model, optimizer=optimizer, run=run)
+    loop = _Loop(config, cache, model, optimizer, objective, run)
+    with _stop_signals() as stop:
+        loop.run(first_step, states, stop)
+    _save_student(model, cache, config, run)
+    return config.out
+
+
+class _Loop:
+    def __init__(
+        self,
+        config: TrainConfig,
+        cache: Cache,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        run: dict[str, Any],
+    ) -> None:
+        self._config, self._cache, self._model = config, cache, model
+        self._optimizer, self._objective, self._run = optimizer, objective, run
+
+    def run(self, first_step: int, states: dict[str, StreamState], stop: list[int]) -> None:
+        """Steps first_step … max_steps − 1, with logs, evaluations and checkpoints."""
+        config = self._config
+        streams = self._streams(states)
+        log = RunLog(config.out, first_step)
+        recent: dict[str, torch.Tensor] = {}
+        num_recent, num_tokens, since = 0, 0, time.perf_counter()
+        with Progress(config.max_steps, "train", "steps", quiet=config.quiet, initial=first_step) as bar:
+            for step in range(first_step, config.max_steps):
+                batches = {kind: next(stream) for kind, stream in streams.items()}
+                losses, step_tokens = self._step(step, batches)
+                states = {kind: batch.next_state for kind, batch in batches.items()}
+                done = step + 1
+                recent = {name: recent.get(name, 0.0) + value for name, value in losses.items()}
+                num_recent, num_tokens = num_recent + 1, num_tokens + step_tokens
+                facts = {}
+                if done % _LOG_EVERY == 0 or done == config.max_steps:
+                    means = {name: float(total) / num_recent for name, total in recent.items()}
+                    rate = num_tokens / (time.perf_counter() - since)
+                    log.write(
+                        done, **means, learning_rate=learning_rate(step, config), tokens_per_second=round(rate, 1)
+                    )
+                    facts = {name: f"{mean:.3f}" for name, mean in means.items()} | {"tok/s": f"{rate:,.0f}"}
+                    recent, num_recent, num_tokens, since = {}, 0, 0, time.perf_counter()
+                bar.update(1, **facts)
+                if done % config.evaluate_every == 0 and done < config.max_steps:
+                    log.write(done, validation=self._evaluate())
+                    since = time.perf_counter()
+                if (done % config.checkpoint_every == 0 or stop) and done < config.max_steps:
+                    self._checkpoint(done, states)
+                if stop and done < config.max_steps:
+                    raise KeyboardInterrupt
+        log.write(config.max_steps, validation=self._evaluate())
+
+    def _step(self, step: int, batches: dict[str, StreamBatch]) -> tuple[dict[str, torch.Tensor], int]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(step, self._config)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses, num_tokens = self._objective.accumulate({kind: batch.rows for kind, batch in batches.items()})
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_gradient_norm)
+        self._optimizer.step()
+        return losses, num_tokens
+
+    def _streams(self, states: dict[str, StreamState]) -> dict[str, Iterator[StreamBatch]]:
+        return {
+            kind: RowStream(self._cache, kind, "train", batch_rows=batch_rows, seed=self._config.seed).batches(
+                states.get(kind)
+            )
+            for kind, batch_rows in self._objective.batch_rows().items()
+        }
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._model.eval()
+        found = evaluate_model(self._model, self._cache, max_blocks=_EVALUATION_BLOCKS)
+        self._model.train()
+        return found
+
+    def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
+        save_checkpoint(
+            self._config.out, step=step, model=self._model, optimizer=self._optimizer, streams=states, run=self._run
+        )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that fills when the run is asked to stop (Ctrl-C, SIGTERM); a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs this thread handles signals
+        previous = {}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
+    """What decides the weights of a run: its settings, and the rows it reads."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
+    facts = {
+        "cache_shards": [shard.sha256 for shard in cache.manifest.shards],
+        **settings,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def _require_same_run(out: Path, run: dict[str, Any]) -> None:
+    begun = json.loads((out / RUN_NAME).read_text())
+    for field in run:
+        if begun.get(field) != run[field]:
+            raise RunMismatchError(str(out), field, begun.get(field), run[field])
+
+
+def _save_student(model: Any, cache: Cache, config: TrainConfig, run: dict[str, Any]) -> None:
+    """Publish a save_pretrained directory with the tokenizer; run.json comes last and marks it finished."""
+    staging = config.out / f"{TEMPORARY_PREFIX}student"
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    load_tokenizer(cache.tokenizer_dir).save_pretrained(staging)
+    length_penalty = cache.identity.config.get("beams", {}).get("length_penalty")
+    facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
+    (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    names = sorted(path.name for path in staging.iterdir())
+    for name in itertools.chain((n for n in names if n != RUN_NAME), [RUN_NAME]):
+        (staging / name).replace(config.out / name)
+    staging.rmdir()
+    remove_leftovers(config.out)
