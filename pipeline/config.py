@@ -27,7 +27,7 @@ class SoftTargetsConfig:
     top_k: int = 16
     """Largest probabilities kept exactly at every position; may be 0 when the tail is sampled."""
     tail_weight: float | None = 0.03
-    """Probability that each sampled tail entry stands for (smaller: more entries); None keeps the tail as one number."""
+    """Probability that each sampled tail entry stands for (smaller: more entries); None: the tail is one number."""
     temperatures: tuple[float, ...] = (1.0,)
     """Temperatures that students may train at; a sampled tail is drawn at the first."""
     mantissa_bits: int = 6

@@ -1,0 +1,92 @@
+"""Fakes, not downloads: a tiny random GPT-2 with a byte-level tokenizer, real prose, and a cache made of them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig, precompute
+from storage import Cache
+
+EOS = "<|endoftext|>"
+_WORDS = "the teacher ran once and wrote down what it knew so that a student may learn from it alone".split()
+
+
+def make_tokenizer(directory: Path, *, eos_token: str | None = EOS) -> None:
+    """A byte-level tokenizer: 256 bytes and, perhaps, an end-of-text token."""
+    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    if eos_token:
+        vocab[eos_token] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos_token).save_pretrained(directory)
+
+
+def make_teacher(directory: Path, *, vocab_size: int = 257, eos_token: str | None = EOS, seed: int = 0) -> Path:
+    """A random GPT-2 of about 30,000 parameters whose distributions are far from flat."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab_size, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.25,
+        bos_token_id=None, eos_token_id=256 if eos_token else None,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    make_tokenizer(directory, eos_token=eos_token)
+    return directory
+
+
+def make_text(num_documents: int, seed: int = 0) -> list[str]:
+    """Documents of 3 to 40 words."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(_WORDS, k=rng.randint(3, 40))) + ".\n" for _ in range(num_documents)]
+
+
+def tiny_config(teacher: Path, data: Path, out: Path, **changes: object) -> PrecomputeConfig:
+    """A run of a second or two with several shards of each kind."""
+    settings: dict[str, object] = {
+        "teacher": str(teacher),
+        "data": str(data),
+        "out": out,
+        "document_separator": "\n",
+        "block_size": 32,
+        "batch_tokens": 256,
+        "shard_tokens": 1100,
+        "validation_fraction": 0.2,
+        "device": "cpu",
+        "quiet": True,
+        "soft_targets": SoftTargetsConfig(top_k=4, tail_weight=0.05, temperatures=(1.0, 2.0)),
+        "samples": SamplesConfig(num_prompts=20, prompt_tokens=6, max_new_tokens=12),
+        "beams": BeamsConfig(num_prompts=20, prompt_tokens=6, max_new_tokens=6),
+    }
+    return PrecomputeConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "documents.txt"
+    path.write_text("".join(make_text(60)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """A finished cache with a sampled tail; tests that change it copy it first."""
+    return precompute(tiny_config(teacher_dir, text_file, tmp_path_factory.mktemp("cache") / "cache"))
+
+
+@pytest.fixture(scope="session")
+def bucketed_cache(teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """The same with the tail kept as one number."""
+    settings = SoftTargetsConfig(top_k=8, tail_weight=None, temperatures=(1.0, 2.0))
+    out = tmp_path_factory.mktemp("bucketed") / "cache"
+    return precompute(tiny_config(teacher_dir, text_file, out, soft_targets=settings))
