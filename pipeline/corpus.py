@@ -58,6 +58,8 @@ def open_corpus(config: PrecomputeConfig) -> Corpus:
     path = Path(config.data)
     if path.exists():
         return _file_corpus(config, path)
+    if _format_of(path) or config.data.startswith(("/", ".", "~")):
+        raise NoSuchDataError(config.data, "no such file")
     return _hub_corpus(config)
 
 
@@ -113,7 +115,9 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
 
 def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         return datasets.load_dataset(loader, split="train", streaming=True, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

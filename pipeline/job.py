@@ -5,6 +5,7 @@ Killed anywhere and run again, it ends with the same bytes as an undisturbed run
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
+from pipeline.errors import DataError
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher import Teacher, load_teacher, tokenizer_sha256
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
@@ -68,7 +70,11 @@ def precompute(config: PrecomputeConfig) -> Cache:
     Raises DataError, TeacherError, CacheMismatchError, ConfigError or DiskFullError.
     """
     _require_own_directory(config.out)
-    job = load_job(config, config.out / WORK_DIR)
+    try:
+        job = load_job(config, config.out / WORK_DIR)
+    except DataError:
+        _remove_empty(config.out)
+        raise
     saved_tokenizer = _save_tokenizer(job.teacher, config.out / WORK_DIR / TOKENIZER_DIR)
     identity = _identity(job, tokenizer_sha256(saved_tokenizer))
     identity = _begin_or_resume(config.out, identity)
@@ -110,6 +116,13 @@ def _require_own_directory(out: Path) -> None:
             )
     elif out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: not a directory")
+
+
+def _remove_empty(out: Path) -> None:
+    """Leave nothing behind for text that could not be used."""
+    shutil.rmtree(out / WORK_DIR, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        out.rmdir()
 
 
 def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:

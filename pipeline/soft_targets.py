@@ -86,7 +86,7 @@ class SoftTargetsProducer:
                 top_k=settings.top_k,
                 tail_weight=settings.tail_weight,
                 temperatures=settings.temperatures,
-            )
+            ).flatten()
             for first in range(0, len(hidden_PD), size)
         ]
 

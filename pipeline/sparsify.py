@@ -40,6 +40,39 @@ class SparseTargets:
     tempered_tail_logmass: dict[float, NDArray[np.float32]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaddedTargets:
+    """Sparse targets of C positions on the teacher's device, padded where the masks are False.
+
+    head_ids, head_logprobs, is_head [C, K], ids ascending; tail_ids, is_drawn [C, J], ids ascending;
+    tail_logprob, entropy, label_logprob [C] nats; tempered_tail_logmass {temperature: [C]}.
+    """
+
+    head_ids: Tensor
+    head_logprobs: Tensor
+    is_head: Tensor
+    tail_ids: Tensor
+    is_drawn: Tensor
+    tail_logprob: Tensor
+    entropy: Tensor
+    label_logprob: Tensor
+    tempered_tail_logmass: dict[float, Tensor]
+
+    def flatten(self) -> SparseTargets:
+        """The same on the host without padding, head before tail at every position."""
+        is_entry = torch.cat([self.is_head, self.is_drawn], dim=1)
+        return SparseTargets(
+            head_size=_numpy(self.is_head.sum(1)),
+            tail_size=_numpy(self.is_drawn.sum(1)),
+            ids=_numpy(torch.cat([self.head_ids, self.tail_ids], dim=1)[is_entry]),
+            logprobs=_numpy(self.head_logprobs[self.is_head]),
+            tail_logprob=_numpy(self.tail_logprob),
+            entropy=_numpy(self.entropy),
+            label_logprob=_numpy(self.label_logprob),
+            tempered_tail_logmass={t: _numpy(mass_C) for t, mass_C in self.tempered_tail_logmass.items()},
+        )
+
+
 def sparsify(
     logits_CV: Tensor,
     label_ids_C: Tensor,
@@ -48,7 +81,7 @@ def sparsify(
     top_k: int,
     tail_weight: float | None,
     temperatures: tuple[float, ...],
-) -> SparseTargets:
+) -> PaddedTargets:
     """Sparse targets of float32 logits.
 
     uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the
@@ -62,23 +95,23 @@ def sparsify(
     draw_CV = probs_CV if temperatures[0] == 1.0 else torch.softmax(logprobs_CV / temperatures[0], dim=1)
 
     head_ids_CK, is_head_CK = _choose_head(logprobs_CV, draw_CV, top_k, tail_weight)
-    head_logprobs_CK = logprobs_CV.gather(1, head_ids_CK)
+    head_logprobs_CK = logprobs_CV.gather(1, head_ids_CK).clamp(max=0.0)
     _zero_where(probs_CV, head_ids_CK, is_head_CK)
     if draw_CV is not probs_CV:
         _zero_where(draw_CV, head_ids_CK, is_head_CK)
     tail_logprob_C = _tail_logprob(probs_CV, logprobs_CV, head_ids_CK, is_head_CK)
     tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, uniforms_C, tail_weight)
     tempered = {t: _tempered_tail_logmass(logprobs_CV, head_ids_CK, is_head_CK, t) for t in temperatures if t != 1.0}
-    ids, logprobs = _interleave(head_ids_CK, is_head_CK, head_logprobs_CK, tail_ids_CJ, is_drawn_CJ)
-    return SparseTargets(
-        head_size=_numpy(is_head_CK.sum(1)),
-        tail_size=_numpy(is_drawn_CJ.sum(1)),
-        ids=_numpy(ids),
-        logprobs=_numpy(logprobs),
-        tail_logprob=_numpy(tail_logprob_C),
-        entropy=_numpy(entropy_C.clamp(min=0)),
-        label_logprob=_numpy(label_logprob_C),
-        tempered_tail_logmass={t: _numpy(mass_C) for t, mass_C in tempered.items()},
+    return PaddedTargets(
+        head_ids=head_ids_CK,
+        head_logprobs=head_logprobs_CK,
+        is_head=is_head_CK,
+        tail_ids=tail_ids_CJ,
+        is_drawn=is_drawn_CJ,
+        tail_logprob=tail_logprob_C,
+        entropy=entropy_C.clamp(min=0),
+        label_logprob=label_logprob_C,
+        tempered_tail_logmass=tempered,
     )
 
 
@@ -151,14 +184,6 @@ def _draw_tail(draw_CV: Tensor, uniforms_C: Tensor, tail_weight: float | None) -
     is_drawn_CJ = thresholds_CJ < mass_C1
     ids_CJ = torch.searchsorted(running_CV, thresholds_CJ, right=True).clamp(max=vocab_size - 1)
     return ids_CJ, is_drawn_CJ
-
-
-def _interleave(
-    head_ids_CK: Tensor, is_head_CK: Tensor, head_logprobs_CK: Tensor, tail_ids_CJ: Tensor, is_drawn_CJ: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Flat ids, position by position, head before tail; flat logprobs of the head."""
-    ids = torch.cat([head_ids_CK, tail_ids_CJ], dim=1)[torch.cat([is_head_CK, is_drawn_CJ], dim=1)]
-    return ids, head_logprobs_CK[is_head_CK].clamp(max=0.0)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

@@ -6,6 +6,7 @@ Sources are parsed, never imported or run.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sysconfig
 from collections.abc import Iterator
@@ -14,8 +15,16 @@ from pathlib import Path
 _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "lib2to3"}
 
 
-def stdlib_documents() -> Iterator[str]:
-    """One document per module: its docstrings in source order, each under the name it documents."""
+@functools.cache
+def stdlib_documents() -> tuple[str, ...]:
+    """One document per module: its docstrings in source order, each under the name it documents.
+
+    A few megabytes, kept because parsing takes seconds and every run reads them twice.
+    """
+    return tuple(_documents())
+
+
+def _documents() -> Iterator[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(path.relative_to(root).parts):

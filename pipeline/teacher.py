@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
+from pipeline.matmul_precision import use_fast_matmul
 from storage.hashing import sha256_file
 from storage.segments import position_ids
 
@@ -163,6 +165,8 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
     Raises NoSuchTeacherError or LeakingTeacherError.
     """
     device = choose_device(config.device)
+    if device.type == "cpu":
+        use_fast_matmul()
     tokenizer = load_tokenizer(config)
     model = _loading(
         config,
@@ -227,6 +231,9 @@ def _context_length(model_config: Any) -> int:
 def _loading(config: PrecomputeConfig, load: Callable[[], Any]) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if config.teacher.startswith(("/", ".", "~")) and not Path(config.teacher).is_dir():
+        raise NoSuchTeacherError(config.teacher, "no such directory")
     try:
         return load()
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from storage.cache import Cache
 from student.errors import NoSuchStudentError, StudentContextError, UnknownPresetError, VocabularyMismatchError
+from student.matmul_precision import use_fast_matmul
 
 # GPT-2 architecture: layers, width, heads. distil is the shape of DistilGPT2.
 PRESETS: dict[str, dict[str, int]] = {
@@ -99,10 +100,11 @@ def context_length_of(model: Any) -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that --device names."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    """The device that --device names, its float32 products on the fast path where that is exact."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    if device.type == "cpu":
+        use_fast_matmul()
+    return device
 
 
 def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:

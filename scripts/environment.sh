@@ -1,0 +1,14 @@
+# Sourced by demo.sh and test.sh: makes .venv once and installs the project with pinned versions.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "Python 3.10 or newer is needed; set PYTHON to one" >&2
+    exit 2
+}
+wanted=$(cat pyproject.toml constraints.txt | cksum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+    echo "making .venv"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+    echo "$wanted" >.venv/installed
+fi

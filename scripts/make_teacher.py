@@ -1,0 +1,163 @@
+"""Train a small GPT-2 teacher and its byte-level BPE on the spot, for machines without a checkpoint.
+
+    python -m scripts.make_teacher --data stdlib --out demo/teacher
+
+The teacher reads the training split only: the same documents that teachonce-precompute holds out, with
+the same seed and fraction, stay unseen.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from pipeline.blocks import Blocks
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus import Corpus, open_corpus
+from pipeline.matmul_precision import use_fast_matmul
+from pipeline.tokenization import tokenize_corpus
+from storage.hashing import hash_permutation
+from storage.progress import Progress
+from storage.segments import position_ids, valid_targets
+from student.losses.fused_head import HeadLoss, fused_head_loss
+from student.losses.targets import SparseTargets
+from student.model import head_weight, hidden_states, num_parameters
+
+EOS = "<|endoftext|>"
+_LABELS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A GPT-2-architecture teacher trained on plain text."""
+
+    out: Path
+    """Directory of the teacher."""
+    data: str = "stdlib"
+    """As teachonce-precompute's --data."""
+    vocab_size: int = 4096
+    """Entries of the byte-level BPE."""
+    layers: int = 4
+    width: int = 256
+    heads: int = 8
+    context: int = 256
+    block_size: int = 128
+    """Targets in a block."""
+    epochs: float = 3.0
+    """Passes over the training split."""
+    batch_blocks: int = 16
+    learning_rate: float = 2e-3
+    """Peak; falls to zero along a one-cycle schedule."""
+    validation_fraction: float = 0.05
+    seed: int = 0
+
+
+def main() -> None:
+    """Train and save; a finished teacher is left as it is."""
+    config = tyro.cli(TeacherConfig, description=__doc__)
+    if (config.out / "config.json").is_file():
+        print(f"{config.out}: a teacher is there already", file=sys.stderr)
+        return
+    reading = PrecomputeConfig(
+        teacher=str(config.out),
+        data=config.data,
+        out=config.out,
+        block_size=config.block_size,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+    )
+    corpus = open_corpus(reading)
+    tokenizer = train_tokenizer(corpus, config.vocab_size)
+    with tempfile.TemporaryDirectory() as work_dir:
+        tokenized = tokenize_corpus(
+            corpus, tokenizer, reading, dtype=np.uint16, context_length=config.context, work_dir=Path(work_dir) / "work"
+        )
+        model = train_model(Blocks(tokenized.documents["train"], config.block_size), tokenizer, config)
+    tokenizer.save_pretrained(config.out)
+    model.save_pretrained(config.out)
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (as GPT-2's) trained on the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for document in corpus.documents() for piece in document.pieces), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, bos_token=EOS)
+
+
+def train_model(blocks: Blocks, tokenizer: PreTrainedTokenizerFast, config: TeacherConfig) -> Any:
+    """Next-token training on shuffled blocks, documents isolated as precompute isolates them."""
+    use_fast_matmul()
+    torch.manual_seed(config.seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=config.context,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    ).train()
+    model.set_attn_implementation("eager")  # the fastest backward pass on CPU at this length
+    steps = max(1, int(config.epochs * len(blocks)) // config.batch_blocks)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
+    )
+    print(f"teacher: {num_parameters(model):,} parameters, {len(blocks):,} blocks", file=sys.stderr)
+    with Progress(steps, "train teacher", "steps") as bar:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = _loss(model, blocks, _rows_of(step, len(blocks), config))
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.update(1, loss=f"{float(loss.detach()):.3f}")
+    return model.eval()
+
+
+def _rows_of(step: int, num_blocks: int, config: TeacherConfig) -> list[int]:
+    first = step * config.batch_blocks
+    return [
+        int(hash_permutation(num_blocks, config.seed, (first + i) // num_blocks)[(first + i) % num_blocks])
+        for i in range(config.batch_blocks)
+    ]
+
+
+def _loss(model: Any, blocks: Blocks, rows: list[int]) -> torch.Tensor:
+    input_ids = np.concatenate([blocks.input_ids(row, row + 1) for row in rows]).astype(np.int64)
+    lengths = [blocks.segment_lengths(row) for row in rows]
+    is_valid = np.stack([valid_targets(segment_lengths) for segment_lengths in lengths])
+    positions = np.stack([position_ids(segment_lengths)[:-1] for segment_lengths in lengths])
+    hidden = hidden_states(model, torch.from_numpy(input_ids[:, :-1].copy()), torch.from_numpy(positions))
+    labels = torch.from_numpy(input_ids[:, 1:][is_valid])
+    hidden_PD = hidden[torch.from_numpy(is_valid)]
+    total, _, _ = fused_head_loss(hidden_PD, head_weight(model), SparseTargets.labels_only(labels), _LABELS)
+    return total / len(labels)
+
+
+if __name__ == "__main__":
+    main()

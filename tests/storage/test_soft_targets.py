@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage import soft_targets
+from storage.errors import RowError
+from storage.manifest import CacheIdentity
+from storage.segments import valid_targets
+from storage.shard import batch_stats, check_batch
+from storage.soft_targets import SoftTargetRows
+
+Edit = Callable[[list[Any]], object]
+SCALARS = ("tail_logprob", "entropy", "label_logprob")
+
+
+@pytest.fixture
+def hand_made_rows() -> SoftTargetRows:
+    """Two blocks of four targets; in the second, target 1 crosses from one document into the next."""
+    valid = np.array([[1, 1, 1, 1], [1, 0, 1, 1]])
+    return SoftTargetRows(
+        row_id=np.array([4, 5]),
+        input_ids=np.array([[0, 1, 2, 3, 4], [9, 8, 7, 6, 5]], dtype=np.uint16),
+        segment_lengths=[np.array([5]), np.array([2, 3])],
+        head_size=2 * valid,
+        tail_size=2 * valid,
+        ids=np.tile([3, 6, 0, 9], 7).astype(np.uint16),
+        logprobs=np.tile(np.log([0.5, 0.25]), 7),
+        tail_logprob=np.where(valid, np.log(0.25), 0.0),
+        entropy=np.where(valid, 1.5, 0.0),
+        label_logprob=np.where(valid, -2.0, 0.0),
+        tempered_tail_logmass={2.0: np.where(valid, 0.75, 0.0)},
+    )
+
+
+@pytest.fixture
+def hand_made_batch(hand_made_rows: SoftTargetRows) -> pa.RecordBatch:
+    return soft_targets.encode(hand_made_rows, soft_targets.schema(10, 4, (1.0, 2.0)), 10)
+
+
+def assert_equal_rows(found: SoftTargetRows, expected: SoftTargetRows) -> None:
+    for name in ("row_id", "input_ids", "head_size", "tail_size", "ids", *SCALARS):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_array_equal(found.logprobs, expected.logprobs)
+    assert [s.tolist() for s in found.segment_lengths] == [s.tolist() for s in expected.segment_lengths]
+    assert found.tempered_tail_logmass.keys() == expected.tempered_tail_logmass.keys()
+    for temperature, logmass in expected.tempered_tail_logmass.items():
+        np.testing.assert_array_equal(found.tempered_tail_logmass[temperature], logmass)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "block_size", "head", "tail"),
+    [
+        (50, 6, 3, 2),
+        (50, 6, 0, 4),
+        (50, 6, 4, 0),
+        (50, 6, 0, 0),
+        (7, 6, 7, 0),
+        (7, 6, 3, 4),
+        (1, 3, 1, 0),
+        (50, 1, 2, 1),
+        (65535, 6, 5, 3),
+        (65536, 6, 5, 3),
+    ],
+)
+def test_decode_returns_what_was_encoded(
+    make: SimpleNamespace, vocab_size: int, block_size: int, head: int, tail: int
+) -> None:
+    rows = make.soft_target_rows(5, first_row_id=9, vocab_size=vocab_size, block_size=block_size, head=head, tail=tail)
+    schema = soft_targets.schema(vocab_size, block_size, (1.0, 2.0))
+    batch = soft_targets.encode(rows, schema, 10)
+    batch.validate(full=True)
+    assert batch.schema.equals(schema)
+    soft_targets.check(batch, vocab_size, "here")
+    assert_equal_rows(soft_targets.decode(batch), rows)
+
+
+@pytest.mark.parametrize(("vocab_size", "token"), [(65535, pa.uint16()), (65536, pa.uint32())])
+def test_token_type_holds_every_id_and_every_count(make: SimpleNamespace, vocab_size: int, token: pa.DataType) -> None:
+    schema = soft_targets.schema(vocab_size, 2)
+    assert schema.field("ids").type.value_type == token
+    assert schema.field("input_ids").type.value_type == token
+    rows = make.soft_target_rows(1, vocab_size=vocab_size, block_size=2, head=vocab_size, tail=0, temperatures=(1.0,))
+    batch = soft_targets.encode(rows, schema, 10)
+    decoded = soft_targets.decode(batch)
+    assert decoded.head_size.max() == vocab_size
+    assert decoded.ids.max() == vocab_size - 1
+    np.testing.assert_array_equal(decoded.ids, rows.ids)
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 1), (1, 1), (2, 3), (4, 1), (0, 5)])
+def test_a_slice_of_a_batch_decodes_to_its_own_rows(make: SimpleNamespace, start: int, length: int) -> None:
+    schema = soft_targets.schema(50, 6, (1.0, 2.0))
+    whole = soft_targets.encode(make.soft_target_rows(5), schema, 10)
+    part = whole.slice(start, length)
+    alone = pa.RecordBatch.from_pylist(part.to_pylist(), schema=schema)
+    soft_targets.check(part, 50, "here")
+    assert_equal_rows(soft_targets.decode(part), soft_targets.decode(alone))
+    assert batch_stats(part, "soft_targets") == batch_stats(alone, "soft_targets")
+
+
+def test_a_batch_without_rows_decodes_to_none(make: SimpleNamespace) -> None:
+    batch = soft_targets.encode(make.soft_target_rows(3), soft_targets.schema(50, 6, (1.0, 2.0)), 10).slice(1, 0)
+    rows = soft_targets.decode(batch)
+    assert len(rows) == 0
+    assert rows.segment_lengths == []
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 1.5, 1 / 3, 1.2345678, 1e-7, 12345678.0])
+def test_each_temperature_is_found_again_under_its_own_value(make: SimpleNamespace, temperature: float) -> None:
+    rows = make.soft_target_rows(2, temperatures=(1.0, temperature))
+    batch = soft_targets.encode(rows, soft_targets.schema(50, 6, (1.0, temperature)), 10)
+    assert list(soft_targets.decode(batch).tempered_tail_logmass) == [temperature]
+
+
+def test_logprobs_are_rounded_and_scalars_are_not(make: SimpleNamespace) -> None:
+    rows = make.soft_target_rows(4)
+    decoded = soft_targets.decode(soft_targets.encode(rows, soft_targets.schema(50, 6, (1.0, 2.0)), 3))
+    assert np.all(decoded.logprobs.view(np.uint16) & 0b1111111 == 0)
+    np.testing.assert_allclose(decoded.logprobs.astype(float), rows.logprobs.astype(float), rtol=2**-4)
+    for name in SCALARS:
+        np.testing.assert_array_equal(getattr(decoded, name), getattr(rows, name))
+
+
+def test_head_mask_tells_head_from_tail(hand_made_batch: pa.RecordBatch) -> None:
+    rows = soft_targets.decode(hand_made_batch)
+    assert soft_targets.head_mask(rows).tolist() == [True, True, False, False] * 7
+    assert rows.ids[soft_targets.head_mask(rows)].tolist() == [3, 6] * 7
+
+
+def test_valid_targets_follow_the_segments(hand_made_batch: pa.RecordBatch) -> None:
+    rows = soft_targets.decode(hand_made_batch)
+    assert rows.is_valid_target.tolist() == [valid_targets(s).tolist() for s in rows.segment_lengths]
+    assert rows.is_valid_target.tolist() == [[True] * 4, [True, False, True, True]]
+
+
+def test_statistics_count_valid_targets_alone(hand_made_batch: pa.RecordBatch) -> None:
+    stats = batch_stats(hand_made_batch, "soft_targets")
+    assert (stats.num_tokens, stats.num_targets) == (10, 7)
+    assert (stats.entropy_sum_nats, stats.label_nll_sum_nats) == (7 * 1.5, 7 * 2.0)
+
+
+def at(row: int, *places: int, value: object) -> Edit:
+    """An edit that sets values of one row at some places."""
+
+    def edit(rows: list[Any]) -> None:
+        for place in places:
+            rows[row][place] = value
+
+    return edit
+
+
+def swap(row: int, first: int, second: int) -> Edit:
+    def edit(rows: list[Any]) -> None:
+        rows[row][first], rows[row][second] = rows[row][second], rows[row][first]
+
+    return edit
+
+
+BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
+    "label outside the vocabulary": ({"input_ids": at(0, 4, value=10)}, "input_ids", "vocabulary of 10"),
+    "entry outside the vocabulary": ({"ids": at(1, 3, value=10)}, "ids", "vocabulary of 10"),
+    "largest entry that the type holds": ({"ids": at(1, 3, value=65535)}, "ids", "vocabulary of 10"),
+    "head not ascending": ({"ids": swap(0, 0, 1)}, "ids", "ascend"),
+    "tail not ascending": ({"ids": swap(1, 10, 11)}, "ids", "ascend"),
+    "head repeats an id": ({"ids": at(0, 0, value=6)}, "ids", "ascend"),
+    "tail repeats an id": ({"ids": at(1, 11, value=0)}, "ids", "ascend"),
+    "id in head and tail": ({"ids": at(0, 2, value=6)}, "ids", "both head and tail"),
+    "one id too many": ({"ids": lambda rows: rows[0].append(9)}, "ids", "length"),
+    "one id too few": ({"ids": lambda rows: rows[1].pop()}, "ids", "length"),
+    "ids moved to the next row": (
+        {"ids": lambda rows: rows[1].insert(0, rows[0].pop())},
+        "ids",
+        "length",
+    ),
+    "one logprob too many": ({"logprobs": lambda rows: rows[0].append(-1.0)}, "logprobs", "length"),
+    "one logprob too few": ({"logprobs": lambda rows: rows[1].pop()}, "logprobs", "length"),
+    "head counted as tail": (
+        {"head_size": at(0, 0, value=1), "tail_size": at(0, 0, value=3)},
+        "logprobs",
+        "length",
+    ),
+    "count too large": ({"head_size": at(0, 0, value=65535)}, "ids", "length"),
+    "logprob NaN": ({"logprobs": at(0, 3, value=float("nan"))}, "logprobs", "finite"),
+    "logprob minus infinity": ({"logprobs": at(0, 3, value=float("-inf"))}, "logprobs", "finite"),
+    "logprob positive": ({"logprobs": at(0, 3, value=0.01)}, "logprobs", "≤ 0"),
+    "tail logprob NaN": ({"tail_logprob": at(1, 2, value=float("nan"))}, "tail_logprob", "NaN"),
+    "tail logprob positive": ({"tail_logprob": at(1, 2, value=0.01)}, "tail_logprob", "above 0"),
+    "tail logprob NaN at a masked target": ({"tail_logprob": at(1, 1, value=float("nan"))}, "tail_logprob", "NaN"),
+    "label logprob NaN": ({"label_logprob": at(1, 2, value=float("nan"))}, "label_logprob", "NaN"),
+    "label logprob positive": ({"label_logprob": at(1, 2, value=0.01)}, "label_logprob", "above 0"),
+    "label logprob minus infinity": ({"label_logprob": at(1, 2, value=float("-inf"))}, "label_logprob", "finite"),
+    "entropy NaN": ({"entropy": at(0, 0, value=float("nan"))}, "entropy", "outside"),
+    "entropy negative": ({"entropy": at(0, 0, value=-0.01)}, "entropy", "outside"),
+    "entropy above the logarithm of the vocabulary": ({"entropy": at(0, 0, value=2.4)}, "entropy", "outside"),
+    "tempered mass NaN": (
+        {"tail_logmass_at_2": at(0, 0, value=float("nan"))},
+        "tail_logmass_at_2",
+        "NaN",
+    ),
+    "tempered mass infinite": (
+        {"tail_logmass_at_2": at(0, 0, value=float("inf"))},
+        "tail_logmass_at_2",
+        "infinite",
+    ),
+    "mass above one": ({"tail_logprob": at(0, 1, value=-0.5)}, "tail_logprob", "mass 1"),
+    "mass below one": ({"tail_logprob": at(0, 1, value=float("-inf"))}, "tail_logprob", "mass 1"),
+    "head alone above one": (
+        {"logprobs": at(0, 0, 1, value=-0.25)},
+        "tail_logprob",
+        "mass 1",
+    ),
+    "segments too short": ({"segment_lengths": at(0, 0, value=4)}, "segment_lengths", "5 tokens"),
+    "segments too long": ({"segment_lengths": at(1, 0, value=3)}, "segment_lengths", "5 tokens"),
+    "segments too long by 2**32": (
+        {"segment_lengths": lambda rows: rows[0].extend([2**32 - 1, 1])},
+        "segment_lengths",
+        "5 tokens",
+    ),
+    "no segments": ({"segment_lengths": lambda rows: rows[0].clear()}, "segment_lengths", "5 tokens"),
+    "empty segment": ({"segment_lengths": lambda rows: rows[0].append(0)}, "segment_lengths", "empty"),
+    "masked target with a head": (
+        {
+            "head_size": at(1, 1, value=1),
+            "ids": lambda rows: rows[1].insert(4, 3),
+            "logprobs": lambda rows: rows[1].insert(2, -1.0),
+        },
+        "head_size",
+        "masked",
+    ),
+    "masked target with a tail": (
+        {"tail_size": at(1, 1, value=1), "ids": lambda rows: rows[1].insert(4, 3)},
+        "head_size",
+        "masked",
+    ),
+    "row ids skip one": ({"row_id": lambda rows: rows.__setitem__(1, 6)}, "row_id", "count up"),
+    "row ids repeat": ({"row_id": lambda rows: rows.__setitem__(1, 4)}, "row_id", "count up"),
+    "row ids go down": ({"row_id": lambda rows: rows.reverse()}, "row_id", "count up"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ROWS)
+def test_a_broken_rule_is_refused_by_the_name_of_its_column(
+    hand_made_batch: pa.RecordBatch, make: SimpleNamespace, forge: SimpleNamespace, case: str
+) -> None:
+    edits, column, problem = BROKEN_ROWS[case]
+    identity: CacheIdentity = make.identity(vocab_size=10, block_size=4)
+    batch = hand_made_batch
+    check_batch(batch, "soft_targets", identity, "here")
+    for name, edit in edits.items():
+        batch = forge.column(batch, name, edit)
+    with pytest.raises(RowError, match=problem) as caught:
+        check_batch(batch, "soft_targets", identity, "here")
+    assert (caught.value.column, caught.value.where) == (column, "here")
+
+
+@pytest.mark.parametrize(
+    ("column", "edit"),
+    [
+        ("tail_logprob", at(1, 1, value=float("-inf"))),
+        ("tempered", at(0, 0, value=float("-inf"))),
+        ("entropy", at(0, 0, value=2.302)),
+        ("tail_logprob", at(0, 0, value=float(np.log(0.29)))),
+    ],
+    ids=["mass of a masked target", "tempered mass of zero", "uniform entropy", "mass lifted by rounding"],
+)
+def test_what_the_rules_allow_is_accepted(
+    hand_made_batch: pa.RecordBatch, forge: SimpleNamespace, column: str, edit: Edit
+) -> None:
+    name = {"tempered": "tail_logmass_at_2"}.get(column, column)
+    soft_targets.check(forge.column(hand_made_batch, name, edit), 10, "here")
+
+
+def test_ids_too_large_for_their_type_are_not_wrapped(make: SimpleNamespace) -> None:
+    rows = make.soft_target_rows(1, vocab_size=70000)
+    rows.ids[-1] = 65536 + 3
+    with pytest.raises(ValueError, match="65539"):
+        soft_targets.encode(rows, soft_targets.schema(50, 6, (1.0, 2.0)), 10)
