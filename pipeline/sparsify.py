@@ -178,7 +178,8 @@ def _draw_tail(draw_CV: Tensor, uniforms_C: Tensor, tail_weight: float | None) -
         return empty, empty.bool()
     running_CV = draw_CV.cumsum(dim=1, dtype=torch.float64)
     mass_C1 = running_CV[:, -1:]
-    num_draws = int(torch.ceil(mass_C1.max() / tail_weight)) + 1
+    # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
+    num_draws = int(torch.ceil(mass_C1.nan_to_num(nan=0.0).max() / tail_weight)) + 1
     steps_J = torch.arange(num_draws, device=draw_CV.device, dtype=torch.float64)
     thresholds_CJ = (uniforms_C[:, None] + steps_J) * tail_weight
     is_drawn_CJ = thresholds_CJ < mass_C1

@@ -21,11 +21,11 @@ def stdlib_documents() -> tuple[str, ...]:
 
     A few megabytes, kept because parsing takes seconds and every run reads them twice.
     """
-    return tuple(_documents())
+    return tuple(docstring_documents(Path(sysconfig.get_paths()["stdlib"])))
 
 
-def _documents() -> Iterator[str]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+def docstring_documents(root: Path) -> Iterator[str]:
+    """One document per module below `root` that has docstrings."""
     for path in sorted(root.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(path.relative_to(root).parts):
             text = "\n\n".join(_docstrings(path))

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional, arg
 
 from storage.command import run_command
 from student.config import EvaluateConfig, TrainConfig
 
 
-def train(config: OmitArgPrefixes[TrainConfig]) -> int:
+def train(config: Annotated[TrainConfig, arg(name="")]) -> int:
     """Train a student from a cache alone; a rerun with the same settings resumes."""
     from student.trainer import train as run
 
@@ -25,7 +25,7 @@ def train(config: OmitArgPrefixes[TrainConfig]) -> int:
 
 
 def evaluate(
-    config: OmitArgPrefixes[EvaluateConfig], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    config: Annotated[EvaluateConfig, arg(name="")], json_output: Annotated[bool, arg(name="json")] = False
 ) -> int:
     """Measure a student against the cached teacher on the validation split.
 
