@@ -219,7 +219,7 @@ def _begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
     """
     if not (out / PLAN_NAME).exists():
         write_plan(out, identity)
-        return identity
+        return read_plan(out)  # as every later run will read it
     begun = read_plan(out)
     found, wanted = (_flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
     for field in sorted(found.keys() | wanted.keys()):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig
@@ -44,8 +44,10 @@ class TeacherConfig:
     """Directory of the teacher."""
     data: str = "stdlib"
     """As teachonce-precompute's --data."""
+    tokenizer: str | None = None
+    """Directory or hub id of a tokenizer to use; None trains a byte-level BPE on the text."""
     vocab_size: int = 4096
-    """Entries of the byte-level BPE."""
+    """Entries of the byte-level BPE that is trained."""
     layers: int = 4
     width: int = 256
     heads: int = 8
@@ -76,7 +78,11 @@ def main() -> None:
         seed=config.seed,
     )
     corpus = open_corpus(reading)
-    tokenizer = train_tokenizer(corpus, config.vocab_size)
+    tokenizer = (
+        train_tokenizer(corpus, config.vocab_size)
+        if config.tokenizer is None
+        else AutoTokenizer.from_pretrained(config.tokenizer)
+    )
     with tempfile.TemporaryDirectory() as work_dir:
         tokenized = tokenize_corpus(
             corpus, tokenizer, reading, dtype=np.uint16, context_length=config.context, work_dir=Path(work_dir) / "work"

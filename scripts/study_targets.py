@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import tyro
 from torch import Tensor
 
 from pipeline.sparsify import SparseTargets as HostTargets
@@ -80,8 +81,6 @@ class Scheme:
 
 def main() -> None:
     """Prepare, run or plot."""
-    import tyro
-
     tyro.extras.subcommand_cli_from_dict({"prepare": prepare, "run": run, "plot": plot}, description=__doc__)
 
 
@@ -485,7 +484,7 @@ def _calibration_error(confidence: Tensor, is_right: Tensor, bins: int = 15) -> 
     return total
 
 
-def run(config: StudyConfig) -> None:
+def run(config: Annotated[StudyConfig, tyro.conf.arg(name="")]) -> None:
     """Train the teacher and all students; results go to OUT/NAME.json after every seed."""
     device = torch.device(config.device)
     facts = json.loads((config.out / "text.json").read_text())
@@ -528,8 +527,9 @@ def _teacher_entropy(teacher: Any, held_out: Tensor, chunk: int) -> dict[str, fl
 
 def _stored_bytes(config: StudyConfig, teacher: Any, held_out: Tensor, vocab_size: int) -> dict[str, float]:
     """Payload of each scheme on 64 held-out blocks."""
-    logp = _held_out_logprobs(teacher, held_out[:64])
-    uniforms = _uniforms(torch.arange(64), config.block_size, 0, logp.device)
+    blocks = held_out[:64]
+    logp = _held_out_logprobs(teacher, blocks)
+    uniforms = _uniforms(torch.arange(len(blocks)), config.block_size, 0, logp.device)
     return {s.name: s.stored_bytes(logp, uniforms) for s in all_schemes() if s.stored_bytes is not None}
 
 

@@ -25,13 +25,19 @@ class HashingFile:
         self._digest = hashlib.sha256()
         self.num_bytes = 0
         self.closed = False
+        # Libraries that write here may report a refused write as an error of their own.
+        self.refused: OSError | None = None
 
     def write(self, data: bytes) -> int:
         """Append `data`."""
         view = memoryview(data)
         self._digest.update(view)
         self.num_bytes += view.nbytes
-        return self._file.write(view)
+        try:
+            return self._file.write(view)
+        except OSError as error:
+            self.refused = error
+            raise
 
     def flush(self) -> None:
         """Hand buffered bytes to the operating system."""
@@ -60,6 +66,7 @@ def publishing(path: Path) -> Iterator[HashingFile]:
     Raises DiskFullError when the operating system refuses a write.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = HashingFile(temporary)
@@ -74,8 +81,9 @@ def publishing(path: Path) -> Iterator[HashingFile]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DiskFullError(str(path), error.strerror or str(error)) from error
+        refused = error if isinstance(error, OSError) else file and file.refused
+        if refused:
+            raise DiskFullError(str(path), refused.strerror or str(refused)) from error
         raise
 
 

@@ -55,3 +55,8 @@ def load_checkpoint(
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
     return state["step"], {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
+
+
+def remove_checkpoint(out: Path) -> None:
+    """Delete the checkpoint of a finished run."""
+    (out / _FILE_NAME).unlink(missing_ok=True)

@@ -15,12 +15,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from storage.cache import Cache, open_cache
+from storage.errors import DiskFullError
 from storage.files import TEMPORARY_PREFIX, remove_leftovers
 from storage.progress import Progress
 from storage.row_stream import RowStream, StreamBatch, StreamState
-from student.checkpoint import load_checkpoint, save_checkpoint
+from student.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from student.config import TrainConfig
 from student.errors import RunMismatchError
 from student.evaluation import evaluate_model
@@ -181,8 +183,12 @@ def _save_student(model: Any, cache: Cache, config: TrainConfig, run: dict[str, 
     """Publish a save_pretrained directory with the tokenizer; run.json comes last and marks it finished."""
     staging = config.out / f"{TEMPORARY_PREFIX}student"
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    load_tokenizer(cache.tokenizer_dir).save_pretrained(staging)
+    try:
+        model.save_pretrained(staging)
+        load_tokenizer(cache.tokenizer_dir).save_pretrained(staging)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise DiskFullError(str(staging), str(error)) from error
     length_penalty = cache.identity.config.get("beams", {}).get("length_penalty")
     facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
     (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))
@@ -191,3 +197,4 @@ def _save_student(model: Any, cache: Cache, config: TrainConfig, run: dict[str, 
         (staging / name).replace(config.out / name)
     staging.rmdir()
     remove_leftovers(config.out)
+    remove_checkpoint(config.out)
