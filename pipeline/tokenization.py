@@ -251,6 +251,8 @@ class _Tokenization:
 
 
 def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter) -> None:
+    if start == stop:
+        return
     for length in source.segment_lengths(start, stop):
         for offset in range(start, start + length, 1 << 20):
             writer.append(np.asarray(source.tokens[offset : min(offset + (1 << 20), start + length)]))
