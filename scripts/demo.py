@@ -153,7 +153,7 @@ def _continuations(config: DemoConfig, cache: Cache) -> str:
         for name in ("student", "ce_only"):
             text = _run(
                 "student.cli", "generate", str(config.out / name), "--prompt", prompt,
-                "--max-new-tokens", "48", "--temperature", "1", "--top-p", "1",
+                "--max-new-tokens", "48", "--temperature", "1", "--top-p", "1", "--seed", str(row.row_id),
             )  # fmt: skip
             lines.append(f"{name:<8} {text[:-1]!r}")
     return "\n".join(lines)

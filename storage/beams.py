@@ -135,5 +135,8 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
     same_row = np.diff(np.repeat(np.arange(batch.num_rows), np.diff(offsets))) == 0
     if not np.all(descends | ~same_row):
         raise RowError(where, "scores", "candidates are not best first")
+    for row in decode(batch):
+        if len({candidate.candidate_ids.tobytes() for candidate in row.candidates}) < len(row.candidates):
+            raise RowError(where, "candidate_ids", "two candidates of a row are alike")
     if not set(batch.column("finish_reasons").flatten().to_pylist()) <= set(FINISH_REASONS):
         raise RowError(where, "finish_reasons", f"a value is not one of {', '.join(FINISH_REASONS)}")

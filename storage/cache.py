@@ -71,9 +71,13 @@ def open_cache(path: str | Path) -> Cache:
     RecordError or FormatVersionError when its manifest cannot be trusted.
     """
     cache_dir = Path(path)
-    if (cache_dir / MANIFEST_NAME).is_file():
+    try:
+        is_complete, is_begun = (cache_dir / MANIFEST_NAME).is_file(), (cache_dir / PLAN_NAME).is_file()
+    except OSError as error:
+        raise NoCacheError(str(path)) from error
+    if is_complete:
         return Cache(path=cache_dir, manifest=read_manifest(cache_dir))
-    if (cache_dir / PLAN_NAME).is_file():
+    if is_begun:
         planned = read_plan(cache_dir).planned_keys()
         committed = sum(read_commit(cache_dir, key) is not None for key in planned)
         raise IncompleteCacheError(str(path), committed, len(planned))

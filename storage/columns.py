@@ -83,7 +83,11 @@ def offsets_of(lengths: Array) -> NDArray[np.int64]:
 
 def flatten_ragged(rows: Sequence[Array], dtype: Any) -> tuple[Array, NDArray[np.int64]]:
     """A list of 1-D arrays to flat values and offsets."""
-    flat = np.concatenate(rows).astype(dtype) if rows else np.empty(0, dtype=dtype)
+    flat = np.concatenate(rows) if rows else np.empty(0, dtype=dtype)
+    cast = flat.astype(dtype)
+    if np.issubdtype(cast.dtype, np.integer) and not np.array_equal(cast, flat):
+        raise OverflowError(f"a value does not fit in {cast.dtype}")
+    flat = cast
     return flat, offsets_of(np.array([len(row) for row in rows], dtype=np.int64))
 
 

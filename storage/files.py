@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -41,7 +42,11 @@ class HashingFile:
 
     def flush(self) -> None:
         """Hand buffered bytes to the operating system."""
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.refused = error
+            raise
 
     def sync(self) -> None:
         """Force the bytes onto the disk."""
@@ -65,26 +70,37 @@ def publishing(path: Path) -> Iterator[HashingFile]:
 
     Raises DiskFullError when the operating system refuses a write.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     file = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = HashingFile(temporary)
+        with _refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = HashingFile(temporary)
         try:
             yield file
-            file.sync()
+            with _refusals(path):
+                file.sync()
         finally:
             with contextlib.suppress(OSError):
                 file.close()
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        with _refusals(path):
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        refused = error if isinstance(error, OSError) else file and file.refused
-        if refused:
-            raise DiskFullError(str(path), refused.strerror or str(refused)) from error
+        if file and file.refused:
+            raise DiskFullError(str(path), file.refused.strerror or str(file.refused)) from error
         raise
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal of a write to `path` into DiskFullError."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskFullError(str(path), error.strerror or str(error)) from error
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -107,7 +123,11 @@ def safe_join(root: Path, relative: str, where: str) -> Path:
         raise UnsafePathError(relative, where)
     path = root.joinpath(*parts)
     for inside in [path, *path.parents][: len(parts)]:
-        if inside.is_symlink():
+        try:
+            followed = inside.is_symlink()
+        except OSError:  # a name too long for the system
+            followed = True
+        if followed:
             raise UnsafePathError(relative, where)
     return path
 

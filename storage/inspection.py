@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from storage import beams, samples, soft_targets
 from storage.cache import Cache
+from storage.errors import ConfigError, RecordError
 from storage.manifest import KINDS, SPLITS
+from storage.shard import check_file
 
 _ALTERNATIVES = 4
 _TOKENS_SHOWN = 24
@@ -40,7 +42,7 @@ def _totals(cache: Cache, kind: str, split: str) -> dict[str, float]:
     totals: dict[str, float] = {"num_shards": len(shards)}
     for name in ("num_rows", "num_tokens", "num_targets", "shard_bytes"):
         totals[name] = sum(getattr(shard, name) for shard in shards)
-    totals["bytes_per_token"] = round(totals["shard_bytes"] / totals["num_tokens"], 2)
+    totals["bytes_per_token"] = round(totals["shard_bytes"] / max(totals["num_tokens"], 1), 2)
     return totals
 
 
@@ -64,11 +66,18 @@ def render_summary(summary: dict[str, Any]) -> str:
                 f"{totals['shard_bytes']:>15,} bytes in {totals['num_shards']} shards, "
                 f"{totals['bytes_per_token']} bytes/token"
             )
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """The line with control characters of a stranger's cache escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def render_head(cache: Cache, kind: str, split: str, num_rows: int) -> Iterator[str]:
     """The first rows of one kind as text."""
+    if num_rows < 0:
+        raise ConfigError(f"--num-rows is {num_rows}, expected 0 or more")
     decode = _token_decoder(cache)
     shown = 0
     for batch in cache.record_batches(kind, split):
@@ -89,11 +98,16 @@ def render_head(cache: Cache, kind: str, split: str, num_rows: int) -> Iterator[
 
 def _token_decoder(cache: Cache) -> Decode:
     path = cache.tokenizer_dir / "tokenizer.json"
-    if not path.is_file():
-        return lambda ids: repr(list(ids))
+    listed = [file for file in cache.manifest.files if cache.path / file.path == path]
+    if not listed:
+        return lambda ids: repr(list(np.atleast_1d(ids)))
+    check_file(cache.path, listed[0])
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise RecordError(str(path), f"not a tokenizer ({error})") from error
     return lambda ids: repr(tokenizer.decode([int(i) for i in np.atleast_1d(ids)], skip_special_tokens=False))
 
 

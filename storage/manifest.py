@@ -25,9 +25,14 @@ PLAN_NAME = "plan.json"
 KINDS = ("soft_targets", "samples", "beams")
 SPLITS = ("train", "validation")
 
-_SHARD_PATH = re.compile(r"(soft_targets|samples|beams)/(train|validation)-(\d{5,})-of-(\d{5,})\.arrow")
+_SHARD_PATH = re.compile(r"(soft_targets|samples|beams)/(train|validation)-([0-9]{5,9})-of-([0-9]{5,9})\.arrow")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_VOCAB_SIZE = 1 << 31
+_MAX_BLOCK_SIZE = 1 << 24
+# A shard takes more than 256 bytes of a record that may have 256 MiB.
+_MAX_SHARDS = 1 << 20
+_MAX_TEMPERATURE = 1e6
+_LARGEST_INT = (1 << 63) - 1
 
 Record = TypeVar("Record")
 
@@ -144,7 +149,12 @@ class Manifest:
     def teacher_perplexity(self, split: str) -> float | None:
         """exp of the teacher's mean next-token loss over a split's valid targets, None without any."""
         mean = _mean_nats(self.shards_of("soft_targets", split), "label_nll_sum_nats")
-        return None if mean is None else math.exp(mean)
+        if mean is None:
+            return None
+        try:
+            return math.exp(mean)
+        except OverflowError:
+            return math.inf
 
     def teacher_entropy_nats(self, split: str) -> float | None:
         """Mean entropy of the teacher's next-token distribution over a split's valid targets."""
@@ -211,14 +221,36 @@ def read_manifest(cache_dir: Path) -> Manifest:
     """Read manifest.json; raises RecordError, FormatVersionError or MissingFileError."""
     path = cache_dir / MANIFEST_NAME
     content = _read_versioned(path)
-    identity = _parse_identity(content, path)
     shards = tuple(_parse_shard(item, path) for item in _objects(content, "shards", path))
     files = tuple(_parse(FileRecord, item, path) for item in _objects(content, "files", path))
+    means = {name: content.pop(name, None) for name in ("teacher_perplexity", "teacher_entropy_nats")}
+    identity = _parse_identity(content, path)
+    if len(shards) != sum(sum(per_split.values()) for per_split in identity.planned_shards.values()):
+        raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
     expected = [key.path for key in identity.planned_keys()]
     if [shard.path for shard in shards] != expected:
         raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
     _check_row_ids(shards, path)
-    return Manifest(identity=identity, shards=shards, files=files)
+    for shard in shards:
+        if shard.num_rows > shard.shard_bytes * identity.record_batch_rows:
+            raise RecordError(str(path), f"{shard.path} cannot hold {shard.num_rows} rows")
+    manifest = Manifest(identity=identity, shards=shards, files=files)
+    for name, found in means.items():
+        expected_means = {split: getattr(manifest, name)(split) for split in SPLITS}
+        if not _close(found, expected_means):
+            raise RecordError(str(path), f"{name!r} is not what its shards add up to")
+    return manifest
+
+
+def _close(found: object, expected: dict[str, float | None]) -> bool:
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        return False
+    return all(
+        found[split] is None
+        if wanted is None
+        else type(found[split]) in (int, float) and math.isclose(found[split], wanted, rel_tol=1e-9)
+        for split, wanted in expected.items()
+    )
 
 
 def _versioned() -> dict[str, Any]:
@@ -238,20 +270,27 @@ def _read_versioned(path: Path) -> dict[str, Any]:
 
 
 def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
-    names = {field.name for field in dataclasses.fields(CacheIdentity)}
-    identity = _parse(CacheIdentity, {k: v for k, v in content.items() if k in names}, path)
+    identity = _parse(CacheIdentity, content, path)
+    for name, facts in _FACTS.items():
+        for fact, fact_type in facts.items():
+            if type(getattr(identity, name).get(fact)) is not fact_type:
+                raise RecordError(str(path), f"{name!r} has no {fact!r}, or not as {fact_type.__name__}")
     if not 1 <= identity.vocab_size <= _MAX_VOCAB_SIZE:
         raise RecordError(str(path), f"'vocab_size' is {identity.vocab_size}")
-    if identity.block_size < 1 or identity.record_batch_rows < 1:
-        raise RecordError(str(path), "'block_size' and 'record_batch_rows' must be at least 1")
+    if not 1 <= identity.block_size <= _MAX_BLOCK_SIZE or identity.record_batch_rows < 1:
+        raise RecordError(str(path), f"'block_size' must be 1 to {_MAX_BLOCK_SIZE}, 'record_batch_rows' at least 1")
     for kind, per_split in identity.planned_shards.items():
         if kind not in KINDS or not isinstance(per_split, dict) or not set(per_split) <= set(SPLITS):
             raise RecordError(str(path), f"'planned_shards' has an unknown kind or split at {kind!r}")
         if any(type(count) is not int or count < 0 for count in per_split.values()):
             raise RecordError(str(path), f"'planned_shards' has a count that is not a number at {kind!r}")
+    if sum(sum(per_split.values()) for per_split in identity.planned_shards.values()) > _MAX_SHARDS:
+        raise RecordError(str(path), f"'planned_shards' has more than {_MAX_SHARDS} shards")
     temperatures = identity.temperatures
-    if not temperatures or not all(type(t) in (int, float) and t > 0 for t in temperatures):
-        raise RecordError(str(path), "'temperatures' must be positive numbers")
+    if not temperatures or not all(type(t) in (int, float) and 0 < t <= _MAX_TEMPERATURE for t in temperatures):
+        raise RecordError(str(path), f"'temperatures' must be numbers above 0 and up to {_MAX_TEMPERATURE:g}")
+    if len({soft_targets.tempered_column(t) for t in temperatures}) < len(temperatures):
+        raise RecordError(str(path), "'temperatures' has two alike")
     return dataclasses.replace(identity, temperatures=tuple(float(t) for t in temperatures))
 
 
@@ -268,17 +307,22 @@ def _check_row_ids(shards: tuple[ShardRecord, ...], path: Path) -> None:
     next_row_id: dict[tuple[str, str], int] = {}
     for shard in shards:
         place = (shard.key.kind, shard.key.split)
-        if shard.first_row_id < next_row_id.get(place, 0):
-            raise RecordError(str(path), f"rows of {shard.path} overlap those of the shard before it")
+        if shard.first_row_id != next_row_id.get(place, 0):
+            raise RecordError(str(path), f"rows of {shard.path} overlap or do not follow those of the shard before it")
         next_row_id[place] = shard.first_row_id + shard.num_rows
 
 
 def _objects(content: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    items = content.get(name)
+    items = content.pop(name, None)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise RecordError(str(path), f"{name!r} is not a list of objects")
     return items
 
+
+_FACTS: dict[str, dict[str, type]] = {
+    "teacher": {"id": str, "architecture": str, "num_parameters": int, "dtype": str},
+    "data": {"source": str},
+}
 
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "int": int,
@@ -299,4 +343,6 @@ def _parse(record_class: type[Record], item: dict[str, Any], path: Path) -> Reco
         value = item[name]
         if not isinstance(value, _JSON_TYPES[type_name]) or isinstance(value, bool):
             raise RecordError(str(path), f"{name!r} is {value!r:.60}, expected {type_name}")
+        if isinstance(value, int) and abs(value) > _LARGEST_INT:
+            raise RecordError(str(path), f"{name!r} is larger than any reader can hold")
     return record_class(**item)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from storage.files import write_file
 
 # A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
 MAX_RECORD_BYTES = 256 << 20
+_MAX_DEPTH = 64
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
@@ -26,9 +28,12 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """Content of a record without its checksum; raises MissingFileError or RecordError."""
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise MissingFileError(str(path)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RecordError(str(path), "not a file")
+    num_bytes = status.st_size
     if num_bytes > MAX_RECORD_BYTES:
         raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
     try:
@@ -37,6 +42,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise RecordError(str(path), f"not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise RecordError(str(path), f"holds a {type(content).__name__}, not an object")
+    if _is_deeper(content, _MAX_DEPTH):
+        raise RecordError(str(path), f"nested more than {_MAX_DEPTH} deep")
     recorded = content.pop("record_sha256", None)
     try:
         actual = _checksum(content)
@@ -45,6 +52,14 @@ def read_record(path: Path) -> dict[str, Any]:
     if recorded != actual:
         raise RecordError(str(path), "damaged: its content does not match its own record_sha256")
     return content
+
+
+def _is_deeper(content: object, depth: int) -> bool:
+    level = [content]
+    for _ in range(depth):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [value for item in nested for value in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
 
 
 def _checksum(content: dict[str, Any]) -> str:

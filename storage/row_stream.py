@@ -81,7 +81,8 @@ class RowStream:
             state = self._advance(state)
             mine = np.arange(self._rank, self._batch_rows, self._world_size)
             chosen = table.slice(0, self._batch_rows).take(mine)
-            yield StreamBatch(rows=chosen.combine_chunks().to_batches()[0], next_state=state)
+            (rows,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+            yield StreamBatch(rows=rows, next_state=state)
             pending, num_pending = [table.slice(self._batch_rows)], num_pending - self._batch_rows
 
     def _advance(self, state: StreamState) -> StreamState:

@@ -19,6 +19,7 @@ from storage.hashing import sha256_file
 from storage.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
 
 ZSTD_LEVEL = 3
+_UNREADABLE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,12 @@ def write_shard(
     num_rows = 0
     with publishing(cache_dir / key.path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
         for batch in batches:
-            check_batch(batch, key.kind, identity, f"{key.path}, record batch {len(stats)}")
+            where = f"{key.path}, record batch {len(stats)}"
+            check_batch(batch, key.kind, identity, where)
+            if num_rows % identity.record_batch_rows or batch.num_rows > identity.record_batch_rows:
+                raise RowError(where, "row_id", f"batches are not of {identity.record_batch_rows} rows")
+            if batch.num_rows and columns.plain(batch, "row_id")[0] != first_row_id + num_rows:
+                raise RowError(where, "row_id", f"does not begin at {first_row_id + num_rows}")
             stats.append(batch_stats(batch, key.kind))
             num_rows += batch.num_rows
             writer.write_batch(batch)
@@ -110,6 +116,14 @@ def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
     return path
 
 
+def _has_nulls(column: pa.Array) -> bool:
+    return bool(column.null_count or (pa.types.is_nested(column.type) and column.flatten().null_count))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 class Shard:
     """An opened shard whose hash was checked; record batches are read, decompressed and checked one by one."""
 
@@ -119,13 +133,12 @@ class Shard:
         self._path = check_file(cache_dir, record)
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ShardFormatError(str(self._path), f"not an Arrow IPC file ({error})") from error
+            found, found_names = self._reader.schema, self._reader.schema.names
+        except _UNREADABLE as error:
+            raise ShardFormatError(str(self._path), f"not an Arrow IPC file ({_one_line(error)})") from error
         wanted = identity.schema(record.key.kind)
-        if not self._reader.schema.equals(wanted):
-            raise ShardFormatError(
-                str(self._path), f"its columns are {self._reader.schema.names}, expected {wanted.names}"
-            )
+        if not found.equals(wanted):
+            raise ShardFormatError(str(self._path), f"its columns are {found_names}, expected {wanted.names}")
         expected_batches = -(-record.num_rows // identity.record_batch_rows)
         if self._reader.num_record_batches != expected_batches:
             raise ShardFormatError(
@@ -144,13 +157,13 @@ class Shard:
         try:
             batch = self._reader.get_batch(index)
             batch.validate(full=True)
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-            raise ShardFormatError(where, f"cannot be read ({error})") from error
+        except _UNREADABLE as error:
+            raise ShardFormatError(where, f"cannot be read ({_one_line(error)})") from error
         per_batch = self._identity.record_batch_rows
         wanted_rows = min(per_batch, self.record.num_rows - index * per_batch)
         if batch.num_rows != wanted_rows:
             raise ShardFormatError(where, f"holds {batch.num_rows} rows, expected {wanted_rows}")
-        if any(column.null_count for column in batch.columns):
+        if any(_has_nulls(column) for column in batch.columns):
             raise ShardFormatError(where, "holds nulls")
         check_batch(batch, self.record.key.kind, self._identity, where)
         if columns.plain(batch, "row_id")[0] != self.record.first_row_id + index * per_batch:

@@ -23,7 +23,7 @@ MASS_TOLERANCE = 0.05
 
 def tempered_column(temperature: float) -> str:
     """Name of the column with the log of the tail's tempered mass at `temperature`."""
-    return f"tail_logmass_at_{temperature:g}"
+    return f"tail_logmass_at_{float(temperature)!r}".removesuffix(".0")
 
 
 def schema(vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (1.0,)) -> pa.Schema:
@@ -76,7 +76,8 @@ class SoftTargetRows:
     @property
     def is_valid_target(self) -> NDArray[np.bool_]:
         """[R, T]: whether the target's label lies in its own document."""
-        return np.stack([valid_targets(lengths) for lengths in self.segment_lengths])
+        valid = [valid_targets(lengths) for lengths in self.segment_lengths]
+        return np.array(valid, dtype=np.bool_).reshape(self.head_size.shape)
 
 
 def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> pa.RecordBatch:
@@ -115,7 +116,7 @@ def decode(batch: pa.RecordBatch) -> SoftTargetRows:
     return SoftTargetRows(
         row_id=columns.plain(batch, "row_id"),
         input_ids=columns.fixed(batch, "input_ids"),
-        segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1]),
+        segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1])[: batch.num_rows],
         head_size=columns.fixed(batch, "head_size").astype(np.int64),
         tail_size=columns.fixed(batch, "tail_size").astype(np.int64),
         ids=columns.ragged(batch, "ids")[0],

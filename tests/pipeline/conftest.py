@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +14,12 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pipeline.teacher import Teacher
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +90,12 @@ def forced_logprobs() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def snapshot() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a directory with its bytes."""
+def snapshot() -> Callable[[Path], dict[str, str]]:
+    """Every file below a directory with the sha256 of its bytes."""
 
-    def take(directory: Path) -> dict[str, bytes]:
+    def take(directory: Path) -> dict[str, str]:
         return {
-            path.relative_to(directory).as_posix(): path.read_bytes()
+            path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(directory.rglob("*"))
             if path.is_file()
         }

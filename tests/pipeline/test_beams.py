@@ -77,9 +77,7 @@ def test_candidates_carry_the_teachers_own_scores(
     assert [row.prompt_id for row in rows] == [100, 101, 102, 103, 104]
     for row in rows:
         assert 2 <= len(row.candidates) <= 4
-        check_candidates(
-            row, teacher.model, forced_logprobs, length_penalty=length_penalty, eos=eos, max_new_tokens=6
-        )
+        check_candidates(row, teacher.model, forced_logprobs, length_penalty=length_penalty, eos=eos, max_new_tokens=6)
         assert row.candidates[0].text == " ".join(map(str, ids_of(row)[0]))
     if eos is not None:
         assert any(candidate.finish_reason == "stop" for row in rows for candidate in row.candidates)
@@ -135,7 +133,12 @@ def test_a_prompts_candidates_do_not_depend_on_its_batch(
 
 @pytest.mark.parametrize(
     "setting",
-    [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"min_new_tokens": 5}, {"num_beam_groups": 1, "top_k": 2}],
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 5},
+        {"length_penalty": 3.0, "early_stopping": True},
+    ],
 )
 def test_generation_settings_shipped_with_a_teacher_do_not_bend_the_search(
     tiny_teacher: Callable[..., Teacher], search: Callable[..., list[BeamRow]], setting: dict[str, Any]
@@ -159,7 +162,9 @@ def test_a_tokenizer_without_end_of_text_is_not_stopped_by_the_models_own(
     assert [ids_of(row) for row in found] == [ids_of(row) for row in expected]
 
 
-def test_cached_beams_are_what_the_teacher_says(cache: Cache, teacher_model: Any, tokenizer: Any, forced_logprobs: Scorer) -> None:
+def test_cached_beams_are_what_the_teacher_says(
+    cache: Cache, teacher_model: Any, tokenizer: Any, forced_logprobs: Scorer
+) -> None:
     rows = [row for batch in cache.record_batches("beams", "validation") for row in beams.decode(batch)]
     assert len(rows) == 4
     for row in rows:

@@ -112,7 +112,7 @@ def test_draws_number_floor_or_ceil_never_repeat_and_avoid_the_head(name: str, t
         assert math.floor(expected - 1e-4) <= len(ids) <= math.ceil(expected + 1e-4)
         assert np.all(np.diff(ids) > 0)
         assert not set(ids.tolist()) & set(head.tolist())
-        assert 0 <= min(ids, default=0)
+        assert min(ids, default=0) >= 0
         assert max(ids, default=0) < len(logits)
 
 

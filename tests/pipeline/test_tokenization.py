@@ -19,7 +19,9 @@ from pipeline.token_store import TokenStore
 from pipeline.tokenization import TokenizedCorpus, tokenize_corpus
 
 EOS = 256
-CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
 
 
 @pytest.fixture
@@ -49,8 +51,10 @@ def tokenize(tokenizer: Any, tmp_path: Path) -> Callable[..., TokenizedCorpus]:
 def corpus_of(texts: list[Any]) -> Corpus:
     def documents() -> Iterator[Document]:
         for text in texts:
-            yield text if isinstance(text, Document) else Document(
-                pieces=[text] if isinstance(text, str) else text, prompts={}
+            yield (
+                text
+                if isinstance(text, Document)
+                else Document(pieces=[text] if isinstance(text, str) else text, prompts={})
             )
 
     return Corpus(source="made up", fingerprint="", licence=None, documents=documents)
@@ -209,18 +213,14 @@ def test_too_little_text_says_what_was_found(tokenize: Callable[..., TokenizedCo
     assert "2 documents skipped" in str(caught.value)
 
 
-def test_tokens_of_an_earlier_run_are_used_again(
-    tokenizer: Any, tmp_path: Path
-) -> None:
+def test_tokens_of_an_earlier_run_are_used_again(tokenizer: Any, tmp_path: Path) -> None:
     def never() -> Iterator[Document]:
         raise AssertionError("read again")
         yield
 
     config = PrecomputeConfig(teacher="unused", data="made up", out=tmp_path, block_size=8, quiet=True)
     found = [
-        tokenize_corpus(
-            corpus, tokenizer, config, dtype=np.uint16, context_length=64, work_dir=tmp_path / "work"
-        )
+        tokenize_corpus(corpus, tokenizer, config, dtype=np.uint16, context_length=64, work_dir=tmp_path / "work")
         for corpus in (
             corpus_of(["a document that is long enough"]),
             Corpus(source="", fingerprint="", licence=None, documents=never),
@@ -264,9 +264,7 @@ def test_prompts_follow_their_documents_and_those_that_do_not_fit_are_counted(
     assert tokenized.counts.num_prompts_skipped == 2
 
 
-def test_samples_and_beams_may_take_different_columns(
-    tokenize: Callable[..., TokenizedCorpus], tokenizer: Any
-) -> None:
+def test_samples_and_beams_may_take_different_columns(tokenize: Callable[..., TokenizedCorpus], tokenizer: Any) -> None:
     documents = [
         Document(pieces=[f"document number {i}"], prompts={"b": f"beam {i}", "a": f"sample {i}"}) for i in range(40)
     ]
@@ -289,7 +287,11 @@ def test_chats_go_through_the_chat_template(tokenize: Callable[..., TokenizedCor
 
     chatty = AutoTokenizer.from_pretrained(teacher_dir)
     chatty.chat_template = CHAT_TEMPLATE
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "A"}]
+    chat = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "A"},
+    ]
     settings = {"samples": SamplesConfig(prompt_column="chat", max_new_tokens=8), "validation_fraction": 0.0}
     documents = [Document(pieces=["a long document"], prompts={"chat": chat})]
     tokenized = tokenize(documents, tokenizer=chatty, **settings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -184,13 +186,22 @@ def small_identity(
         "teacher": {
             "id": "nobody",
             "revision": None,
-            "architecture": "None",
+            "architecture": "NoModel",
             "num_parameters": 0,
+            "context_length": 64,
             "dtype": "float32",
+            "weights_bytes": 0,
             "weights_sha256": "0" * 64,
         },
         "tokenizer": {"size": VOCAB_SIZE, "sha256": "0" * 64, "eos_token_id": None},
-        "data": {"source": "nothing", "fingerprint": "0" * 64, "licence": "cc0-1.0"},
+        "data": {
+            "source": "nothing",
+            "fingerprint": "0" * 64,
+            "licence": "cc0-1.0",
+            "packing": "none",
+            "num_documents": 0,
+            "num_tokens": {"train": 0, "validation": 0},
+        },
         "config": {"soft_targets": {"top_k": 3, "tail_weight": 0.25}},
         "software": {"teachonce": "0.1.0"},
         "planned_shards": {
@@ -254,7 +265,13 @@ def edit_shard_record(cache_dir: Path, path: str, **changes: object) -> None:
     edit_record(
         cache_dir / "commits" / f"{kind}-{name.partition('-of-')[0]}.json", lambda content: content.update(changes)
     )
-    edit_record(cache_dir / "manifest.json", lambda content: content["shards"][index].update(changes))
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["shards"][index].update(changes)
+        with contextlib.suppress(ArithmeticError, TypeError):
+            manifest.update(_means(manifest["shards"]))
+
+    edit_record(cache_dir / "manifest.json", change)
 
 
 def accept_shard(cache_dir: Path, path: str, **changes: object) -> None:
@@ -281,6 +298,21 @@ def edit_column(batch: pa.RecordBatch, name: str, edit: Callable[[list[Any]], ob
     arrays = {field.name: batch.column(field.name) for field in batch.schema}
     arrays[name] = pa.array(values, type=batch.schema.field(name).type)
     return pa.RecordBatch.from_arrays(list(arrays.values()), schema=batch.schema)
+
+
+def _means(shards: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """The teacher's perplexity and entropy as the manifest states them, by split."""
+    means: dict[str, dict[str, float | None]] = {"teacher_perplexity": {}, "teacher_entropy_nats": {}}
+    for split in SPLITS:
+        chosen = [shard for shard in shards if shard["path"].startswith(f"soft_targets/{split}-")]
+        num_targets = sum(shard["num_targets"] for shard in chosen)
+        loss, entropy = (
+            math.fsum(shard[name] for shard in chosen) / num_targets if num_targets else None
+            for name in ("label_nll_sum_nats", "entropy_sum_nats")
+        )
+        means["teacher_perplexity"][split] = None if loss is None else math.exp(loss)
+        means["teacher_entropy_nats"][split] = entropy
+    return means
 
 
 def _manifest(cache_dir: Path) -> dict[str, Any]:

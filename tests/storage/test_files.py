@@ -85,6 +85,17 @@ class FullDisk:
         return self._original(*args, **kwargs)
 
 
+class FileOnFullDisk:
+    """A file whose second write fails."""
+
+    def __init__(self, path: Path, mode: str, error: int) -> None:
+        self._file = open(path, mode)  # noqa: SIM115
+        self.write = FullDisk(self._file.write, 2, error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("step", ["open", "write", "fsync", "replace"])
 def test_a_refused_step_is_a_full_disk_and_publishes_nothing(
@@ -94,7 +105,7 @@ def test_a_refused_step_is_a_full_disk_and_publishes_nothing(
     if step == "open":
         monkeypatch.setattr(Path, "open", FullDisk(Path.open, 1, error))
     elif step == "write":
-        monkeypatch.setattr("storage.files.HashingFile.write", FullDisk(lambda *_: 0, 2, error))
+        monkeypatch.setattr(Path, "open", lambda path, mode: FileOnFullDisk(path, mode, error))
     else:
         monkeypatch.setattr(os, step, FullDisk(getattr(os, step), 1, error))
     with pytest.raises(DiskFullError, match=os.strerror(error)) as caught:
@@ -194,6 +205,18 @@ def test_threads_that_write_different_files_do_not_meet(tmp_path: Path) -> None:
         thread.join()
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert found == {f"{number}.bin": bytes([number]) * 10_000 for number in range(8)}
+
+
+def test_two_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    """As two hosts whose processes have the same number, on a shared file system, would."""
+    path = tmp_path / "file.bin"
+    with publishing(path) as first:
+        first.write(OLD)
+        with publishing(path) as second:
+            second.write(NEW)
+        assert path.read_bytes() == NEW
+    assert path.read_bytes() == OLD
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:

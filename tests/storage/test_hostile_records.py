@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +74,7 @@ HOSTILE: dict[str, Forgery] = {
     "tokenizer unknown": identity(tokenizer={}),
     "teacher of another type": inside("teacher", id=[], num_parameters="many", architecture=None),
     "teacher with a lone surrogate": inside("teacher", id="\ud800"),
-    "teacher nested deeply": inside("teacher", nested=nested(400)),
+    "teacher nested deeply": inside("teacher", nested=nested(700)),
     "rows beyond int64": last_shard(num_rows=2**70),
     "rows beyond float": last_shard(num_rows=10**400),
     "first row beyond float": last_shard(first_row_id=10**400),
@@ -100,7 +101,9 @@ HOSTILE: dict[str, Forgery] = {
 
 
 def print_summary(cache_dir: Path) -> None:
-    render_summary(summarize(open_cache(cache_dir))).encode()
+    summary = summarize(open_cache(cache_dir))
+    render_summary(summary).encode()
+    json.dumps(summary, indent=1, sort_keys=True).encode()
 
 
 def read_an_epoch(cache_dir: Path) -> None:

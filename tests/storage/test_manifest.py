@@ -326,6 +326,14 @@ def test_overlapping_rows_are_refused(small_cache: Path, forge: SimpleNamespace,
         read_manifest(small_cache)
 
 
+@pytest.mark.parametrize("path", ["soft_targets/train-00000-of-00003.arrow", SHARD])
+def test_row_ids_that_skip_some_are_refused(small_cache: Path, forge: SimpleNamespace, path: str) -> None:
+    later = [shard.first_row_id + 1 for shard in read_manifest(small_cache).shards if shard.path == path]
+    forge.shard_record(small_cache, path, first_row_id=later[0], num_rows=1)
+    with pytest.raises(RecordError):
+        read_manifest(small_cache)
+
+
 @pytest.mark.parametrize("path", HOSTILE_PATHS, ids=lambda path: repr(path)[:50])
 def test_a_hostile_shard_path_is_unsafe_everywhere(small_cache: Path, forge: SimpleNamespace, path: str) -> None:
     with pytest.raises(UnsafePathError):

@@ -1,0 +1,107 @@
+"""teachonce-precompute before it does anything: light imports, one line for a wrong flag."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
+from storage.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "datasets", "pyarrow.dataset")
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline", "student.cli", "student", "storage.cli", "storage"])
+def test_importing_a_command_loads_nothing_heavy(module: str) -> None:
+    done = python(f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_answers_without_anything_heavy() -> None:
+    code = (
+        "import sys, pipeline.cli\n"
+        "try: pipeline.cli.main()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = python(code, "--help")
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    for flag in ("--teacher", "--soft-targets.tail-weight", "--samples.top-p", "--beams.num-beams", "--plan"):
+        assert flag in done.stdout
+
+
+def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
+    arguments = ["--teacher", "t", "--data", "d", "--out", "o", "--soft-targets.top-k", "-1"]
+    done = python("import pipeline.cli; pipeline.cli.main()", *arguments)
+    assert done.returncode == 2
+    assert "--soft-targets.top-k is -1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_teacher_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    arguments = ["--teacher", str(tmp_path / "nothing"), "--data", "stdlib", "--out", str(tmp_path / "cache")]
+    done = python("import pipeline.cli; pipeline.cli.main()", *arguments)
+    assert done.returncode == 2
+    assert str(tmp_path / "nothing") in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": -1},
+        {"top_k": 0, "tail_weight": None},
+        {"tail_weight": 0.0},
+        {"tail_weight": 1.0},
+        {"tail_weight": float("nan")},
+        {"temperatures": ()},
+        {"temperatures": (1.0, 0.0)},
+        {"temperatures": (2.0, 2.0)},
+        {"temperatures": (float("inf"),)},
+        {"mantissa_bits": 0},
+        {"mantissa_bits": 11},
+    ],
+)
+def test_soft_targets_that_cannot_be_made(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        SoftTargetsConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_prompts": 0}, {"per_prompt": 0}, {"prompt_tokens": 0}, {"max_new_tokens": 0}, {"temperature": 0.0},
+     {"temperature": -1.0}, {"temperature": float("inf")}, {"top_p": 0.0}, {"top_p": 1.1}],
+)  # fmt: skip
+def test_samples_that_cannot_be_drawn(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        SamplesConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_prompts": 0}, {"num_candidates": 1}, {"num_candidates": 5, "num_beams": 4}, {"prompt_tokens": 0},
+     {"max_new_tokens": 0}, {"length_penalty": float("nan")}, {"length_penalty": float("inf")}],
+)  # fmt: skip
+def test_beams_that_cannot_be_searched(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        BeamsConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kinds": ()}, {"block_size": 1}, {"validation_fraction": 1.0}, {"validation_fraction": -0.1},
+     {"batch_tokens": 0}, {"shard_tokens": 0}, {"max_tokens": 1}, {"document_separator": ""}],
+)  # fmt: skip
+def test_runs_that_cannot_be_made(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        PrecomputeConfig(**({"teacher": "t", "data": "d", "out": Path("o")} | settings))

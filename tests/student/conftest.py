@@ -1,0 +1,72 @@
+"""Shared by the tests of the student side: the root conftest's makers, and small students."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from storage import Cache
+from student import TrainConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def helpers(pytestconfig: pytest.Config) -> ModuleType:
+    """The functions of tests/conftest.py (make_teacher, make_text, tiny_config, …)."""
+    return pytestconfig.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
+
+
+@pytest.fixture(scope="session")
+def shape() -> dict[str, Any]:
+    """A student of 9,000 parameters, with GPT-2's dropout of 0.1, for the session's caches."""
+    return {"vocab_size": 257, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
+
+
+@pytest.fixture(scope="session")
+def preset(shape: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same as a config file."""
+    path = tmp_path_factory.mktemp("preset") / "student.json"
+    path.write_text(json.dumps({"model_type": "gpt2"} | shape))
+    return str(path)
+
+
+@pytest.fixture
+def make_student(shape: dict[str, Any]) -> Callable[..., Any]:
+    def make(seed: int = 0, **changes: object) -> Any:
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(GPT2Config(**(shape | changes))).eval()
+
+    return make
+
+
+@pytest.fixture
+def train_config(preset: str, cache: Cache, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Eight steps of a run that lasts a fifth of a second."""
+
+    def make(**changes: object) -> TrainConfig:
+        settings: dict[str, object] = {
+            "cache": cache.path,
+            "out": tmp_path / "student",
+            "preset": preset,
+            "max_steps": 8,
+            "batch_blocks": 4,
+            "batch_samples": 4,
+            "batch_beams": 2,
+            "device": "cpu",
+            "quiet": True,
+        }
+        return TrainConfig(**(settings | changes))
+
+    return make

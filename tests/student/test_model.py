@@ -1,0 +1,249 @@
+"""Students: presets, config files, checkpoints; packed documents isolated; what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline import SamplesConfig
+from storage import Cache
+from student import EvaluateConfig, evaluate
+from student.errors import (
+    NoSuchStudentError,
+    StudentContextError,
+    StudentError,
+    UnknownPresetError,
+    VocabularyMismatchError,
+)
+from student.generation import generate_text
+from student.model import (
+    PRESETS,
+    build_student,
+    check_fits,
+    context_length_of,
+    head_weight,
+    hidden_states,
+    load_student,
+    load_tokenizer,
+    num_parameters,
+)
+
+
+@pytest.fixture
+def saved(make_student: Callable[..., Any], cache: Cache, tmp_path: Path) -> Path:
+    """A student with its tokenizer, as training leaves it."""
+    directory = tmp_path / "saved"
+    make_student().save_pretrained(directory)
+    load_tokenizer(cache.tokenizer_dir).save_pretrained(directory)
+    return directory
+
+
+def test_a_preset_takes_vocabulary_and_context_from_the_cache(cache: Cache) -> None:
+    model = build_student("mini", cache, seed=0)
+    assert head_weight(model).shape == (257, 128)
+    assert (model.config.n_layer, model.config.n_head) == (4, 4)
+    assert context_length_of(model) == 64
+    assert num_parameters(model) == sum(p.numel() for p in model.parameters())
+    assert {"mini", "small", "distil"} <= set(PRESETS)
+
+
+def test_a_config_file_and_a_checkpoint_directory(
+    cache: Cache, preset: str, saved: Path, make_student: Callable[..., Any]
+) -> None:
+    fresh = build_student(preset, cache, seed=0)
+    assert (fresh.config.n_embd, fresh.config.n_layer) == (16, 1)
+    from_checkpoint = build_student(str(saved), cache, seed=5)
+    for found, expected in zip(from_checkpoint.parameters(), make_student().parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_the_seed_decides_fresh_weights(cache: Cache, preset: str) -> None:
+    models = [build_student(preset, cache, seed) for seed in (1, 1, 2)]
+    weights = [head_weight(model).detach() for model in models]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_document_gets_the_hidden_states_that_it_gets_alone(
+    make_student: Callable[..., Any], attention: str
+) -> None:
+    model = make_student(n_layer=2)
+    model.set_attn_implementation(attention)
+    input_ids = torch.randint(257, (3, 20), generator=torch.Generator().manual_seed(0))
+    lengths = [[20], [1, 19], [7, 5, 8]]
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+    with torch.inference_mode():
+        packed = hidden_states(model, input_ids, positions)
+        for row, row_lengths in enumerate(lengths):
+            start = 0
+            for length in row_lengths:
+                alone = model.transformer(input_ids[row : row + 1, start : start + length]).last_hidden_state[0]
+                torch.testing.assert_close(packed[row, start : start + length], alone, atol=1e-4, rtol=0)
+                start += length
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.25,
+}  # fmt: skip
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": SIZES,
+    "granite": SIZES | {"logits_scaling": 4.0},
+    "gemma2": SIZES | {"head_dim": 16, "final_logit_softcapping": 3.0},
+    "phi": SIZES,
+    "bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.25},
+}
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_student_of_any_architecture_is_measured_as_it_speaks_or_refused(
+    bucketed_cache: Cache, tmp_path: Path, model_type: str
+) -> None:
+    """A scaled or capped logit, a bias of the head, or a leak between packed documents must not go unnoticed."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])).eval()
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        torch.nn.init.normal_(bias)
+    model.save_pretrained(tmp_path / "student")
+    try:
+        found = evaluate(EvaluateConfig(student=tmp_path / "student", cache=bucketed_cache.path, quiet=True))
+    except StudentError:
+        assert model_type != "llama"
+        return
+    nll = []
+    for batch in bucketed_cache.record_batches("soft_targets", "validation"):
+        for row in batch.to_pylist():
+            start = 0
+            for length in row["segment_lengths"]:
+                ids = torch.tensor([row["input_ids"][start : start + length]])
+                start += length
+                with torch.inference_mode():
+                    logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1].double(), dim=1)
+                nll += (-logprobs.gather(1, ids[0, 1:, None])[:, 0]).tolist()
+    assert found["perplexity"] == pytest.approx(math.exp(sum(nll) / len(nll)), rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["huge", "mini.bin", "no/such/directory"])
+def test_an_unknown_preset(cache: Cache, preset: str) -> None:
+    with pytest.raises(UnknownPresetError) as caught:
+        build_student(preset, cache, seed=0)
+    assert caught.value.preset == preset
+    assert "mini, small, distil" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", '"gpt2"', '{"model_type": "nothing"}', '{"model_type": "gpt2", "n_head": 3, "n_embd": 16}',
+     '{"model_type": "bert"}', None],
+)  # fmt: skip
+def test_a_config_file_that_is_none(cache: Cache, tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((UnknownPresetError, VocabularyMismatchError)):
+        build_student(str(path), cache, seed=0)
+
+
+def test_another_vocabulary(cache: Cache, saved: Path, make_student: Callable[..., Any], tmp_path: Path) -> None:
+    make_student(vocab_size=300).save_pretrained(tmp_path / "other")
+    with pytest.raises(VocabularyMismatchError) as caught:
+        build_student(str(tmp_path / "other"), cache, seed=0)
+    assert (caught.value.student_vocab_size, caught.value.cache_vocab_size) == (300, 257)
+    check_fits(load_student(saved), cache, "saved")
+
+
+@pytest.mark.parametrize(("n_positions", "fits"), [(31, False), (32, True)])
+def test_a_context_too_short_for_the_blocks(
+    cache: Cache, shape: dict[str, Any], tmp_path: Path, n_positions: int, fits: bool
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(shape | {"model_type": "gpt2", "n_positions": n_positions}))
+    if fits:
+        build_student(str(path), cache, seed=0)
+        return
+    with pytest.raises(StudentContextError) as caught:
+        build_student(str(path), cache, seed=0)
+    assert (caught.value.context_length, caught.value.needed) == (31, 32)
+    assert "blocks" in str(caught.value)
+
+
+def test_a_context_too_short_for_the_samples(
+    helpers: ModuleType,
+    teacher_dir: Path,
+    text_file: Path,
+    shape: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    samples = SamplesConfig(num_prompts=4, prompt_tokens=6, max_new_tokens=30)
+    config = helpers.tiny_config(teacher_dir, text_file, tmp_path / "cache", kinds=("samples",), samples=samples)
+    cache = helpers.precompute(config)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(shape | {"model_type": "gpt2", "n_positions": 34}))
+    with pytest.raises(StudentContextError) as caught:
+        build_student(str(path), cache, seed=0)
+    assert "samples" in str(caught.value)
+
+
+def test_no_student_there(tmp_path: Path, saved: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    without_weights = shutil.copytree(saved, tmp_path / "without")
+    (without_weights / "model.safetensors").unlink()
+    broken_config = shutil.copytree(saved, tmp_path / "broken")
+    (broken_config / "config.json").write_text("{")
+    for directory in (tmp_path / "nothing", tmp_path / "empty", without_weights, broken_config):
+        with pytest.raises(NoSuchStudentError) as caught:
+            load_student(directory)
+        assert caught.value.path == str(directory)
+
+
+def test_a_student_with_truncated_weights(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    with pytest.raises(NoSuchStudentError):
+        load_student(saved)
+
+
+def test_greedy_text_takes_the_most_probable_token(saved: Path, make_student: Callable[..., Any]) -> None:
+    model, tokenizer = make_student(), load_tokenizer(saved)
+    ids = tokenizer("the", add_special_tokens=False)["input_ids"]
+    expected = list(ids)
+    with torch.inference_mode():
+        for _ in range(6):
+            expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert 256 not in expected
+    found = generate_text(saved, "the", max_new_tokens=6, temperature=0.0, top_p=1.0, seed=0)
+    assert found == tokenizer.decode(expected[3:], skip_special_tokens=True)
+
+
+def test_sampled_text_follows_the_seed(saved: Path) -> None:
+    texts = [
+        generate_text(saved, "the", max_new_tokens=20, temperature=1.0, top_p=0.95, seed=seed) for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generation_settings_shipped_with_a_checkpoint_do_not_bend_greedy_text(saved: Path) -> None:
+    expected = generate_text(saved, "the", max_new_tokens=12, temperature=0.0, top_p=1.0, seed=0)
+    settings = json.loads((saved / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
+    (saved / "generation_config.json").write_text(json.dumps(settings))
+    texts = {generate_text(saved, "the", max_new_tokens=12, temperature=0.0, top_p=1.0, seed=s) for s in range(4)}
+    assert texts == {expected}
+
+
+def test_text_longer_than_the_context(saved: Path) -> None:
+    assert generate_text(saved, "x" * 32, max_new_tokens=32, temperature=1.0, top_p=1.0, seed=0)
+    with pytest.raises(StudentContextError) as caught:
+        generate_text(saved, "x" * 32, max_new_tokens=33, temperature=1.0, top_p=1.0, seed=0)
+    assert (caught.value.context_length, caught.value.needed) == (64, 65)

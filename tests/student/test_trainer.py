@@ -1,0 +1,397 @@
+"""Training: killed anywhere and run again it ends bit-identical, and only a run with the same settings resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from storage import Cache
+from storage.errors import ConfigError, HashMismatchError, IncompleteCacheError, NoCacheError
+from student import EvaluateConfig, MixConfig, TrainConfig, trainer
+from student.errors import RunMismatchError
+from student.objective import Objective
+from student.run_log import RunLog, read_metrics
+from student.trainer import train
+
+# A run to the end, the hashes of its files, and its metrics.
+Undisturbed = tuple[TrainConfig, dict[str, str], list[dict[str, Any]]]
+
+
+class Stop(Exception):
+    """The injected fault."""
+
+
+@contextmanager
+def stopped_at(step: int, signal_number: int | None = None) -> Iterator[None]:
+    """Fails (or is sent a signal) in the place of a step, counted from 1 after the start or resume."""
+    original, count = Objective.accumulate, iter(range(1, step))
+
+    def accumulate(self: Objective, rows: Any) -> Any:
+        if next(count, None) is None:
+            if signal_number is None:
+                raise Stop
+            os.kill(os.getpid(), signal_number)
+        return original(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "accumulate", accumulate)
+        with pytest.raises(Stop if signal_number is None else KeyboardInterrupt):
+            yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: Cache, preset: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    out = tmp_path_factory.mktemp("undisturbed") / "student"
+    config = TrainConfig(
+        cache=cache.path, out=out, preset=preset, max_steps=8, checkpoint_every=3, evaluate_every=2,
+        batch_blocks=4, batch_samples=4, batch_beams=2, device="cpu", quiet=True,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_LOG_EVERY", 1)
+        train(config)
+    return config, final_files(out), read_metrics(out)
+
+
+def final_files(out: Path) -> dict[str, str]:
+    """What a finished student consists of, without what only a resume or a reader of logs needs."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.iterdir())
+        if path.name not in ("metrics.jsonl", "checkpoint.pt")
+    }
+
+
+def lines_of(metrics: list[dict[str, Any]]) -> Counter[tuple[int, str]]:
+    return Counter((line["step"], "validation" if "validation" in line else "train") for line in metrics)
+
+
+@pytest.fixture(autouse=True)
+def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
+
+
+def test_an_undisturbed_run_logs_every_step_once(undisturbed: Undisturbed) -> None:
+    config, files, metrics = undisturbed
+    assert lines_of(metrics) == Counter(
+        {**{(step, "train"): 1 for step in range(1, 9)}, **{(step, "validation"): 1 for step in (2, 4, 6, 8)}}
+    )
+    assert {"config.json", "model.safetensors", "tokenizer.json", "run.json"} <= files.keys()
+    assert not [name for name in files if name.startswith(".")]
+    first, last = metrics[0], metrics[-1]
+    assert {"soft_targets_nats", "labels_nats", "samples_nats", "beams_nats", "learning_rate"} <= first.keys()
+    assert last["validation"]["kl_nats"] < metrics[2]["validation"]["kl_nats"], "something is learnt"
+    assert config.out.is_dir()
+
+
+@pytest.mark.parametrize("steps", [(1,), (3,), (4,), (6, 2), (7, 1, 1), (8,)])
+def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(
+    undisturbed: Undisturbed, tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    config, files, metrics = undisturbed
+    config = dataclasses.replace(config, out=tmp_path / "student")
+    for step in steps:
+        with stopped_at(step):
+            train(config)
+        assert not (config.out / "run.json").exists()
+    train(config)
+    assert final_files(config.out) == files
+    found = read_metrics(config.out)
+    assert lines_of(found) == lines_of(metrics)
+    for line, expected in zip(found, metrics, strict=True):
+        line.pop("tokens_per_second", None)
+        expected = {name: value for name, value in expected.items() if name != "tokens_per_second"}
+        assert line == expected
+
+
+def test_a_resumed_run_does_not_repeat_the_steps_before_its_checkpoint(
+    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(undisturbed[0], out=tmp_path / "student")
+    with stopped_at(8):
+        train(config)
+    done: list[int] = []
+    original = trainer.learning_rate
+    monkeypatch.setattr(trainer, "learning_rate", lambda step, config: (done.append(step), original(step, config))[1])
+    train(config)
+    assert set(done) == {6, 7}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "calls"),
+    [
+        ("student.checkpoint", "torch.save", 0),
+        ("student.checkpoint", "torch.save", 1),
+        ("student.trainer", "RunLog.write", 6),
+        ("student.trainer", "evaluate_model", 3),
+        ("student.trainer", "load_tokenizer", 0),
+    ],
+)
+def test_a_run_that_fails_while_it_saves_or_evaluates_ends_with_the_same_bytes(
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    module: str,
+    name: str,
+    calls: int,
+) -> None:
+    config, files, metrics = undisturbed
+    config = dataclasses.replace(config, out=tmp_path / "student")
+    with pytest.MonkeyPatch.context() as patch:
+        _fail_after(patch, f"{module}.{name}", calls)
+        with pytest.raises(Stop):
+            train(config)
+    train(config)
+    assert final_files(config.out) == files
+    assert lines_of(read_metrics(config.out)) == lines_of(metrics)
+
+
+def _fail_after(patch: pytest.MonkeyPatch, target: str, calls: int) -> None:
+    from pkgutil import resolve_name
+
+    original, count = resolve_name(target), iter(range(calls))
+
+    def failing(*args: Any, **settings: Any) -> Any:
+        if next(count, None) is None:
+            raise Stop
+        return original(*args, **settings)
+
+    patch.setattr(target, failing)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+def test_a_run_killed_while_it_publishes_the_student_ends_with_the_same_bytes(
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    moved: int,
+) -> None:
+    config, files, _ = undisturbed
+    config = dataclasses.replace(config, out=tmp_path / "student")
+    original, count = Path.replace, iter(range(moved))
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(count, None) is None:
+            raise Stop
+        return original(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(Stop):
+            train(config)
+    assert not (config.out / "run.json").exists()
+    train(config)
+    assert final_files(config.out) == files
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_asked_to_stop_saves_its_step_and_resumes_from_it(
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    number: int,
+) -> None:
+    config, files, _ = undisturbed
+    config = dataclasses.replace(config, out=tmp_path / "student", checkpoint_every=100)
+    handler = signal.getsignal(number)
+    with stopped_at(5, number):
+        train(config)
+    assert signal.getsignal(number) is handler
+    assert torch.load(config.out / "checkpoint.pt", weights_only=True)["step"] == 5
+    train(config)
+    assert final_files(config.out) == files
+
+
+def test_a_finished_run_returns_at_once(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, files, metrics = undisturbed
+    monkeypatch.setattr(trainer, "build_student", None)
+    assert train(config) == config.out
+    assert final_files(config.out) == files
+    assert read_metrics(config.out) == metrics
+
+
+CHANGES: dict[str, dict[str, object]] = {
+    "learning_rate": {"learning_rate": 1e-4},
+    "max_steps": {"max_steps": 9},
+    "seed": {"seed": 1},
+    "batch_blocks": {"batch_blocks": 5},
+    "mix": {"mix": MixConfig(labels=0.2)},
+    "loss": {"loss": "jsd"},
+    "dtype": {"dtype": "bfloat16"},
+    "preset": {"preset": "mini"},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_rerun_with_another_setting_is_refused_by_name(undisturbed: Undisturbed, field: str) -> None:
+    config, files, _ = undisturbed
+    with pytest.raises(RunMismatchError) as caught:
+        train(dataclasses.replace(config, **CHANGES[field]))
+    assert caught.value.field == field
+    assert final_files(config.out) == files
+
+
+def test_an_unfinished_run_refuses_other_settings_too_and_keeps_its_checkpoint(
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+) -> None:
+    config = dataclasses.replace(undisturbed[0], out=tmp_path / "student")
+    with stopped_at(5):
+        train(config)
+    before = (config.out / "checkpoint.pt").read_bytes()
+    with pytest.raises(RunMismatchError) as caught:
+        train(dataclasses.replace(config, learning_rate=1e-4))
+    assert (caught.value.field, caught.value.found, caught.value.wanted) == ("learning_rate", 1e-3, 1e-4)
+    assert (config.out / "checkpoint.pt").read_bytes() == before
+
+
+def test_another_cache_is_refused(undisturbed: Undisturbed, bucketed_cache: Cache) -> None:
+    with pytest.raises(RunMismatchError) as caught:
+        train(dataclasses.replace(undisturbed[0], cache=bucketed_cache.path))
+    assert caught.value.field == "cache_shards"
+
+
+def test_settings_that_do_not_change_the_weights_may_differ_in_a_resume(
+    undisturbed: Undisturbed,
+    cache: Cache,
+    tmp_path: Path,
+) -> None:
+    config, files, _ = undisturbed
+    first = dataclasses.replace(config, out=tmp_path / "student", evaluate_every=5)
+    with stopped_at(5):
+        train(first)
+    moved = shutil.copytree(cache.path, tmp_path / "moved cache")
+    out = Path(shutil.move(first.out, tmp_path / "moved student"))
+    train(dataclasses.replace(first, out=out, cache=moved, quiet=False, device="auto", evaluate_every=1))
+    assert final_files(out).keys() == files.keys()
+    assert final_files(out)["model.safetensors"] == files["model.safetensors"]
+
+
+def test_another_seed_gives_another_student(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    config, files, _ = undisturbed
+    train(dataclasses.replace(config, out=tmp_path / "student", seed=1))
+    assert final_files(tmp_path / "student")["model.safetensors"] != files["model.safetensors"]
+
+
+def test_the_student_is_a_standard_directory(undisturbed: Undisturbed, cache: Cache, teacher_dir: Path) -> None:
+    out = undisturbed[0].out
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    text = "the teacher ran once — and wrote it down.<|endoftext|>"
+    assert tokenizer(text)["input_ids"] == AutoTokenizer.from_pretrained(teacher_dir)(text)["input_ids"]
+    ids = torch.tensor([tokenizer("the teacher")["input_ids"]])
+    assert model(ids).logits.shape == (1, 11, 257)
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 14)
+    run = json.loads((out / "run.json").read_text())
+    assert run["teacher"] == cache.identity.teacher
+    assert run["length_penalty"] == 1.0
+
+
+def test_a_student_starts_from_a_checkpoint(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """One tiny step away from where it started."""
+    start = undisturbed[0].out
+    config = dataclasses.replace(
+        undisturbed[0], out=tmp_path / "student", preset=str(start), max_steps=1, learning_rate=1e-9, weight_decay=0.0
+    )
+    train(config)
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (start, config.out))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-7, rtol=0)
+
+
+@pytest.fixture
+def copied_cache(cache: Cache, tmp_path: Path) -> Path:
+    return shutil.copytree(cache.path, tmp_path / "cache")
+
+
+def test_no_cache_an_unfinished_one_and_a_damaged_one(
+    train_config: Callable[..., TrainConfig], copied_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NoCacheError):
+        train(train_config(cache=tmp_path / "nothing"))
+    shard = copied_cache / "soft_targets" / "train-00001-of-00004.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(HashMismatchError) as caught:
+        train(train_config(cache=copied_cache))
+    assert caught.value.path == str(shard)
+    (copied_cache / "manifest.json").unlink()
+    with pytest.raises(IncompleteCacheError):
+        train(train_config(cache=copied_cache))
+    assert not (tmp_path / "student" / "run.json").exists()
+
+
+def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[..., TrainConfig]) -> None:
+    from storage.errors import TeachonceError
+
+    config = train_config(checkpoint_every=1)
+    with stopped_at(3):
+        train(config)
+    checkpoint = config.out / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(TeachonceError):
+        train(config)
+
+
+def test_a_cache_without_validation_trains(
+    helpers: ModuleType,
+    teacher_dir: Path,
+    text_file: Path,
+    train_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+) -> None:
+    made = helpers.precompute(
+        helpers.tiny_config(teacher_dir, text_file, tmp_path / "cache", validation_fraction=0.0, max_tokens=2000)
+    )
+    train(train_config(cache=made.path, max_steps=2))
+    [last] = [line for line in read_metrics(tmp_path / "student") if "validation" in line]
+    assert last["validation"]["perplexity"] is None
+
+
+def test_the_log_drops_lines_after_the_checkpoint_and_half_a_line(tmp_path: Path) -> None:
+    lines = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 2, "validation": {}}, {"step": 3, "a": 3}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "a"')
+    assert read_metrics(tmp_path) == lines
+    log = RunLog(tmp_path, 2)
+    assert read_metrics(tmp_path) == lines[:3]
+    log.write(3, a=30)
+    assert read_metrics(tmp_path) == [*lines[:3], {"step": 3, "a": 30}]
+    assert read_metrics(tmp_path / "nothing") == []
+
+
+WRONG_SETTINGS: list[dict[str, object]] = [
+    {"max_steps": 0}, {"batch_blocks": 0}, {"batch_samples": 0}, {"batch_beams": 0}, {"micro_batches": 0},
+    {"evaluate_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
+    {"warmup_steps": -1}, {"temperature": 0.0}, {"selection_temperature": 0.0}, {"beta2": 1.0}, {"beta2": -0.1},
+    {"max_gradient_norm": 0.0}, {"weight_decay": -1.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WRONG_SETTINGS, ids=str)
+def test_runs_that_cannot_be_made(train_config: Callable[..., TrainConfig], settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        train_config(**settings)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"labels": -0.1}, {"samples": -1.0}, {"soft_targets": 0.0, "samples": 0.0, "beams": 0.0, "labels": 0.0}]
+)
+def test_mixes_that_learn_nothing(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        MixConfig(**weights)
+
+
+def test_an_evaluation_of_no_blocks_at_a_time() -> None:
+    with pytest.raises(ConfigError):
+        EvaluateConfig(student=Path("s"), cache=Path("c"), batch_blocks=0)
