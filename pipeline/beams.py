@@ -65,6 +65,8 @@ class BeamsProducer:
         """Candidates of prompts of one length, best first."""
         settings, eos = self._settings, self._teacher.tokenizer.eos_token_id
         prompt_ids = self._teacher.to_device(np.stack(prompts))
+        # transformers fills what is not said below from settings shipped with the checkpoint; these are none of ours.
+        self._teacher.model.generation_config = GenerationConfig()
         sequences = self._teacher.model.generate(
             input_ids=prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),

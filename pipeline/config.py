@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,7 +45,7 @@ class SoftTargetsConfig:
             f"--soft-targets.tail-weight is {self.tail_weight}, expected a probability between 0 and 1, or None",
         )
         _require(
-            len(self.temperatures) > 0 and all(t > 0 for t in self.temperatures),
+            len(self.temperatures) > 0 and all(0 < t < math.inf for t in self.temperatures),
             f"--soft-targets.temperatures is {self.temperatures}, expected positive numbers",
         )
         _require(
@@ -79,7 +80,7 @@ class SamplesConfig:
     def __post_init__(self) -> None:
         _require(min(self.num_prompts, self.per_prompt) >= 1, "--samples needs at least one prompt and one text")
         _require(min(self.prompt_tokens, self.max_new_tokens) >= 1, "--samples lengths must be at least 1 token")
-        _require(self.temperature > 0, f"--samples.temperature is {self.temperature}, expected more than 0")
+        _require(0 < self.temperature < math.inf, f"--samples.temperature is {self.temperature}, expected more than 0")
         _require(0 < self.top_p <= 1, f"--samples.top-p is {self.top_p}, expected more than 0 and at most 1")
 
 
@@ -105,6 +106,9 @@ class BeamsConfig:
     def __post_init__(self) -> None:
         _require(self.num_prompts >= 1, "--beams.num-prompts must be at least 1")
         _require(min(self.prompt_tokens, self.max_new_tokens) >= 1, "--beams lengths must be at least 1 token")
+        _require(
+            math.isfinite(self.length_penalty), f"--beams.length-penalty is {self.length_penalty}, expected a number"
+        )
         _require(
             2 <= self.num_candidates <= self.num_beams,
             f"--beams.num-candidates is {self.num_candidates}, expected 2 to --beams.num-beams ({self.num_beams})",

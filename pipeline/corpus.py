@@ -6,7 +6,6 @@ is streamed, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import re
@@ -15,20 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zstandard
+import pyarrow as pa
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSuchDataError
 from pipeline.stdlib_corpus import stdlib_documents
+from storage.errors import TeachonceError
 from storage.hashing import sha256_file
 
 STDLIB = "stdlib"
 # Long documents reach the tokenizer in pieces of about this many characters.
 _PIECE_CHARS = 1 << 20
-_COMPRESSIONS = {".gz", ".zst"}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
 _CUT = re.compile(r"\S(?=[ \n]\S)")
+
+# What datasets and the parsers below it raise for files that are cut, empty or of another kind.
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, StopIteration)
 
 Prompt = str | list[dict[str, str]]
 
@@ -120,8 +123,8 @@ def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         return datasets.load_dataset(loader, split="train", streaming=True, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise NoSuchDataError(config.data, f"cannot be loaded: {str(error).splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        raise NoSuchDataError(config.data, f"cannot be loaded: {_first_line(error)}") from error
 
 
 def _format_of(path: Path) -> str | None:
@@ -129,9 +132,11 @@ def _format_of(path: Path) -> str | None:
     return _FORMATS.get(suffixes[-1].lower()) if suffixes else None
 
 
-def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
-    import datasets
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
+
+def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
         for row in rows:
@@ -143,17 +148,23 @@ def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> 
                     config.data, config.text_column, f"holds {type(text).__name__}, not text", "--text-column"
                 )
             yield Document(pieces=_cut(text or ""), prompts={c: _prompt(config, row, c) for c in wanted if c})
-    except (datasets.exceptions.DatasetsError, OSError, UnicodeDecodeError) as error:
-        raise NoSuchDataError(config.data, f"cannot be read: {str(error).splitlines()[0]}") from error
+    except TeachonceError:
+        raise
+    except _UNREADABLE as error:
+        raise NoSuchDataError(config.data, f"cannot be read: {_first_line(error)}") from error
 
 
 def _prompt(config: PrecomputeConfig, row: dict[str, Any], column: str) -> Prompt:
     value = row.get(column)
-    is_chat = isinstance(value, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    is_chat = isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
     if not isinstance(value, str) and not is_chat:
         found = f"not among {sorted(row)}" if column not in row else f"holds {type(value).__name__}, not text or chat"
         raise ColumnError(config.data, column, found, "--samples.prompt-column or --beams.prompt-column")
     return value  # type: ignore[return-value]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys()
 
 
 def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
@@ -176,17 +187,14 @@ def _read_pieces(path: Path) -> Iterator[str]:
             while characters := file.read(_PIECE_CHARS):
                 *pieces, rest = _cut(rest + characters)
                 yield from pieces
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except OSError as error:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
     yield rest
 
 
 def _open_binary(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        return zstandard.open(path, "rb")
-    return path.open("rb")
+    """The file's bytes, decompressed; unlike the plain readers, Arrow's notices a file that is cut short."""
+    return pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix))
 
 
 def _cut(text: str) -> list[str]:

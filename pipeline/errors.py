@@ -8,6 +8,7 @@ TeachonceError
 │   └── NoUsableTextError      not even one block of text
 └── TeacherError
     ├── NoSuchTeacherError     nothing that transformers can load
+    ├── TokenizerMismatchError the tokenizer has ids that the teacher does not know
     ├── ContextTooShortError   a block or prompt longer than the teacher can read
     ├── LeakingTeacherError    the teacher does not isolate packed documents
     └── TeacherOutputError     NaN or infinity in the teacher's logits
@@ -62,6 +63,17 @@ class NoSuchTeacherError(TeacherError):
     def __init__(self, teacher: str, reason: str) -> None:
         self.teacher = teacher
         super().__init__(f"--teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
+
+
+class TokenizerMismatchError(TeacherError):
+    """The tokenizer has ids that the teacher does not know."""
+
+    def __init__(self, teacher: str, tokenizer_size: int, vocab_size: int) -> None:
+        self.tokenizer_size, self.vocab_size = tokenizer_size, vocab_size
+        super().__init__(
+            f"--teacher {teacher}: its tokenizer has {tokenizer_size} entries, the model {vocab_size}; "
+            "the tokenizer belongs to another model"
+        )
 
 
 class ContextTooShortError(TeacherError):

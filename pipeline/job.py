@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher import Teacher, load_teacher, tokenizer_sha256
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
@@ -75,6 +75,15 @@ def precompute(config: PrecomputeConfig) -> Cache:
     except DataError:
         _remove_empty(config.out)
         raise
+    try:
+        return _run(job)
+    finally:
+        if (config.out / MANIFEST_NAME).exists():
+            shutil.rmtree(config.out / WORK_DIR, ignore_errors=True)
+
+
+def _run(job: Job) -> Cache:
+    config = job.config
     saved_tokenizer = _save_tokenizer(job.teacher, config.out / WORK_DIR / TOKENIZER_DIR)
     identity = _identity(job, tokenizer_sha256(saved_tokenizer))
     identity = _begin_or_resume(config.out, identity)
@@ -126,6 +135,8 @@ def _remove_empty(out: Path) -> None:
 
 
 def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:
+    if len(teacher.tokenizer) > teacher.vocab_size:
+        raise TokenizerMismatchError(config.teacher, len(teacher.tokenizer), teacher.vocab_size)
     if config.soft_targets.top_k > teacher.vocab_size:
         raise ConfigError(
             f"--soft-targets.top-k is {config.soft_targets.top_k}, the teacher's vocabulary has {teacher.vocab_size}"
@@ -287,7 +298,6 @@ def _finish(out: Path, identity: CacheIdentity, records: list[ShardRecord]) -> N
         for path in paths
     )
     write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))
-    shutil.rmtree(out / WORK_DIR, ignore_errors=True)
     remove_leftovers(out)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config import PrecomputeConfig
@@ -154,9 +155,12 @@ class _WholeModel(nn.Module):
 
 def load_tokenizer(config: PrecomputeConfig) -> Any:
     """The teacher's tokenizer; raises NoSuchTeacherError."""
-    return _loading(
+    tokenizer = _loading(
         config, lambda: transformers.AutoTokenizer.from_pretrained(config.teacher, revision=config.revision)
     )
+    if len(tokenizer) == 0:
+        raise NoSuchTeacherError(config.teacher, "it has no tokenizer")
+    return tokenizer
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:
@@ -168,12 +172,14 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
     if device.type == "cpu":
         use_fast_matmul()
     tokenizer = load_tokenizer(config)
-    model = _loading(
+    model, loading = _loading(
         config,
         lambda: transformers.AutoModelForCausalLM.from_pretrained(
-            config.teacher, revision=config.revision, dtype="auto"
+            config.teacher, revision=config.revision, dtype="auto", output_loading_info=True
         ),
     )
+    if loading["missing_keys"]:
+        raise NoSuchTeacherError(config.teacher, f"its weights lack {sorted(loading['missing_keys'])[0]}")
     weights_sha256 = hash_weights(model)
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     # Parameters keep requires_grad: without it PyTorch's fast float32 path on CPU takes sixteen times the memory
@@ -199,7 +205,7 @@ def hash_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().reshape(-1)))
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -238,5 +244,5 @@ def _loading(config: PrecomputeConfig, load: Callable[[], Any]) -> Any:
         raise NoSuchTeacherError(config.teacher, "no such directory")
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise NoSuchTeacherError(config.teacher, str(error).strip().splitlines()[0]) from error

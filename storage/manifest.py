@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storage import beams, samples, soft_targets
+from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.records import read_record, write_record
 
@@ -111,6 +112,13 @@ class CacheIdentity:
     config: dict[str, Any]
     software: dict[str, str]
     planned_shards: dict[str, dict[str, int]]
+
+    @property
+    def mantissa_bits(self) -> int:
+        """What the logprobs of soft targets were rounded to."""
+        settings = self.config.get("soft_targets")
+        bits = settings.get("mantissa_bits") if isinstance(settings, dict) else None
+        return bits if type(bits) is int and 1 <= bits <= FLOAT16_MANTISSA_BITS else FLOAT16_MANTISSA_BITS
 
     def schema(self, kind: str) -> Any:
         """The Arrow schema of a kind's shards in this cache."""

@@ -73,8 +73,10 @@ def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where
     row_ids = columns.plain(batch, "row_id")
     if np.any(np.diff(row_ids) != 1):
         raise RowError(where, "row_id", "does not count up by one")
-    check = {"soft_targets": soft_targets.check, "samples": samples.check, "beams": beams.check}[kind]
-    check(batch, identity.vocab_size, where)
+    if kind == "soft_targets":
+        soft_targets.check(batch, identity.vocab_size, where, identity.mantissa_bits)
+    else:
+        {"samples": samples.check, "beams": beams.check}[kind](batch, identity.vocab_size, where)
 
 
 def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:

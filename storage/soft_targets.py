@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage import columns
-from storage.bit_rounding import round_float16
+from storage.bit_rounding import FLOAT16_MANTISSA_BITS, round_float16
 from storage.errors import RowError
 from storage.segments import valid_targets
 
-# Rounding to few mantissa bits may lift a head's mass a little above 1, never by more than this.
+# How far head and tail may be from mass 1 beside what rounding to few mantissa bits explains.
 MASS_TOLERANCE = 0.05
 
 
@@ -138,13 +138,17 @@ def head_mask(rows: SoftTargetRows) -> NDArray[np.bool_]:
     return np.repeat(np.tile([True, False], rows.head_size.size), sizes)
 
 
-def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
-    """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row")."""
+def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> None:
+    """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row").
+
+    mantissa_bits: what logprobs were rounded to, which bounds how far their mass may be from 1.
+    """
     _check_lengths(batch, where)
     rows = decode(batch)
     _check_segments(rows, where)
     _check_ids(rows, vocab_size, where)
     _check_values(rows, vocab_size, where)
+    _check_mass(rows, where, mantissa_bits)
 
 
 def _entries_per_row(sizes_RT: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -200,8 +204,18 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     entropy = rows.entropy.astype(np.float32)
     most = np.log(vocab_size) * 1.001 + 1e-3
     _require((entropy >= 0) & (entropy <= most), where, "entropy", f"a value is outside 0 to {most:.2f} nats")
+
+
+def _check_mass(rows: SoftTargetRows, where: str, mantissa_bits: int) -> None:
+    """Σ head + tail = 1 up to MASS_TOLERANCE and rounding: a logprob is off by at most |logprob| 2^−(bits + 1)."""
+    logprobs = rows.logprobs.astype(np.float64)
     position = np.repeat(np.arange(rows.head_size.size), rows.head_size.reshape(-1))
-    head_mass = np.bincount(position, weights=np.exp(logprobs), minlength=rows.head_size.size)
-    mass = head_mass + np.exp(rows.tail_logprob.reshape(-1).astype(np.float32))
-    valid = rows.is_valid_target.reshape(-1)
-    _require(np.abs(mass[valid] - 1) <= MASS_TOLERANCE, where, "tail_logprob", "head and tail do not add up to mass 1")
+
+    def per_position(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.bincount(position, weights=weights, minlength=rows.head_size.size), dtype=np.float64)
+
+    probs = np.exp(logprobs)
+    slack = per_position(probs * np.expm1(-logprobs * 2.0 ** -(mantissa_bits + 1))) + MASS_TOLERANCE
+    mass = per_position(probs) + np.exp(rows.tail_logprob.reshape(-1).astype(np.float64))
+    is_wrong = (np.abs(mass - 1) > slack) & rows.is_valid_target.reshape(-1)
+    _require(~is_wrong, where, "tail_logprob", "head and tail do not add up to mass 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, cast
@@ -10,7 +11,7 @@ import torch
 
 from storage.files import publishing
 from storage.row_stream import StreamState
-from student.errors import RunMismatchError
+from student.errors import CheckpointError, RunMismatchError
 
 _FILE_NAME = "checkpoint.pt"
 
@@ -42,12 +43,15 @@ def load_checkpoint(
 ) -> tuple[int, dict[str, StreamState]]:
     """Restore the last checkpoint: steps done and stream states; (0, {}) without one.
 
-    Raises RunMismatchError when `run` differs from the run that wrote it.
+    Raises CheckpointError for a damaged file, RunMismatchError when `run` differs from the run that wrote it.
     """
     path = out / _FILE_NAME
     if not path.is_file():
         return 0, {}
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(str(path), str(error).splitlines()[0]) from error
     for field in sorted(run.keys() | state["run"].keys()):
         if run.get(field) != state["run"].get(field):
             raise RunMismatchError(str(out), field, state["run"].get(field), run.get(field))

@@ -29,8 +29,8 @@ class MixConfig:
     """Next-token loss on the teacher's texts; by default 0.5 when the cache holds them."""
     beams: float | None = None
     """Choosing the teacher's best candidate; by default 0.25 when the cache holds them."""
-    labels: float = 0.1
-    """Next-token loss on the real text."""
+    labels: float | None = None
+    """Next-token loss on the real text; by default 0.1 when the cache holds blocks of it."""
 
     def __post_init__(self) -> None:
         weights = (self.soft_targets, self.samples, self.beams, self.labels)
@@ -94,6 +94,8 @@ class TrainConfig:
         _require(
             min(sizes) >= 1, "--batch-blocks, --batch-samples, --batch-beams and --micro-batches must be at least 1"
         )
+        _require(self.max_gradient_norm > 0, f"--max-gradient-norm is {self.max_gradient_norm}, expected more than 0")
+        _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}, expected 0 or more")
         _require(self.learning_rate > 0, f"--learning-rate is {self.learning_rate}, expected more than 0")
         _require(self.warmup_steps is None or self.warmup_steps >= 0, "--warmup-steps must be 0 or more")
         _require(self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0")
@@ -122,3 +124,6 @@ class EvaluateConfig:
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     quiet: bool = False
     """Show no progress."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_blocks >= 1, f"--batch-blocks is {self.batch_blocks}, expected at least 1")

@@ -5,9 +5,11 @@ TeachonceError
 └── StudentError
     ├── UnknownPresetError        no preset, config file or checkpoint of that name
     ├── VocabularyMismatchError   the student's vocabulary is not the cache's
+    ├── ArchitectureError         a model that cannot be called in two halves, or leaks between documents
     ├── StudentContextError       a row longer than the student's context
     ├── TemperatureError          a temperature that the cache cannot serve
     ├── RunMismatchError          a rerun differs from the run that it would resume
+    ├── CheckpointError           a checkpoint that cannot be read
     ├── NoSuchStudentError        no trained student in that directory
     └── CandidatesError           a candidates file without two texts to choose from
 ```
@@ -43,14 +45,22 @@ class VocabularyMismatchError(StudentError):
         )
 
 
+class ArchitectureError(StudentError):
+    """A model that cannot be called in two halves, or leaks between packed documents."""
+
+    def __init__(self, student: str, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"{student}: this architecture {problem}; use a GPT-2 or Llama shaped student")
+
+
 class StudentContextError(StudentError):
     """A row longer than the student's context."""
 
     def __init__(self, student: str, context_length: int, needed: int, what: str) -> None:
         self.context_length, self.needed = context_length, needed
         super().__init__(
-            f"{student}: its context holds {context_length} tokens, the cache's {what} need {needed}; "
-            "use a longer context or a cache with a smaller --block-size"
+            f"{student}: its context holds {context_length} tokens, {what} need {needed}; "
+            "use a longer context, or shorter rows"
         )
 
 
@@ -74,6 +84,14 @@ class RunMismatchError(StudentError):
             f"--out {out}: holds a run with {field} = {found!r}, this one has {wanted!r}; "
             "use another --out, or the settings that the run was begun with"
         )
+
+
+class CheckpointError(StudentError):
+    """A checkpoint that cannot be read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: damaged checkpoint ({reason}); delete it to start the run again")
 
 
 class NoSuchStudentError(StudentError):

@@ -80,6 +80,9 @@ def measure_positions(model: Any, batch: BlockBatch) -> PositionMeasures:
 def _measure_chunk(logs_CV: Tensor, targets: SparseTargets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     label_nll_C = -logs_CV.gather(1, targets.label_ids[:, None])[:, 0]
     best_C1 = logs_CV.argmax(dim=1, keepdim=True)
+    if targets.head_ids.shape[1] == 0:
+        none_C = torch.zeros_like(targets.label_ids, dtype=torch.bool)
+        return label_nll_C, _kl_or_cross_entropy(logs_CV, targets), none_C, none_C
     # Rounding makes ties in the head; the student agrees when its best is one of the teacher's best.
     top_C1 = targets.head_logprobs.masked_fill(~targets.is_head, -torch.inf).amax(1, keepdim=True)
     is_best_CK = targets.is_head & (targets.head_logprobs == top_C1)

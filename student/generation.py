@@ -28,6 +28,8 @@ def generate_text(
         raise StudentContextError(
             str(student), context_length_of(model), len(ids) + max_new_tokens, "prompt and --max-new-tokens"
         )
+    # transformers fills what is not said below from settings shipped with the checkpoint; these are none of ours.
+    model.generation_config = GenerationConfig()
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     output = model.generate(

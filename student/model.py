@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from storage.cache import Cache
-from student.errors import NoSuchStudentError, StudentContextError, UnknownPresetError, VocabularyMismatchError
+from student.errors import (
+    ArchitectureError,
+    NoSuchStudentError,
+    StudentContextError,
+    UnknownPresetError,
+    VocabularyMismatchError,
+)
 from student.matmul_precision import use_fast_matmul
 
 # GPT-2 architecture: layers, width, heads. distil is the shape of DistilGPT2.
@@ -51,7 +58,7 @@ def load_student(directory: Path) -> Any:
         raise NoSuchStudentError(str(directory), "no config.json")
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise NoSuchStudentError(str(directory), str(error).strip().splitlines()[0]) from error
 
 
@@ -68,10 +75,42 @@ def check_fits(model: Any, cache: Cache, name: str) -> None:
     vocab_size = head_weight(model).shape[0]
     if vocab_size != cache.identity.vocab_size:
         raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
+    check_architecture(model, name)
     context_length = context_length_of(model)
     for what, needed in _longest_rows(cache).items():
         if needed > context_length:
             raise StudentContextError(name, context_length, needed, what)
+
+
+@torch.no_grad()
+def check_architecture(model: Any, name: str) -> None:
+    """Raise ArchitectureError unless head times hidden state gives the logits, and packed documents are isolated.
+
+    The losses call body and head apart; a head with a bias, a scale or a cap would be trained as another one.
+    """
+    length = min(6, context_length_of(model) // 2)
+    was_training = model.training
+    model.eval()
+    vocab_size = head_weight(model).shape[0]
+    alone = (torch.arange(length, device=model.device)[None] * 7 + 1) % vocab_size
+    packed = torch.cat([(alone + 3) % vocab_size, alone], dim=1)
+    positions = torch.arange(length, device=model.device)[None]
+    try:
+        expected = model(input_ids=alone, use_cache=False).logits[0]
+        hidden = hidden_states(model, alone, positions)[0]
+        behind = hidden_states(model, packed, positions.repeat(1, 2))[0, length:]
+    except TypeError as error:
+        raise ArchitectureError(name, "does not take positions") from error
+    finally:
+        model.train(was_training)
+    if not _nearly(hidden @ head_weight(model).T, expected):
+        raise ArchitectureError(name, "has an output head that is more than a matrix")
+    if not _nearly(behind, hidden):
+        raise ArchitectureError(name, "lets packed documents see each other")
+
+
+def _nearly(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1.0))
 
 
 def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:

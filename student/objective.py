@@ -23,7 +23,7 @@ from student.losses.targets import SparseTargets
 from student.losses.token_logprobs import token_logprobs
 from student.model import head_weight, hidden_states
 
-_DEFAULT_WEIGHTS = {"soft_targets": 1.0, "samples": 0.5, "beams": 0.25}
+_DEFAULT_WEIGHTS = {"soft_targets": 1.0, "samples": 0.5, "beams": 0.25, "labels": 0.1}
 _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 
 
@@ -47,14 +47,13 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
 
     Raises MissingKindError when a part is asked for and the cache does not hold it.
     """
-    weights = {"labels": config.mix.labels}
-    for kind, default in _DEFAULT_WEIGHTS.items():
-        asked = getattr(config.mix, kind)
-        weights[kind] = asked if asked is not None else default if cache.num_rows(kind, "train") else 0.0
-        if weights[kind]:
+    weights = {}
+    for part, default in _DEFAULT_WEIGHTS.items():
+        kind = "soft_targets" if part == "labels" else part  # labels are the tokens of the same blocks
+        asked = getattr(config.mix, part)
+        weights[part] = asked if asked is not None else default if cache.num_rows(kind, "train") else 0.0
+        if weights[part]:
             cache.shards(kind, "train")
-    if weights["labels"]:
-        cache.shards("soft_targets", "train")
     return weights
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from student.batches import text_batch
-from student.errors import CandidatesError
+from student.errors import CandidatesError, StudentContextError
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model import head_weight, hidden_states
+from student.model import context_length_of, head_weight, hidden_states
 from student.trainer import RUN_NAME
 
 
@@ -43,6 +43,9 @@ def rank_candidates(
     """Candidates as continuations of the prompt, best first."""
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
     continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
+    needed = len(prompt_ids) + max(map(len, continuations)) - 1
+    if needed > context_length_of(model):
+        raise StudentContextError("student", context_length_of(model), needed, "prompt and candidate")
     batch = text_batch(prompt_ids, continuations, model.device)
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
     logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)

@@ -24,7 +24,7 @@ from storage.progress import Progress
 from storage.row_stream import RowStream, StreamBatch, StreamState
 from student.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from student.config import TrainConfig
-from student.errors import RunMismatchError
+from student.errors import CheckpointError, RunMismatchError
 from student.evaluation import evaluate_model
 from student.model import build_student, choose_device, load_tokenizer
 from student.objective import Objective
@@ -173,7 +173,10 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 
 def _require_same_run(out: Path, run: dict[str, Any]) -> None:
-    begun = json.loads((out / RUN_NAME).read_text())
+    try:
+        begun = json.loads((out / RUN_NAME).read_text())
+    except ValueError as error:
+        raise CheckpointError(str(out / RUN_NAME), str(error)) from error
     for field in run:
         if begun.get(field) != run[field]:
             raise RunMismatchError(str(out), field, begun.get(field), run[field])

