@@ -37,6 +37,7 @@ from storage.shard import ZSTD_LEVEL
 from storage.soft_targets import SoftTargetRows, encode, schema
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
+from student.model import choose_device
 
 EOS = "<|endoftext|>"
 MANTISSA_BITS = 6
@@ -129,22 +130,25 @@ def _blocks(out: Path, block_size: int) -> tuple[Tensor, Tensor]:
     return blocks[:num_train], blocks[num_train : num_train + 512]
 
 
-def _gpt2(vocab_size: int, layers: int, width: int, block_size: int, seed: int) -> Any:
+def _gpt2(vocab_size: int, layers: int, width: int, block_size: int, seed: int, device: torch.device) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab_size, n_positions=block_size, n_embd=width, n_layer=layers, n_head=width // 64,
             activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             bos_token_id=0, eos_token_id=0,
         )
     )  # fmt: skip
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # the fastest backward pass there at this length
+    return model.to(device)
 
 
 def _train_teacher(config: StudyConfig, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
     path = config.out / "teacher.pt"
-    model = _gpt2(vocab_size, config.teacher_layers, config.teacher_width, config.block_size, 0).to(device)
+    model = _gpt2(vocab_size, config.teacher_layers, config.teacher_width, config.block_size, 0, device)
     if path.is_file():
         model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         return model.eval()
@@ -357,7 +361,7 @@ class _Student:
 
     def __init__(self, scheme: Scheme, config: StudyConfig, vocab_size: int, seed: int, device: torch.device) -> None:
         self.scheme = scheme
-        self.model = _gpt2(vocab_size, config.layers, config.width, config.block_size, seed).to(device)
+        self.model = _gpt2(vocab_size, config.layers, config.width, config.block_size, seed, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True
         )
@@ -486,7 +490,7 @@ def _calibration_error(confidence: Tensor, is_right: Tensor, bins: int = 15) -> 
 
 def run(config: Annotated[StudyConfig, tyro.conf.arg(name="")]) -> None:
     """Train the teacher and all students; results go to OUT/NAME.json after every seed."""
-    device = torch.device(config.device)
+    device = choose_device(config.device)
     facts = json.loads((config.out / "text.json").read_text())
     vocab_size = int(facts["vocab_size"])
     train, held_out = _blocks(config.out, config.block_size)
