@@ -20,8 +20,8 @@ from storage.manifest import SPLITS
 from storage.segments import valid_targets
 from storage.soft_targets import SoftTargetRows, encode
 
-# Float32 logits of a chunk stay under 32 MB on CPU, where larger temporaries cost page faults.
-_CHUNK_BYTES = {"cpu": 13 << 20, "cuda": 1 << 30}
+# Float32 logits of a chunk, and their float64 running sums, stay under 32 MB on CPU, where larger temporaries cost page faults.
+_CHUNK_BYTES_ON_CPU, _CHUNK_BYTES_ELSEWHERE = 13 << 20, 1 << 30
 _TAIL_DRAW = 5
 
 
@@ -77,7 +77,8 @@ class SoftTargetsProducer:
         labels = self._teacher.to_device(label_ids_P)
         # float64 does not exist on every accelerator's arithmetic units at speed, but the draw needs it.
         uniforms = torch.from_numpy(uniforms_P).to(self._teacher.device)
-        size = max(1, _CHUNK_BYTES[self._teacher.device.type] // (4 * self._teacher.vocab_size))
+        chunk_bytes = _CHUNK_BYTES_ON_CPU if self._teacher.device.type == "cpu" else _CHUNK_BYTES_ELSEWHERE
+        size = max(1, chunk_bytes // (4 * self._teacher.vocab_size))
         return [
             sparsify(
                 self._teacher.logits(hidden_PD[first : first + size]),
