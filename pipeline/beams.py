@@ -22,6 +22,8 @@ from pipeline.teacher import Teacher
 from storage.beams import BeamRow, Candidate, encode
 
 _CHUNK_POSITIONS = 256
+# Record batches whose prompts are grouped by length, and that a progress bar waits for.
+_WINDOW_BATCHES = 8
 
 
 class BeamsProducer:
@@ -32,8 +34,8 @@ class BeamsProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.beams
-        longest = max((len(ids) for prompt_set in prompts.values() for ids in prompt_set.prompt_ids), default=0)
-        self.tokens_per_row = self._settings.num_beams * (longest + self._settings.max_new_tokens)
+        self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        self.tokens_per_row = self._settings.num_beams * (self.longest_prompt_tokens + self._settings.max_new_tokens)
 
     def num_rows(self, split: str) -> int:
         """Prompts in a split."""
@@ -41,9 +43,10 @@ class BeamsProducer:
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Rows [start, stop) in record batches."""
-        rows = self._search_rows(split, start, stop)
-        for first in range(0, len(rows), record_batch_rows):
-            yield encode(rows[first : first + record_batch_rows], self._schema)
+        for window in range(start, stop, _WINDOW_BATCHES * record_batch_rows):
+            rows = self._search_rows(split, window, min(window + _WINDOW_BATCHES * record_batch_rows, stop))
+            for first in range(0, len(rows), record_batch_rows):
+                yield encode(rows[first : first + record_batch_rows], self._schema)
 
     def _search_rows(self, split: str, start: int, stop: int) -> list[BeamRow]:
         prompt_set = self._prompts[split]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSuchDataError
 from pipeline.stdlib_corpus import stdlib_documents
-from storage.errors import TeachonceError
+from storage.errors import TeachonceError, first_line
 from storage.hashing import sha256_file
 
 STDLIB = "stdlib"
@@ -113,7 +113,7 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
     try:
         return str(huggingface_hub.dataset_info(name).sha)
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise NoSuchDataError(config.data, f"has no commit on the hub: {str(error).splitlines()[0]}") from error
+        raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
 
 
 def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
@@ -124,16 +124,12 @@ def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
     try:
         return datasets.load_dataset(loader, split="train", streaming=True, **options)
     except _UNREADABLE as error:
-        raise NoSuchDataError(config.data, f"cannot be loaded: {_first_line(error)}") from error
+        raise NoSuchDataError(config.data, f"cannot be loaded: {first_line(error)}") from error
 
 
 def _format_of(path: Path) -> str | None:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
     return _FORMATS.get(suffixes[-1].lower()) if suffixes else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
@@ -151,7 +147,7 @@ def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> 
     except TeachonceError:
         raise
     except _UNREADABLE as error:
-        raise NoSuchDataError(config.data, f"cannot be read: {_first_line(error)}") from error
+        raise NoSuchDataError(config.data, f"cannot be read: {first_line(error)}") from error
 
 
 def _prompt(config: PrecomputeConfig, row: dict[str, Any], column: str) -> Prompt:

@@ -68,7 +68,7 @@ def _break_even(job: Job, total_seconds: float) -> str:
     passes = max(1, math.ceil(total_seconds / online_seconds))
     return (
         f"break-even    online distillation would spend {_duration(online_seconds)} of teacher time "
-        f"per student and epoch: this cache pays for itself after {passes} (students × epochs)"
+        f"per student and epoch: this cache pays from student {passes} on (at one epoch each)"
     )
 
 
@@ -79,9 +79,9 @@ def _forward_only(job: Job) -> None:
     blocks = Blocks(job.tokenized.documents["train"], job.config.block_size)
     num_rows = _probe_rows("soft_targets", producer)
     with torch.inference_mode():
-        for row in range(num_rows):
-            hidden = job.teacher.hidden(blocks.input_ids(row, row + 1)[:, :-1], [blocks.segment_lengths(row)])
-            job.teacher.logits(hidden[0])
+        lengths = [blocks.segment_lengths(row) for row in range(num_rows)]
+        for row_hidden in job.teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths):
+            job.teacher.logits(row_hidden)
 
 
 def _estimate_kind(kind: str, producer: Producer, num_shards: int) -> KindEstimate:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -23,15 +25,15 @@ import pyarrow as pa
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
-from pipeline.errors import DataError, TokenizerMismatchError
+from pipeline.errors import TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher import Teacher, load_teacher, tokenizer_sha256
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
 from storage.columns import token_type
 from storage.dataset_card import dataset_card
-from storage.errors import CacheMismatchError, ConfigError
-from storage.files import remove_leftovers, write_file
+from storage.errors import CacheMismatchError, ConfigError, DiskFullError, first_line
+from storage.files import TEMPORARY_PREFIX, is_refused_write, remove_leftovers, write_file
 from storage.hashing import sha256_file
 from storage.manifest import (
     MANIFEST_NAME,
@@ -39,7 +41,6 @@ from storage.manifest import (
     CacheIdentity,
     FileRecord,
     Manifest,
-    ShardRecord,
     read_commit,
     read_plan,
     write_commit,
@@ -70,26 +71,13 @@ def precompute(config: PrecomputeConfig) -> Cache:
     Raises DataError, TeacherError, CacheMismatchError, ConfigError or DiskFullError.
     """
     _require_own_directory(config.out)
-    try:
-        job = load_job(config, config.out / WORK_DIR)
-    except DataError:
-        _remove_empty(config.out)
-        raise
-    try:
-        return _run(job)
-    finally:
-        if (config.out / MANIFEST_NAME).exists():
-            shutil.rmtree(config.out / WORK_DIR, ignore_errors=True)
-
-
-def _run(job: Job) -> Cache:
-    config = job.config
-    saved_tokenizer = _save_tokenizer(job.teacher, config.out / WORK_DIR / TOKENIZER_DIR)
-    identity = _identity(job, tokenizer_sha256(saved_tokenizer))
-    identity = _begin_or_resume(config.out, identity)
-    _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
-    records = _write_missing_shards(job, identity)
-    _finish(config.out, identity, records)
+    with _work_directory(config.out) as work_dir:
+        job = load_job(config, work_dir)
+        saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
+        identity = _begin_or_resume(config.out, _identity(job, tokenizer_sha256(saved_tokenizer)))
+        _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
+        _write_missing_shards(job, identity)
+        _finish(config.out, identity, [path.name for path in saved_tokenizer.iterdir()])
     return open_cache(config.out)
 
 
@@ -118,7 +106,8 @@ def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
 
 def _require_own_directory(out: Path) -> None:
     if out.is_dir() and not (out / PLAN_NAME).exists() and not (out / MANIFEST_NAME).exists():
-        strangers = [path.name for path in out.iterdir() if path.name != WORK_DIR]
+        ours = (WORK_DIR, TEMPORARY_PREFIX)
+        strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
         if strangers:
             raise ConfigError(
                 f"--out {out}: not empty and not a cache (found {strangers[0]!r}); name another directory"
@@ -127,11 +116,33 @@ def _require_own_directory(out: Path) -> None:
         raise ConfigError(f"--out {out}: not a directory")
 
 
-def _remove_empty(out: Path) -> None:
-    """Leave nothing behind for text that could not be used."""
-    shutil.rmtree(out / WORK_DIR, ignore_errors=True)
+@contextlib.contextmanager
+def _work_directory(out: Path) -> Iterator[Path]:
+    """The directory for what a run keeps beside the cache.
+
+    Every run holds a shared lock on it; whoever leaves last cleans up after a finished cache, and after a
+    directory in which nothing was begun.
+    """
+    work_dir = out / WORK_DIR
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(work_dir / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield work_dir
+    finally:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _clean_up(out)
+        os.close(lock)
+
+
+def _clean_up(out: Path) -> None:
+    is_finished, is_begun = (out / MANIFEST_NAME).exists(), (out / PLAN_NAME).exists()
+    if is_finished or not is_begun:
+        shutil.rmtree(out / WORK_DIR, ignore_errors=True)
+        remove_leftovers(out)
     with contextlib.suppress(OSError):
-        out.rmdir()
+        out.rmdir()  # only when it is empty
 
 
 def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:
@@ -212,6 +223,11 @@ def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
             "licence": corpus.licence,
             "packing": PACKING_RECIPE,
             **dataclasses.asdict(job.tokenized.counts),
+            "longest_prompt_tokens": {
+                kind: producer.longest_prompt_tokens
+                for kind, producer in job.producers.items()
+                if producer.longest_prompt_tokens
+            },
             "num_tokens": {split: store.num_tokens for split, store in job.tokenized.documents.items()},
         },
         config=_content_settings(config),
@@ -249,9 +265,15 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _save_tokenizer(teacher: Teacher, directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    teacher.tokenizer.save_pretrained(directory)
+def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
+    """The tokenizer's files in a directory that no other run shares."""
+    directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
+    try:
+        teacher.tokenizer.save_pretrained(directory)
+    except Exception as error:
+        if is_refused_write(error):
+            raise DiskFullError(str(directory), first_line(error)) from error
+        raise
     return directory
 
 
@@ -261,9 +283,9 @@ def _publish_tokenizer(saved: Path, directory: Path) -> None:
             write_file(directory / path.name, path.read_bytes())
 
 
-def _write_missing_shards(job: Job, identity: CacheIdentity) -> list[ShardRecord]:
-    """Records of all shards in order, after writing those without a commit record."""
-    config, records = job.config, []
+def _write_missing_shards(job: Job, identity: CacheIdentity) -> None:
+    """Write and commit the shards that have no commit record."""
+    config = job.config
     ranges = list(shard_ranges(job.producers, config.shard_tokens))
     for kind, producer in job.producers.items():
         total = sum(producer.num_rows(split) for split in ("train", "validation"))
@@ -280,8 +302,6 @@ def _write_missing_shards(job: Job, identity: CacheIdentity) -> list[ShardRecord
                     write_commit(config.out, record)
                 else:
                     bar.update(record.num_rows)
-                records.append(record)
-    return records
 
 
 def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
@@ -290,15 +310,16 @@ def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) ->
         count(batch.num_rows)
 
 
-def _finish(out: Path, identity: CacheIdentity, records: list[ShardRecord]) -> None:
+def _finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> None:
+    """Join what is committed on disk, whoever committed it."""
+    records = [record for key in identity.planned_keys() if (record := read_commit(out, key)) is not None]
     write_file(out / _CARD_NAME, dataset_card(identity, tuple(records)).encode())
-    paths = [out / _CARD_NAME, *sorted((out / TOKENIZER_DIR).iterdir())]
+    paths = [out / _CARD_NAME, *(out / TOKENIZER_DIR / name for name in sorted(tokenizer_files))]
     files = tuple(
         FileRecord(path=path.relative_to(out).as_posix(), file_bytes=path.stat().st_size, sha256=sha256_file(path))
         for path in paths
     )
     write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))
-    remove_leftovers(out)
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:

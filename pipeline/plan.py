@@ -26,6 +26,7 @@ class Producer(Protocol):
     """Makes the rows of one kind."""
 
     tokens_per_row: int
+    longest_prompt_tokens: int
 
     def num_rows(self, split: str) -> int:
         """Rows in a split."""

@@ -16,6 +16,8 @@ from storage.manifest import SPLITS
 from storage.samples import SampleRow, encode
 
 _SAMPLE_SEED = 6
+# Record batches whose prompts are sorted by length together, and that a progress bar waits for.
+_WINDOW_BATCHES = 16
 
 
 class SamplesProducer:
@@ -26,8 +28,8 @@ class SamplesProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.samples
-        longest = max((len(ids) for prompt_set in prompts.values() for ids in prompt_set.prompt_ids), default=0)
-        self.tokens_per_row = longest + self._settings.max_new_tokens
+        self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        self.tokens_per_row = self.longest_prompt_tokens + self._settings.max_new_tokens
 
     def num_rows(self, split: str) -> int:
         """Samples in a split."""
@@ -35,9 +37,10 @@ class SamplesProducer:
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Rows [start, stop) in record batches."""
-        rows = self._draw_rows(split, start, stop)
-        for first in range(0, len(rows), record_batch_rows):
-            yield encode(rows[first : first + record_batch_rows], self._schema)
+        for window in range(start, stop, _WINDOW_BATCHES * record_batch_rows):
+            rows = self._draw_rows(split, window, min(window + _WINDOW_BATCHES * record_batch_rows, stop))
+            for first in range(0, len(rows), record_batch_rows):
+                yield encode(rows[first : first + record_batch_rows], self._schema)
 
     def _draw_rows(self, split: str, start: int, stop: int) -> list[SampleRow]:
         per_prompt = self._settings.per_prompt

@@ -20,7 +20,7 @@ from storage.manifest import SPLITS
 from storage.segments import valid_targets
 from storage.soft_targets import SoftTargetRows, encode
 
-# Float32 logits of a chunk, and their float64 running sums, stay under 32 MB on CPU, where larger temporaries cost page faults.
+# Float32 logits of a chunk and their float64 sums stay under 32 MB on CPU: larger temporaries cost page faults.
 _CHUNK_BYTES_ON_CPU, _CHUNK_BYTES_ELSEWHERE = 13 << 20, 1 << 30
 _TAIL_DRAW = 5
 
@@ -33,6 +33,7 @@ class SoftTargetsProducer:
     ) -> None:
         self._teacher, self._config, self._blocks, self._schema = teacher, config, blocks, row_schema
         self.tokens_per_row = config.block_size + 1
+        self.longest_prompt_tokens = 0
 
     def num_rows(self, split: str) -> int:
         """Blocks in a split."""

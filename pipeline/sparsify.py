@@ -122,7 +122,7 @@ def _choose_head(logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: 
     num_candidates = top_k if tail_weight is None else max(top_k, math.floor(1 / tail_weight) + 1)
     num_candidates = min(num_candidates, vocab_size)
     values_CK, ids_CK = logprobs_CV.topk(min(num_candidates + 1, vocab_size), dim=1)
-    _lower_ids_first(logprobs_CV, values_CK, ids_CK, num_candidates)
+    _lower_ids_first(logprobs_CV, values_CK, ids_CK)
     ids_CK = ids_CK[:, :num_candidates]
     is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
     if tail_weight is not None:
@@ -131,7 +131,7 @@ def _choose_head(logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: 
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
 
 
-def _lower_ids_first(logprobs_CV: Tensor, values_CK: Tensor, ids_CK: Tensor, num_candidates: int) -> None:
+def _lower_ids_first(logprobs_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> None:
     """Where equal logprobs meet inside the top list, put the lower ids first, in place; topk does not promise it."""
     if values_CK.shape[1] < 2:
         return

@@ -1,7 +1,7 @@
 """The teacher: any causal language model that transformers loads, called in two halves.
 
 The body gives hidden states, the head gives float32 logits for a chunk of positions at a time, so that
-[N, V] never exists. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
+[N, V] in float32 never exists. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
 from pipeline.matmul_precision import use_fast_matmul
+from storage.errors import ConfigError, first_line
 from storage.hashing import sha256_file
 from storage.segments import position_ids
 
@@ -45,7 +46,7 @@ class Teacher:
         weights_bytes: int,
     ) -> None:
         self.name = name
-        self.revision = revision or getattr(model.config, "_commit_hash", None)
+        self.revision = getattr(model.config, "_commit_hash", None) or revision
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
@@ -221,7 +222,10 @@ def choose_device(name: str) -> torch.device:
     """The device that --device names."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {first_line(error)}") from error
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -245,4 +249,4 @@ def _loading(config: PrecomputeConfig, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        raise NoSuchTeacherError(config.teacher, str(error).strip().splitlines()[0]) from error
+        raise NoSuchTeacherError(config.teacher, first_line(error)) from error

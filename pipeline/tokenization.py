@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -71,7 +71,7 @@ def tokenize_corpus(
     prompt_limits = _prompt_limits(config, context_length)
     if not work_dir.exists():
         # Another process may be at the same work: each builds its own and the first to finish wins.
-        staging = work_dir.with_name(f"{work_dir.name}-{os.getpid()}")
+        staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
         counts = _Tokenization(corpus, tokenizer, config, dtype, staging, prompt_limits).run()
         write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
         try:
@@ -153,7 +153,7 @@ class _Tokenization:
             writer.close()
         is_end = self._config.validation_fraction > 0 and (stores["validation"].num_tokens <= self._config.block_size)
         if is_end:
-            self._split_end(stores)
+            is_end = self._split_end(stores)
         return TokenizationCounts(
             num_documents=self._num_documents,
             num_documents_skipped=self._num_skipped,
@@ -233,13 +233,16 @@ class _Tokenization:
         )
         return chat
 
-    def _split_end(self, stores: dict[str, TokenStore]) -> None:
-        """Move the end of the train split to the validation split, unless that would leave train without a block."""
+    def _split_end(self, stores: dict[str, TokenStore]) -> bool:
+        """Move the end of the train split to the validation split, unless that would leave train without a block.
+
+        Returns whether it was moved.
+        """
         train, validation = stores["train"], stores["validation"]
         num_held_out = max(int(train.num_tokens * self._config.validation_fraction), self._config.block_size + 1)
         boundary = train.num_tokens - num_held_out
         if boundary <= self._config.block_size:
-            return
+            return False
         staged = {split: TokenWriter(self._work_dir / "staged" / split, self._dtype) for split in SPLITS}
         _copy_range(train, 0, boundary, staged["train"])
         _copy_range(validation, 0, validation.num_tokens, staged["validation"])
@@ -248,6 +251,7 @@ class _Tokenization:
             writer.close()
             shutil.rmtree(self._work_dir / split)
             shutil.move(self._work_dir / "staged" / split, self._work_dir / split)
+        return True
 
 
 def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter) -> None:

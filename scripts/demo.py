@@ -23,6 +23,7 @@ import tyro
 
 from storage import Cache, open_cache
 from storage.command import run_command
+from storage.errors import ConfigError
 from storage.samples import decode
 
 _PROMPTS_SHOWN = 3
@@ -48,6 +49,7 @@ def main() -> int:
     """Run the stages and print the table."""
     config = tyro.cli(DemoConfig, description=__doc__)
     started = time.monotonic()
+    _require_same_demo(config)
     cache = config.out / "cache"
     if not (cache / "manifest.json").is_file():
         teacher = config.teacher or str(_own_teacher(config))
@@ -73,6 +75,20 @@ def main() -> int:
     return 0
 
 
+def _require_same_demo(config: DemoConfig) -> None:
+    """Finished stages are reused only for the teacher and data that they were made with."""
+    facts = {"teacher": config.teacher, "data": config.data, "preset": config.preset, "steps": config.steps}
+    path = config.out / "demo.json"
+    if path.is_file():
+        for field, begun in json.loads(path.read_text()).items():
+            if begun != facts[field]:
+                raise ConfigError(
+                    f"--out {config.out}: made with --{field} {begun}, not {facts[field]}; use another --out"
+                )
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts))
+
+
 def _own_teacher(config: DemoConfig) -> Path:
     teacher, away = config.out / "teacher", config.out / "teacher-moved-away"
     if away.is_dir():
@@ -90,13 +106,19 @@ def _move_away(config: DemoConfig) -> None:
 
 
 def _run(module: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
-    print(f"\n$ {_COMMANDS.get(module, module)} {shlex.join(arguments)}", file=sys.stderr, flush=True)
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if finished.returncode:
+    name = _COMMANDS[module]
+    code = f"import sys; sys.argv[0] = {name!r}; from {module} import main; main()"
+    print(f"\n$ {name} {shlex.join(arguments)}", file=sys.stderr, flush=True)
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.wait()  # the stage heard it too and is saving what it has
+            raise
+    if process.returncode:
         print("this stage failed; mend what it says and run the demo again: finished stages are kept", file=sys.stderr)
-        sys.exit(finished.returncode)
-    return finished.stdout
+        sys.exit(process.returncode)
+    return output
 
 
 _COMMANDS = {
@@ -172,4 +194,5 @@ def _cost(started: float) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "bash scripts/demo.sh"
     run_command(main)

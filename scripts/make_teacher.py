@@ -2,12 +2,13 @@
 
     python -m scripts.make_teacher --data stdlib --out demo/teacher
 
-The teacher reads the training split only: the same documents that teachonce-precompute holds out, with
-the same seed and fraction, stay unseen.
+The model reads the training split only: the documents that teachonce-precompute holds out, with the same
+seed and fraction, stay unseen (the BPE counts pairs over all of them).
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -25,6 +27,9 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
 from pipeline.matmul_precision import use_fast_matmul
 from pipeline.tokenization import tokenize_corpus
+from storage.columns import token_type
+from storage.command import run_command
+from storage.files import TEMPORARY_PREFIX
 from storage.hashing import hash_permutation
 from storage.progress import Progress
 from storage.segments import position_ids, valid_targets
@@ -64,11 +69,16 @@ class TeacherConfig:
 
 
 def main() -> None:
+    """Entry point."""
+    run_command(make_teacher)
+
+
+def make_teacher() -> int:
     """Train and save; a finished teacher is left as it is."""
     config = tyro.cli(TeacherConfig, description=__doc__)
     if (config.out / "config.json").is_file():
         print(f"{config.out}: a teacher is there already", file=sys.stderr)
-        return
+        return 0
     reading = PrecomputeConfig(
         teacher=str(config.out),
         data=config.data,
@@ -83,13 +93,18 @@ def main() -> None:
         if config.tokenizer is None
         else AutoTokenizer.from_pretrained(config.tokenizer)
     )
+    dtype = token_type(len(tokenizer)).to_pandas_dtype()
     with tempfile.TemporaryDirectory() as work_dir:
         tokenized = tokenize_corpus(
-            corpus, tokenizer, reading, dtype=np.uint16, context_length=config.context, work_dir=Path(work_dir) / "work"
+            corpus, tokenizer, reading, dtype=dtype, context_length=config.context, work_dir=Path(work_dir) / "work"
         )
         model = train_model(Blocks(tokenized.documents["train"], config.block_size), tokenizer, config)
-    tokenizer.save_pretrained(config.out)
-    model.save_pretrained(config.out)
+    # Saved aside and moved, so that a teacher is there wholly or not at all.
+    staging = config.out.with_name(f"{TEMPORARY_PREFIX}{config.out.name}")
+    tokenizer.save_pretrained(staging)
+    model.save_pretrained(staging)
+    staging.rename(config.out)
+    return 0
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -148,9 +163,14 @@ def train_model(blocks: Blocks, tokenizer: PreTrainedTokenizerFast, config: Teac
 def _rows_of(step: int, num_blocks: int, config: TeacherConfig) -> list[int]:
     first = step * config.batch_blocks
     return [
-        int(hash_permutation(num_blocks, config.seed, (first + i) // num_blocks)[(first + i) % num_blocks])
-        for i in range(config.batch_blocks)
+        int(_epoch_order(num_blocks, config.seed, i // num_blocks)[i % num_blocks])
+        for i in range(first, first + config.batch_blocks)
     ]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(num_blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return hash_permutation(num_blocks, seed, epoch)
 
 
 def _loss(model: Any, blocks: Blocks, rows: list[int]) -> torch.Tensor:

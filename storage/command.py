@@ -14,7 +14,7 @@ from storage.errors import TeachonceError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_REFUSED = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -35,9 +35,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _REFUSED:
             raise
-        fail(command[0], f"{error.filename or 'output'}: {error.strerror}; make room and run the same line again")
+        fail(
+            command[0],
+            f"{error.filename or 'output'}: {error.strerror}; make room there and run the line again",
+        )
 
 
 def fail(program: str, message: str) -> NoReturn:

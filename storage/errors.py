@@ -146,3 +146,8 @@ class MissingKindError(CacheError):
             f"{path}: holds no {kind} rows in the {split} split; "
             f"precompute with --kinds {kind}, or give {kind} weight 0"
         )
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -103,6 +103,11 @@ def _refusals(path: Path) -> Iterator[None]:
         raise DiskFullError(str(path), error.strerror or str(error)) from error
 
 
+def is_refused_write(error: BaseException) -> bool:
+    """Whether an error is the operating system's refusal, also as safetensors and tokenizers tell it: in words."""
+    return isinstance(error, OSError) or "(os error " in str(error)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Publish `content` as `path`."""
     with publishing(path) as file:

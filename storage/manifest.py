@@ -96,10 +96,10 @@ class FileRecord:
 class CacheIdentity:
     """Everything about a cache that is known before its first shard.
 
-    teacher: id, revision, architecture, num_parameters, dtype, weights_sha256, config.
+    teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
     tokenizer: size, sha256, eos_token_id. data: source, fingerprint, licence, packing recipe, counts.
     config: the resolved settings of the block layout and of each kind. software: versions.
-    shards: for each kind and split the number of shards and rows.
+    planned_shards: for each kind and split the number of shards.
     """
 
     vocab_size: int

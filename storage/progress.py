@@ -12,7 +12,7 @@ _LOG_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """A counter of `total` units; `unit_scale` prints large counts as k, M, G."""
+    """A counter of `total` units."""
 
     def __init__(
         self, total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0

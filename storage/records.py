@@ -1,6 +1,6 @@
 """JSON files that carry their own sha256: plan.json, manifest.json and the commit records.
 
-The key "record_sha256" is the sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of all other keys.
+The key "record_sha256" is the sha256 of the canonical JSON (sorted keys, no spaces, ASCII) of all other keys.
 """
 
 from __future__ import annotations

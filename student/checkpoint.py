@@ -9,11 +9,12 @@ from typing import IO, Any, cast
 
 import torch
 
+from storage.errors import first_line
 from storage.files import publishing
 from storage.row_stream import StreamState
 from student.errors import CheckpointError, RunMismatchError
 
-_FILE_NAME = "checkpoint.pt"
+CHECKPOINT_NAME = "checkpoint.pt"
 
 
 def save_checkpoint(
@@ -34,7 +35,7 @@ def save_checkpoint(
         "random": torch.get_rng_state(),
         "run": run,
     }
-    with publishing(out / _FILE_NAME) as file:
+    with publishing(out / CHECKPOINT_NAME) as file:
         torch.save(state, cast(IO[bytes], file))
 
 
@@ -45,13 +46,13 @@ def load_checkpoint(
 
     Raises CheckpointError for a damaged file, RunMismatchError when `run` differs from the run that wrote it.
     """
-    path = out / _FILE_NAME
+    path = out / CHECKPOINT_NAME
     if not path.is_file():
         return 0, {}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(str(path), str(error).splitlines()[0]) from error
+        raise CheckpointError(str(path), first_line(error)) from error
     for field in sorted(run.keys() | state["run"].keys()):
         if run.get(field) != state["run"].get(field):
             raise RunMismatchError(str(out), field, state["run"].get(field), run.get(field))
@@ -63,4 +64,4 @@ def load_checkpoint(
 
 def remove_checkpoint(out: Path) -> None:
     """Delete the checkpoint of a finished run."""
-    (out / _FILE_NAME).unlink(missing_ok=True)
+    (out / CHECKPOINT_NAME).unlink(missing_ok=True)

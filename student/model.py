@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from storage.cache import Cache
+from storage.errors import ConfigError, first_line
 from student.errors import (
     ArchitectureError,
     NoSuchStudentError,
@@ -59,7 +60,7 @@ def load_student(directory: Path) -> Any:
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise NoSuchStudentError(str(directory), str(error).strip().splitlines()[0]) from error
+        raise NoSuchStudentError(str(directory), first_line(error)) from error
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -67,7 +68,7 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
-        raise NoSuchStudentError(str(directory), f"no tokenizer: {str(error).splitlines()[0]}") from error
+        raise NoSuchStudentError(str(directory), f"no tokenizer: {first_line(error)}") from error
 
 
 def check_fits(model: Any, cache: Cache, name: str) -> None:
@@ -140,7 +141,12 @@ def context_length_of(model: Any) -> int:
 
 def choose_device(name: str) -> torch.device:
     """The device that --device names, its float32 products on the fast path where that is exact."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {first_line(error)}") from error
     if device.type == "cpu":
         use_fast_matmul()
     return device
@@ -172,19 +178,16 @@ def _from_config_file(path: str) -> Any:
             transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UnknownPresetError(path, list(PRESETS), str(error).splitlines()[0]) from error
+        raise UnknownPresetError(path, list(PRESETS), first_line(error)) from error
 
 
 def _longest_rows(cache: Cache) -> dict[str, int]:
     """Longest sequence that each kind in the cache may hold."""
-    config, context = cache.identity.config, int(cache.identity.teacher["context_length"])
+    config, prompts = cache.identity.config, cache.identity.data["longest_prompt_tokens"]
     longest = {}
     if "soft_targets" in config:
         longest["blocks"] = cache.identity.block_size
     for kind in ("samples", "beams"):
         if kind in config:
-            settings = config[kind]
-            prompts_vary = settings["prompt_column"] is not None
-            prompt = context - settings["max_new_tokens"] if prompts_vary else settings["prompt_tokens"]
-            longest[kind] = prompt + settings["max_new_tokens"]
+            longest[kind] = prompts[kind] + config[kind]["max_new_tokens"]
     return longest

@@ -134,10 +134,7 @@ class Objective:
         num_valid = max(sum(len(batch.targets) for batch in batches), 1)
         soft, labels = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         for batch in batches:
-            hidden_PD = self._hidden(batch.input_ids, batch.position_ids)[batch.is_valid]
-            total, soft_sum, label_sum = fused_head_loss(
-                hidden_PD, head_weight(self._model), batch.targets, self.head_loss
-            )
+            total, soft_sum, label_sum = self._head_loss(batch, batch.is_valid, batch.targets, self.head_loss)
             (total / num_valid).backward()  # type: ignore[no-untyped-call]
             soft, labels = soft + soft_sum / num_valid, labels + label_sum / num_valid
             if self.head_loss.unbiased and self.head_loss.temperature == 1.0:
@@ -149,9 +146,8 @@ class Objective:
         num_targets = sum(len(batch.label_ids) for batch in batches)
         mean = torch.zeros((), device=self._device)
         for batch in batches:
-            hidden_PD = self._hidden(batch.input_ids, batch.position_ids)[batch.is_target]
             targets = SparseTargets.labels_only(batch.label_ids)
-            total, _, label_sum = fused_head_loss(hidden_PD, head_weight(self._model), targets, _LABEL_LOSS)
+            total, _, label_sum = self._head_loss(batch, batch.is_target, targets, _LABEL_LOSS)
             (total * (self.weights["samples"] / num_targets)).backward()  # type: ignore[no-untyped-call]
             mean = mean + label_sum / num_targets
         return {"samples_nats": mean}
@@ -167,9 +163,12 @@ class Objective:
             mean = mean + loss_B.detach().sum() / num_prompts
         return {"beams_nats": mean}
 
-    def _hidden(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def _head_loss(
+        self, batch: BlockBatch | TextBatch, is_target: Tensor, targets: SparseTargets, loss: HeadLoss
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with self.autocast():
-            return hidden_states(self._model, input_ids, positions)
+            hidden_PD = hidden_states(self._model, batch.input_ids, batch.position_ids)[is_target]
+            return fused_head_loss(hidden_PD, head_weight(self._model), targets, loss)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 arithmetic where it was asked for, or pays."""

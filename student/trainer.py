@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -15,20 +16,20 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from storage.cache import Cache, open_cache
-from storage.errors import DiskFullError
-from storage.files import TEMPORARY_PREFIX, remove_leftovers
+from storage.errors import ConfigError, DiskFullError, first_line
+from storage.files import TEMPORARY_PREFIX, is_refused_write, remove_leftovers
 from storage.progress import Progress
 from storage.row_stream import RowStream, StreamBatch, StreamState
-from student.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
+from storage.shard import check_file
+from student.checkpoint import CHECKPOINT_NAME, load_checkpoint, remove_checkpoint, save_checkpoint
 from student.config import TrainConfig
 from student.errors import CheckpointError, RunMismatchError
 from student.evaluation import evaluate_model
 from student.model import build_student, choose_device, load_tokenizer
 from student.objective import Objective
-from student.run_log import RunLog
+from student.run_log import METRICS_NAME, RunLog
 from student.schedule import learning_rate, make_optimizer
 
 RUN_NAME = "run.json"
@@ -49,6 +50,9 @@ def train(config: TrainConfig) -> Path:
     if (config.out / RUN_NAME).is_file():
         _require_same_run(config.out, run)
         return config.out
+    _require_own_directory(config.out)
+    for file in cache.manifest.files:
+        check_file(cache.path, file)
     device = choose_device(config.device)
     model = build_student(config.preset, cache, config.seed).to(device).train()
     if device.type == "cpu":
@@ -105,7 +109,7 @@ class _Loop:
                 if done % config.evaluate_every == 0 and done < config.max_steps:
                     log.write(done, validation=self._evaluate())
                     since = time.perf_counter()
-                if (done % config.checkpoint_every == 0 or stop) and done < config.max_steps:
+                if done % config.checkpoint_every == 0 or stop or done == config.max_steps:
                     self._checkpoint(done, states)
                 if stop and done < config.max_steps:
                     raise KeyboardInterrupt
@@ -165,11 +169,19 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
     """What decides the weights of a run: its settings, and the rows it reads."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
     facts = {
-        "cache_shards": [shard.sha256 for shard in cache.manifest.shards],
+        "cache_sha256": hashlib.sha256("".join(shard.sha256 for shard in cache.manifest.shards).encode()).hexdigest(),
         **settings,
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
+
+
+def _require_own_directory(out: Path) -> None:
+    """Refuse to write a student over something else."""
+    ours = (TEMPORARY_PREFIX, METRICS_NAME, CHECKPOINT_NAME)
+    strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)] if out.is_dir() else []
+    if strangers and not (out / CHECKPOINT_NAME).is_file():
+        raise ConfigError(f"--out {out}: not empty and not a run (found {strangers[0]!r}); name another directory")
 
 
 def _require_same_run(out: Path, run: dict[str, Any]) -> None:
@@ -189,9 +201,11 @@ def _save_student(model: Any, cache: Cache, config: TrainConfig, run: dict[str, 
     try:
         model.save_pretrained(staging)
         load_tokenizer(cache.tokenizer_dir).save_pretrained(staging)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise DiskFullError(str(staging), str(error)) from error
+        if is_refused_write(error):
+            raise DiskFullError(str(staging), first_line(error)) from error
+        raise
     length_penalty = cache.identity.config.get("beams", {}).get("length_penalty")
     facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
     (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))

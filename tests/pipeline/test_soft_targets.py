@@ -164,7 +164,7 @@ def test_the_size_of_a_chunk_of_positions_changes_nothing(
     make_producer: Callable[..., SoftTargetsProducer], monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     expected = rows_of(make_producer(), 0, 16)
-    monkeypatch.setattr("pipeline.soft_targets._CHUNK_BYTES", {"cpu": chunk_bytes})
+    monkeypatch.setattr("pipeline.soft_targets._CHUNK_BYTES_ON_CPU", chunk_bytes)
     found = rows_of(make_producer(), 0, 16)
     assert [row["ids"] for row in found] == [row["ids"] for row in expected]
 

@@ -258,7 +258,7 @@ def test_an_unfinished_run_refuses_other_settings_too_and_keeps_its_checkpoint(
 def test_another_cache_is_refused(undisturbed: Undisturbed, bucketed_cache: Cache) -> None:
     with pytest.raises(RunMismatchError) as caught:
         train(dataclasses.replace(undisturbed[0], cache=bucketed_cache.path))
-    assert caught.value.field == "cache_shards"
+    assert caught.value.field == "cache_sha256"
 
 
 def test_settings_that_do_not_change_the_weights_may_differ_in_a_resume(
