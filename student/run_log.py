@@ -15,9 +15,13 @@ class RunLog:
     """Appends to metrics.jsonl; lines after the step that a run resumes from are dropped."""
 
     def __init__(self, out: Path, first_step: int) -> None:
-        self._path = out / METRICS_NAME
+        self._out, self._path = out, out / METRICS_NAME
         kept = [line for line in read_metrics(out) if line["step"] <= first_step]
         write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def has_validation(self, step: int) -> bool:
+        """Whether the evaluation after `step` steps is there."""
+        return any(line["step"] == step and "validation" in line for line in read_metrics(self._out))
 
     def write(self, step: int, **metrics: Any) -> None:
         """Add one line."""

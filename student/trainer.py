@@ -113,7 +113,8 @@ class _Loop:
                     self._checkpoint(done, states)
                 if stop and done < config.max_steps:
                     raise KeyboardInterrupt
-        log.write(config.max_steps, validation=self._evaluate())
+        if not log.has_validation(config.max_steps):  # a run killed after its last step resumes here
+            log.write(config.max_steps, validation=self._evaluate())
 
     def _step(self, step: int, batches: dict[str, StreamBatch]) -> tuple[dict[str, torch.Tensor], int]:
         for group in self._optimizer.param_groups:
