@@ -13,7 +13,7 @@ from pipeline.blocks import Blocks
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, planned_shards
 from storage.manifest import SPLITS
-from storage.shard import ZSTD_LEVEL
+from storage.shard import ipc_write_options
 
 _MAX_PROBE_ROWS = {"soft_targets": 64, "samples": 16, "beams": 8}
 
@@ -119,8 +119,7 @@ def _timed(action: Callable[[], None]) -> float:
 
 def _compressed_bytes(batches: list[pa.RecordBatch]) -> int:
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
-    with pa.ipc.new_file(sink, batches[0].schema, options=options) as writer:
+    with pa.ipc.new_file(sink, batches[0].schema, options=ipc_write_options()) as writer:
         for batch in batches:
             writer.write_batch(batch)
     return int(sink.getvalue().size)

@@ -33,7 +33,7 @@ from torch import Tensor
 from pipeline.sparsify import SparseTargets as HostTargets
 from pipeline.sparsify import sparsify
 from storage.hashing import hash_permutation, hash_uniform
-from storage.shard import ZSTD_LEVEL
+from storage.shard import ZSTD_LEVEL, ipc_write_options
 from storage.soft_targets import SoftTargetRows, encode, schema
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
@@ -346,8 +346,7 @@ def column_bytes(found: HostTargets, vocab_size: int, block_size: int, names: tu
     )
     batch = encode(rows, schema(vocab_size, block_size), MANTISSA_BITS).select(list(names))
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
-    with pa.ipc.new_file(sink, batch.schema, options=options) as writer:
+    with pa.ipc.new_file(sink, batch.schema, options=ipc_write_options()) as writer:
         for start in range(0, num_rows, 16):
             writer.write_batch(batch.slice(start, 16))
     return float(sink.getvalue().size / (num_rows * block_size))

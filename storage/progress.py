@@ -52,13 +52,6 @@ class Progress:
         if self._logs and time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
             self._log()
 
-    def say(self, message: str) -> None:
-        """Print a line without breaking the bar."""
-        if not self._bar.disable:
-            self._bar.write(message, file=sys.stderr)
-        elif self._logs:
-            print(message, file=sys.stderr, flush=True)
-
     def _log(self) -> None:
         self._last_log = time.monotonic()
         seconds = max(self._last_log - self._started, 1e-9)

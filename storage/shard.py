@@ -32,6 +32,11 @@ class BatchStats:
     label_nll_sum_nats: float = 0.0
 
 
+def ipc_write_options() -> pa.ipc.IpcWriteOptions:
+    """How every shard's buffers are compressed."""
+    return pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
+
+
 def write_shard(
     cache_dir: Path, identity: CacheIdentity, key: ShardKey, first_row_id: int, batches: Iterable[pa.RecordBatch]
 ) -> ShardRecord:
@@ -41,7 +46,7 @@ def write_shard(
     nothing is published.
     """
     schema = identity.schema(key.kind)
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
+    options = ipc_write_options()
     stats: list[BatchStats] = []
     num_rows = 0
     with publishing(cache_dir / key.path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
