@@ -27,6 +27,8 @@ class SoftTargetsConfig:
 
     top_k: int = 16
     """Largest probabilities kept exactly at every position; may be 0 when the tail is sampled."""
+    top_p: float = 1.0
+    """Of these, keep only the fewest that reach this mass; 1 keeps all top_k."""
     tail_weight: float | None = 0.03
     """Probability that each sampled tail entry stands for (smaller: more entries); None: the tail is one number."""
     temperatures: tuple[float, ...] = (1.0,)
@@ -40,6 +42,7 @@ class SoftTargetsConfig:
             self.top_k > 0 or self.tail_weight is not None,
             "--soft-targets.top-k 0 keeps nothing without a sampled tail; set --soft-targets.tail-weight",
         )
+        _require(0 < self.top_p <= 1, f"--soft-targets.top-p is {self.top_p}, expected above 0 and at most 1")
         _require(
             self.tail_weight is None or 0 < self.tail_weight < 1,
             f"--soft-targets.tail-weight is {self.tail_weight}, expected a probability between 0 and 1, or None",

@@ -86,6 +86,7 @@ class SoftTargetsProducer:
                 labels[first : first + size],
                 uniforms[first : first + size],
                 top_k=settings.top_k,
+                top_p=settings.top_p,
                 tail_weight=settings.tail_weight,
                 temperatures=settings.temperatures,
             ).flatten()

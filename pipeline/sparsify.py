@@ -79,14 +79,16 @@ def sparsify(
     uniforms_C: Tensor,
     *,
     top_k: int,
+    top_p: float = 1.0,
     tail_weight: float | None,
     temperatures: tuple[float, ...],
 ) -> PaddedTargets:
     """Sparse targets of float32 logits.
 
     uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the
-    top_k largest (ties: lower id first) and, with a sampled tail, every probability ≥ tail_weight; the
-    tail is drawn at temperatures[0]. NaN logits give NaN entropy.
+    top_k largest (ties: lower id first), of which only the fewest that reach mass top_p, and, with a
+    sampled tail, every probability ≥ tail_weight; the tail is drawn at temperatures[0]. NaN logits give
+    NaN entropy.
     """
     logprobs_CV = torch.log_softmax(logits_CV, dim=1)
     probs_CV = logprobs_CV.exp()
@@ -94,7 +96,7 @@ def sparsify(
     label_logprob_C = logprobs_CV.gather(1, label_ids_C[:, None])[:, 0]
     draw_CV = probs_CV if temperatures[0] == 1.0 else torch.softmax(logprobs_CV / temperatures[0], dim=1)
 
-    head_ids_CK, is_head_CK = _choose_head(logprobs_CV, draw_CV, top_k, tail_weight)
+    head_ids_CK, is_head_CK = _choose_head(logprobs_CV, draw_CV, top_k, top_p, tail_weight)
     head_logprobs_CK = logprobs_CV.gather(1, head_ids_CK).clamp(max=0.0)
     _zero_where(probs_CV, head_ids_CK, is_head_CK)
     if draw_CV is not probs_CV:
@@ -115,7 +117,9 @@ def sparsify(
     )
 
 
-def _choose_head(logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: float | None) -> tuple[Tensor, Tensor]:
+def _choose_head(
+    logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, top_p: float, tail_weight: float | None
+) -> tuple[Tensor, Tensor]:
     """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
     vocab_size = logprobs_CV.shape[1]
     # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
@@ -125,7 +129,11 @@ def _choose_head(logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, tail_weight: 
     _lower_ids_first(logprobs_CV, values_CK, ids_CK)
     ids_CK = ids_CK[:, :num_candidates]
     is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
+    if top_p < 1:
+        probs_CK = logprobs_CV.gather(1, ids_CK).double().exp()
+        is_head_CK = is_head_CK & (probs_CK.cumsum(1) - probs_CK < top_p)
     if tail_weight is not None:
+        # Whatever reaches τ stays: it would be drawn with a probability above 1.
         is_head_CK = is_head_CK | (draw_CV.gather(1, ids_CK).double() >= tail_weight)
     order_CK = ids_CK.argsort(dim=1)
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)

@@ -156,7 +156,7 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
         f"{f'selection (chance {chance:.2f})':>26}"
     ]
     for name, found in results.items():
-        error = f" ± {found['kl_standard_error']:.4f}" if "kl_standard_error" in found else ""
+        error = f" ± {found['kl_standard_error']:.4f}" if found.get("kl_standard_error") is not None else ""
         kl = f"{found['kl_nats']:.4f}{error}"
         lines.append(
             f"{name:<10}{found['num_parameters']:>12,}{found['model_bytes']:>14,}{found['perplexity']:>12.2f}{kl:>18}"

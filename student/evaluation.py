@@ -53,8 +53,9 @@ def evaluate_model(
     """Measures on the validation split, in order, of at most max_blocks blocks.
 
     perplexity and teacher_perplexity on the same real tokens; kl_nats = mean KL(teacher‖student) per
-    token with its standard error: cross-entropy minus the teacher's entropy where the tail was sampled
-    (unbiased), else the divergence on head and tail, a lower bound (kl_is_lower_bound);
+    token: cross-entropy minus the teacher's entropy where the tail was sampled (unbiased), else the
+    divergence on head and tail, a lower bound (kl_is_lower_bound); kl_standard_error of that mean with
+    blocks as the independent draws, because positions that share a context are none (None for one block);
     top1_agreement; selection_accuracy and selection_chance over prompts with at least two candidates.
     A measure that the cache has no rows for is None.
     """
@@ -113,7 +114,9 @@ def _evaluate_blocks(
     settings = soft_target_settings(cache)
     # A tail drawn at another temperature is no estimate of the teacher at temperature 1.
     tail_weight = settings.tail_weight if settings.temperatures[0] == 1.0 else None
-    sums = torch.zeros(7, dtype=torch.float64)
+    sums = torch.zeros(5, dtype=torch.float64)
+    kl_by_block: list[Tensor] = []
+    targets_by_block: list[Tensor] = []
     with Progress(min(num_blocks, max_blocks or num_blocks), "evaluate", "blocks", quiet=quiet) as bar:
         for rows in _row_batches(cache, batch_blocks, max_blocks):
             batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
@@ -122,26 +125,36 @@ def _evaluate_blocks(
                 [
                     found.label_nll.double().sum(),
                     -batch.label_logprob.double().sum(),
-                    found.kl.double().sum(),
-                    found.kl.double().square().sum(),
                     found.agrees.sum(),
                     found.has_top1.sum(),
                     len(found.kl),
                 ]
             )
+            block_P = batch.is_valid.nonzero()[:, 0]
+            kl_by_block.append(torch.zeros(rows.num_rows).double().index_add(0, block_P.cpu(), found.kl.double().cpu()))
+            targets_by_block.append(batch.is_valid.sum(1).double().cpu())
             bar.update(rows.num_rows)
-    nll, teacher_nll, kl, kl_squares, num_agree, num_top1, num_targets = sums.tolist()
-    mean_kl = kl / num_targets
-    variance = max(kl_squares / num_targets - mean_kl**2, 0.0)
+    nll, teacher_nll, num_agree, num_top1, num_targets = sums.tolist()
+    mean_kl, standard_error = ratio_with_error(torch.cat(kl_by_block), torch.cat(targets_by_block))
     return {
         "perplexity": math.exp(nll / num_targets),
         "teacher_perplexity": math.exp(teacher_nll / num_targets),
         "kl_nats": mean_kl,
-        "kl_standard_error": math.sqrt(variance / num_targets),
+        "kl_standard_error": standard_error,
         "kl_is_lower_bound": tail_weight is None,
         "top1_agreement": num_agree / num_top1 if num_top1 else None,
         "num_targets": int(num_targets),
     }
+
+
+def ratio_with_error(sums_B: Tensor, counts_B: Tensor) -> tuple[float, float | None]:
+    """Σ sums / Σ counts and its standard error over independent blocks (Cochran 1977, chapter 6); None for one."""
+    num_blocks, total = len(sums_B), float(counts_B.sum())
+    ratio = float(sums_B.sum()) / total
+    if num_blocks < 2:
+        return ratio, None
+    residuals_B = sums_B - ratio * counts_B
+    return ratio, math.sqrt(float(residuals_B.square().sum()) * num_blocks / (num_blocks - 1)) / total
 
 
 def _evaluate_selection(model: Any, cache: Cache) -> dict[str, Any]:

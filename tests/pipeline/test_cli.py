@@ -60,6 +60,8 @@ def test_a_missing_teacher_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     "settings",
     [
         {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
         {"top_k": 0, "tail_weight": None},
         {"tail_weight": 0.0},
         {"tail_weight": 1.0},

@@ -34,7 +34,12 @@ def logsumexp(values: np.ndarray) -> float:
 
 
 def truth_of(
-    logits: np.ndarray, label: int, top_k: int, tail_weight: float | None, temperatures: tuple[float, ...]
+    logits: np.ndarray,
+    label: int,
+    top_k: int,
+    tail_weight: float | None,
+    temperatures: tuple[float, ...],
+    top_p: float = 1.0,
 ) -> Truth:
     logits = logits.astype(np.float64)
     logprobs = logits - logsumexp(logits)
@@ -42,7 +47,9 @@ def truth_of(
     drawn_from = np.exp(tempered - logsumexp(tempered))
     by_rank = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
     large = [] if tail_weight is None else np.flatnonzero(drawn_from >= tail_weight).tolist()
-    head = sorted({*by_rank[:top_k], *large})
+    before = np.cumsum(np.exp(logprobs[by_rank])) - np.exp(logprobs[by_rank])
+    capped = [i for i, mass in zip(by_rank[:top_k], before, strict=False) if top_p == 1 or mass < top_p]
+    head = sorted({*capped, *large})
     rest = np.setdiff1d(np.arange(len(logits)), head)
     return Truth(
         head=head,
@@ -122,6 +129,29 @@ def test_everything_stored_equals_the_float64_truth(
                 assert math.floor(expected_draws - 1e-4) <= len(tails[c]) <= math.ceil(expected_draws + 1e-4)
                 assert set(tails[c].tolist()) <= rest
                 assert np.all(np.diff(tails[c]) > 0)
+
+
+@pytest.mark.parametrize("tail_weight", [None, 0.05])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999999])
+@pytest.mark.parametrize("kind", ["random", "offset", "confident"])
+def test_top_p_keeps_the_fewest_of_the_top_k_that_reach_it(kind: str, top_p: float, tail_weight: float | None) -> None:
+    num_positions, vocab_size = 7, 257
+    logits = make_logits(kind, num_positions, vocab_size)
+    settings = {"top_k": 24, "top_p": top_p, "tail_weight": tail_weight, "temperatures": (1.0,)}
+    found = run(logits, np.zeros(num_positions, int), np.full(num_positions, 0.3), **settings)
+    heads, _, tails = split(found)
+    for c in range(num_positions):
+        truth = truth_of(logits[c], 0, 24, tail_weight, (1.0,), top_p)
+        assert heads[c].tolist() == truth.head
+        assert len(heads[c]) >= 1
+        assert not set(tails[c].tolist()) & set(truth.head)
+        np.testing.assert_allclose(found.tail_logprob[c], truth.tail_logprob, atol=3e-5, rtol=1e-6)
+
+
+def test_top_p_with_a_sampled_tail_never_drops_a_probability_of_at_least_its_weight() -> None:
+    logits = np.log(np.array([[0.5, 0.2, 0.2, 0.06, 0.04]])).astype(np.float32)
+    found = run(logits, np.zeros(1, int), np.zeros(1), top_k=5, top_p=0.4, tail_weight=0.1, temperatures=(1.0,))
+    assert found.ids[: found.head_size[0]].tolist() == [0, 1, 2]
 
 
 def test_stored_logprobs_are_never_above_zero() -> None:

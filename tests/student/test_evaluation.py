@@ -18,7 +18,7 @@ from storage import Cache
 from storage.errors import NoCacheError
 from student import EvaluateConfig, evaluate
 from student.errors import NoSuchStudentError, VocabularyMismatchError
-from student.evaluation import evaluate_model
+from student.evaluation import evaluate_model, ratio_with_error
 
 
 @torch.inference_mode()
@@ -48,6 +48,7 @@ def heads_of(row: dict[str, Any]) -> list[tuple[list[int], np.ndarray, list[int]
 
 def naive_measures(model: Any, cache: Cache, *, tail_weight: float | None) -> dict[str, float]:
     nll, teacher_nll, kl, agrees = [], [], [], []
+    ends = []
     for row in validation_rows(cache):
         entries = heads_of(row)
         for t, label, logprobs in predictions(model, row):
@@ -66,11 +67,14 @@ def naive_measures(model: Any, cache: Cache, *, tail_weight: float | None) -> di
                 kl.append(cross - row["entropy"][t])
             best = [i for i, x in zip(head, head_logprobs, strict=True) if x == head_logprobs.max()]
             agrees.append(logprobs.argmax() in best)
+        ends.append(len(kl))
+    blocks = np.split(np.array(kl) - np.mean(kl), ends[:-1])
+    spread = sum(block.sum() ** 2 for block in blocks) * len(blocks) / (len(blocks) - 1)
     return {
         "perplexity": math.exp(np.mean(nll)),
         "teacher_perplexity": math.exp(np.mean(teacher_nll)),
         "kl_nats": float(np.mean(kl)),
-        "kl_standard_error": float(np.std(kl) / math.sqrt(len(kl))),
+        "kl_standard_error": math.sqrt(spread) / len(kl),
         "top1_agreement": float(np.mean(agrees)),
         "num_targets": len(nll),
     }
@@ -139,7 +143,6 @@ def test_the_sampled_tail_estimates_and_the_bucketed_one_bounds_the_full_diverge
     model, teacher = make_student(), GPT2LMHeadModel.from_pretrained(teacher_dir).eval()
     truth = full_kl(teacher, model, cache)
     sampled, bucketed = evaluate_model(model, cache), evaluate_model(model, bucketed_cache)
-    # Positions that share a context are not independent draws of it, but tail draws are independent.
     assert abs(sampled["kl_nats"] - truth) < 4 * sampled["kl_standard_error"] + 0.01
     assert bucketed["kl_nats"] < truth
 
@@ -161,6 +164,21 @@ def test_the_teacher_itself_as_a_student_is_perfect(
     assert found["selection_accuracy"] == 1.0
     assert found["selection_chance"] == pytest.approx(0.25)
     assert found["num_selections"] == 4
+
+
+def test_the_standard_error_covers_positions_that_share_a_block() -> None:
+    rng, num_trials, truth = np.random.default_rng(0), 1000, 2.0
+    errors = []
+    for _ in range(num_trials):
+        counts = rng.integers(5, 100, 60)
+        shared = rng.normal(truth, 1, 60)
+        sums = np.array([rng.normal(mean, 1, count).sum() for mean, count in zip(shared, counts, strict=True)])
+        mean, error = ratio_with_error(torch.from_numpy(sums), torch.from_numpy(counts).double())
+        assert error is not None
+        errors.append((mean - truth) / error)
+    # A share of 0.95 within 1.96 errors has a standard deviation of 0.007; counting positions as draws gives 0.2.
+    assert 0.91 < np.mean(np.abs(errors) < 1.96) < 0.98
+    assert ratio_with_error(torch.tensor([3.0]), torch.tensor([2.0])) == (1.5, None)
 
 
 def test_selection_equals_the_naive_choice(

@@ -1,0 +1,1 @@
+"""Parts of the study of sparse targets (scripts/study_targets.py)."""

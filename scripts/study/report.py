@@ -1,0 +1,96 @@
+"""The study's results as a picture and as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FAMILIES = {
+    "topk_renorm": "top-k, renormalised",
+    "topk_bucket": "top-k, tail in one bucket",
+    "random_sampling": "random sampling, draws",
+    "fitted_curve": "top-k, fitted curve",
+    "tail_top_0": "sampled tail, 1/τ",
+    "tail_top_16": "sampled tail and top 16, 1/τ",
+}
+
+
+def family_of(scheme: str) -> tuple[str, int]:
+    """Family and size of a scheme: tail_32_top_16 → (tail_top_16, 32), topk_bucket_12 → (topk_bucket, 12)."""
+    parts = scheme.split("_")
+    if parts[0] == "tail":
+        return f"tail_top_{parts[3]}", int(parts[1])
+    return "_".join(parts[:-1]), int(parts[-1])
+
+
+def draw(results: dict[str, Any], figure: Path) -> None:
+    """Held-out KL against stored bytes of the main comparison, with the seeds' spread."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    seeds = list(results["variations"]["main"]["seeds"].values())
+    ce, full = (np.array([seed[name]["kl_nats"] for seed in seeds]) for name in ("ce", "full"))
+    fig, axes = pyplot.subplots(figsize=(8.5, 5.2))
+    families: dict[str, list[tuple[float, float, float, int]]] = {}
+    for scheme, num_bytes in results["bytes_per_token"].items():
+        family, size = family_of(scheme)
+        # Pairs share weights and batches, so their difference from the ceiling spreads less than either.
+        above = np.array([seed[scheme]["kl_nats"] for seed in seeds]) - full
+        families.setdefault(family, []).append((num_bytes, float(above.mean()), float(above.std()), size))
+    for family, points in families.items():
+        points.sort()
+        num_bytes, mean, spread, sizes = zip(*points, strict=True)
+        line = axes.errorbar(num_bytes, mean, yerr=spread, marker="o", capsize=2, label=_FAMILIES[family])
+        for x, y, size in zip(num_bytes, mean, sizes, strict=True):
+            axes.annotate(
+                str(size), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7, color=line[0].get_color()
+            )
+    axes.axhline(float((ce - full).mean()), color="black", linestyle="--", linewidth=1, label="labels only")
+    axes.axhline(0.0, color="black", linestyle=":", linewidth=1, label="full distillation, all entries")
+    axes.set_xscale("log")
+    axes.set_xticks([10, 20, 32, 50, 100, 200, 300], labels=["10", "20", "32", "50", "100", "200", "300"])
+    axes.set_xlabel("stored bytes per token: ids, values, sizes")
+    axes.set_ylabel("held-out KL to the teacher above full distillation, nats per token")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.2)
+    fig.tight_layout()
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(figure)
+
+
+def tables(results: dict[str, Any]) -> str:
+    """A table for every variation in Markdown."""
+    return "\n\n".join(
+        f"### {name}: {_settings(found['settings'])}\n\n{_table(results, list(found['seeds'].values()))}"
+        for name, found in results["variations"].items()
+    )
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['batch_blocks']} blocks a step, {settings['steps']} steps, "
+        f"rate {settings['learning_rate']:g}, β2 {settings['beta2']:g}"
+    )
+
+
+def _table(results: dict[str, Any], seeds: list[dict[str, Any]]) -> str:
+    full, ce = (np.array([seed[name]["kl_nats"] for seed in seeds]) for name in ("full", "ce"))
+    lines = [
+        "| scheme | bytes/token | KL nats/token | spread | above full | spread | gap closed | perplexity "
+        "| calibration error | KL, averaged weights |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for scheme in seeds[0]:
+        columns = {k: np.array([seed[scheme][k] for seed in seeds]) for k in seeds[0][scheme]}
+        kl, num_bytes = columns["kl_nats"], results["bytes_per_token"].get(scheme)
+        gap = (ce - kl).mean() / (ce - full).mean()
+        lines.append(
+            f"| {scheme} | {'' if num_bytes is None else f'{num_bytes:.1f}'} | {kl.mean():.4f} | {kl.std():.4f} "
+            f"| {(kl - full).mean():+.4f} | {(kl - full).std():.4f} | {gap:.1%} | {columns['perplexity'].mean():.2f} "
+            f"| {columns['calibration_error'].mean():.4f} | {columns['averaged_kl_nats'].mean():.4f} |"
+        )
+    return "\n".join(lines)

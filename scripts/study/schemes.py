@@ -1,0 +1,197 @@
+"""Ways to make the teacher's distribution sparse, each as the gradient that it gives a student.
+
+Shape legend: C positions of a chunk, V vocabulary, K kept entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.sparsify import sparsify
+from scripts.study.stored_bytes import draw_counts_bytes, payload_bytes
+
+MANTISSA_BITS = 6
+_MOST_DRAWS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What a chunk of positions has to offer; probabilities and the top list are shared by all schemes.
+
+    logprobs, probs [C, V]; top_logprobs, top_ids [C, 128]; uniforms [C, 50] float64; label_ids [C].
+    """
+
+    logprobs: Tensor
+    probs: Tensor
+    top_logprobs: Tensor
+    top_ids: Tensor
+    uniforms: Tensor
+    label_ids: Tensor
+
+    @classmethod
+    def of(cls, logprobs_CV: Tensor, uniforms: Tensor, label_ids_C: Tensor) -> Teaching:
+        """From the teacher's log-probabilities."""
+        top_logprobs, top_ids = logprobs_CV.topk(min(128, logprobs_CV.shape[1]), dim=1)
+        return cls(
+            logprobs=logprobs_CV,
+            probs=logprobs_CV.exp(),
+            top_logprobs=top_logprobs,
+            top_ids=top_ids,
+            uniforms=uniforms,
+            label_ids=label_ids_C,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A way to turn the teacher's log-probabilities into a target.
+
+    gradient(student's softmax [C, V], Teaching): ∂loss/∂logits [C, V].
+    stored_bytes(Teaching, T): bytes per token of what would be stored, blocks having T targets.
+    """
+
+    name: str
+    gradient: Callable[[Tensor, Teaching], Tensor]
+    stored_bytes: Callable[[Teaching, int], float] | None = None
+
+
+def all_schemes() -> list[Scheme]:
+    """Every scheme of the comparison."""
+    return [
+        _labels_only(),
+        _full(),
+        *[_top_k(k, renormalised=True) for k in (12, 50)],
+        *[_top_k(k, renormalised=False) for k in (6, 12, 25, 50)],
+        *[_random_sampling(draws) for draws in (12, 25, _MOST_DRAWS)],
+        *[_sampled_tail(0, denominator) for denominator in (8, 16, 32, 64)],
+        *[_sampled_tail(16, denominator) for denominator in (16, 32)],
+        _fitted_curve(k=128, num_exact=16, degree=5),
+        _fitted_curve(k=64, num_exact=16, degree=5),
+        _fitted_curve(k=50, num_exact=1, degree=2),
+    ]
+
+
+def _cross_entropy_gradient(softmax_CV: Tensor, ids_CK: Tensor, weights_CK: Tensor) -> Tensor:
+    """∂/∂z of −Σ q log s, with q given by ids and weights."""
+    gradient_CV = softmax_CV * weights_CK.sum(1, keepdim=True)
+    return gradient_CV.scatter_add_(1, ids_CK, -weights_CK)
+
+
+def _round(logprobs: Tensor) -> Tensor:
+    """storage.bit_rounding on the device."""
+    bits = logprobs.half().view(torch.int16).int() & 0xFFFF
+    dropped = 10 - MANTISSA_BITS
+    rounded = (bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)) >> dropped << dropped
+    return rounded.to(torch.int16).view(torch.float16).float()
+
+
+def _labels_only() -> Scheme:
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        labels_C1 = teaching.label_ids[:, None]
+        return _cross_entropy_gradient(softmax_CV, labels_C1, torch.ones_like(labels_C1, dtype=softmax_CV.dtype))
+
+    return Scheme(name="ce", gradient=gradient)
+
+
+def _full() -> Scheme:
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        return softmax_CV - teaching.probs
+
+    return Scheme(name="full", gradient=gradient)
+
+
+def _top_k(k: int, *, renormalised: bool) -> Scheme:
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        ids_CK, p_CK = teaching.top_ids[:, :k], _round(teaching.top_logprobs[:, :k]).exp()
+        if renormalised:
+            return _cross_entropy_gradient(softmax_CV, ids_CK, p_CK / p_CK.sum(1, keepdim=True))
+        # ∂/∂z of the divergence with one bucket: s − p on the head, s (1 − r / s_tail) elsewhere.
+        s_CK = softmax_CV.gather(1, ids_CK)
+        tail_C1 = softmax_CV.scatter(1, ids_CK, 0.0).sum(1, keepdim=True)
+        r_C1 = (1 - p_CK.sum(1, keepdim=True)).clamp(min=0)
+        return (softmax_CV * (1 - r_C1 / tail_C1)).scatter_(1, ids_CK, s_CK - p_CK)
+
+    def stored_bytes(teaching: Teaching, block_size: int) -> float:
+        return _our_bytes(teaching, block_size, top_k=k, tail_weight=None)
+
+    name = f"topk_{'renorm' if renormalised else 'bucket'}_{k}"
+    return Scheme(name=name, gradient=gradient, stored_bytes=stored_bytes)
+
+
+def _random_sampling(draws: int) -> Scheme:
+    """Random-sampling KD (Anshumann et al., ACL 2025): draws with replacement, each worth 1 / draws."""
+
+    def drawn(teaching: Teaching) -> Tensor:
+        running_CV = teaching.probs.cumsum(1, dtype=torch.float64)
+        points = teaching.uniforms[:, :draws].contiguous() * running_CV[:, -1:]
+        return torch.searchsorted(running_CV, points, right=True).clamp_(max=running_CV.shape[1] - 1)
+
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        ids = drawn(teaching)
+        return _cross_entropy_gradient(softmax_CV, ids, torch.full(ids.shape, 1 / draws, device=ids.device))
+
+    def stored_bytes(teaching: Teaching, block_size: int) -> float:
+        return draw_counts_bytes(drawn(teaching).cpu().numpy(), teaching.logprobs.shape[1], block_size)
+
+    return Scheme(name=f"random_sampling_{draws}", gradient=gradient, stored_bytes=stored_bytes)
+
+
+def _sampled_tail(top_k: int, denominator: int) -> Scheme:
+    """Our own: an exact head and a systematic draw at weight τ = 1 / denominator."""
+
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        found = sparsify(
+            teaching.logprobs,
+            teaching.label_ids,
+            teaching.uniforms[:, 0],
+            top_k=top_k,
+            tail_weight=1 / denominator,
+            temperatures=(1.0,),
+        )
+        head_CK = _round(found.head_logprobs).exp() * found.is_head
+        weights = torch.cat([head_CK, found.is_drawn.float() / denominator], dim=1)
+        return _cross_entropy_gradient(softmax_CV, torch.cat([found.head_ids, found.tail_ids], dim=1), weights)
+
+    def stored_bytes(teaching: Teaching, block_size: int) -> float:
+        return _our_bytes(teaching, block_size, top_k=top_k, tail_weight=1 / denominator)
+
+    return Scheme(name=f"tail_{denominator}_top_{top_k}", gradient=gradient, stored_bytes=stored_bytes)
+
+
+def _fitted_curve(*, k: int, num_exact: int, degree: int) -> Scheme:
+    """Top-k with `num_exact` values and a polynomial in rank for the rest, renormalised, as DistillKit stores it.
+
+    Our own reconstruction from the published sizes: 2 bytes an id and an exact value, 4 a coefficient (312 bytes
+    at k = 128, 184 at 64, 114 at 50). It is fitted in float64 and so spared the conditioning of the original.
+    """
+
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        top_CK, ids_CK = teaching.top_logprobs[:, :k], teaching.top_ids[:, :k]
+        rank = torch.linspace(-1, 1, k - num_exact, device=top_CK.device, dtype=torch.float64)
+        basis = torch.stack([rank**d for d in range(degree + 1)], dim=1)
+        projection = basis @ torch.linalg.pinv(basis)
+        fitted = (top_CK[:, num_exact:].double() @ projection.T).float()
+        p_CK = torch.softmax(torch.cat([top_CK[:, :num_exact], fitted], dim=1), dim=1)
+        return _cross_entropy_gradient(softmax_CV, ids_CK, p_CK)
+
+    def stored_bytes(teaching: Teaching, block_size: int) -> float:
+        return 2.0 * k + 2.0 * num_exact + 4.0 * (degree + 1)
+
+    return Scheme(name=f"fitted_curve_{k}", gradient=gradient, stored_bytes=stored_bytes)
+
+
+def _our_bytes(teaching: Teaching, block_size: int, *, top_k: int, tail_weight: float | None) -> float:
+    """Bytes per token of ids, logprobs and sizes as our own shards store them."""
+    found = sparsify(
+        teaching.logprobs,
+        teaching.label_ids,
+        teaching.uniforms[:, 0],
+        top_k=top_k,
+        tail_weight=tail_weight,
+        temperatures=(1.0,),
+    )
+    return payload_bytes(found.flatten(), teaching.logprobs.shape[1], block_size, MANTISSA_BITS)

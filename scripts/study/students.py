@@ -1,0 +1,249 @@
+"""The teacher and the students of the study: students learn in lockstep, each from its own scheme.
+
+Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.study.measures import measure
+from scripts.study.schemes import Scheme, Teaching
+from scripts.study.text import batch_indices
+from storage.hashing import hash_uniform
+from storage.progress import Progress
+from student.losses.fused_head import HeadLoss, fused_head_loss
+from student.losses.targets import SparseTargets
+
+_UNIFORMS_PER_POSITION = 50
+_DRAW = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Shape and training of the teacher."""
+
+    layers: int = 12
+    width: int = 768
+    steps: int = 3000
+    batch_blocks: int = 128
+    learning_rate: float = 6e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Shape and training of the students."""
+
+    layers: int = 4
+    width: int = 256
+    steps: int = 800
+    batch_blocks: int = 64
+    learning_rate: float = 1e-3
+    beta2: float = 0.95
+
+
+def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
+    """The teacher saved at `path`, trained first when there is none."""
+    model = _gpt2(vocab_size, config.layers, config.width, blocks.shape[1] - 1, 0, device)
+    if path.is_file():
+        model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        return model.eval()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    labels = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
+    with Progress(config.steps, "teacher", "steps") as bar:
+        batches = batch_indices(len(blocks), config.batch_blocks, seed=100, steps=config.steps)
+        for step, batch in enumerate(batches):
+            _set_rate(optimizer, step, config.steps, config.learning_rate)
+            ids = blocks[batch].to(device)
+            with _autocast(device):
+                hidden = model.base_model(ids[:, :-1]).last_hidden_state.flatten(0, 1)
+                targets = SparseTargets.labels_only(ids[:, 1:].reshape(-1))
+                loss = fused_head_loss(hidden, model.lm_head.weight, targets, labels)[0] / len(hidden)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            bar.update(1)
+    torch.save(model.state_dict(), path)
+    return model.eval()
+
+
+def train_students(
+    config: StudentConfig,
+    schemes: list[Scheme],
+    teacher: Any,
+    train: Tensor,
+    held_out: Tensor,
+    seed: int,
+    name: str,
+) -> dict[str, dict[str, float]]:
+    """Measures on held-out blocks of one student per scheme.
+
+    All begin with the same weights and see the same batches; a sampled target is a function of its
+    block, as in a cache: a block seen again has the same draw.
+    """
+    device = next(teacher.parameters()).device
+    vocab_size, block_size = teacher.config.vocab_size, train.shape[1] - 1
+    students = [_Student(scheme, config, vocab_size, block_size, seed, device) for scheme in schemes]
+    chunk = chunk_positions(vocab_size, device)
+    with Progress(config.steps, f"{name}, seed {seed}", "steps") as bar:
+        for step, batch in enumerate(batch_indices(len(train), config.batch_blocks, seed=seed, steps=config.steps)):
+            ids = train[batch].to(device)
+            labels_P = ids[:, 1:].reshape(-1)
+            uniforms = uniforms_of(batch, block_size, seed, device)
+            teacher_PD = hidden_states(teacher, ids[:, :-1])
+            for student in students:
+                student.begin(ids[:, :-1])
+            with torch.no_grad():
+                for start in range(0, len(labels_P), chunk):
+                    part = slice(start, start + chunk)
+                    logprobs_CV = logprobs(teacher, teacher_PD[part])
+                    teaching = Teaching.of(logprobs_CV, uniforms[part], labels_P[part])
+                    for student in students:
+                        student.add_chunk(part, teaching)
+            for student in students:
+                student.finish(step, config)
+            bar.update(1)
+    return {student.scheme.name: _evaluate(student, teacher, held_out) for student in students}
+
+
+def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device) -> Tensor:
+    """Uniforms [B·T, 50] float64, a function of the block."""
+    rows = blocks.numpy()[:, None, None]
+    places = np.arange(_UNIFORMS_PER_POSITION)[None, None]
+    values = hash_uniform(seed, _DRAW, rows, np.arange(block_size)[None, :, None], places)
+    return torch.from_numpy(values.reshape(-1, _UNIFORMS_PER_POSITION)).to(device)
+
+
+def chunk_positions(vocab_size: int, device: torch.device) -> int:
+    """Positions whose logits are held at once."""
+    return 4096 if device.type == "cuda" else max(32, (8 << 20) // vocab_size)
+
+
+@torch.no_grad()
+def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
+    """Last hidden states [P, D]."""
+    with _autocast(input_ids.device):
+        hidden: Tensor = model.base_model(input_ids).last_hidden_state.flatten(0, 1)
+    return hidden
+
+
+@torch.no_grad()
+def logprobs(model: Any, hidden_CD: Tensor) -> Tensor:
+    """Log-probabilities [C, V] in float32."""
+    return torch.log_softmax(_logits(hidden_CD, model.lm_head.weight), dim=1)
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    if hidden_CD.is_cuda:
+        return (hidden_CD.bfloat16() @ weight_VD.bfloat16().T).float()
+    return hidden_CD @ weight_VD.T
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _gpt2(vocab_size: int, layers: int, width: int, block_size: int, seed: int, device: torch.device) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size, n_positions=block_size, n_embd=width, n_layer=layers, n_head=width // 64,
+            activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # the fastest backward pass there at this length
+    return model.to(device)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
+    """Linear warm-up over a twentieth of the steps, then a cosine to a tenth of the peak."""
+    warmup = max(1, steps // 20)
+    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * ((step + 1) / warmup if step < warmup else cosine)
+
+
+class _Student:
+    """A student with its optimiser, its averaged weights, and the gradient that gathers chunk by chunk."""
+
+    def __init__(
+        self, scheme: Scheme, config: StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
+    ) -> None:
+        self.scheme = scheme
+        self.model = _gpt2(vocab_size, config.layers, config.width, block_size, seed, device)
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True
+        )
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def begin(self, input_ids: Tensor) -> None:
+        """Run the body over a batch."""
+        with _autocast(input_ids.device):
+            self._hidden_PD = self.model.base_model(input_ids).last_hidden_state.flatten(0, 1)
+        self._grad_PD = torch.empty_like(self._hidden_PD)
+        self._grad_VD = torch.zeros_like(self.model.lm_head.weight)
+
+    def add_chunk(self, part: slice, teaching: Teaching) -> None:
+        """Gradients of some positions with respect to hidden states and head."""
+        weight_VD, hidden_CD = self.model.lm_head.weight.detach(), self._hidden_PD[part].detach()
+        softmax_CV = torch.softmax(_logits(hidden_CD, weight_VD), dim=1)
+        grad_CV = self.scheme.gradient(softmax_CV, teaching)
+        if grad_CV.is_cuda:
+            grad_CV, weight_VD, hidden_CD = grad_CV.bfloat16(), weight_VD.bfloat16(), hidden_CD.bfloat16()
+        self._grad_PD[part] = (grad_CV @ weight_VD).to(self._grad_PD.dtype)
+        self._grad_VD += grad_CV.T @ hidden_CD
+
+    def finish(self, step: int, config: StudentConfig) -> None:
+        """One step of the optimiser and of the weights' running average."""
+        num_positions = len(self._hidden_PD)
+        self._optimizer.zero_grad()
+        self._hidden_PD.backward(self._grad_PD / num_positions)
+        weight = self.model.lm_head.weight
+        weight.grad = self._grad_VD / num_positions + (weight.grad if weight.grad is not None else 0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        _set_rate(self._optimizer, step, config.steps, config.learning_rate)
+        self._optimizer.step()
+        decay = min(0.99, (step + 1) / (step + 10))
+        parameters = dict(self.model.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [parameters[n].detach() for n in self.average], 1 - decay)
+
+
+@torch.no_grad()
+def _evaluate(student: _Student, teacher: Any, held_out: Tensor) -> dict[str, float]:
+    """Measures of the final weights and, under averaged_*, of their running average."""
+    found = evaluate_model(student.model, teacher, held_out)
+    student.model.load_state_dict(student.average, strict=False)
+    averaged = evaluate_model(student.model, teacher, held_out)
+    return found | {f"averaged_{name}": value for name, value in averaged.items()}
+
+
+@torch.no_grad()
+def evaluate_model(model: Any, teacher: Any, held_out: Tensor) -> dict[str, float]:
+    """Dense KL from the teacher, perplexity and calibration error on held-out blocks."""
+    device = next(teacher.parameters()).device
+    chunk = chunk_positions(teacher.config.vocab_size, device)
+
+    def parts() -> Any:
+        for blocks in torch.split(held_out, 64):
+            ids = blocks.to(device)
+            hidden_PD, teacher_PD = hidden_states(model, ids[:, :-1]), hidden_states(teacher, ids[:, :-1])
+            labels_P = ids[:, 1:].reshape(-1)
+            for start in range(0, len(labels_P), chunk):
+                part = slice(start, start + chunk)
+                yield logprobs(model, hidden_PD[part]), logprobs(teacher, teacher_PD[part]), labels_P[part]
+
+    return measure(parts())

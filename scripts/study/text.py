@@ -1,0 +1,78 @@
+"""Text of the study: docstrings of every installed package, tokenized by a byte-level BPE trained on them."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.stdlib_corpus import docstring_documents, stdlib_documents
+from storage.hashing import hash_permutation
+
+_EOS = "<|endoftext|>"
+_NUM_HELD_OUT = 512
+
+
+def prepare(out: Path, vocab_size: int, max_megabytes: float) -> dict[str, int]:
+    """Write OUT/tokens.npy (uint16) and OUT/text.json; returns what the latter says."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    documents = _gather(max_megabytes)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[_EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    ids = [np.array([*encoding.ids, 0], dtype=np.uint16) for encoding in tokenizer.encode_batch(documents)]
+    out.mkdir(parents=True, exist_ok=True)
+    tokens = np.concatenate(ids)
+    np.save(out / "tokens.npy", tokens)
+    facts = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "num_documents": len(documents),
+        "num_tokens": len(tokens),
+        "num_characters": sum(len(document) for document in documents),
+    }
+    (out / "text.json").write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def read_facts(out: Path) -> dict[str, int]:
+    """What `prepare` wrote about the text."""
+    facts: dict[str, int] = json.loads((out / "text.json").read_text())
+    return facts
+
+
+def read_blocks(out: Path, block_size: int) -> tuple[Tensor, Tensor]:
+    """Training and held-out blocks [N, T + 1]; the last twentieth of the documents is held out."""
+    tokens = torch.from_numpy(np.load(out / "tokens.npy").astype(np.int64))
+    blocks = tokens[: len(tokens) // (block_size + 1) * (block_size + 1)].view(-1, block_size + 1)
+    num_train = int(len(blocks) * 0.95)
+    return blocks[:num_train], blocks[num_train : num_train + _NUM_HELD_OUT]
+
+
+def batch_indices(num_blocks: int, batch_blocks: int, *, seed: int, steps: int) -> Iterator[Tensor]:
+    """Block indices of each step: whole epochs, shuffled."""
+    per_epoch = num_blocks // batch_blocks
+    for step in range(steps):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            order = torch.from_numpy(hash_permutation(num_blocks, seed, epoch))
+        yield order[place * batch_blocks : (place + 1) * batch_blocks]
+
+
+def _gather(max_megabytes: float) -> list[str]:
+    documents = [*stdlib_documents(), *docstring_documents(Path(sysconfig.get_paths()["purelib"]))]
+    chosen, size = [], 0
+    for index in hash_permutation(len(documents), 0):
+        if size < max_megabytes * 1e6:
+            chosen.append(documents[index])
+            size += len(documents[index])
+    return chosen
