@@ -15,7 +15,10 @@ TeachonceError (a ValueError)
     ├── HashMismatchError      bytes differ from the recorded sha256
     ├── ShardFormatError       not the Arrow file that the schema promises
     ├── RowError               a row that breaks a rule of its kind
-    └── MissingKindError       the cache does not hold the rows asked for
+    ├── MissingKindError       the cache does not hold the rows asked for
+    ├── ArchiveError           a packed cache that is damaged, or not one
+    ├── MergeError             caches that do not belong together
+    └── TransferError          a copy over the network that failed for good
 ```
 
 `pipeline.errors` and `student.errors` add their own branches under the same base. The commands
@@ -146,6 +149,30 @@ class MissingKindError(CacheError):
             f"{path}: holds no {kind} rows in the {split} split; "
             f"precompute with --kinds {kind}, or give {kind} weight 0"
         )
+
+
+class ArchiveError(CacheError):
+    """A packed cache that is damaged, or not a packed cache at all."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}; pack the cache again, or fetch the file again")
+
+
+class MergeError(CacheError):
+    """Caches that do not belong together: `field` differs, or has to."""
+
+    def __init__(self, path: str, field: str, found: object, wanted: object) -> None:
+        self.path, self.field, self.found, self.wanted = path, field, found, wanted
+        super().__init__(f"{path}: cannot be merged: {field} = {found!r}, expected {wanted!r}")
+
+
+class TransferError(CacheError):
+    """A copy to or from `url` that failed for good: not worth another try, or out of time."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url, self.problem = url, problem
+        super().__init__(f"{url}: {problem}; what was copied is kept: run the same command again to go on")
 
 
 def first_line(error: BaseException) -> str:

@@ -70,6 +70,13 @@ def tables(results: dict[str, Any]) -> str:
     )
 
 
+def noise_table(found: dict[str, dict[str, float]]) -> str:
+    """Noise of each way to draw as Markdown."""
+    lines = ["| draw | noise in the head's gradient | in all others |", "|---|---|---|"]
+    lines += [f"| {name} | {values['head']:.4f} | {values['body']:.4f} |" for name, values in found.items()]
+    return "\n".join(lines)
+
+
 def _settings(settings: dict[str, Any]) -> str:
     return (
         f"{settings['batch_blocks']} blocks a step, {settings['steps']} steps, "

@@ -93,7 +93,7 @@ def train_students(
     """
     device = next(teacher.parameters()).device
     vocab_size, block_size = teacher.config.vocab_size, train.shape[1] - 1
-    students = [_Student(scheme, config, vocab_size, block_size, seed, device) for scheme in schemes]
+    students = [Student(scheme, config, vocab_size, block_size, seed, device) for scheme in schemes]
     chunk = chunk_positions(vocab_size, device)
     with Progress(config.steps, f"{name}, seed {seed}", "steps") as bar:
         for step, batch in enumerate(batch_indices(len(train), config.batch_blocks, seed=seed, steps=config.steps)):
@@ -126,7 +126,7 @@ def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device
 
 def chunk_positions(vocab_size: int, device: torch.device) -> int:
     """Positions whose logits are held at once."""
-    return 4096 if device.type == "cuda" else max(32, (8 << 20) // vocab_size)
+    return 4096 if device.type == "cuda" else max(32, (1 << 20) // vocab_size)
 
 
 @torch.no_grad()
@@ -177,7 +177,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: flo
         group["lr"] = peak * ((step + 1) / warmup if step < warmup else cosine)
 
 
-class _Student:
+class Student:
     """A student with its optimiser, its averaged weights, and the gradient that gathers chunk by chunk."""
 
     def __init__(
@@ -207,13 +207,17 @@ class _Student:
         self._grad_PD[part] = (grad_CV @ weight_VD).to(self._grad_PD.dtype)
         self._grad_VD += grad_CV.T @ hidden_CD
 
-    def finish(self, step: int, config: StudentConfig) -> None:
-        """One step of the optimiser and of the weights' running average."""
+    def backward(self) -> None:
+        """Gradients of the mean over positions, in the parameters."""
         num_positions = len(self._hidden_PD)
-        self._optimizer.zero_grad()
+        self.model.zero_grad()
         self._hidden_PD.backward(self._grad_PD / num_positions)
         weight = self.model.lm_head.weight
         weight.grad = self._grad_VD / num_positions + (weight.grad if weight.grad is not None else 0)
+
+    def finish(self, step: int, config: StudentConfig) -> None:
+        """One step of the optimiser and of the weights' running average."""
+        self.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         _set_rate(self._optimizer, step, config.steps, config.learning_rate)
         self._optimizer.step()
@@ -223,7 +227,7 @@ class _Student:
 
 
 @torch.no_grad()
-def _evaluate(student: _Student, teacher: Any, held_out: Tensor) -> dict[str, float]:
+def _evaluate(student: Student, teacher: Any, held_out: Tensor) -> dict[str, float]:
     """Measures of the final weights and, under averaged_*, of their running average."""
     found = evaluate_model(student.model, teacher, held_out)
     student.model.load_state_dict(student.average, strict=False)

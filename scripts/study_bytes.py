@@ -1,0 +1,243 @@
+"""What soft targets weigh on disk: settings of the targets, rounding, order, compression, side by side.
+
+    python -m scripts.study_bytes --teacher gpt2 --data FILE
+    python -m scripts.study_bytes --teacher DIR --data stdlib --entropy-nats 3.3
+
+Prints tables in Markdown. `--entropy-nats` scales the logits until the teacher's mean entropy is as given: a small
+teacher is less certain than the ones that are worth a cache, and bytes follow entropy.
+
+Shape legend: P positions, C positions of a chunk, V vocabulary, H head entries.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.blocks import Blocks
+from pipeline.config import PrecomputeConfig
+from pipeline.job import load_job
+from pipeline.plan import RECORD_BATCH_ROWS
+from pipeline.sparsify import SparseTargets, sparsify
+from scripts.study.stored_bytes import PAYLOAD, as_record_batch, compressed_bytes
+from storage.bit_rounding import round_float16
+from storage.command import run_command
+from storage.hashing import hash_uniform
+from storage.shard import ZSTD_LEVEL
+
+_POSITIONS_PER_CHUNK = 128
+_BASE_TOP_K, _BASE_DENOMINATOR, _BASE_BITS = 1, 32, 6
+_TOP_KS = (0, 1, 4, 16)
+_DENOMINATORS = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BytesConfig:
+    """What to measure on."""
+
+    teacher: str
+    """As teachonce-precompute's --teacher."""
+    data: str
+    """As teachonce-precompute's --data."""
+    entropy_nats: float | None = None
+    """Scale the logits to this mean entropy; None leaves them."""
+    num_blocks: int = 64
+    """Blocks to measure."""
+    block_size: int = 128
+    """Targets in a block."""
+    device: str = "auto"
+    """As teachonce-precompute's --device."""
+
+
+class Positions:
+    """Hidden states of some blocks, from which logits are made chunk by chunk."""
+
+    def __init__(self, config: BytesConfig, work_dir: Path) -> None:
+        job = load_job(
+            PrecomputeConfig(
+                teacher=config.teacher,
+                data=config.data,
+                out=work_dir / "cache",
+                kinds=("soft_targets",),
+                block_size=config.block_size,
+                device=config.device,
+                quiet=True,
+            ),
+            work_dir,
+        )
+        self._teacher = job.teacher
+        self.vocab_size = job.teacher.vocab_size
+        blocks = Blocks(job.tokenized.documents["train"], config.block_size)
+        num_blocks = min(config.num_blocks, len(blocks))
+        self.input_ids = np.asarray(blocks.input_ids(0, num_blocks), dtype=np.int64)
+        with torch.inference_mode():
+            self._hidden_PD = torch.cat(
+                [
+                    job.teacher.hidden(self.input_ids[row : row + 1, :-1], [blocks.segment_lengths(row)])[0]
+                    for row in range(num_blocks)
+                ]
+            )
+        self.scale = 1.0 if config.entropy_nats is None else self._scale_to(config.entropy_nats)
+
+    def logits(self) -> Iterator[tuple[slice, Tensor]]:
+        """Chunks of positions and their logits [C, V]."""
+        for start in range(0, len(self._hidden_PD), _POSITIONS_PER_CHUNK):
+            part = slice(start, start + _POSITIONS_PER_CHUNK)
+            with torch.inference_mode():
+                yield part, self._teacher.logits(self._hidden_PD[part]) * self.scale
+
+    def _scale_to(self, entropy_nats: float) -> float:
+        """By bisection on every eighth position."""
+        sample_CD = self._hidden_PD[::8]
+        low, high = 0.05, 20.0
+        for _ in range(24):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if self._mean_entropy(sample_CD, middle) > entropy_nats else (low, middle)
+        return low
+
+    def _mean_entropy(self, hidden_CD: Tensor, scale: float) -> float:
+        total = 0.0
+        for start in range(0, len(hidden_CD), _POSITIONS_PER_CHUNK):
+            with torch.inference_mode():
+                logits_CV = self._teacher.logits(hidden_CD[start : start + _POSITIONS_PER_CHUNK]) * scale
+            total += float(torch.special.entr(torch.softmax(logits_CV, dim=1)).sum())
+        return total / len(hidden_CD)
+
+
+def main() -> None:
+    """Measure and print."""
+    run_command(lambda: _run(tyro.cli(BytesConfig, description=__doc__)))
+
+
+def _run(config: BytesConfig) -> int:
+    with tempfile.TemporaryDirectory() as work_dir:
+        positions = Positions(config, Path(work_dir))
+        settings = [(k, d) for d in (*_DENOMINATORS, None) for k in _TOP_KS if k or d]
+        targets = sparse_targets(positions, settings)
+    base = targets[_BASE_TOP_K, _BASE_DENOMINATOR]
+    shown = "" if config.entropy_nats is None else f" (logits scaled by {positions.scale:.3f})"
+    print(f"V = {positions.vocab_size:,}, {len(base.entropy):,} positions")
+    print(f"mean entropy {base.entropy.mean():.2f} nats{shown}")
+    print(f"\n{_settings_table(targets, positions, config.block_size)}\n\n{_base_tables(base, positions, config)}")
+    return 0
+
+
+def sparse_targets(
+    positions: Positions, settings: list[tuple[int, int | None]]
+) -> dict[tuple[int, int | None], SparseTargets]:
+    """Targets of all positions for each (top_k, 1/τ)."""
+    labels_P = torch.from_numpy(positions.input_ids[:, 1:].reshape(-1).copy())
+    uniforms_P = torch.from_numpy(hash_uniform(0, np.arange(len(labels_P))))
+    parts: dict[tuple[int, int | None], list[SparseTargets]] = {key: [] for key in settings}
+    for part, logits_CV in positions.logits():
+        device = logits_CV.device
+        for top_k, denominator in settings:
+            found = sparsify(
+                logits_CV.clone(),
+                labels_P[part].to(device),
+                uniforms_P[part].to(device),
+                top_k=top_k,
+                tail_weight=None if denominator is None else 1 / denominator,
+                temperatures=(1.0,),
+            )
+            parts[top_k, denominator].append(found.flatten())
+    return {key: _join(found) for key, found in parts.items()}
+
+
+def _join(parts: list[SparseTargets]) -> SparseTargets:
+    arrays = {
+        f.name: np.concatenate([getattr(part, f.name) for part in parts])
+        for f in fields(SparseTargets)
+        if f.name != "tempered_tail_logmass"
+    }
+    return SparseTargets(**arrays, tempered_tail_logmass={})
+
+
+def _settings_table(targets: dict[tuple[int, int | None], SparseTargets], positions: Positions, block_size: int) -> str:
+    lines = [
+        "| top_k | τ | head entries | draws | ids | logprobs | sizes | payload | whole row |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (top_k, denominator), found in targets.items():
+        batch = as_record_batch(found, positions.vocab_size, block_size, _BASE_BITS, positions.input_ids)
+
+        def per_token(names: list[str], batch: Any = batch, found: SparseTargets = found) -> str:
+            return f"{compressed_bytes(batch.select(names)) / len(found.entropy):.1f}"
+
+        weight = "none" if denominator is None else f"1/{denominator}"
+        cells = [per_token(names) for names in (["ids"], ["logprobs"], ["head_size", "tail_size"], PAYLOAD)]
+        lines.append(
+            f"| {top_k} | {weight} | {found.head_size.mean():.1f} | {found.tail_size.mean():.1f} | "
+            f"{' | '.join(cells)} | {per_token(batch.schema.names)} |"
+        )
+    return "\n".join(lines)
+
+
+def _base_tables(base: SparseTargets, positions: Positions, config: BytesConfig) -> str:
+    def batch_of(found: SparseTargets, bits: int) -> Any:
+        return as_record_batch(found, positions.vocab_size, config.block_size, bits, positions.input_ids)
+
+    def payload(batch: Any, rows: int = RECORD_BATCH_ROWS, level: int = ZSTD_LEVEL) -> str:
+        return f"{compressed_bytes(batch.select(PAYLOAD), rows, level) / len(base.entropy):.2f}"
+
+    usual = batch_of(base, _BASE_BITS)
+    lines = [
+        f"top_k {_BASE_TOP_K}, τ 1/{_BASE_DENOMINATOR}; payload in bytes per token, the usual setting first:",
+        "",
+        "| what | value | payload | KL from rounding, nats |",
+        "|---|---|---|---|",
+        f"| usual | {_BASE_BITS} bits, id order, level {ZSTD_LEVEL}, {RECORD_BATCH_ROWS} rows | {payload(usual)} | |",
+    ]
+    for bits in (3, 4, 5, 6, 7, 10):
+        lines.append(f"| mantissa bits | {bits} | {payload(batch_of(base, bits))} | {rounding_kl(base, bits):.1e} |")
+    lines.append(
+        f"| order in a position | most probable first | {payload(batch_of(_by_probability(base), _BASE_BITS))} | |"
+    )
+    lines += [f"| zstd level | {level} | {payload(usual, level=level)} | |" for level in (1, 3, 9, 15)]
+    lines += [f"| rows in a record batch | {rows} | {payload(usual, rows=rows)} | |" for rows in (4, 8, 16, 64)]
+    return "\n".join(lines)
+
+
+def rounding_kl(found: SparseTargets, mantissa_bits: int) -> float:
+    """Mean KL on head and tail from exact values to rounded ones, both with mass 1."""
+    logprobs, position = found.logprobs.astype(np.float64), _position_of_head(found)
+    rounded = round_float16(found.logprobs, mantissa_bits).astype(np.float64)
+    tail = found.tail_logprob.astype(np.float64)
+    rounded_tail = round_float16(found.tail_logprob, 10).astype(np.float64)
+
+    def per_position(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(position, weights=values, minlength=len(tail)).astype(np.float64)
+
+    mass = per_position(np.exp(logprobs)) + np.exp(tail)
+    rounded_mass = per_position(np.exp(rounded)) + np.exp(rounded_tail)
+    finite = tail > -np.inf
+    difference = np.where(finite, tail, 0) - np.where(finite, rounded_tail, 0)
+    total = per_position(np.exp(logprobs) * (logprobs - rounded)) + np.exp(tail) * difference
+    return float((total / mass - np.log(mass) + np.log(rounded_mass)).mean())
+
+
+def _by_probability(found: SparseTargets) -> SparseTargets:
+    """The same with each position's head in falling order of probability."""
+    order = np.lexsort((-found.logprobs, _position_of_head(found)))
+    sizes = np.stack([found.head_size, found.tail_size], axis=1).reshape(-1)
+    in_head = np.repeat(np.tile([True, False], len(found.head_size)), sizes)
+    ids = found.ids.copy()
+    ids[in_head] = found.ids[in_head][order]
+    return replace(found, ids=ids, logprobs=found.logprobs[order])
+
+
+def _position_of_head(found: SparseTargets) -> NDArray[np.int64]:
+    return np.repeat(np.arange(len(found.head_size)), found.head_size)
+
+
+if __name__ == "__main__":
+    main()
