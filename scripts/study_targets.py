@@ -1,7 +1,7 @@
 """Which sparse targets train the best student per byte: all schemes side by side on the same batches.
 
     python -m scripts.study_targets prepare --size cpu --out study   # text and tokenizer
-    python -m scripts.study_targets run --size cpu --out study       # a rerun goes on where it stopped
+    python -m scripts.study_targets run --size cpu --out study       # in as many terminals as there are cores
     python -m scripts.study_targets noise --size cpu --out study     # noise in the gradient, by kind of draw
     python -m scripts.study_targets plot --out study                 # docs/targets.svg and tables in Markdown
 
@@ -13,7 +13,10 @@ large GPU and has the vocabulary size of GPT-2.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +73,7 @@ SIZES = {
         vocab_size=4096,
         max_megabytes=40,
         teacher=TeacherConfig(layers=4, width=256, steps=1800, batch_blocks=32, learning_rate=2e-3),
-        student=StudentConfig(layers=2, width=128, steps=400, batch_blocks=16),
+        student=StudentConfig(layers=2, width=128, steps=300, batch_blocks=16),
         seeds=(0, 1, 2),
         variations=_VARIATIONS,
         device="cpu",
@@ -100,7 +103,7 @@ def prepare(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> 
 
 
 def run(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> None:
-    """Train the teacher and all students; results are added to OUT/results.json after every seed."""
+    """Train the teacher and all students; several processes may run at once, and a rerun goes on."""
     run_study(SIZES[size], out)
 
 
@@ -117,7 +120,7 @@ def noise(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> No
 
 def plot(out: Path = Path("study"), figure: Path = Path("docs/targets.svg")) -> None:
     """Draw quality against bytes and print tables in Markdown."""
-    results = json.loads((out / "results.json").read_text())
+    results = report.read_results(out)
     report.draw(results, figure)
     print(report.tables(results))
 
@@ -134,29 +137,47 @@ def variation_of(student: StudentConfig, name: str) -> StudentConfig:
 
 
 def run_study(size: Size, out: Path) -> None:
-    """Everything in `size`; what OUT/results.json holds already is not run again."""
+    """Every variation and seed of `size` that has no file in OUT/runs yet, and OUT/facts.json.
+
+    Several processes may work on one OUT: each takes runs that no other is at.
+    """
     device = choose_device(size.device)
     use_fast_matmul()
     facts = text.read_facts(out)
     train, held_out = text.read_blocks(out, size.block_size)
-    teacher = train_teacher(size.teacher, out / "teacher.pt", train, facts["vocab_size"], device)
-    path = out / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    results |= {
+    (out / "runs").mkdir(exist_ok=True)
+    with (out / "teacher.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        teacher = train_teacher(size.teacher, out / "teacher.pt", train, facts["vocab_size"], device)
+    for name in size.variations:
+        config = variation_of(size.student, name)
+        schemes = [s for s in all_schemes() if name == "main" or s.name in _FEW]
+        for seed in size.seeds:
+            with _claimed(out / "runs" / f"{name}-{seed}.json") as path:
+                if path:
+                    found = train_students(config, schemes, teacher, train, held_out, seed, name)
+                    content = {"variation": name, "settings": asdict(config), "seed": seed, "schemes": found}
+                    path.write_text(json.dumps(content, indent=1))
+    about = {
         "text": facts,
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores",
         "teacher_config": asdict(size.teacher),
         "teacher": evaluate_model(teacher, teacher, held_out),
         "bytes_per_token": _stored_bytes(teacher, held_out[:_NUM_BLOCKS_FOR_BYTES], size.block_size),
     }
-    for name in size.variations:
-        config = variation_of(size.student, name)
-        schemes = [s for s in all_schemes() if name == "main" or s.name in _FEW]
-        found = results.setdefault("variations", {}).setdefault(name, {"settings": asdict(config), "seeds": {}})
-        for seed in size.seeds:
-            if str(seed) not in found["seeds"]:
-                found["seeds"][str(seed)] = train_students(config, schemes, teacher, train, held_out, seed, name)
-                path.write_text(json.dumps(results, indent=1))
+    (out / "facts.json").write_text(json.dumps(about, indent=1))
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[Path | None]:
+    """The path of a run's results when it is ours to do; None when it is done, or another process is at it."""
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield None if path.is_file() else path
 
 
 def _stored_bytes(teacher: Any, blocks: torch.Tensor, block_size: int) -> dict[str, float]:

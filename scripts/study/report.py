@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ _FAMILIES = {
     "tail_top_0": "sampled tail, 1/τ",
     "tail_top_16": "sampled tail and top 16, 1/τ",
 }
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """Facts and runs of a study: text, machine, teacher, bytes_per_token, variations {name: settings, seeds}."""
+    results: dict[str, Any] = json.loads((out / "facts.json").read_text()) | {"variations": {}}
+    runs = sorted((json.loads(path.read_text()) for path in (out / "runs").glob("*.json")), key=_place)
+    for run in runs:
+        found = results["variations"].setdefault(run["variation"], {"settings": run["settings"], "seeds": {}})
+        found["seeds"][run["seed"]] = run["schemes"]
+    return results
+
+
+def _place(run: dict[str, Any]) -> tuple[bool, str, int]:
+    return run["variation"] != "main", run["variation"], run["seed"]
 
 
 def family_of(scheme: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ class Teaching:
     top_ids: Tensor
     uniforms: Tensor
     label_ids: Tensor
+
+    @cached_property
+    def drawn_ids(self) -> Tensor:
+        """Draws with replacement [C, 50]."""
+        running_CV = self.probs.cumsum(1, dtype=torch.float64)
+        ids = torch.searchsorted(running_CV, self.uniforms * running_CV[:, -1:], right=True)
+        return ids.clamp_(max=running_CV.shape[1] - 1)
 
     @classmethod
     def of(cls, logprobs_CV: Tensor, uniforms: Tensor, label_ids_C: Tensor) -> Teaching:
@@ -125,17 +133,12 @@ def _top_k(k: int, *, renormalised: bool) -> Scheme:
 def _random_sampling(draws: int) -> Scheme:
     """Random-sampling KD (Anshumann et al., ACL 2025): draws with replacement, each worth 1 / draws."""
 
-    def drawn(teaching: Teaching) -> Tensor:
-        running_CV = teaching.probs.cumsum(1, dtype=torch.float64)
-        points = teaching.uniforms[:, :draws].contiguous() * running_CV[:, -1:]
-        return torch.searchsorted(running_CV, points, right=True).clamp_(max=running_CV.shape[1] - 1)
-
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
-        ids = drawn(teaching)
+        ids = teaching.drawn_ids[:, :draws]
         return _cross_entropy_gradient(softmax_CV, ids, torch.full(ids.shape, 1 / draws, device=ids.device))
 
     def stored_bytes(teaching: Teaching, block_size: int) -> float:
-        return draw_counts_bytes(drawn(teaching).cpu().numpy(), teaching.logprobs.shape[1], block_size)
+        return draw_counts_bytes(teaching.drawn_ids[:, :draws].cpu().numpy(), teaching.logprobs.shape[1], block_size)
 
     return Scheme(name=f"random_sampling_{draws}", gradient=gradient, stored_bytes=stored_bytes)
 

@@ -115,13 +115,13 @@ def test_a_tiny_study_writes_its_results_goes_on_and_plots(tmp_path: Path) -> No
         device="cpu",
     )
     run_study(size, tmp_path)
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert set(found["variations"]["main"]["seeds"]["0"]) == set(SCHEMES)
+    found = report.read_results(tmp_path)
+    assert set(found["variations"]["main"]["seeds"][0]) == set(SCHEMES)
     assert found["variations"]["small_batch"]["settings"]["batch_blocks"] == 1
     assert found["bytes_per_token"]["tail_16_top_0"] > 0
-    written = (tmp_path / "teacher.pt").stat().st_mtime_ns
-    run_study(size, tmp_path)  # everything is there
-    assert json.loads((tmp_path / "results.json").read_text()) == found
-    assert (tmp_path / "teacher.pt").stat().st_mtime_ns == written
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    run_study(size, tmp_path)  # every run is there
+    assert report.read_results(tmp_path) == found
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")} == written
     table = report.tables(found)
     assert all(f"| {name} |" in table for name in SCHEMES)
