@@ -1,14 +1,15 @@
-"""Opening a finished cache."""
+"""Opening a cache: a directory, or a URL whose shards are copied here as they are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from storage.errors import IncompleteCacheError, MissingKindError, NoCacheError
+from storage.errors import IncompleteCacheError, MissingFileError, MissingKindError, NoCacheError
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -19,17 +20,24 @@ from storage.manifest import (
     read_manifest,
     read_plan,
 )
+from storage.remote import is_remote_url
+from storage.remote_cache import LocalCopy, default_local_copy, open_remote
 from storage.shard import Shard
+from storage.shard_files import DirectoryShards, ShardFiles
 
 TOKENIZER_DIR = "tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """A finished cache on local disk."""
+    """A cache whose shards can be read.
+
+    path: its directory; of a remote cache, the local one with its manifest, tokenizer and copies of shards.
+    """
 
     path: Path
     manifest: Manifest
+    files: ShardFiles
 
     @property
     def identity(self) -> CacheIdentity:
@@ -52,33 +60,73 @@ class Cache:
         """Rows of one kind and split, 0 when the cache holds none."""
         return sum(shard.num_rows for shard in self.manifest.shards_of(kind, split))
 
+    @property
+    def num_planned_shards(self) -> int:
+        """Shards that the cache will hold when precompute has finished."""
+        return sum(sum(per_split.values()) for per_split in self.identity.planned_shards.values())
+
     def open_shard(self, record: ShardRecord) -> Shard:
-        """Open a shard, its sha256 checked."""
-        return Shard(self.path, self.identity, record)
+        """Open a shard, its sha256 checked; give it back with close_shard."""
+        path = self.files.acquire(record)
+        try:
+            return Shard(path, self.identity, record)
+        except BaseException:
+            self.files.release(record)
+            raise
+
+    def close_shard(self, shard: Shard) -> None:
+        """The shard's file may go."""
+        self.files.release(shard.record)
+
+    def restricted_to(self, paths: Iterable[str]) -> Cache:
+        """The same cache with some of its shards; raises MissingFileError for one that it does not hold."""
+        held = {shard.path: shard for shard in self.manifest.shards}
+        for path in paths:
+            if path not in held:
+                raise MissingFileError(str(self.path / path))
+        shards = tuple(held[path] for path in paths)
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, shards=shards))
 
     def record_batches(self, kind: str, split: str) -> Iterator[pa.RecordBatch]:
         """All record batches of one kind and split in stored order."""
         for record in self.shards(kind, split):
             shard = self.open_shard(record)
-            for index in range(shard.num_record_batches):
-                yield shard.read_batch(index)
+            try:
+                for index in range(shard.num_record_batches):
+                    yield shard.read_batch(index)
+            finally:
+                self.close_shard(shard)
 
 
-def open_cache(path: str | Path) -> Cache:
-    """Open a finished cache.
+def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: LocalCopy | None = None) -> Cache:
+    """Open a cache.
+
+    path: a directory, or any URL that fsspec reads, for which local_copy says where shards go.
+    allow_incomplete: take what is committed of a cache that precompute is still at (a directory only).
 
     Raises NoCacheError when there is none, IncompleteCacheError when precompute has not finished,
     RecordError or FormatVersionError when its manifest cannot be trusted.
     """
+    if is_remote_url(str(path)):
+        directory, manifest, files = open_remote(str(path), local_copy or default_local_copy())
+        return Cache(path=directory, manifest=manifest, files=files)
     cache_dir = Path(path)
     try:
         is_complete, is_begun = (cache_dir / MANIFEST_NAME).is_file(), (cache_dir / PLAN_NAME).is_file()
     except OSError as error:
         raise NoCacheError(str(path)) from error
     if is_complete:
-        return Cache(path=cache_dir, manifest=read_manifest(cache_dir))
+        return Cache(path=cache_dir, manifest=read_manifest(cache_dir), files=DirectoryShards(cache_dir))
     if is_begun:
-        planned = read_plan(cache_dir).planned_keys()
-        committed = sum(read_commit(cache_dir, key) is not None for key in planned)
-        raise IncompleteCacheError(str(path), committed, len(planned))
+        return _open_incomplete(cache_dir, allow_incomplete)
     raise NoCacheError(str(path))
+
+
+def _open_incomplete(cache_dir: Path, allow: bool) -> Cache:
+    identity = read_plan(cache_dir)
+    planned = identity.planned_keys()
+    committed = tuple(record for key in planned if (record := read_commit(cache_dir, key)) is not None)
+    if not allow or not committed:
+        raise IncompleteCacheError(str(cache_dir), len(committed), len(planned))
+    manifest = Manifest(identity=identity, shards=committed, files=())
+    return Cache(path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))

@@ -50,16 +50,21 @@ class EpochOrder:
         self._group_ends = np.cumsum(rows)[group_ends - 1]
         self.num_rows = int(rows.sum())
 
+    def group_at(self, position: int) -> tuple[list[int], int]:
+        """Indices of the shards of the group that holds `position`, and the position behind the group."""
+        group = int(np.searchsorted(self._group_ends, position, side="right"))
+        return self._members(group), int(self._group_ends[group])
+
     def windows_from(self, position: int) -> list[Window]:
         """Windows of the group that holds `position`, from the window that holds it on."""
         group = int(np.searchsorted(self._group_ends, position, side="right"))
         return [w for w in self._group_windows(group) if w.first_position + len(w.row_order) > position]
 
     def _group_windows(self, group: int) -> list[Window]:
-        members = self._shard_order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]
+        members = self._members(group)
         per_batch = self._record_batch_rows
         batches = [
-            (int(shard), batch, min(per_batch, self._shards[shard].num_rows - batch * per_batch))
+            (shard, batch, min(per_batch, self._shards[shard].num_rows - batch * per_batch))
             for shard in members
             for batch in range(-(-self._shards[shard].num_rows // per_batch))
         ]
@@ -78,6 +83,9 @@ class EpochOrder:
             )
             first_position += num_rows
         return windows
+
+    def _members(self, group: int) -> list[int]:
+        return [int(s) for s in self._shard_order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]]
 
     def _permutation(self, size: int, purpose: int, place: int) -> NDArray[np.int64]:
         if not self._shuffle:

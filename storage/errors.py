@@ -18,7 +18,8 @@ TeachonceError (a ValueError)
     ├── MissingKindError       the cache does not hold the rows asked for
     ├── ArchiveError           a packed cache that is damaged, or not one
     ├── MergeError             caches that do not belong together
-    └── TransferError          a copy over the network that failed for good
+    ├── TransferError          a copy over the network that failed for good
+    └── LocalCacheTooSmallError  no room for the shards in use at once
 ```
 
 `pipeline.errors` and `student.errors` add their own branches under the same base. The commands
@@ -173,6 +174,17 @@ class TransferError(CacheError):
     def __init__(self, url: str, problem: str) -> None:
         self.url, self.problem = url, problem
         super().__init__(f"{url}: {problem}; what was copied is kept: run the same command again to go on")
+
+
+class LocalCacheTooSmallError(CacheError):
+    """The bounded local copy of a remote cache has no room for the shards that are in use at once."""
+
+    def __init__(self, max_bytes: int, needed_bytes: int) -> None:
+        self.max_bytes, self.needed_bytes = max_bytes, needed_bytes
+        super().__init__(
+            f"--local-cache-bytes is {max_bytes:,}, but the shards in use at once take {needed_bytes:,}; "
+            "give at least that, twice as much to read ahead"
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +13,6 @@ import pyarrow as pa
 from storage.cache import Cache
 from storage.epoch_order import EpochOrder, Window
 from storage.shard import Shard
-
-# Opened shards that are kept; a group's shards and the next group's.
-_OPEN_SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,7 @@ class RowStream:
         self._shards = cache.shards(kind, split)
         self._batch_rows, self._seed, self._shuffle = batch_rows, seed, shuffle
         self._rank, self._world_size = rank, world_size
-        self._opened: collections.OrderedDict[int, Shard] = collections.OrderedDict()
+        self._opened: dict[int, Shard] = {}
 
     @property
     def num_rows(self) -> int:
@@ -92,12 +88,15 @@ class RowStream:
     def _pieces(self, state: StreamState) -> Iterator[pa.Table]:
         """Shuffled rows window by window; the next window is read ahead in a thread."""
         windows = self._windows(state)
-        with ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader") as executor:
-            ahead: Future[pa.Table] = executor.submit(self._read_next, windows)
-            while True:
-                table = ahead.result()
-                ahead = executor.submit(self._read_next, windows)
-                yield table
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader") as executor:
+                ahead: Future[pa.Table] = executor.submit(self._read_next, windows)
+                while True:
+                    table = ahead.result()
+                    ahead = executor.submit(self._read_next, windows)
+                    yield table
+        finally:
+            self._close()
 
     def _windows(self, state: StreamState) -> Iterator[tuple[Window, int]]:
         """Windows from `state` on, each with the number of its rows to skip."""
@@ -105,6 +104,7 @@ class RowStream:
             order = self._order(state.epoch)
             position = state.position
             while position < order.num_rows:
+                self._turn_to(order, state.epoch, position)
                 for window in order.windows_from(position):
                     yield window, position - window.first_position
                     position = window.first_position + len(window.row_order)
@@ -119,10 +119,21 @@ class RowStream:
         batches = [self._shard(shard).read_batch(batch) for shard, batch in window.batches]
         return pa.Table.from_batches(batches).combine_chunks().take(window.row_order[skipped:])
 
+    def _turn_to(self, order: EpochOrder, epoch: int, position: int) -> None:
+        """Close shards of the groups before the one that holds `position`; ask for those of the next."""
+        members, next_position = order.group_at(position)
+        for index in [index for index in self._opened if index not in members]:
+            self._cache.close_shard(self._opened.pop(index))
+        if next_position == order.num_rows:
+            order, next_position = self._order(epoch + 1), 0
+        upcoming, _ = order.group_at(next_position)
+        self._cache.files.prefetch(self._shards[index] for index in [*members, *upcoming])
+
     def _shard(self, index: int) -> Shard:
         if index not in self._opened:
             self._opened[index] = self._cache.open_shard(self._shards[index])
-            if len(self._opened) > _OPEN_SHARDS:
-                self._opened.popitem(last=False)
-        self._opened.move_to_end(index)
         return self._opened[index]
+
+    def _close(self) -> None:
+        while self._opened:
+            self._cache.close_shard(self._opened.popitem()[1])

@@ -132,12 +132,13 @@ def _one_line(error: BaseException) -> str:
 
 
 class Shard:
-    """An opened shard whose hash was checked; record batches are read, decompressed and checked one by one."""
+    """An opened shard, read, decompressed and checked record batch by record batch."""
 
-    def __init__(self, cache_dir: Path, identity: CacheIdentity, record: ShardRecord) -> None:
+    def __init__(self, path: Path, identity: CacheIdentity, record: ShardRecord) -> None:
+        """`path`: the shard's file, whose sha256 the caller has checked."""
         self.record = record
         self._identity = identity
-        self._path = check_file(cache_dir, record)
+        self._path = path
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
             found, found_names = self._reader.schema, self._reader.schema.names

@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from storage.errors import ConfigError
+from storage.remote_cache import DEFAULT_LOCAL_BYTES, LocalCopy, default_local_copy
 
 Loss = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -42,8 +43,8 @@ class MixConfig:
 class TrainConfig:
     """Train a student from a cache alone; a rerun with the same settings resumes."""
 
-    cache: Positional[Path]
-    """Directory of a finished cache."""
+    cache: Positional[str | Path]
+    """Directory of a cache, or its URL (s3://…), from which shards are copied as they are needed."""
     out: Path
     """Directory of the student; holds checkpoints, metrics.jsonl and at the end the model."""
     preset: str = "small"
@@ -85,10 +86,23 @@ class TrainConfig:
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     dtype: Dtype = "auto"
     """Arithmetic of the forward and backward pass; auto is bfloat16 autocast on a GPU, float32 elsewhere."""
+    allow_incomplete: bool = False
+    """Train on what is committed of a cache that precompute is still at."""
+    local_cache_dir: Path | None = None
+    """Where shards of a cache at a URL are kept; None is teachonce/ in the user's cache directory."""
+    local_cache_bytes: int = DEFAULT_LOCAL_BYTES
+    """Most bytes of shards kept there; the least recently used leave first."""
     quiet: bool = False
     """Show no progress."""
 
+    @property
+    def local_copy(self) -> LocalCopy:
+        """Where and how much of a remote cache is kept here."""
+        directory = self.local_cache_dir or default_local_copy().directory
+        return LocalCopy(directory=directory, max_bytes=self.local_cache_bytes)
+
     def __post_init__(self) -> None:
+        _require(self.local_cache_bytes >= 1, f"--local-cache-bytes is {self.local_cache_bytes}, expected at least 1")
         _require(self.max_steps >= 1, f"--max-steps is {self.max_steps}, expected at least 1")
         sizes = (self.batch_blocks, self.batch_samples, self.batch_beams, self.micro_batches)
         _require(
@@ -116,8 +130,8 @@ class EvaluateConfig:
 
     student: Positional[Path]
     """Directory of the student."""
-    cache: Path
-    """Directory of a finished cache."""
+    cache: str | Path
+    """Directory of a finished cache, or its URL."""
     batch_blocks: int = 16
     """Blocks per forward pass."""
     device: str = "auto"

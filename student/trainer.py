@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from storage.cache import Cache, open_cache
 from storage.errors import ConfigError, DiskFullError, first_line
 from storage.files import TEMPORARY_PREFIX, is_refused_write, remove_leftovers
 from storage.progress import Progress
+from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
 from storage.shard import check_file
 from student.checkpoint import CHECKPOINT_NAME, load_checkpoint, remove_checkpoint, save_checkpoint
@@ -33,10 +35,14 @@ from student.run_log import METRICS_NAME, RunLog
 from student.schedule import learning_rate, make_optimizer
 
 RUN_NAME = "run.json"
+_SHARDS_NAME = "shards.json"
 _LOG_EVERY = 10
 _EVALUATION_BLOCKS = 128
 # Fields that may change between a run and the one that resumes it.
-_FREE_FIELDS = ("cache", "out", "device", "evaluate_every", "checkpoint_every", "quiet", "micro_batches")
+_FREE_FIELDS = (
+    "cache", "out", "device", "evaluate_every", "checkpoint_every", "quiet", "micro_batches",
+    "allow_incomplete", "local_cache_dir", "local_cache_bytes",
+)  # fmt: skip
 
 
 def train(config: TrainConfig) -> Path:
@@ -45,7 +51,7 @@ def train(config: TrainConfig) -> Path:
     Raises CacheError for a cache that cannot be used, StudentError for a student that does not fit it,
     KeyboardInterrupt after saving a checkpoint when asked to stop.
     """
-    cache = open_cache(config.cache)
+    cache = _open_cache(config)
     run = _run_facts(config, cache)
     if (config.out / RUN_NAME).is_file():
         _require_same_run(config.out, run)
@@ -60,12 +66,28 @@ def train(config: TrainConfig) -> Path:
     optimizer = make_optimizer(model, config)
     objective = Objective(model, cache, config, device)
     config.out.mkdir(parents=True, exist_ok=True)
+    _note_incomplete(config.out, cache)
     first_step, states = load_checkpoint(config.out, model=model, optimizer=optimizer, run=run)
     loop = _Loop(config, cache, model, optimizer, objective, run)
     with _stop_signals() as stop:
         loop.run(first_step, states, stop)
     _save_student(model, cache, config, run)
     return config.out
+
+
+def _open_cache(config: TrainConfig) -> Cache:
+    """The cache; for a run begun on an incomplete one, with the shards that there were."""
+    cache = open_cache(config.cache, allow_incomplete=config.allow_incomplete, local_copy=config.local_copy)
+    begun = config.out / _SHARDS_NAME
+    return cache.restricted_to(read_record(begun)["shards"]) if begun.is_file() else cache
+
+
+def _note_incomplete(out: Path, cache: Cache) -> None:
+    """Say how much of an incomplete cache is used, and remember it for runs that resume."""
+    num_shards, num_planned = len(cache.manifest.shards), cache.num_planned_shards
+    if num_shards < num_planned:
+        print(f"{cache.path}: incomplete: training on {num_shards} of {num_planned} shards", file=sys.stderr)
+        write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})
 
 
 class _Loop:
@@ -179,7 +201,7 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 def _require_own_directory(out: Path) -> None:
     """Refuse to write a student over something else."""
-    ours = (TEMPORARY_PREFIX, METRICS_NAME, CHECKPOINT_NAME)
+    ours = (TEMPORARY_PREFIX, METRICS_NAME, CHECKPOINT_NAME, _SHARDS_NAME)
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)] if out.is_dir() else []
     if strangers and not (out / CHECKPOINT_NAME).is_file():
         raise ConfigError(f"--out {out}: not empty and not a run (found {strangers[0]!r}); name another directory")

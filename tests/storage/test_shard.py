@@ -22,7 +22,7 @@ from storage.errors import (
     TeachonceError,
 )
 from storage.manifest import KINDS, ShardKey, ShardRecord
-from storage.shard import Shard, batch_stats, write_shard
+from storage.shard import Shard, batch_stats, check_file, write_shard
 
 FIRST = {kind: f"{kind}/train-00000-of-0000{count}.arrow" for kind, count in zip(KINDS, (3, 2, 1), strict=True)}
 SOFT = FIRST["soft_targets"]
@@ -343,7 +343,7 @@ def test_text_that_is_not_utf8_is_refused(small_cache: Path, forge: SimpleNamesp
 
 
 def read_shard(cache: Cache, record: ShardRecord) -> None:
-    shard = Shard(cache.path, cache.identity, record)
+    shard = Shard(check_file(cache.path, record), cache.identity, record)
     for index in range(shard.num_record_batches):
         batch_stats(shard.read_batch(index), record.key.kind)
 
@@ -378,7 +378,7 @@ def test_a_written_shard_is_recorded_as_it_is(tmp_path: Path, make: SimpleNamesp
     assert (record.path, record.first_row_id, record.num_rows) == (key.path, 10, 6)
     assert (record.shard_bytes, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert record.key == key
-    shard = Shard(tmp_path, identity, record)
+    shard = Shard(check_file(tmp_path, record), identity, record)
     assert [shard.read_batch(index).equals(batch) for index, batch in enumerate(batches)] == [True, True]
     again = write_shard(tmp_path / "again", identity, key, 10, batches)
     assert again == record

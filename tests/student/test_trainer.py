@@ -395,3 +395,47 @@ def test_mixes_that_learn_nothing(weights: dict[str, float]) -> None:
 def test_an_evaluation_of_no_blocks_at_a_time() -> None:
     with pytest.raises(ConfigError):
         EvaluateConfig(student=Path("s"), cache=Path("c"), batch_blocks=0)
+
+
+def test_an_incomplete_cache_trains_on_what_is_committed_and_resumes_on_the_same(
+    undisturbed: Undisturbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, _, _ = undisturbed
+    part = shutil.copytree(config.cache, tmp_path / "cache")
+    manifest = (part / "manifest.json").read_bytes()
+    (part / "manifest.json").unlink()
+    shards = sorted(path for path in (part / "commits").iterdir() if "train" in path.name)
+    taken = {path: path.read_bytes() for path in shards[::3]}
+    for path in taken:
+        path.unlink()
+    config = dataclasses.replace(config, cache=part, out=tmp_path / "student")
+    with pytest.raises(IncompleteCacheError):
+        train(config)
+    incomplete = dataclasses.replace(config, allow_incomplete=True)
+    expected = final_files(train(dataclasses.replace(incomplete, out=tmp_path / "expected")))
+    num_planned = sum(1 for path in (part / "commits").iterdir()) + len(taken)
+    assert f"training on {num_planned - len(taken)} of {num_planned} shards" in capsys.readouterr().err
+    with stopped_at(5):
+        train(incomplete)
+    # Precompute goes on meanwhile: one more shard, then all.
+    first, *rest = taken
+    first.write_bytes(taken[first])
+    with stopped_at(2):
+        train(incomplete)
+    for path in rest:
+        path.write_bytes(taken[path])
+    (part / "manifest.json").write_bytes(manifest)
+    train(config)
+    assert final_files(config.out) == expected
+
+
+def test_a_cache_at_a_url_trains_the_same_student(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    config, files, _ = undisturbed
+    remote = dataclasses.replace(
+        config, cache=f"file://{config.cache}", out=tmp_path / "student", local_cache_dir=tmp_path / "local"
+    )
+    with stopped_at(4):
+        train(remote)
+    train(remote)
+    assert final_files(remote.out) == files
+    assert list((tmp_path / "local").rglob("*.arrow"))

@@ -1,0 +1,94 @@
+"""A cache at a URL: its manifest and tokenizer are copied here, its shards as they are needed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from storage.epoch_order import SHARDS_PER_GROUP
+from storage.errors import LocalCacheTooSmallError, NoCacheError
+from storage.files import safe_join, write_file
+from storage.manifest import KINDS, MANIFEST_NAME, SPLITS, FileRecord, Manifest, ShardRecord, read_manifest
+from storage.records import MAX_RECORD_BYTES
+from storage.remote import RemoteDirectory
+from storage.shard import check_file
+from storage.shard_files import DownloadedShards
+
+DEFAULT_LOCAL_BYTES = 16 << 30
+_LOCK_NAME = "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCopy:
+    """Where shards of a remote cache are kept, and how much of them."""
+
+    directory: Path
+    max_bytes: int
+
+
+def default_local_copy() -> LocalCopy:
+    """Up to DEFAULT_LOCAL_BYTES in the user's cache directory."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return LocalCopy(directory=base / "teachonce", max_bytes=DEFAULT_LOCAL_BYTES)
+
+
+def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, DownloadedShards]:
+    """The local directory, manifest and shards of the cache at a URL.
+
+    Raises NoCacheError when there is no finished one, TransferError when it cannot be reached,
+    LocalCacheTooSmallError when local_copy has no room for the shards that a stream holds at once.
+    """
+    remote = RemoteDirectory(url)
+    content = remote.read_small(MANIFEST_NAME, MAX_RECORD_BYTES)
+    if content is None:
+        raise NoCacheError(url)
+    directory, lock = _own_directory(local_copy.directory, hashlib.sha256(content).hexdigest()[:16])
+    write_file(directory / MANIFEST_NAME, content)
+    manifest = read_manifest(directory)
+    _require_room(manifest, local_copy.max_bytes)
+    for record in manifest.files:
+        _copy_file(remote, directory, record)
+
+    def fetch(record: ShardRecord, path: Path) -> None:
+        remote.download(record.path, path, record.shard_bytes, record.sha256)
+
+    files = DownloadedShards(directory, local_copy.max_bytes, manifest.shards, fetch, lock)
+    return directory, manifest, files
+
+
+def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
+    """A directory that no other process uses while its lock is open: each bounds its own copies."""
+    number = 0
+    while True:
+        directory = base / f"{name}-{number}"
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / _LOCK_NAME).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            number += 1
+        else:
+            return directory, lock
+
+
+def _require_room(manifest: Manifest, max_bytes: int) -> None:
+    """A stream holds one group of shards of each kind, and an evaluation one validation shard beside them."""
+    needed = 0
+    for kind in KINDS:
+        sizes = sorted((s.shard_bytes for s in manifest.shards_of(kind, "train")), reverse=True)
+        needed += sum(sizes[:SHARDS_PER_GROUP])
+    needed += max((s.shard_bytes for kind in KINDS for s in manifest.shards_of(kind, SPLITS[1])), default=0)
+    if needed > max_bytes:
+        raise LocalCacheTooSmallError(max_bytes, needed)
+
+
+def _copy_file(remote: RemoteDirectory, directory: Path, record: FileRecord) -> None:
+    path = safe_join(directory, record.path, str(directory))
+    if not path.is_file() or path.stat().st_size != record.file_bytes:
+        remote.download(record.path, path, record.file_bytes, record.sha256)
+    check_file(directory, record)
