@@ -25,12 +25,13 @@ def _require(condition: bool, message: str) -> None:
 class SoftTargetsConfig:
     """Sparse next-token distributions (storage/FORMAT.md, "soft_targets")."""
 
-    top_k: int = 16
+    top_k: int = 1
     """Largest probabilities kept exactly at every position; may be 0 when the tail is sampled."""
     top_p: float = 1.0
     """Of these, keep only the fewest that reach this mass; 1 keeps all top_k."""
-    tail_weight: float | None = 0.03
-    """Probability that each sampled tail entry stands for (smaller: more entries); None: the tail is one number."""
+    tail_weight: float | None = 1 / 32
+    """Probability that each sampled tail entry stands for (smaller: more entries); whatever reaches it is kept exactly.
+    None: the tail is one number."""
     temperatures: tuple[float, ...] = (1.0,)
     """Temperatures that students may train at; a sampled tail is drawn at the first."""
     mantissa_bits: int = 6

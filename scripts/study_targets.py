@@ -30,7 +30,7 @@ from scripts.study.schemes import Teaching, all_schemes
 from scripts.study.students import (
     StudentConfig,
     TeacherConfig,
-    evaluate_model,
+    evaluate_models,
     hidden_states,
     logprobs,
     train_students,
@@ -162,7 +162,7 @@ def run_study(size: Size, out: Path) -> None:
         "text": facts,
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores",
         "teacher_config": asdict(size.teacher),
-        "teacher": evaluate_model(teacher, teacher, held_out),
+        "teacher": evaluate_models({"teacher": teacher}, teacher, held_out)["teacher"],
         "bytes_per_token": _stored_bytes(teacher, held_out[:_NUM_BLOCKS_FOR_BYTES], size.block_size),
     }
     (out / "facts.json").write_text(json.dumps(about, indent=1))

@@ -6,34 +6,39 @@ Shape legend: C positions of a chunk, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 
-def measure(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """kl_nats, perplexity, calibration_error and entropy_nats (the teacher's), all per position.
+class Measures:
+    """Sums over positions, chunk by chunk."""
 
-    parts: student's and teacher's log-probabilities [C, V] and labels [C].
-    """
-    kl, nll, entropy, count = 0.0, 0.0, 0.0, 0
-    confidence, is_right = [], []
-    for student_CV, teacher_CV, labels_C in parts:
+    def __init__(self) -> None:
+        self._kl = self._nll = self._entropy = 0.0
+        self._confidence: list[Tensor] = []
+        self._is_right: list[Tensor] = []
+
+    def add(self, student_CV: Tensor, teacher_CV: Tensor, label_ids_C: Tensor) -> None:
+        """Count positions by both log-probabilities [C, V] and labels [C]."""
         probs_CV = teacher_CV.exp()
-        kl += float((probs_CV * (teacher_CV - student_CV)).sum())
-        entropy -= float((probs_CV * teacher_CV).sum())
-        nll -= float(student_CV.gather(1, labels_C[:, None]).sum())
+        self._kl += float((probs_CV * (teacher_CV - student_CV)).sum())
+        self._entropy -= float((probs_CV * teacher_CV).sum())
+        self._nll -= float(student_CV.gather(1, label_ids_C[:, None]).sum())
         best_logprob_C, best_C = student_CV.max(1)
-        confidence.append(best_logprob_C.exp().cpu())
-        is_right.append((best_C == labels_C).float().cpu())
-        count += len(labels_C)
-    return {
-        "kl_nats": kl / count,
-        "perplexity": math.exp(nll / count),
-        "calibration_error": calibration_error(torch.cat(confidence), torch.cat(is_right)),
-        "entropy_nats": entropy / count,
-    }
+        self._confidence.append(best_logprob_C.exp().cpu())
+        self._is_right.append((best_C == label_ids_C).float().cpu())
+
+    def summary(self) -> dict[str, float]:
+        """kl_nats, perplexity, calibration_error and entropy_nats (the teacher's), all per position."""
+        confidence, is_right = torch.cat(self._confidence), torch.cat(self._is_right)
+        count = len(confidence)
+        return {
+            "kl_nats": self._kl / count,
+            "perplexity": math.exp(self._nll / count),
+            "calibration_error": calibration_error(confidence, is_right),
+            "entropy_nats": self._entropy / count,
+        }
 
 
 def calibration_error(confidence: Tensor, is_right: Tensor, bins: int = 15) -> float:

@@ -5,6 +5,7 @@ Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabul
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.study.measures import measure
+from scripts.study.measures import Measures
 from scripts.study.schemes import Scheme, Teaching
 from scripts.study.text import batch_indices
 from storage.hashing import hash_uniform
@@ -113,7 +114,13 @@ def train_students(
             for student in students:
                 student.finish(step, config)
             bar.update(1)
-    return {student.scheme.name: _evaluate(student, teacher, held_out) for student in students}
+    models = {student.scheme.name: student.model for student in students}
+    averaged = {student.scheme.name: student.averaged_model() for student in students}
+    found, found_averaged = (evaluate_models(group, teacher, held_out) for group in (models, averaged))
+    return {
+        name: found[name] | {f"averaged_{measure}": value for measure, value in found_averaged[name].items()}
+        for name in models
+    }
 
 
 def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device) -> Tensor:
@@ -188,7 +195,13 @@ class Student:
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True
         )
-        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self._average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def averaged_model(self) -> Any:
+        """A copy with the running average of the weights."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self._average, strict=False)
+        return model
 
     def begin(self, input_ids: Tensor) -> None:
         """Run the body over a batch."""
@@ -223,31 +236,23 @@ class Student:
         self._optimizer.step()
         decay = min(0.99, (step + 1) / (step + 10))
         parameters = dict(self.model.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [parameters[n].detach() for n in self.average], 1 - decay)
+        torch._foreach_lerp_(list(self._average.values()), [parameters[n].detach() for n in self._average], 1 - decay)
 
 
 @torch.no_grad()
-def _evaluate(student: Student, teacher: Any, held_out: Tensor) -> dict[str, float]:
-    """Measures of the final weights and, under averaged_*, of their running average."""
-    found = evaluate_model(student.model, teacher, held_out)
-    student.model.load_state_dict(student.average, strict=False)
-    averaged = evaluate_model(student.model, teacher, held_out)
-    return found | {f"averaged_{name}": value for name, value in averaged.items()}
-
-
-@torch.no_grad()
-def evaluate_model(model: Any, teacher: Any, held_out: Tensor) -> dict[str, float]:
-    """Dense KL from the teacher, perplexity and calibration error on held-out blocks."""
+def evaluate_models(models: dict[str, Any], teacher: Any, held_out: Tensor) -> dict[str, dict[str, float]]:
+    """Dense KL from the teacher, perplexity and calibration error of models on held-out blocks, side by side."""
     device = next(teacher.parameters()).device
     chunk = chunk_positions(teacher.config.vocab_size, device)
-
-    def parts() -> Any:
-        for blocks in torch.split(held_out, 64):
-            ids = blocks.to(device)
-            hidden_PD, teacher_PD = hidden_states(model, ids[:, :-1]), hidden_states(teacher, ids[:, :-1])
-            labels_P = ids[:, 1:].reshape(-1)
-            for start in range(0, len(labels_P), chunk):
-                part = slice(start, start + chunk)
-                yield logprobs(model, hidden_PD[part]), logprobs(teacher, teacher_PD[part]), labels_P[part]
-
-    return measure(parts())
+    measures = {name: Measures() for name in models}
+    for blocks in torch.split(held_out, 16):
+        ids = blocks.to(device)
+        labels_P = ids[:, 1:].reshape(-1)
+        teacher_PD = hidden_states(teacher, ids[:, :-1])
+        hidden = {name: hidden_states(model, ids[:, :-1]) for name, model in models.items()}
+        for start in range(0, len(labels_P), chunk):
+            part = slice(start, start + chunk)
+            teacher_CV = logprobs(teacher, teacher_PD[part])
+            for name, model in models.items():
+                measures[name].add(logprobs(model, hidden[name][part]), teacher_CV, labels_P[part])
+    return {name: found.summary() for name, found in measures.items()}

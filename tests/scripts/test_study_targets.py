@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scripts.study import report
-from scripts.study.measures import calibration_error, measure
+from scripts.study.measures import Measures, calibration_error
 from scripts.study.schemes import MANTISSA_BITS, Scheme, Teaching, _round, all_schemes
 from scripts.study.stored_bytes import draw_counts_bytes
 from scripts.study.students import StudentConfig, TeacherConfig
@@ -80,7 +80,10 @@ def test_measures_equal_the_float64_truth() -> None:
     student, teacher, _ = draw(200)
     labels = torch.arange(200) % VOCAB
     logs, logp = student.log(), teacher
-    found = measure([(logs[:77], logp[:77], labels[:77]), (logs[77:], logp[77:], labels[77:])])
+    measures = Measures()
+    measures.add(logs[:77], logp[:77], labels[:77])
+    measures.add(logs[77:], logp[77:], labels[77:])
+    found = measures.summary()
     s, p = student.numpy().astype(np.float64), np.exp(teacher.numpy().astype(np.float64))
     assert found["kl_nats"] == pytest.approx((p * np.log(p / s)).sum(1).mean(), rel=1e-5)
     assert found["entropy_nats"] == pytest.approx(-(p * np.log(p)).sum(1).mean(), rel=1e-5)
