@@ -137,20 +137,27 @@ def sparse_targets(
     """Targets of all positions for each (top_k, 1/τ)."""
     labels_P = torch.from_numpy(positions.input_ids[:, 1:].reshape(-1).copy())
     uniforms_P = torch.from_numpy(hash_uniform(0, np.arange(len(labels_P))))
-    parts: dict[tuple[int, int | None], list[SparseTargets]] = {key: [] for key in settings}
-    for part, logits_CV in positions.logits():
-        device = logits_CV.device
-        for top_k, denominator in settings:
-            found = sparsify(
-                logits_CV.clone(),
-                labels_P[part].to(device),
-                uniforms_P[part].to(device),
-                top_k=top_k,
-                tail_weight=None if denominator is None else 1 / denominator,
-                temperatures=(1.0,),
-            )
-            parts[top_k, denominator].append(found.flatten())
-    return {key: _join(found) for key, found in parts.items()}
+    return {
+        (top_k, denominator): _sparse(positions, labels_P, uniforms_P, top_k, denominator)
+        for top_k, denominator in settings
+    }
+
+
+def _sparse(
+    positions: Positions, labels_P: Tensor, uniforms_P: Tensor, top_k: int, denominator: int | None
+) -> SparseTargets:
+    parts = [
+        sparsify(
+            logits_CV,
+            labels_P[part].to(logits_CV.device),
+            uniforms_P[part].to(logits_CV.device),
+            top_k=top_k,
+            tail_weight=None if denominator is None else 1 / denominator,
+            temperatures=(1.0,),
+        ).flatten()
+        for part, logits_CV in positions.logits()
+    ]
+    return _join(parts)
 
 
 def _join(parts: list[SparseTargets]) -> SparseTargets:

@@ -58,7 +58,7 @@ class Size:
     block_size: int = 128
 
 
-_VARIATIONS = ("main", "small_batch", "large_rate", "slow_beta2", "small_rate")
+_VARIATIONS = ("main", "small_batch", "large_rate", "slow_beta2")
 SIZES = {
     "quick": Size(
         vocab_size=4096,
