@@ -31,27 +31,18 @@ from pipeline.teacher import Teacher, load_teacher, tokenizer_sha256
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
 from storage.columns import token_type
-from storage.dataset_card import dataset_card
-from storage.errors import CacheMismatchError, ConfigError, DiskFullError, first_line
-from storage.files import TEMPORARY_PREFIX, is_refused_write, remove_leftovers, write_file
-from storage.hashing import sha256_file
+from storage.errors import ConfigError, DiskFullError, first_line
+from storage.files import is_refused_write, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
     CacheIdentity,
-    FileRecord,
-    Manifest,
     read_commit,
-    read_plan,
     write_commit,
-    write_manifest,
-    write_plan,
 )
 from storage.progress import Progress
+from storage.publication import WORK_DIR, begin_or_resume, finish, require_own_directory
 from storage.shard import write_shard
-
-WORK_DIR = ".work"
-_CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +61,14 @@ def precompute(config: PrecomputeConfig) -> Cache:
 
     Raises DataError, TeacherError, CacheMismatchError, ConfigError or DiskFullError.
     """
-    _require_own_directory(config.out)
+    require_own_directory(config.out)
     with _work_directory(config.out) as work_dir:
         job = load_job(config, work_dir)
         saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
-        identity = _begin_or_resume(config.out, _identity(job, tokenizer_sha256(saved_tokenizer)))
+        identity = begin_or_resume(config.out, _identity(job, tokenizer_sha256(saved_tokenizer)))
         _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
         _write_missing_shards(job, identity)
-        _finish(config.out, identity, [path.name for path in saved_tokenizer.iterdir()])
+        finish(config.out, identity, [f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()])
     return open_cache(config.out)
 
 
@@ -102,18 +93,6 @@ def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
         tokenized=tokenized,
         producers=make_producers(teacher, tokenized, config),
     )
-
-
-def _require_own_directory(out: Path) -> None:
-    if out.is_dir() and not (out / PLAN_NAME).exists() and not (out / MANIFEST_NAME).exists():
-        ours = (WORK_DIR, TEMPORARY_PREFIX)
-        strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
-        if strangers:
-            raise ConfigError(
-                f"--out {out}: not empty and not a cache (found {strangers[0]!r}); name another directory"
-            )
-    elif out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: not a directory")
 
 
 @contextlib.contextmanager
@@ -239,32 +218,6 @@ def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
     )
 
 
-def _begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
-    """Write the plan of a new cache, or check that this run is the one that began it.
-
-    Software versions may differ: a cache is finished by whoever has its teacher and data.
-    """
-    if not (out / PLAN_NAME).exists():
-        write_plan(out, identity)
-        return read_plan(out)  # as every later run will read it
-    begun = read_plan(out)
-    found, wanted = (_flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
-    for field in sorted(found.keys() | wanted.keys()):
-        if found.get(field) != wanted.get(field):
-            raise CacheMismatchError(str(out), field, found.get(field), wanted.get(field))
-    return begun
-
-
-def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
     """The tokenizer's files in a directory that no other run shares."""
     directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
@@ -308,18 +261,6 @@ def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) ->
     for batch in batches:
         yield batch
         count(batch.num_rows)
-
-
-def _finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> None:
-    """Join what is committed on disk, whoever committed it."""
-    records = [record for key in identity.planned_keys() if (record := read_commit(out, key)) is not None]
-    write_file(out / _CARD_NAME, dataset_card(identity, tuple(records)).encode())
-    paths = [out / _CARD_NAME, *(out / TOKENIZER_DIR / name for name in sorted(tokenizer_files))]
-    files = tuple(
-        FileRecord(path=path.relative_to(out).as_posix(), file_bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in paths
-    )
-    write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:

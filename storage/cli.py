@@ -1,4 +1,4 @@
-"""teachonce-cache: look at a cache and prove it whole."""
+"""teachonce-cache: look at a cache, prove it whole, share, join and shrink it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from storage import archive
 from storage.cache import open_cache
 from storage.command import EXIT_BAD_INPUT, run_command
+from storage.compaction import COMPACT_ZSTD_LEVEL
+from storage.compaction import compact as compact_cache
 from storage.inspection import render_head, render_summary, summarize
+from storage.merging import merge as merge_caches
 from storage.progress import Progress
 from storage.verification import verify_cache
 
 
-def inspect(cache: Positional[Path], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+def inspect(cache: Positional[str], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
     """Say what is in a cache.
 
     Args:
-        cache: Directory of the cache.
+        cache: Directory of the cache, or its URL.
         json_output: Print the manifest's summary as JSON.
     """
     summary = summarize(open_cache(cache))
@@ -37,9 +41,7 @@ def verify(cache: Positional[Path], quiet: bool = False) -> int:
         cache: Directory of the cache.
         quiet: Show no progress.
     """
-    manifest = open_cache(cache).manifest
-    total = sum(s.shard_bytes for s in manifest.shards) + sum(f.file_bytes for f in manifest.files)
-    with Progress(total, "verify", "bytes", quiet=quiet) as bar:
+    with Progress(_cache_bytes(cache), "verify", "bytes", quiet=quiet) as bar:
         found = verify_cache(cache, bar.update)
     for problem in found.problems:
         print(f"teachonce-cache: damaged: {problem}", file=sys.stderr)
@@ -50,7 +52,7 @@ def verify(cache: Positional[Path], quiet: bool = False) -> int:
 
 
 def head(
-    cache: Positional[Path],
+    cache: Positional[str],
     kind: Literal["soft_targets", "samples", "beams"] = "soft_targets",
     split: Literal["train", "validation"] = "train",
     num_rows: int = 2,
@@ -58,7 +60,7 @@ def head(
     """Show a few rows as text, with the teacher's top alternatives per token.
 
     Args:
-        cache: Directory of the cache.
+        cache: Directory of the cache, or its URL.
         kind: Which rows.
         split: Which split.
         num_rows: How many rows.
@@ -68,7 +70,82 @@ def head(
     return 0
 
 
+def pack(cache: Positional[Path], file: Positional[Path], quiet: bool = False) -> int:
+    """Write a finished cache as one file, the same bytes whoever packs it.
+
+    Args:
+        cache: Directory of the cache.
+        file: The file to write, by custom NAME.tar.zst.
+        quiet: Show no progress.
+    """
+    with Progress(_cache_bytes(cache), "pack", "bytes", quiet=quiet) as bar:
+        packed = archive.pack(cache, file, bar.update)
+    print(f"{file}: {packed.archive_bytes:,} bytes, sha256 {packed.sha256}")
+    return 0
+
+
+def unpack(file: Positional[Path], cache: Positional[Path], quiet: bool = False) -> int:
+    """Restore a packed cache, everything checked on the way; the directory appears when all of it is whole.
+
+    Args:
+        file: What teachonce-cache pack wrote.
+        cache: Directory to make; it may exist when it is empty.
+        quiet: Show no progress.
+    """
+    total = file.stat().st_size if file.is_file() else None
+    with Progress(total, "unpack", "bytes", quiet=quiet) as bar:
+        manifest = archive.unpack(file, cache, bar.update).manifest
+    print(f"{cache}: unpacked: {len(manifest.shards)} shards, {sum(s.num_rows for s in manifest.shards):,} rows")
+    return 0
+
+
+def merge(caches: Positional[tuple[Path, ...]], out: Path, quiet: bool = False) -> int:
+    """Join finished caches that one teacher made of different data; shards are linked, not copied, where possible.
+
+    Args:
+        caches: Directories of two or more caches, of the same teacher, tokenizer and settings.
+        out: Directory of the merged cache; run again, it goes on.
+        quiet: Show no progress.
+    """
+    total = sum(shard.shard_bytes for cache in caches for shard in open_cache(cache).manifest.shards)
+    with Progress(total, "merge", "bytes", quiet=quiet) as bar:
+        merged = merge_caches(caches, out, bar.update).manifest
+    num_rows = sum(shard.num_rows for shard in merged.shards)
+    print(f"{out}: merged from {len(caches)} caches: {len(merged.shards)} shards, {num_rows:,} rows, {total:,} bytes")
+    return 0
+
+
+def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_LEVEL, quiet: bool = False) -> int:
+    """Compress the shards of a cache harder, into a new cache with the same rows.
+
+    Args:
+        cache: Directory of the cache, which stays as it is.
+        out: Directory of the new cache; run again, it goes on.
+        zstd_level: 1 to 22; higher takes longer to write and as long to read.
+        quiet: Show no progress.
+    """
+    before = sum(shard.shard_bytes for shard in open_cache(cache).manifest.shards)
+    with Progress(before, "compact", "bytes", quiet=quiet) as bar:
+        compacted = compact_cache(cache, out, zstd_level, bar.update)
+    after = sum(shard.shard_bytes for shard in compacted.manifest.shards)
+    print(f"{out}: {after:,} bytes, {1 - after / max(before, 1):.1%} fewer than {cache} with {before:,}")
+    return 0
+
+
+def _cache_bytes(cache: Path) -> int:
+    manifest = open_cache(cache).manifest
+    return sum(s.shard_bytes for s in manifest.shards) + sum(f.file_bytes for f in manifest.files)
+
+
 def main() -> None:
     """Entry point."""
-    commands: dict[str, Callable[..., int]] = {"inspect": inspect, "verify": verify, "head": head}
+    commands: dict[str, Callable[..., int]] = {
+        "inspect": inspect,
+        "verify": verify,
+        "head": head,
+        "pack": pack,
+        "unpack": unpack,
+        "merge": merge,
+        "compact": compact,
+    }
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="teachonce-cache", description=__doc__))

@@ -37,6 +37,13 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
         for (kind, split), (num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
     )
     teacher, data = identity.teacher, identity.data
+    sources = data.get("sources", [data])
+    data_lines = "\n".join(
+        f"- Data: `{source['source']}`, licence {source.get('licence') or 'not stated by the source'}; "
+        "the rows contain its text"
+        for source in sources
+    )
+    row_ids = "\n`row_id` and `prompt_id` count each of the sources above on its own.\n" if len(sources) > 1 else ""
     return f"""---
 {json.dumps(header, indent=1)}
 ---
@@ -49,13 +56,13 @@ Students are distilled from them without the teacher.
 - Teacher: `{teacher["id"]}` ({teacher["architecture"]}, {teacher["num_parameters"]:,} parameters,
   run in {teacher["dtype"]}), sha256 of weights `{teacher["weights_sha256"]}`
 - Vocabulary: {identity.vocab_size:,} entries; the tokenizer is in `tokenizer/`
-- Data: `{data["source"]}`, licence {licence or "not stated by the source"}; the rows contain its text
+{data_lines}
 - Written by: {", ".join(f"{name} {version}" for name, version in identity.software.items())}
 
 | kind | split | rows | bytes | a row is |
 |---|---|---|---|---|
 {table}
-
+{row_ids}
 Load rows:
 
 ```python

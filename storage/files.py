@@ -10,12 +10,14 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from storage.errors import DiskFullError, UnsafePathError
 
 TEMPORARY_PREFIX = ".tmp-"
+_COPY_BYTES = 1 << 20
 
 
 class HashingFile:
@@ -112,6 +114,21 @@ def write_file(path: Path, content: bytes) -> None:
     """Publish `content` as `path`."""
     with publishing(path) as file:
         file.write(content)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Publish the bytes of `source` as `path`: as a second name of the same file where the system allows, else a copy.
+
+    What was at `path` is replaced. Raises DiskFullError when the copy is refused.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.link(source, path)
+        _sync_directory(path.parent)
+    except OSError:
+        with source.open("rb") as original, publishing(path) as copy:
+            shutil.copyfileobj(original, copy, _COPY_BYTES)
 
 
 def remove_leftovers(directory: Path) -> None:

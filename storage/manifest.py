@@ -7,6 +7,7 @@ commit records, joined.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -100,6 +101,9 @@ class CacheIdentity:
     tokenizer: size, sha256, eos_token_id. data: source, fingerprint, licence, packing recipe, counts.
     config: the resolved settings of the block layout and of each kind. software: versions.
     planned_shards: for each kind and split the number of shards.
+
+    In a merged cache data["sources"] lists what was joined, in the order of its shards: each entry is a
+    source's data with its config, software and planned_shards.
     """
 
     vocab_size: int
@@ -129,6 +133,12 @@ class CacheIdentity:
                 return samples.schema(self.vocab_size)
             case _:
                 return beams.schema(self.vocab_size)
+
+    def row_id_starts(self, kind: str, split: str) -> frozenset[int]:
+        """Indices of the shards at which row ids begin at 0: the first one, in a merged cache that of each source."""
+        parts = [source["planned_shards"] for source in self.data.get("sources", [])]
+        counts = (planned.get(kind, {}).get(split, 0) for planned in parts)
+        return frozenset(itertools.accumulate(counts, initial=0))
 
     def planned_keys(self) -> list[ShardKey]:
         """Every shard that the finished cache will hold, in order."""
@@ -238,7 +248,7 @@ def read_manifest(cache_dir: Path) -> Manifest:
     expected = [key.path for key in identity.planned_keys()]
     if [shard.path for shard in shards] != expected:
         raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
-    _check_row_ids(shards, path)
+    _check_row_ids(identity, shards, path)
     for shard in shards:
         if shard.num_rows > shard.shard_bytes * identity.record_batch_rows:
             raise RecordError(str(path), f"{shard.path} cannot hold {shard.num_rows} rows")
@@ -287,19 +297,42 @@ def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
         raise RecordError(str(path), f"'vocab_size' is {identity.vocab_size}")
     if not 1 <= identity.block_size <= _MAX_BLOCK_SIZE or identity.record_batch_rows < 1:
         raise RecordError(str(path), f"'block_size' must be 1 to {_MAX_BLOCK_SIZE}, 'record_batch_rows' at least 1")
-    for kind, per_split in identity.planned_shards.items():
-        if kind not in KINDS or not isinstance(per_split, dict) or not set(per_split) <= set(SPLITS):
-            raise RecordError(str(path), f"'planned_shards' has an unknown kind or split at {kind!r}")
-        if any(type(count) is not int or count < 0 for count in per_split.values()):
-            raise RecordError(str(path), f"'planned_shards' has a count that is not a number at {kind!r}")
+    _check_planned_shards(identity.planned_shards, path)
     if sum(sum(per_split.values()) for per_split in identity.planned_shards.values()) > _MAX_SHARDS:
         raise RecordError(str(path), f"'planned_shards' has more than {_MAX_SHARDS} shards")
+    if "sources" in identity.data:
+        _check_sources(identity, path)
     temperatures = identity.temperatures
     if not temperatures or not all(type(t) in (int, float) and 0 < t <= _MAX_TEMPERATURE for t in temperatures):
         raise RecordError(str(path), f"'temperatures' must be numbers above 0 and up to {_MAX_TEMPERATURE:g}")
     if len({soft_targets.tempered_column(t) for t in temperatures}) < len(temperatures):
         raise RecordError(str(path), "'temperatures' has two alike")
     return dataclasses.replace(identity, temperatures=tuple(float(t) for t in temperatures))
+
+
+def _check_planned_shards(planned: dict[str, Any], path: Path) -> None:
+    for kind, per_split in planned.items():
+        if kind not in KINDS or not isinstance(per_split, dict) or not set(per_split) <= set(SPLITS):
+            raise RecordError(str(path), f"'planned_shards' has an unknown kind or split at {kind!r}")
+        if any(type(count) is not int or count < 0 for count in per_split.values()):
+            raise RecordError(str(path), f"'planned_shards' has a count that is not a number at {kind!r}")
+
+
+def _check_sources(identity: CacheIdentity, path: Path) -> None:
+    """The sources of a merged cache: which is which, each once, and together all of its shards."""
+    sources = identity.data["sources"]
+    if not isinstance(sources, list) or len(sources) < 2:
+        raise RecordError(str(path), "'sources' is not a list of two or more")
+    for source in sources:
+        if not isinstance(source, dict) or any(type(source.get(k)) is not t for k, t in _SOURCE_FACTS.items()):
+            raise RecordError(str(path), f"'sources' has an entry without one of {sorted(_SOURCE_FACTS)}")
+        _check_planned_shards(source["planned_shards"], path)
+    if len({source["fingerprint"] for source in sources}) < len(sources):
+        raise RecordError(str(path), "'sources' has the same data twice")
+    for kind, split in itertools.product(KINDS, SPLITS):
+        in_sources = sum(source["planned_shards"].get(kind, {}).get(split, 0) for source in sources)
+        if in_sources != identity.planned_shards.get(kind, {}).get(split, 0):
+            raise RecordError(str(path), f"'sources' have {in_sources} {kind} shards in the {split} split")
 
 
 def _parse_shard(item: dict[str, Any], path: Path) -> ShardRecord:
@@ -311,13 +344,22 @@ def _parse_shard(item: dict[str, Any], path: Path) -> ShardRecord:
     return record
 
 
-def _check_row_ids(shards: tuple[ShardRecord, ...], path: Path) -> None:
-    next_row_id: dict[tuple[str, str], int] = {}
+def _check_row_ids(identity: CacheIdentity, shards: tuple[ShardRecord, ...], path: Path) -> None:
+    starts = {place: identity.row_id_starts(*place) for place in itertools.product(KINDS, SPLITS)}
+    next_row_id = 0
+    seen: set[tuple[str, str, str]] = set()
     for shard in shards:
-        place = (shard.key.kind, shard.key.split)
-        if shard.first_row_id != next_row_id.get(place, 0):
+        key = shard.key
+        if key.index in starts[key.kind, key.split]:
+            next_row_id = 0
+        if shard.first_row_id != next_row_id:
             raise RecordError(str(path), f"rows of {shard.path} overlap or do not follow those of the shard before it")
-        next_row_id[place] = shard.first_row_id + shard.num_rows
+        next_row_id += shard.num_rows
+        # The ids of sources begin alike, so that only the bytes tell whether their rows are the same.
+        rows = (key.kind, key.split, shard.sha256)
+        if shard.num_rows and rows in seen:
+            raise RecordError(str(path), f"{shard.path} holds the rows of another shard")
+        seen.add(rows)
 
 
 def _objects(content: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
@@ -330,6 +372,14 @@ def _objects(content: dict[str, Any], name: str, path: Path) -> list[dict[str, A
 _FACTS: dict[str, dict[str, type]] = {
     "teacher": {"id": str, "architecture": str, "num_parameters": int, "dtype": str},
     "data": {"source": str},
+}
+
+_SOURCE_FACTS: dict[str, type] = {
+    "source": str,
+    "fingerprint": str,
+    "config": dict,
+    "software": dict,
+    "planned_shards": dict,
 }
 
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {

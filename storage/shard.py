@@ -32,13 +32,18 @@ class BatchStats:
     label_nll_sum_nats: float = 0.0
 
 
-def ipc_write_options() -> pa.ipc.IpcWriteOptions:
+def ipc_write_options(zstd_level: int = ZSTD_LEVEL) -> pa.ipc.IpcWriteOptions:
     """How every shard's buffers are compressed."""
-    return pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=ZSTD_LEVEL))
+    return pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=zstd_level))
 
 
 def write_shard(
-    cache_dir: Path, identity: CacheIdentity, key: ShardKey, first_row_id: int, batches: Iterable[pa.RecordBatch]
+    cache_dir: Path,
+    identity: CacheIdentity,
+    key: ShardKey,
+    first_row_id: int,
+    batches: Iterable[pa.RecordBatch],
+    zstd_level: int = ZSTD_LEVEL,
 ) -> ShardRecord:
     """Check and write record batches as one shard and publish it; the commit record is the caller's.
 
@@ -46,7 +51,7 @@ def write_shard(
     nothing is published.
     """
     schema = identity.schema(key.kind)
-    options = ipc_write_options()
+    options = ipc_write_options(zstd_level)
     stats: list[BatchStats] = []
     num_rows = 0
     with publishing(cache_dir / key.path) as file, pa.ipc.new_file(file, schema, options=options) as writer:

@@ -188,6 +188,6 @@ def _longest_rows(cache: Cache) -> dict[str, int]:
     if "soft_targets" in config:
         longest["blocks"] = cache.identity.block_size
     for kind in ("samples", "beams"):
-        if kind in config:
+        if kind in config and kind in prompts:  # a kind that found no prompts has no rows
             longest[kind] = prompts[kind] + config[kind]["max_new_tokens"]
     return longest

@@ -146,17 +146,19 @@ class Stop(Exception):
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
-    """Let pipeline.job.`name` work a number of times and then raise."""
+    """Let `name` of pipeline.job or storage.publication work a number of times and then raise."""
     import pipeline.job
+    import storage.publication
 
-    original, count = getattr(pipeline.job, name), iter(range(calls))
+    module = pipeline.job if hasattr(pipeline.job, name) else storage.publication
+    original, count = getattr(module, name), iter(range(calls))
 
     def failing(*args: Any, **settings: Any) -> Any:
         if next(count, None) is None:
             raise Stop
         return original(*args, **settings)
 
-    monkeypatch.setattr(pipeline.job, name, failing)
+    monkeypatch.setattr(module, name, failing)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def beam_rows(num_rows: int, *, first_row_id: int = 0, vocab_size: int = VOCAB_S
     return rows
 
 
-def encode_rows(kind: str, num_rows: int, first_row_id: int, identity: CacheIdentity) -> pa.RecordBatch:
+def encode_rows(kind: str, num_rows: int, first_row_id: int, identity: CacheIdentity, seed: int = 0) -> pa.RecordBatch:
     """One record batch of valid random rows."""
     schema = identity.schema(kind)
     match kind:
@@ -164,14 +164,17 @@ def encode_rows(kind: str, num_rows: int, first_row_id: int, identity: CacheIden
                 vocab_size=identity.vocab_size,
                 block_size=identity.block_size,
                 temperatures=identity.temperatures,
+                seed=seed,
             )
             return soft_targets.encode(rows, schema, 10)
         case "samples":
             return samples.encode(
-                sample_rows(num_rows, first_row_id=first_row_id, vocab_size=identity.vocab_size), schema
+                sample_rows(num_rows, first_row_id=first_row_id, vocab_size=identity.vocab_size, seed=seed), schema
             )
         case _:
-            return beams.encode(beam_rows(num_rows, first_row_id=first_row_id, vocab_size=identity.vocab_size), schema)
+            return beams.encode(
+                beam_rows(num_rows, first_row_id=first_row_id, vocab_size=identity.vocab_size, seed=seed), schema
+            )
 
 
 def small_identity(
@@ -212,7 +215,7 @@ def small_identity(
 
 
 def write_small_cache(
-    directory: Path, rows_per_shard: dict[str, dict[str, list[int]]] = ROWS_PER_SHARD, **changes: object
+    directory: Path, rows_per_shard: dict[str, dict[str, list[int]]] = ROWS_PER_SHARD, seed: int = 0, **changes: object
 ) -> Path:
     """Write a finished cache whose shards hold the given numbers of rows."""
     identity = small_identity(rows_per_shard, **changes)
@@ -226,7 +229,7 @@ def write_small_cache(
                 key = ShardKey(kind=kind, split=split, index=index, num_shards=len(sizes))
                 starts = range(0, num_rows, identity.record_batch_rows)
                 batches = [
-                    encode_rows(kind, min(identity.record_batch_rows, num_rows - start), first + start, identity)
+                    encode_rows(kind, min(identity.record_batch_rows, num_rows - start), first + start, identity, seed)
                     for start in starts
                 ]
                 records.append(write_shard(directory, identity, key, first, batches))

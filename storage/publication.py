@@ -1,0 +1,93 @@
+"""How a cache comes to be: its plan first, and its card and manifest when every shard is committed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from storage.cache import TOKENIZER_DIR, Cache
+from storage.dataset_card import dataset_card
+from storage.errors import CacheMismatchError, ConfigError
+from storage.files import TEMPORARY_PREFIX, safe_join, write_file
+from storage.hashing import sha256_file
+from storage.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    FileRecord,
+    Manifest,
+    read_commit,
+    read_plan,
+    write_manifest,
+    write_plan,
+)
+from storage.shard import check_file
+
+WORK_DIR = ".work"
+CARD_NAME = "README.md"
+
+
+def require_own_directory(out: Path) -> None:
+    """Raise ConfigError unless `out` is a cache, begun or finished, or a place where one can be begun."""
+    if out.is_dir() and not (out / PLAN_NAME).exists() and not (out / MANIFEST_NAME).exists():
+        ours = (WORK_DIR, TEMPORARY_PREFIX)
+        strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)]
+        if strangers:
+            raise ConfigError(
+                f"--out {out}: not empty and not a cache (found {strangers[0]!r}); name another directory"
+            )
+    elif out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: not a directory")
+
+
+def begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
+    """Write the plan of a new cache, or check that this run is the one that began it.
+
+    Software versions may differ: a cache is finished by whoever has its teacher and data. Returns the
+    plan as it was begun; raises CacheMismatchError when it is another one.
+    """
+    if not (out / PLAN_NAME).exists():
+        write_plan(out, identity)
+        return read_plan(out)  # as every later run will read it
+    begun = read_plan(out)
+    found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
+    for field in sorted(found.keys() | wanted.keys()):
+        if found.get(field) != wanted.get(field):
+            raise CacheMismatchError(str(out), field, found.get(field), wanted.get(field))
+    return begun
+
+
+def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
+    """Check the files of `cache` that are no shards and publish its tokenizer at `out`; its paths in the cache."""
+    names = []
+    for file in cache.manifest.files:
+        source = check_file(cache.path, file)
+        if file.path.startswith(f"{TOKENIZER_DIR}/"):
+            names.append(file.path)
+            copy = safe_join(out, file.path, str(out))
+            if not copy.exists():
+                write_file(copy, source.read_bytes())
+    return names
+
+
+def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> None:
+    """Join what is committed on disk, whoever committed it, and the tokenizer's files (paths in the cache)."""
+    records = [record for key in identity.planned_keys() if (record := read_commit(out, key)) is not None]
+    write_file(out / CARD_NAME, dataset_card(identity, tuple(records)).encode())
+    files = tuple(
+        FileRecord(path=name, file_bytes=(out / name).stat().st_size, sha256=sha256_file(out / name))
+        for name in [CARD_NAME, *sorted(tokenizer_files)]
+    )
+    write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
