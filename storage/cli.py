@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from storage import archive
+from storage import archive, transfer
 from storage.cache import open_cache
 from storage.command import EXIT_BAD_INPUT, run_command
 from storage.compaction import COMPACT_ZSTD_LEVEL
@@ -19,6 +19,7 @@ from storage.compaction import compact as compact_cache
 from storage.inspection import render_head, render_summary, summarize
 from storage.merging import merge as merge_caches
 from storage.progress import Progress
+from storage.transfer import NUM_CONNECTIONS
 from storage.verification import verify_cache
 
 
@@ -99,6 +100,46 @@ def unpack(file: Positional[Path], cache: Positional[Path], quiet: bool = False)
     return 0
 
 
+def push(
+    cache: Positional[Path], url: Positional[str], num_connections: int = NUM_CONNECTIONS, quiet: bool = False
+) -> int:
+    """Copy a cache to a URL, prove it there byte by byte, and only then call it complete.
+
+    Args:
+        cache: Directory of the cache.
+        url: Where to: s3://, gs://, file:// or any other that fsspec knows, or hf://datasets/OWNER/NAME.
+        num_connections: Files that are copied at the same time.
+        quiet: Show no progress.
+    """
+    with Progress(2 * _cache_bytes(cache), "push and read back", "bytes", quiet=quiet) as bar:
+        done = transfer.push(cache, url, num_connections=num_connections, progress=bar.update)
+    print(
+        f"{url}: whole: {done.num_shards} shards; {done.num_copied_files} files ({done.num_copied_bytes:,} bytes) "
+        f"sent, {done.num_kept_files} were there"
+    )
+    return 0
+
+
+def pull(
+    url: Positional[str], cache: Positional[Path], num_connections: int = NUM_CONNECTIONS, quiet: bool = False
+) -> int:
+    """Copy a cache from a URL, every byte hashed on its way.
+
+    Args:
+        url: Where from: s3://, gs://, file:// or any other that fsspec knows, or hf://datasets/OWNER/NAME.
+        cache: Directory for the cache: new, empty, or with an unfinished pull of the same cache.
+        num_connections: Files that are copied at the same time.
+        quiet: Show no progress.
+    """
+    with Progress(None, "pull", "bytes", quiet=quiet) as bar:
+        done = transfer.pull(url, cache, num_connections=num_connections, progress=bar.update)
+    print(
+        f"{cache}: whole: {done.num_shards} shards; {done.num_copied_files} files ({done.num_copied_bytes:,} bytes) "
+        f"fetched, {done.num_kept_files} were there"
+    )
+    return 0
+
+
 def merge(caches: Positional[tuple[Path, ...]], out: Path, quiet: bool = False) -> int:
     """Join finished caches that one teacher made of different data; shards are linked, not copied, where possible.
 
@@ -145,6 +186,8 @@ def main() -> None:
         "head": head,
         "pack": pack,
         "unpack": unpack,
+        "push": push,
+        "pull": pull,
         "merge": merge,
         "compact": compact,
     }

@@ -78,7 +78,7 @@ class CacheMismatchError(CacheError):
         self.path, self.field, self.found, self.wanted = path, field, found, wanted
         super().__init__(
             f"{path}: built with {field} = {found!r}, this run has {wanted!r}; "
-            "use another --out, or the settings that the cache was begun with"
+            "use another place, or the settings that the cache was begun with"
         )
 
 

@@ -1,0 +1,359 @@
+"""Copying a finished cache to a URL and back: resumable, retried, and proved before manifest.json makes it a cache.
+
+The order is that of a writer on disk: plan.json, then each shard before its commit record, the other files, and
+manifest.json last, so that whatever has a manifest.json is whole. Nothing that the remote side says is believed: it is
+never asked for a listing, sizes and hashes come from the manifest, and every byte that counts is hashed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from storage.cache import open_cache
+from storage.crew import Crew
+from storage.errors import (
+    CacheError,
+    CacheMismatchError,
+    ConfigError,
+    HashMismatchError,
+    MissingFileError,
+    RecordError,
+    TransferError,
+    UnsafePathError,
+    first_line,
+)
+from storage.files import TEMPORARY_PREFIX, remove_leftovers, safe_join, write_file
+from storage.manifest import (
+    KINDS,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    read_commit,
+    read_manifest,
+    read_plan,
+    write_commit,
+    write_plan,
+)
+from storage.records import MAX_RECORD_BYTES
+from storage.remote import ProgressHook, RemoteDirectory
+from storage.retrying import DEFAULT_POLICY, RetryPolicy
+from storage.shard import check_file
+
+NUM_CONNECTIONS = 4
+# Where a put is a commit, this many shards with their records share one.
+_SHARDS_PER_COMMIT = 32
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# A manifest may not list these among its other files: they are written from the rest of it.
+_RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", *KINDS))
+
+Parsed = TypeVar("Parsed", CacheIdentity, Manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What a push or a pull did; files that were there already were kept."""
+
+    num_shards: int
+    num_copied_files: int
+    num_kept_files: int
+    num_copied_bytes: int
+
+
+def push(
+    cache_dir: Path,
+    url: str,
+    *,
+    num_connections: int = NUM_CONNECTIONS,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    progress: ProgressHook = lambda num_bytes: None,
+) -> Transfer:
+    """Copy a finished cache to a URL that fsspec writes, or to hf://datasets/OWNER/NAME[@REVISION][/PATH].
+
+    What is there is not sent again: a shard by its size and commit record, any other file by its content. Then every
+    byte is read back, what differs is sent again, and manifest.json is put. `progress` is told the bytes of each
+    shard and listed file twice: when it is there, and as it is read back.
+
+    Raises NoCacheError, IncompleteCacheError, RecordError, MissingFileError or HashMismatchError for the local
+    cache, CacheMismatchError when another cache is there, ConfigError for a URL that cannot be served, and
+    TransferError for what is final or has passed its deadline.
+    """
+    manifest = open_cache(cache_dir).manifest
+    crew = Crew(num_connections, progress)
+    sender = _Sender(cache_dir, RemoteDirectory(url, policy, sleep=crew.sleep), crew)
+    plan, last = _record_unit(cache_dir, PLAN_NAME), _record_unit(cache_dir, MANIFEST_NAME)
+    units = _units(cache_dir, manifest)
+    _refuse_another_cache(sender.remote, manifest)
+    sender.send([plan])  # from now on another push sees whose place this is
+    _refuse_another_cache(sender.remote, manifest)
+    sender.send(units)
+    sender.prove(units)
+    _refuse_another_cache(sender.remote, manifest)
+    sender.send([last])
+    sender.prove([last])
+    sent = sender.sent
+    return Transfer(
+        num_shards=len(manifest.shards),
+        num_copied_files=len(sent),
+        num_kept_files=sum(len(unit.files) for unit in [plan, *units, last]) - len(sent),
+        num_copied_bytes=sum(file.file_bytes for file in sent),
+    )
+
+
+def pull(
+    url: str,
+    cache_dir: Path,
+    *,
+    num_connections: int = NUM_CONNECTIONS,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    progress: ProgressHook = lambda num_bytes: None,
+) -> Transfer:
+    """Copy a cache from a URL to an empty or missing directory, or go on with an earlier pull of the same cache.
+
+    Local files with the recorded size and sha256 are kept, a finished equal cache is left as it is. Everything is
+    hashed on its way to the disk, so it is not read a second time; rows are checked when they are used, or by
+    verify_cache. plan.json and commit records are made from the manifest. `progress` is told the bytes of shards and
+    listed files as they arrive.
+
+    Raises CacheMismatchError when another cache is in the directory, ConfigError for a directory that holds
+    something else or a URL that cannot be served, RecordError, FormatVersionError or UnsafePathError for a manifest
+    that cannot be trusted, DiskFullError, and TransferError for what is final or has passed its deadline.
+    """
+    crew = Crew(num_connections, progress)
+    remote = RemoteDirectory(url, policy, sleep=crew.sleep)
+    found = _read_remote(remote, MANIFEST_NAME, read_manifest)
+    if found is None:
+        raise TransferError(remote.url, f"holds no {MANIFEST_NAME}: no cache, or one whose push has not finished")
+    manifest, content = found
+    _check_paths(manifest, cache_dir, remote.url)
+    listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
+    copied: list[ShardRecord | FileRecord] = []
+    with _only_writer(cache_dir):
+        if not _is_finished(cache_dir, manifest):
+            remove_leftovers(cache_dir)
+            write_plan(cache_dir, manifest.identity)
+            fetched = crew.map(lambda record: _fetch(remote, cache_dir, record, crew.tell), listed)
+            copied = [record for record, is_new in zip(listed, fetched, strict=True) if is_new]
+            write_file(cache_dir / MANIFEST_NAME, content)
+    return Transfer(
+        num_shards=len(manifest.shards),
+        num_copied_files=len(copied),
+        num_kept_files=len(listed) - len(copied),
+        num_copied_bytes=sum(_num_bytes(record) for record in copied),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unit:
+    """Files that are published one after the other: a shard and its commit record, or one other file.
+
+    The last speaks for those before it. told_bytes: what counts as progress.
+    """
+
+    files: tuple[FileRecord, ...]
+    told_bytes: int = 0
+
+
+class _Sender:
+    """Puts units that are missing, and proves those that are there."""
+
+    def __init__(self, cache_dir: Path, remote: RemoteDirectory, crew: Crew) -> None:
+        self.remote = remote
+        self.sent: list[FileRecord] = []
+        self._cache_dir, self._crew = cache_dir, crew
+
+    def send(self, units: Sequence[_Unit]) -> None:
+        """Put what is not there."""
+        is_there = self._crew.map(self._is_there, units)
+        missing = [unit for unit, there in zip(units, is_there, strict=True) if not there]
+        self._crew.tell(sum(unit.told_bytes for unit, there in zip(units, is_there, strict=True) if there))
+        if self.remote.puts_are_commits:
+            batches = [missing[i : i + _SHARDS_PER_COMMIT] for i in range(0, len(missing), _SHARDS_PER_COMMIT)]
+            self._crew.map(self._put, batches, num_threads=1)  # two commits at once would conflict
+        else:
+            self._crew.map(self._put, [[unit] for unit in missing])
+        self.sent += [file for unit in missing for file in unit.files]
+
+    def prove(self, units: Sequence[_Unit]) -> None:
+        """Read every byte back; put again what differs."""
+        self._crew.map(self._prove, units)
+
+    def _is_there(self, unit: _Unit) -> bool:
+        *earlier, last = unit.files
+        sizes_match = all(self.remote.num_bytes(file.path) == file.file_bytes for file in earlier)
+        return sizes_match and self.remote.holds(last.path, last.file_bytes, last.sha256)
+
+    def _put(self, units: Sequence[_Unit]) -> None:
+        files = [file for unit in units for file in unit.files]
+        # Locally damaged bytes would never prove right.
+        self.remote.put_all([(check_file(self._cache_dir, file), file.path) for file in files])
+        self._crew.tell(sum(unit.told_bytes for unit in units))
+
+    def _prove(self, unit: _Unit) -> None:
+        for file in unit.files:
+            self.remote.retrying(file.path, functools.partial(self._read_back, file))
+        self._crew.tell(unit.told_bytes)
+
+    def _read_back(self, file: FileRecord) -> None:
+        if not self.remote.holds(file.path, file.file_bytes, file.sha256, lambda num_bytes: self._crew.tell(0)):
+            self.remote.put(check_file(self._cache_dir, file), file.path)
+            raise OSError("what was read back differs from the local file, which was sent again")
+
+
+def _units(cache_dir: Path, manifest: Manifest) -> list[_Unit]:
+    """What is published between plan.json and manifest.json; RecordError when the local records disagree."""
+    if read_plan(cache_dir) != manifest.identity:
+        raise RecordError(str(cache_dir / PLAN_NAME), f"differs from {MANIFEST_NAME}")
+    units = []
+    for shard in manifest.shards:
+        if read_commit(cache_dir, shard.key) != shard:
+            raise RecordError(str(cache_dir / shard.key.commit_path), f"missing, or differs from {MANIFEST_NAME}")
+        (commit,) = _record_unit(cache_dir, shard.key.commit_path).files
+        file = FileRecord(path=shard.path, file_bytes=shard.shard_bytes, sha256=shard.sha256)
+        units.append(_Unit(files=(file, commit), told_bytes=shard.shard_bytes))
+    return units + [_Unit(files=(file,), told_bytes=file.file_bytes) for file in manifest.files]
+
+
+def _record_unit(cache_dir: Path, path: str) -> _Unit:
+    content = (cache_dir / path).read_bytes()
+    record = FileRecord(path=path, file_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return _Unit(files=(record,))
+
+
+def _refuse_another_cache(remote: RemoteDirectory, manifest: Manifest) -> None:
+    """CacheMismatchError when the plan or the manifest there is another cache's."""
+    plan = _read_remote(remote, PLAN_NAME, read_plan)
+    if plan is not None:
+        _require_same(remote.url, plan[0], manifest.identity)
+    finished = _read_remote(remote, MANIFEST_NAME, read_manifest)
+    if finished is not None:
+        _require_same(remote.url, finished[0], manifest)
+
+
+def _require_same(where: str, found: Parsed, wanted: Parsed) -> None:
+    if found != wanted:
+        pairs = _differences(dataclasses.asdict(found), dataclasses.asdict(wanted), "")
+        field, *values = next(pairs)
+        raise CacheMismatchError(where, field.removeprefix("identity."), *values)
+
+
+def _differences(found: object, wanted: object, name: str) -> Iterator[tuple[str, object, object]]:
+    """Where two records differ, as narrowly as it can be said."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *sorted(found.keys() - wanted.keys())]:
+            yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+    elif isinstance(found, tuple) and isinstance(wanted, tuple) and len(found) == len(wanted):
+        for index, pair in enumerate(zip(found, wanted, strict=True)):
+            yield from _differences(*pair, f"{name}[{index}]")
+    elif found != wanted:
+        yield name, found, wanted
+
+
+def _read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parsed]) -> tuple[Parsed, bytes] | None:
+    """A remote record as the strict reader sees it, and its bytes; None when there is none.
+
+    A record that does not read is fetched once more: if the same bytes come again, it was not the wire.
+    """
+    unreadable: set[bytes] = set()
+
+    def attempt() -> tuple[Parsed, bytes] | None:
+        content = remote.read_small(name, MAX_RECORD_BYTES)
+        if content is None:
+            return None
+        with tempfile.TemporaryDirectory() as staging:
+            Path(staging, name).write_bytes(content)
+            try:
+                return read(Path(staging)), content
+            except CacheError as error:
+                _say_where(error, staging, remote.url)
+                if isinstance(error, RecordError) and content not in unreadable:
+                    unreadable.add(content)
+                    raise OSError(first_line(error)) from error
+                raise
+
+    return remote.retrying(name, attempt)
+
+
+def _say_where(error: CacheError, staging: str, url: str) -> None:
+    """Let an error about a staged record speak of its URL."""
+    error.args = (str(error).replace(staging, url),)
+    texts = {name: value.replace(staging, url) for name, value in vars(error).items() if isinstance(value, str)}
+    vars(error).update(texts)
+
+
+def _check_paths(manifest: Manifest, cache_dir: Path, where: str) -> None:
+    """Refuse paths that lead out of the directory, or take the place of a record, a shard or each other."""
+    for shard in manifest.shards:
+        safe_join(cache_dir, shard.path, where)
+    taken: set[str] = set()
+    for file in manifest.files:
+        safe_join(cache_dir, file.path, where)
+        folded = file.path.casefold()  # some disks take README.md and readme.md for one
+        parts = folded.split("/")
+        if parts[0] in _RESERVED or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+            raise UnsafePathError(file.path, where)
+        if file.file_bytes < 0 or _SHA256.fullmatch(file.sha256) is None:
+            raise RecordError(where, f"the record of {file.path} has a negative size or a malformed sha256")
+        taken.add(folded)
+
+
+@contextlib.contextmanager
+def _only_writer(cache_dir: Path) -> Iterator[None]:
+    """Make the directory and hold a lock on it; ConfigError when it cannot be one, or another pull is at work."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{cache_dir}: not a directory; name a new or an empty one") from error
+    lock = os.open(cache_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{cache_dir}: another pull writes here; wait until it has finished") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
+    """Whether this very cache is in the directory; False when it is empty or holds an unfinished pull of it."""
+    if (cache_dir / MANIFEST_NAME).exists():
+        _require_same(str(cache_dir), read_manifest(cache_dir), manifest)
+        return True
+    if (cache_dir / PLAN_NAME).exists():
+        _require_same(str(cache_dir), read_plan(cache_dir), manifest.identity)
+    elif any(not path.name.startswith(TEMPORARY_PREFIX) for path in cache_dir.iterdir()):
+        raise ConfigError(f"{cache_dir}: holds something that is not a cache; name a new or an empty directory")
+    return False
+
+
+def _fetch(remote: RemoteDirectory, cache_dir: Path, record: ShardRecord | FileRecord, progress: ProgressHook) -> bool:
+    """Bring a file and commit it; False when it was there already."""
+    try:
+        check_file(cache_dir, record)
+        is_new = False
+        progress(_num_bytes(record))
+    except (MissingFileError, HashMismatchError):
+        is_new = True
+        path = safe_join(cache_dir, record.path, remote.url)
+        remote.download(record.path, path, _num_bytes(record), record.sha256, progress)
+    if isinstance(record, ShardRecord):
+        write_commit(cache_dir, record)
+    return is_new
+
+
+def _num_bytes(record: ShardRecord | FileRecord) -> int:
+    return record.shard_bytes if isinstance(record, ShardRecord) else record.file_bytes
