@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corp
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
 from storage.columns import token_type
 from storage.errors import ConfigError, DiskFullError, first_line
-from storage.files import is_refused_write, remove_leftovers, write_file
+from storage.files import is_refused_write, refusals, remove_directory, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -62,6 +61,16 @@ def precompute(config: PrecomputeConfig) -> Cache:
     Raises DataError, TeacherError, CacheMismatchError, ConfigError or DiskFullError.
     """
     require_own_directory(config.out)
+    try:
+        _run(config)
+    except (FileNotFoundError, DiskFullError):
+        if not (config.out / MANIFEST_NAME).exists():
+            raise
+        _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
+    return open_cache(config.out)
+
+
+def _run(config: PrecomputeConfig) -> None:
     with _work_directory(config.out) as work_dir:
         job = load_job(config, work_dir)
         saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
@@ -69,7 +78,6 @@ def precompute(config: PrecomputeConfig) -> Cache:
         _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
         _write_missing_shards(job, identity)
         finish(config.out, identity, [f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()])
-    return open_cache(config.out)
 
 
 def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
@@ -103,10 +111,8 @@ def _work_directory(out: Path) -> Iterator[Path]:
     directory in which nothing was begun.
     """
     work_dir = out / WORK_DIR
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(work_dir / "lock", os.O_CREAT | os.O_RDWR)
+    lock = _shared_lock(work_dir)
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
         yield work_dir
     finally:
         with contextlib.suppress(BlockingIOError):
@@ -115,10 +121,26 @@ def _work_directory(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def _shared_lock(work_dir: Path) -> int:
+    """Make the directory and lock it; descriptor of the lock."""
+    while True:
+        with refusals(work_dir):
+            work_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = os.open(work_dir / "lock", os.O_CREAT | os.O_RDWR)
+            except FileNotFoundError:  # the last run before this one has just cleaned up
+                continue
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (work_dir / "lock").stat()):
+                return lock
+        os.close(lock)
+
+
 def _clean_up(out: Path) -> None:
     is_finished, is_begun = (out / MANIFEST_NAME).exists(), (out / PLAN_NAME).exists()
     if is_finished or not is_begun:
-        shutil.rmtree(out / WORK_DIR, ignore_errors=True)
+        remove_directory(out / WORK_DIR)
         remove_leftovers(out)
     with contextlib.suppress(OSError):
         out.rmdir()  # only when it is empty
@@ -220,7 +242,8 @@ def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
 
 def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
     """The tokenizer's files in a directory that no other run shares."""
-    directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
+    with refusals(work_dir):
+        directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
     try:
         teacher.tokenizer.save_pretrained(directory)
     except Exception as error:
@@ -252,7 +275,7 @@ def _write_missing_shards(job: Job, identity: CacheIdentity) -> None:
                     record = write_shard(
                         config.out, identity, shard.key, shard.first_row, _counted(batches, bar.update)
                     )
-                    write_commit(config.out, record)
+                    write_commit(config.out, record, if_taken="drop")
                 else:
                     bar.update(record.num_rows)
 

@@ -12,33 +12,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.files import refusals
+
 _TOKENS_NAME = "tokens.bin"
 _ENDS_NAME = "ends.bin"
 
 
 class TokenWriter:
-    """Appends documents piece by piece to a new store in `directory`."""
+    """Appends documents piece by piece to a new store in `directory`; every method raises DiskFullError."""
 
     def __init__(self, directory: Path, dtype: Any) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._dtype = directory, np.dtype(dtype)
-        self._tokens = (directory / _TOKENS_NAME).open("wb")
-        self._ends = (directory / _ENDS_NAME).open("wb")
+        with refusals(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._tokens = (directory / _TOKENS_NAME).open("wb")
+            self._ends = (directory / _ENDS_NAME).open("wb")
         self.num_tokens = 0
 
     def append(self, ids: NDArray[Any]) -> None:
         """Add tokens to the present document."""
-        self._tokens.write(ids.astype(self._dtype).tobytes())
+        with refusals(self._directory):
+            self._tokens.write(ids.astype(self._dtype).tobytes())
         self.num_tokens += len(ids)
 
     def end_document(self) -> None:
         """Close the present document."""
-        self._ends.write(np.int64(self.num_tokens).tobytes())
+        with refusals(self._directory):
+            self._ends.write(np.int64(self.num_tokens).tobytes())
 
     def close(self) -> TokenStore:
         """Finish writing; returns the readable store."""
-        self._tokens.close()
-        self._ends.close()
+        with refusals(self._directory):
+            self._tokens.close()
+            self._ends.close()
         return TokenStore(self._directory, self._dtype)
 
 

@@ -7,6 +7,7 @@ the end of the text becomes the validation split instead.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import secrets
@@ -23,7 +24,7 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, Document, Prompt
 from pipeline.errors import ColumnError, NoUsableTextError
 from pipeline.token_store import TokenStore, TokenWriter
-from storage.files import write_file
+from storage.files import refusals, write_file
 from storage.hashing import hash_uniform
 from storage.manifest import SPLITS
 from storage.progress import Progress
@@ -74,10 +75,13 @@ def tokenize_corpus(
         staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
         counts = _Tokenization(corpus, tokenizer, config, dtype, staging, prompt_limits).run()
         write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
-        try:
-            staging.rename(work_dir)
-        except OSError:
-            shutil.rmtree(staging)
+        with refusals(work_dir):
+            try:
+                staging.rename(work_dir)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(staging)
     counts = TokenizationCounts(**json.loads((work_dir / _COUNTS_NAME).read_bytes()))
     tokenized = TokenizedCorpus(
         documents={split: TokenStore(work_dir / split, dtype) for split in SPLITS},
@@ -249,8 +253,9 @@ class _Tokenization:
         _copy_range(train, boundary, train.num_tokens, staged["validation"])
         for split, writer in staged.items():
             writer.close()
-            shutil.rmtree(self._work_dir / split)
-            shutil.move(self._work_dir / "staged" / split, self._work_dir / split)
+            with refusals(self._work_dir):
+                shutil.rmtree(self._work_dir / split)
+                (self._work_dir / "staged" / split).rename(self._work_dir / split)
         return True
 
 

@@ -2,21 +2,29 @@
 
 write to a temporary name → flush and fsync → rename → fsync the directory. A process killed at any
 point leaves the old state or the new one, and perhaps a temporary file that nobody reads.
+
+Where several writers may meet, a hard link takes the place of the rename: the first to come gets the name, and
+what it put there stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from storage.errors import DiskFullError, UnsafePathError
 
 TEMPORARY_PREFIX = ".tmp-"
+# What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
+IfTaken = Literal["replace", "drop", "wait"]
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 _COPY_BYTES = 1 << 20
 
 
@@ -67,26 +75,32 @@ class HashingFile:
 
 
 @contextlib.contextmanager
-def publishing(path: Path) -> Iterator[HashingFile]:
+def publishing(path: Path, if_taken: IfTaken = "replace") -> Iterator[HashingFile]:
     """Yield a file to write; when the block ends well it appears as `path`, otherwise nothing does.
 
+    if_taken: with "wait" the file stands as waiting_path until `let_in` is called.
     Raises DiskFullError when the operating system refuses a write.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     file = None
     try:
-        with _refusals(path):
+        with refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = HashingFile(temporary)
         try:
             yield file
-            with _refusals(path):
+            with refusals(path):
                 file.sync()
         finally:
             with contextlib.suppress(OSError):
                 file.close()
-        with _refusals(path):
-            os.replace(temporary, path)
+        with refusals(path):
+            if if_taken == "replace":
+                os.replace(temporary, path)
+            else:
+                if not _link(temporary, path) and if_taken == "wait":
+                    os.replace(temporary, waiting_path(path, file.sha256))
+                temporary.unlink(missing_ok=True)
             _sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -96,8 +110,38 @@ def publishing(path: Path) -> Iterator[HashingFile]:
         raise
 
 
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file a second name unless that is taken; whether it was free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # On such a file system only writers that agree on every byte may share a directory.
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    return True
+
+
+def waiting_path(path: Path, sha256: str) -> Path:
+    """Where a file waits whose name is taken."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{sha256}-{path.name}")
+
+
+def let_in(path: Path, sha256: str) -> None:
+    """Put the file with this sha256 in the place of whatever stands at `path`; nothing when none is waiting."""
+    waiting = waiting_path(path, sha256)
+    if waiting.exists():
+        with refusals(path), contextlib.suppress(FileNotFoundError):  # another writer may be quicker
+            os.replace(waiting, path)
+            _sync_directory(path.parent)
+
+
 @contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal of a write to `path` into DiskFullError."""
     try:
         yield
@@ -110,9 +154,9 @@ def is_refused_write(error: BaseException) -> bool:
     return isinstance(error, OSError) or "(os error " in str(error)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, if_taken: IfTaken = "replace") -> None:
     """Publish `content` as `path`."""
-    with publishing(path) as file:
+    with publishing(path, if_taken) as file:
         file.write(content)
 
 
@@ -131,10 +175,21 @@ def link_or_copy(source: Path, path: Path) -> None:
             shutil.copyfileobj(original, copy, _COPY_BYTES)
 
 
+def remove_directory(directory: Path) -> None:
+    """Delete a directory with all that is in it; a process killed meanwhile leaves it whole, or as a leftover."""
+    doomed = directory.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{directory.name}")
+    with contextlib.suppress(OSError):
+        directory.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def remove_leftovers(directory: Path) -> None:
-    """Delete temporary files that killed writers left below `directory`."""
-    for leftover in directory.rglob(f"{TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+    """Delete temporary files and directories that killed writers left below `directory`."""
+    for leftover in list(directory.rglob(f"{TEMPORARY_PREFIX}*")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def safe_join(root: Path, relative: str, where: str) -> Path:

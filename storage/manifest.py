@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from storage import beams, samples, soft_targets
 from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
+from storage.files import IfTaken, let_in, waiting_path
 from storage.records import read_record, write_record
 
 FORMAT_NAME = "teachonce-cache"
@@ -197,9 +198,9 @@ def parse_shard_path(path: str, where: str) -> ShardKey:
     return key
 
 
-def write_plan(cache_dir: Path, identity: CacheIdentity) -> None:
+def write_plan(cache_dir: Path, identity: CacheIdentity, if_taken: IfTaken = "replace") -> None:
     """Publish plan.json."""
-    write_record(cache_dir / PLAN_NAME, _versioned() | dataclasses.asdict(identity))
+    write_record(cache_dir / PLAN_NAME, _versioned() | dataclasses.asdict(identity), if_taken)
 
 
 def read_plan(cache_dir: Path) -> CacheIdentity:
@@ -208,9 +209,22 @@ def read_plan(cache_dir: Path) -> CacheIdentity:
     return _parse_identity(_read_versioned(path), path)
 
 
-def write_commit(cache_dir: Path, record: ShardRecord) -> None:
-    """Publish a shard's commit record: from now on the shard exists."""
-    write_record(cache_dir / record.key.commit_path, dataclasses.asdict(record))
+def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "replace") -> ShardRecord:
+    """Publish a shard's commit record: from now on the shard exists.
+
+    Returns the record that stands: with if_taken = "drop", that of the writer who was first.
+    """
+    write_record(cache_dir / record.key.commit_path, dataclasses.asdict(record), if_taken)
+    standing = read_commit(cache_dir, record.key) or record
+    settle_commit(cache_dir, standing)
+    if standing.sha256 != record.sha256:
+        waiting_path(cache_dir / record.path, record.sha256).unlink(missing_ok=True)
+    return standing
+
+
+def settle_commit(cache_dir: Path, record: ShardRecord) -> None:
+    """Put a committed shard into its place if it is still waiting beside it: its writer may have been killed."""
+    let_in(cache_dir / record.path, record.sha256)
 
 
 def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:

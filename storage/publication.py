@@ -19,6 +19,7 @@ from storage.manifest import (
     Manifest,
     read_commit,
     read_plan,
+    settle_commit,
     write_manifest,
     write_plan,
 )
@@ -48,9 +49,8 @@ def begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
     plan as it was begun; raises CacheMismatchError when it is another one.
     """
     if not (out / PLAN_NAME).exists():
-        write_plan(out, identity)
-        return read_plan(out)  # as every later run will read it
-    begun = read_plan(out)
+        write_plan(out, identity, if_taken="drop")
+    begun = read_plan(out)  # perhaps of a run that began at the same time
     found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
     for field in sorted(found.keys() | wanted.keys()):
         if found.get(field) != wanted.get(field):
@@ -74,6 +74,8 @@ def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
 def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> None:
     """Join what is committed on disk, whoever committed it, and the tokenizer's files (paths in the cache)."""
     records = [record for key in identity.planned_keys() if (record := read_commit(out, key)) is not None]
+    for record in records:
+        settle_commit(out, record)
     write_file(out / CARD_NAME, dataset_card(identity, tuple(records)).encode())
     files = tuple(
         FileRecord(path=name, file_bytes=(out / name).stat().st_size, sha256=sha256_file(out / name))

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from storage.errors import MissingFileError, RecordError
-from storage.files import write_file
+from storage.files import IfTaken, write_file
 
 # A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
 MAX_RECORD_BYTES = 256 << 20
 _MAX_DEPTH = 64
 
 
-def write_record(path: Path, content: dict[str, Any]) -> None:
+def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "replace") -> None:
     """Publish `content` with its checksum."""
     text = json.dumps(content | {"record_sha256": _checksum(content)}, indent=1, sort_keys=True, allow_nan=False)
-    write_file(path, (text + "\n").encode())
+    write_file(path, (text + "\n").encode(), if_taken)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_what_is_committed(
     small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = snapshot(compact(small_cache, tmp_path / "undisturbed").path)
-    original = os.replace
+    original = os.link  # which gives a shard its name
 
     def refuse(source: Path, target: Path) -> None:
         if Path(target).name.startswith("validation-"):
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_what_is_committed(
         original(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", refuse)
+        patch.setattr(os, "link", refuse)
         with pytest.raises(DiskFullError, match="validation-00000"):
             compact(small_cache, tmp_path / "out")
     assert len(list((tmp_path / "out" / "commits").iterdir())) == 3

