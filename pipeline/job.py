@@ -26,12 +26,13 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
 from pipeline.errors import TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
-from pipeline.teacher import Teacher, load_teacher, tokenizer_sha256
+from pipeline.teacher import Teacher, load_teacher
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
 from storage.columns import token_type
 from storage.errors import ConfigError, DiskFullError, first_line
 from storage.files import is_refused_write, refusals, remove_directory, remove_leftovers, write_file
+from storage.hashing import directory_sha256
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -74,7 +75,7 @@ def _run(config: PrecomputeConfig) -> None:
     with _work_directory(config.out) as work_dir:
         job = load_job(config, work_dir)
         saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
-        identity = begin_or_resume(config.out, _identity(job, tokenizer_sha256(saved_tokenizer)))
+        identity = begin_or_resume(config.out, _identity(job, directory_sha256(saved_tokenizer)))
         _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
         _write_missing_shards(job, identity)
         finish(config.out, identity, [f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()])

@@ -23,7 +23,6 @@ from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
 from pipeline.matmul_precision import use_fast_matmul
 from storage.errors import ConfigError, first_line
-from storage.hashing import sha256_file
 from storage.segments import position_ids
 
 # Hidden states of a document alone and packed differ by rounding only; a leak differs by far more.
@@ -207,14 +206,6 @@ def hash_weights(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
-def tokenizer_sha256(tokenizer_dir: Path) -> str:
-    """Hex sha256 over a saved tokenizer's files."""
-    digest = hashlib.sha256()
-    for path in sorted(tokenizer_dir.iterdir()):
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -6,10 +6,21 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from storage.errors import IncompleteCacheError, MissingFileError, MissingKindError, NoCacheError
+from storage.errors import (
+    HashMismatchError,
+    IncompleteCacheError,
+    MissingFileError,
+    MissingKindError,
+    NoCacheError,
+    RecordError,
+    UnsafePathError,
+)
+from storage.files import safe_join
+from storage.hashing import directory_sha256
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -22,6 +33,7 @@ from storage.manifest import (
 )
 from storage.remote import is_remote_url
 from storage.remote_cache import LocalCopy, default_local_copy, open_remote
+from storage.settings import find_setting
 from storage.shard import Shard
 from storage.shard_files import DirectoryShards, ShardFiles
 
@@ -48,6 +60,29 @@ class Cache:
     def tokenizer_dir(self) -> Path:
         """Directory with the tokenizer that travels with the cache."""
         return self.path / TOKENIZER_DIR
+
+    def setting(self, *names: str) -> Any:
+        """A setting of the identity, such as ("config", "beams", "length_penalty"); RecordError for none."""
+        try:
+            return find_setting(dataclasses.asdict(self.identity), names)
+        except KeyError as error:
+            raise RecordError(str(self.path / MANIFEST_NAME), f"states no {'.'.join(names)!r}") from error
+
+    def checked_tokenizer_dir(self) -> Path:
+        """The tokenizer's directory, which holds the very files that the cache was begun with.
+
+        Raises MissingFileError, UnsafePathError or HashMismatchError.
+        """
+        directory = safe_join(self.path, TOKENIZER_DIR, str(self.path))
+        if not directory.is_dir():
+            raise MissingFileError(str(directory))
+        for path in directory.iterdir():
+            if not safe_join(directory, path.name, str(directory)).is_file():
+                raise UnsafePathError(path.name, str(directory))
+        found, recorded = directory_sha256(directory), self.setting("tokenizer", "sha256")
+        if found != recorded:
+            raise HashMismatchError(str(directory), f"sha256 {found[:16]}…", f"{recorded[:16]}…")
+        return directory
 
     def shards(self, kind: str, split: str) -> tuple[ShardRecord, ...]:
         """Shards of one kind and split; raises MissingKindError when there are no rows."""

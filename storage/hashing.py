@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from storage.files import TEMPORARY_PREFIX
+
 UInt64s = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -46,6 +48,14 @@ def hash_permutation(size: int, *coordinates: int) -> NDArray[np.int64]:
     """A permutation of range(size) that depends on the coordinates alone."""
     keys = hash_u64(*coordinates, np.arange(size, dtype=np.uint64))
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def directory_sha256(directory: Path) -> str:
+    """Hex sha256 over the lines `NAME SHA256` of a directory's files, sorted by name, leftovers of writers apart."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.iterdir() if not path.name.startswith(TEMPORARY_PREFIX)):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from storage import beams, samples, soft_targets
 from storage.cache import Cache
-from storage.errors import ConfigError, RecordError
+from storage.errors import ConfigError, RecordError, first_line
 from storage.manifest import KINDS, SPLITS
 from storage.shard import check_file
 
@@ -106,9 +106,16 @@ def _token_decoder(cache: Cache) -> Decode:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise RecordError(str(path), f"not a tokenizer ({error})") from error
+    except BaseException as error:
+        if not is_unreadable_tokenizer(error):
+            raise
+        raise RecordError(str(path), f"not a tokenizer ({first_line(error)})") from error
     return lambda ids: repr(tokenizer.decode([int(i) for i in np.atleast_1d(ids)], skip_special_tokens=False))
+
+
+def is_unreadable_tokenizer(error: BaseException) -> bool:
+    """Whether a library failed to load a tokenizer: it raises any Exception, or panics, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _render_soft_targets(batch: pa.RecordBatch, decode: Decode) -> Iterator[str]:

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from storage import beams, samples, soft_targets
 from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
-from storage.files import IfTaken, let_in, waiting_path
+from storage.files import TEMPORARY_PREFIX, IfTaken, let_in, safe_join, waiting_path
 from storage.records import read_record, write_record
+from storage.settings import check_settings
 
 FORMAT_NAME = "teachonce-cache"
 FORMAT_VERSION = 1
@@ -27,13 +28,18 @@ MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 KINDS = ("soft_targets", "samples", "beams")
 SPLITS = ("train", "validation")
+# A manifest may not list these among its other files: they are written from the rest of it.
+_RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", "lock", *KINDS))
 
 _SHARD_PATH = re.compile(r"(soft_targets|samples|beams)/(train|validation)-([0-9]{5,9})-of-([0-9]{5,9})\.arrow")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_VOCAB_SIZE = 1 << 31
-_MAX_BLOCK_SIZE = 1 << 24
+_MAX_BLOCK_SIZE = 1 << 20
+_MAX_RECORD_BATCH_ROWS = 1 << 16
 # A shard takes more than 256 bytes of a record that may have 256 MiB.
 _MAX_SHARDS = 1 << 20
+# As many rows in as many shards still are an int64.
+_MAX_SHARD_ROWS = 1 << 40
 _MAX_TEMPERATURE = 1e6
 _LARGEST_INT = (1 << 63) - 1
 
@@ -204,8 +210,8 @@ def write_plan(cache_dir: Path, identity: CacheIdentity, if_taken: IfTaken = "re
 
 
 def read_plan(cache_dir: Path) -> CacheIdentity:
-    """Read plan.json; raises RecordError, FormatVersionError or MissingFileError."""
-    path = cache_dir / PLAN_NAME
+    """Read plan.json; raises RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
+    path = safe_join(cache_dir, PLAN_NAME, str(cache_dir))
     return _parse_identity(_read_versioned(path), path)
 
 
@@ -229,7 +235,7 @@ def settle_commit(cache_dir: Path, record: ShardRecord) -> None:
 
 def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
     """A shard's commit record, None when the shard is not committed."""
-    path = cache_dir / key.commit_path
+    path = safe_join(cache_dir, key.commit_path, str(cache_dir))
     if not path.exists():
         return None
     record = _parse_shard(read_record(path), path)
@@ -250,11 +256,13 @@ def write_manifest(cache_dir: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(cache_dir: Path) -> Manifest:
-    """Read manifest.json; raises RecordError, FormatVersionError or MissingFileError."""
-    path = cache_dir / MANIFEST_NAME
+    """Read manifest.json; raises RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
+    path = safe_join(cache_dir, MANIFEST_NAME, str(cache_dir))
     content = _read_versioned(path)
     shards = tuple(_parse_shard(item, path) for item in _objects(content, "shards", path))
     files = tuple(_parse(FileRecord, item, path) for item in _objects(content, "files", path))
+    if len({file.path for file in files}) < len(files):
+        raise RecordError(str(path), "'files' has a path twice")
     means = {name: content.pop(name, None) for name in ("teacher_perplexity", "teacher_entropy_nats")}
     identity = _parse_identity(content, path)
     if len(shards) != sum(sum(per_split.values()) for per_split in identity.planned_shards.values()):
@@ -272,6 +280,25 @@ def read_manifest(cache_dir: Path) -> Manifest:
         if not _close(found, expected_means):
             raise RecordError(str(path), f"{name!r} is not what its shards add up to")
     return manifest
+
+
+def check_listed_files(manifest: Manifest, cache_dir: Path, where: str) -> None:
+    """Refuse listed files that lead out of the directory, or take the place of a record, a shard or each other.
+
+    For whoever writes what a stranger's manifest lists. Raises UnsafePathError or RecordError.
+    """
+    for shard in manifest.shards:
+        safe_join(cache_dir, shard.path, where)
+    taken: set[str] = set()
+    for file in manifest.files:
+        safe_join(cache_dir, file.path, where)
+        folded = file.path.casefold()  # some disks take README.md and readme.md for one
+        parts = folded.split("/")
+        if parts[0] in _RESERVED or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+            raise UnsafePathError(file.path, where)
+        if file.file_bytes < 0 or _SHA256.fullmatch(file.sha256) is None:
+            raise RecordError(where, f"the record of {file.path} has a negative size or a malformed sha256")
+        taken.add(folded)
 
 
 def _close(found: object, expected: dict[str, float | None]) -> bool:
@@ -309,8 +336,9 @@ def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
                 raise RecordError(str(path), f"{name!r} has no {fact!r}, or not as {fact_type.__name__}")
     if not 1 <= identity.vocab_size <= _MAX_VOCAB_SIZE:
         raise RecordError(str(path), f"'vocab_size' is {identity.vocab_size}")
-    if not 1 <= identity.block_size <= _MAX_BLOCK_SIZE or identity.record_batch_rows < 1:
-        raise RecordError(str(path), f"'block_size' must be 1 to {_MAX_BLOCK_SIZE}, 'record_batch_rows' at least 1")
+    for name, most in (("block_size", _MAX_BLOCK_SIZE), ("record_batch_rows", _MAX_RECORD_BATCH_ROWS)):
+        if not 1 <= getattr(identity, name) <= most:
+            raise RecordError(str(path), f"{name!r} is {getattr(identity, name)}, expected 1 to {most}")
     _check_planned_shards(identity.planned_shards, path)
     if sum(sum(per_split.values()) for per_split in identity.planned_shards.values()) > _MAX_SHARDS:
         raise RecordError(str(path), f"'planned_shards' has more than {_MAX_SHARDS} shards")
@@ -321,6 +349,7 @@ def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
         raise RecordError(str(path), f"'temperatures' must be numbers above 0 and up to {_MAX_TEMPERATURE:g}")
     if len({soft_targets.tempered_column(t) for t in temperatures}) < len(temperatures):
         raise RecordError(str(path), "'temperatures' has two alike")
+    check_settings(dataclasses.asdict(identity), identity.vocab_size, path)
     return dataclasses.replace(identity, temperatures=tuple(float(t) for t in temperatures))
 
 
@@ -355,6 +384,8 @@ def _parse_shard(item: dict[str, Any], path: Path) -> ShardRecord:
     counts = (record.first_row_id, record.num_rows, record.num_tokens, record.num_targets, record.shard_bytes)
     if min(counts) < 0 or _SHA256.fullmatch(record.sha256) is None:
         raise RecordError(str(path), f"the record of {record.path} has a negative count or a malformed sha256")
+    if record.num_rows > _MAX_SHARD_ROWS:
+        raise RecordError(str(path), f"{record.path} cannot hold {record.num_rows} rows")
     return record
 
 

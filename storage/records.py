@@ -37,7 +37,9 @@ def read_record(path: Path) -> dict[str, Any]:
     if num_bytes > MAX_RECORD_BYTES:
         raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        content = json.loads(
+            path.read_bytes().decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
+        )
     except (ValueError, RecursionError) as error:
         raise RecordError(str(path), f"not valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -65,6 +67,14 @@ def _is_deeper(content: object, depth: int) -> bool:
 def _checksum(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values; of two alike, one reader would take the first and another the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return content
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -12,7 +12,16 @@ from typing import IO
 from storage.epoch_order import SHARDS_PER_GROUP
 from storage.errors import LocalCacheTooSmallError, NoCacheError
 from storage.files import safe_join, write_file
-from storage.manifest import KINDS, MANIFEST_NAME, SPLITS, FileRecord, Manifest, ShardRecord, read_manifest
+from storage.manifest import (
+    KINDS,
+    MANIFEST_NAME,
+    SPLITS,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    check_listed_files,
+    read_manifest,
+)
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 from storage.shard import check_file
@@ -49,6 +58,7 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, Downlo
     directory, lock = _own_directory(local_copy.directory, hashlib.sha256(content).hexdigest()[:16])
     write_file(directory / MANIFEST_NAME, content)
     manifest = read_manifest(directory)
+    check_listed_files(manifest, directory, url)
     _require_room(manifest, local_copy.max_bytes)
     for record in manifest.files:
         _copy_file(remote, directory, record)

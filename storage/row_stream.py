@@ -105,6 +105,9 @@ class RowStream:
             position = state.position
             while position < order.num_rows:
                 self._turn_to(order, state.epoch, position)
+                # Opening a shard proves that it holds what the manifest counts, before as much is allotted.
+                for index in order.group_at(position)[0]:
+                    self._shard(index)
                 for window in order.windows_from(position):
                     yield window, position - window.first_position
                     position = window.first_position + len(window.row_order)

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from storage import beams, columns, samples, soft_targets
+from storage.arrow_claims import ClaimError, check_claims
 from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError
 from storage.files import publishing, safe_join
 from storage.hashing import sha256_file
 from storage.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.row_limits import check_limits
 
 ZSTD_LEVEL = 3
 _UNREADABLE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
@@ -88,6 +90,7 @@ def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where
         soft_targets.check(batch, identity.vocab_size, where, identity.mantissa_bits)
     else:
         {"samples": samples.check, "beams": beams.check}[kind](batch, identity.vocab_size, where)
+    check_limits(batch, kind, identity, where)
 
 
 def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
@@ -146,13 +149,21 @@ class Shard:
         self._identity = identity
         self._path = path
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
+            file = pa.memory_map(str(self._path))
+            # Bytes of another order are not swapped, so that the schema tells.
+            self._reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(ensure_native_endian=False))
             found, found_names = self._reader.schema, self._reader.schema.names
+            check_claims(file.read_buffer())
+        except ClaimError as error:
+            raise ShardFormatError(str(self._path), str(error)) from error
         except _UNREADABLE as error:
             raise ShardFormatError(str(self._path), f"not an Arrow IPC file ({_one_line(error)})") from error
         wanted = identity.schema(record.key.kind)
-        if not found.equals(wanted):
-            raise ShardFormatError(str(self._path), f"its columns are {found_names}, expected {wanted.names}")
+        if not found.equals(wanted, check_metadata=True):
+            raise ShardFormatError(
+                str(self._path),
+                f"its columns are {found_names}, expected {wanted.names}, each of its type and without metadata",
+            )
         expected_batches = -(-record.num_rows // identity.record_batch_rows)
         if self._reader.num_record_batches != expected_batches:
             raise ShardFormatError(

@@ -13,7 +13,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,18 +29,17 @@ from storage.errors import (
     MissingFileError,
     RecordError,
     TransferError,
-    UnsafePathError,
     first_line,
 )
 from storage.files import TEMPORARY_PREFIX, remove_leftovers, safe_join, write_file
 from storage.manifest import (
-    KINDS,
     MANIFEST_NAME,
     PLAN_NAME,
     CacheIdentity,
     FileRecord,
     Manifest,
     ShardRecord,
+    check_listed_files,
     read_commit,
     read_manifest,
     read_plan,
@@ -56,9 +54,6 @@ from storage.shard import check_file
 NUM_CONNECTIONS = 4
 # Where a put is a commit, this many shards with their records share one.
 _SHARDS_PER_COMMIT = 32
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-# A manifest may not list these among its other files: they are written from the rest of it.
-_RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", *KINDS))
 
 Parsed = TypeVar("Parsed", CacheIdentity, Manifest)
 
@@ -138,7 +133,7 @@ def pull(
     if found is None:
         raise TransferError(remote.url, f"holds no {MANIFEST_NAME}: no cache, or one whose push has not finished")
     manifest, content = found
-    _check_paths(manifest, cache_dir, remote.url)
+    check_listed_files(manifest, cache_dir, remote.url)
     listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
     copied: list[ShardRecord | FileRecord] = []
     with _only_writer(cache_dir):
@@ -292,22 +287,6 @@ def _say_where(error: CacheError, staging: str, url: str) -> None:
     error.args = (str(error).replace(staging, url),)
     texts = {name: value.replace(staging, url) for name, value in vars(error).items() if isinstance(value, str)}
     vars(error).update(texts)
-
-
-def _check_paths(manifest: Manifest, cache_dir: Path, where: str) -> None:
-    """Refuse paths that lead out of the directory, or take the place of a record, a shard or each other."""
-    for shard in manifest.shards:
-        safe_join(cache_dir, shard.path, where)
-    taken: set[str] = set()
-    for file in manifest.files:
-        safe_join(cache_dir, file.path, where)
-        folded = file.path.casefold()  # some disks take README.md and readme.md for one
-        parts = folded.split("/")
-        if parts[0] in _RESERVED or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
-            raise UnsafePathError(file.path, where)
-        if file.file_bytes < 0 or _SHA256.fullmatch(file.sha256) is None:
-            raise RecordError(where, f"the record of {file.path} has a negative size or a malformed sha256")
-        taken.add(folded)
 
 
 @contextlib.contextmanager

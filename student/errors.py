@@ -98,7 +98,7 @@ class NoSuchStudentError(StudentError):
     """No trained student in that directory."""
 
     def __init__(self, path: str, reason: str) -> None:
-        self.path = path
+        self.path, self.reason = path, reason
         super().__init__(f"{path}: no student can be loaded ({reason}); make one with teachonce-student train")
 
 

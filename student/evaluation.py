@@ -160,7 +160,7 @@ def ratio_with_error(sums_B: Tensor, counts_B: Tensor) -> tuple[float, float | N
 def _evaluate_selection(model: Any, cache: Cache) -> dict[str, Any]:
     if not cache.num_rows("beams", "validation"):
         return {"selection_accuracy": None, "selection_chance": None, "num_selections": 0}
-    length_penalty = float(cache.identity.config["beams"]["length_penalty"])
+    length_penalty = float(cache.setting("config", "beams", "length_penalty"))
     num_right, chance, num_prompts = 0, 0.0, 0
     for rows in cache.record_batches("beams", "validation"):
         batch = beam_batch(rows, model.device)

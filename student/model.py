@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from storage.cache import Cache
-from storage.errors import ConfigError, first_line
+from storage.errors import ConfigError, RecordError, first_line
+from storage.inspection import is_unreadable_tokenizer
+from storage.manifest import SPLITS
 from student.errors import (
     ArchitectureError,
     NoSuchStudentError,
@@ -29,6 +31,10 @@ PRESETS: dict[str, dict[str, int]] = {
     "distil": {"n_layer": 6, "n_embd": 768, "n_head": 12},
 }
 _LONGEST_CONTEXT = 1024
+# Rows of the output that stand for no token: as many as there are tokens, and these.
+_FREE_PADDED_ROWS = 1024
+# Nothing that a stranger wrote is run, and nothing that is missing is looked for on the hub.
+_AS_DATA = {"trust_remote_code": False, "local_files_only": True}
 
 
 def build_student(preset: str, cache: Cache, seed: int) -> Any:
@@ -58,17 +64,36 @@ def load_student(directory: Path) -> Any:
     if not (directory / "config.json").is_file():
         raise NoSuchStudentError(str(directory), "no config.json")
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **_AS_DATA)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise NoSuchStudentError(str(directory), first_line(error)) from error
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer saved in a student's or a cache's directory; raises NoSuchStudentError."""
+    """The tokenizer saved in a student's directory; raises NoSuchStudentError."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError) as error:
+        return transformers.AutoTokenizer.from_pretrained(directory, **_AS_DATA)
+    except BaseException as error:
+        if not is_unreadable_tokenizer(error):
+            raise
         raise NoSuchStudentError(str(directory), f"no tokenizer: {first_line(error)}") from error
+
+
+def load_cache_tokenizer(cache: Cache) -> Any:
+    """The tokenizer that travels with a cache.
+
+    Raises MissingFileError, UnsafePathError or HashMismatchError for other files than the cache was begun
+    with, RecordError when they are no tokenizer, VocabularyMismatchError when it is not one for the cache's rows.
+    """
+    directory = cache.checked_tokenizer_dir()
+    try:
+        tokenizer = load_tokenizer(directory)
+    except NoSuchStudentError as error:
+        raise RecordError(str(directory), error.reason) from error
+    vocab_size, used = cache.identity.vocab_size, max(tokenizer.get_vocab().values(), default=0) + 1
+    if not used <= vocab_size <= 2 * used + _FREE_PADDED_ROWS:
+        raise VocabularyMismatchError(str(directory), used, vocab_size)
+    return tokenizer
 
 
 def check_fits(model: Any, cache: Cache, name: str) -> None:
@@ -153,9 +178,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
-    teacher_context = int(cache.identity.teacher["context_length"])
+    teacher_context = cache.setting("teacher", "context_length")
     needed = max(_longest_rows(cache).values(), default=0)
-    eos = cache.identity.tokenizer["eos_token_id"]
+    eos = cache.setting("tokenizer", "eos_token_id")
     return transformers.GPT2Config(
         vocab_size=cache.identity.vocab_size,
         n_positions=max(needed, min(teacher_context, _LONGEST_CONTEXT)),
@@ -183,11 +208,12 @@ def _from_config_file(path: str) -> Any:
 
 def _longest_rows(cache: Cache) -> dict[str, int]:
     """Longest sequence that each kind in the cache may hold."""
-    config, prompts = cache.identity.config, cache.identity.data["longest_prompt_tokens"]
-    longest = {}
-    if "soft_targets" in config:
-        longest["blocks"] = cache.identity.block_size
-    for kind in ("samples", "beams"):
-        if kind in config and kind in prompts:  # a kind that found no prompts has no rows
-            longest[kind] = prompts[kind] + config[kind]["max_new_tokens"]
+
+    def has_rows(kind: str) -> bool:
+        return any(cache.num_rows(kind, split) for split in SPLITS)
+
+    longest = {"blocks": cache.identity.block_size} if has_rows("soft_targets") else {}
+    for kind in filter(has_rows, ("samples", "beams")):
+        longest_prompt = cache.setting("data", "longest_prompt_tokens", kind)
+        longest[kind] = longest_prompt + cache.setting("config", kind, "max_new_tokens")
     return longest

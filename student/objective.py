@@ -38,7 +38,7 @@ class SoftTargetSettings:
 def soft_target_settings(cache: Cache) -> SoftTargetSettings:
     """Settings of a cache that holds soft targets."""
     return SoftTargetSettings(
-        tail_weight=cache.identity.config["soft_targets"]["tail_weight"], temperatures=cache.identity.temperatures
+        tail_weight=cache.setting("config", "soft_targets", "tail_weight"), temperatures=cache.identity.temperatures
     )
 
 
@@ -90,7 +90,9 @@ class Objective:
         self.head_loss = resolve_head_loss(config, cache, self.weights)
         self._model, self._config, self._device = model, config, device
         self._tail_weight = soft_target_settings(cache).tail_weight if self._uses_blocks else None
-        self._length_penalty = float(cache.identity.config.get("beams", {}).get("length_penalty", 1.0))
+        self._length_penalty = (
+            float(cache.setting("config", "beams", "length_penalty")) if self.weights["beams"] else 1.0
+        )
 
     @property
     def _uses_blocks(self) -> bool:

@@ -29,7 +29,7 @@ from student.checkpoint import CHECKPOINT_NAME, load_checkpoint, remove_checkpoi
 from student.config import TrainConfig
 from student.errors import CheckpointError, RunMismatchError
 from student.evaluation import evaluate_model
-from student.model import build_student, choose_device, load_tokenizer
+from student.model import build_student, choose_device, load_cache_tokenizer
 from student.objective import Objective
 from student.run_log import METRICS_NAME, RunLog
 from student.schedule import learning_rate, make_optimizer
@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> Path:
     _require_own_directory(config.out)
     for file in cache.manifest.files:
         check_file(cache.path, file)
+    tokenizer = load_cache_tokenizer(cache)
     device = choose_device(config.device)
     model = build_student(config.preset, cache, config.seed).to(device).train()
     if device.type == "cpu":
@@ -71,7 +72,7 @@ def train(config: TrainConfig) -> Path:
     loop = _Loop(config, cache, model, optimizer, objective, run)
     with _stop_signals() as stop:
         loop.run(first_step, states, stop)
-    _save_student(model, cache, config, run)
+    _save_student(model, tokenizer, cache, config, run)
     return config.out
 
 
@@ -217,13 +218,13 @@ def _require_same_run(out: Path, run: dict[str, Any]) -> None:
             raise RunMismatchError(str(out), field, begun.get(field), run[field])
 
 
-def _save_student(model: Any, cache: Cache, config: TrainConfig, run: dict[str, Any]) -> None:
+def _save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, run: dict[str, Any]) -> None:
     """Publish a save_pretrained directory with the tokenizer; run.json comes last and marks it finished."""
     staging = config.out / f"{TEMPORARY_PREFIX}student"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         model.save_pretrained(staging)
-        load_tokenizer(cache.tokenizer_dir).save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
     except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
         if is_refused_write(error):

@@ -1,0 +1,155 @@
+"""What an Arrow file claims about its own size, checked before Arrow believes it.
+
+Arrow allocates what a compressed buffer claims to unpack to before it looks at what the buffer holds,
+and a zstd frame of a kilobyte can hold 30 MB of zeros: a small file could ask for all memory. Record
+batches are found as Arrow finds them, through the footer; Arrow verified its flatbuffer when it opened
+the file, so all that is left to read are a few tables and vectors.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MIB = 1 << 20
+# Buffers of a shard unpack to at most this many bytes, and as many times the file; honest ones to about twice the file.
+_FREE_BYTES = 64 * _MIB
+_FREE_RATIO = 64
+
+_MAGIC_BYTES = 6
+_LENGTH_BYTES = 4
+_CONTINUATION = b"\xff\xff\xff\xff"
+_STORED_AS_IT_IS = -1
+_ZSTD = 1
+_RECORD_BATCH = 3
+# Numbers of the fields in Arrow's Message.fbs and File.fbs.
+_FOOTER_DICTIONARIES, _FOOTER_RECORD_BATCHES = 2, 3
+_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY_BYTES = 1, 2, 3
+_BATCH_BUFFERS, _BATCH_COMPRESSION, _COMPRESSION_CODEC = 2, 3, 0
+
+_BLOCK = np.dtype([("offset", "<i8"), ("metadata_bytes", "<i4"), ("unused", "<i4"), ("body_bytes", "<i8")])
+_BUFFER = np.dtype([("offset", "<i8"), ("num_bytes", "<i8")])
+_CLAIM = np.dtype("<i8")
+
+
+class ClaimError(ValueError):
+    """A claim that the file cannot keep; the message says which."""
+
+
+class _OutsideError(ValueError):
+    """A place outside of the bytes that it should lie in."""
+
+
+def check_claims(file: Any) -> None:
+    """Raise ClaimError unless record batches lie inside the file, are packed with zstd and unpack to a bounded size.
+
+    `file`: a buffer with all bytes of a file that Arrow opened.
+    """
+    content = memoryview(file).cast("B")
+    try:
+        footer_at, blocks = _blocks(content)
+        unpacked_bytes = sum(_unpacked_bytes(content[:footer_at], block) for block in blocks)
+    except (struct.error, _OutsideError) as error:
+        raise ClaimError("something in it points outside of it") from error
+    most = _FREE_BYTES + _FREE_RATIO * len(content)
+    if unpacked_bytes > most:
+        raise ClaimError(f"its {len(content)} bytes claim to unpack to {unpacked_bytes}, more than the {most} allowed")
+
+
+class _Table:
+    """A flatbuffer table inside `data`: fields by their number."""
+
+    def __init__(self, data: memoryview, at: int) -> None:
+        self._data, self._at = data, at
+        self._vtable_at = at - self._number("<i", at)
+        self._vtable_bytes = self._number("<H", self._vtable_at)
+
+    def scalar(self, field: int, number_format: str, default: int) -> int:
+        """A number."""
+        at = self._find(field)
+        return default if at is None else self._number(number_format, at)
+
+    def table(self, field: int) -> _Table | None:
+        """A table, None when it is not there."""
+        at = self._find(field)
+        return None if at is None else _Table(self._data, at + self._number("<I", at))
+
+    def structs(self, field: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A vector of structs, empty when it is not there."""
+        at = self._find(field)
+        if at is None:
+            return np.empty(0, dtype)
+        at += self._number("<I", at)
+        num_bytes = self._number("<I", at) * dtype.itemsize
+        return np.frombuffer(_part(self._data, at + _LENGTH_BYTES, num_bytes), dtype)
+
+    def _find(self, field: int) -> int | None:
+        slot = 4 + 2 * field
+        offset = self._number("<H", self._vtable_at + slot) if slot < self._vtable_bytes else 0
+        return self._at + offset if offset else None
+
+    def _number(self, number_format: str, at: int) -> int:
+        return _number(self._data, number_format, at)
+
+
+def _number(data: memoryview, number_format: str, at: int) -> int:
+    return int(struct.unpack(number_format, _part(data, at, struct.calcsize(number_format)))[0])
+
+
+def _root(data: memoryview) -> _Table:
+    return _Table(data, _number(data, "<I", 0))
+
+
+def _part(data: memoryview, at: int, num_bytes: int) -> memoryview:
+    if min(at, num_bytes) < 0 or at + num_bytes > len(data):
+        raise _OutsideError
+    return data[at : at + num_bytes]
+
+
+def _blocks(content: memoryview) -> tuple[int, list[tuple[int, int, int]]]:
+    """Where the footer begins, and offset, metadata_bytes and body_bytes of each record batch."""
+    length_at = len(content) - _MAGIC_BYTES - _LENGTH_BYTES
+    num_bytes = _number(content, "<i", length_at)
+    footer = _root(_part(content, length_at - num_bytes, num_bytes))
+    if len(footer.structs(_FOOTER_DICTIONARIES, _BLOCK)):
+        raise ClaimError("it holds dictionaries")
+    blocks = footer.structs(_FOOTER_RECORD_BATCHES, _BLOCK)[["offset", "metadata_bytes", "body_bytes"]]
+    return length_at - num_bytes, blocks.tolist()
+
+
+def _unpacked_bytes(content: memoryview, block: tuple[int, int, int]) -> int:
+    """What the buffers of a record batch claim to unpack to."""
+    offset, metadata_bytes, body_bytes = block
+    metadata = _part(content, offset, metadata_bytes)
+    body = _part(content, offset + metadata_bytes, body_bytes)
+    if metadata[:_LENGTH_BYTES] != _CONTINUATION:
+        raise ClaimError("a record batch is laid out as before Arrow 0.15")
+    message = _root(metadata[2 * _LENGTH_BYTES :])
+    batch = message.table(_MESSAGE_HEADER)
+    if batch is None or message.scalar(_MESSAGE_HEADER_TYPE, "<B", 0) != _RECORD_BATCH:
+        raise ClaimError("its footer lists something else as a record batch")
+    if message.scalar(_MESSAGE_BODY_BYTES, "<q", 0) != body_bytes:
+        raise ClaimError("its footer and a record batch differ about the length of that")
+    compression = batch.table(_BATCH_COMPRESSION)
+    if compression is None or compression.scalar(_COMPRESSION_CODEC, "<b", 0) != _ZSTD:
+        raise ClaimError("its buffers are not compressed with zstd")
+    return sum(_claims(body, batch.structs(_BATCH_BUFFERS, _BUFFER)))
+
+
+def _claims(body: memoryview, buffers: NDArray[Any]) -> list[int]:
+    """What each buffer claims to unpack to: its first 8 bytes, −1 when what follows is stored as it is."""
+    used = buffers[buffers["num_bytes"] != 0]
+    offsets, num_bytes = used["offset"], used["num_bytes"]
+    if np.any(
+        (num_bytes < _CLAIM.itemsize) | (num_bytes > len(body)) | (offsets < 0) | (offsets > len(body) - num_bytes)
+    ):
+        raise _OutsideError
+    first_bytes = np.frombuffer(body, np.uint8)[offsets[:, None] + np.arange(_CLAIM.itemsize)]
+    claims = first_bytes.view(_CLAIM)[:, 0]
+    if np.any(claims < _STORED_AS_IT_IS):
+        raise ClaimError(f"a buffer claims to unpack to {claims.min()} bytes")
+    unpacked_bytes: list[int] = np.where(claims == _STORED_AS_IT_IS, num_bytes, claims).tolist()
+    return unpacked_bytes
