@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,12 +18,12 @@ from storage.files import IfTaken, write_file
 # A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
 MAX_RECORD_BYTES = 256 << 20
 _MAX_DEPTH = 64
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
 
 
 def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "replace") -> None:
     """Publish `content` with its checksum."""
-    text = json.dumps(content | {"record_sha256": _checksum(content)}, indent=1, sort_keys=True, allow_nan=False)
-    write_file(path, (text + "\n").encode(), if_taken)
+    write_file(path, _text(content, _checksum(content)), if_taken)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -37,9 +38,8 @@ def read_record(path: Path) -> dict[str, Any]:
     if num_bytes > MAX_RECORD_BYTES:
         raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
     try:
-        content = json.loads(
-            path.read_bytes().decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates
-        )
+        text = path.read_bytes()
+        content = json.loads(text.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise RecordError(str(path), f"not valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -53,7 +53,23 @@ def read_record(path: Path) -> dict[str, Any]:
         raise RecordError(str(path), f"not canonical JSON ({error})") from error
     if recorded != actual:
         raise RecordError(str(path), "damaged: its content does not match its own record_sha256")
+    if text != _text(content, actual) and not _is_exactly_written(text.decode()):
+        raise RecordError(str(path), "damaged: a number or a string is not written as its value is")
     return content
+
+
+def _is_exactly_written(text: str) -> bool:
+    """Whether strings and numbers stand as JSON writers put them: other last digits, or escapes, read the same."""
+    for literal in _LITERAL.findall(text):
+        value = json.loads(literal)
+        if literal not in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+            return False
+    return True
+
+
+def _text(content: dict[str, Any], checksum: str) -> bytes:
+    text = json.dumps(content | {"record_sha256": checksum}, indent=1, sort_keys=True, allow_nan=False)
+    return (text + "\n").encode()
 
 
 def _is_deeper(content: object, depth: int) -> bool:

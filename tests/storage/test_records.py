@@ -137,3 +137,23 @@ def test_a_record_is_published_whole_or_not_at_all(record: Path, monkeypatch: py
     with pytest.raises(DiskFullError):
         write_record(record, {"other": 1})
     assert read_record(record) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("1074.1005964279175", "1074.1005964279174"),  # the same double
+        ("1e-05", "1E-05"),
+        ("\\u00e9", "\\u00E9"),
+        ("\\n", "\\u000a"),
+    ],
+)
+def test_other_bytes_of_the_same_content_are_damage(tmp_path: Path, written: str, instead: str) -> None:
+    path = tmp_path / "record.json"
+    write_record(path, {"a": 1074.1005964279175, "b": 1e-05, "c": "caf\u00e9\n"})
+    text = path.read_text()
+    assert written in text
+    assert json.loads(text.replace(written, instead)) == json.loads(text)
+    path.write_text(text.replace(written, instead))
+    with pytest.raises(RecordError, match="not written as its value is"):
+        read_record(path)
