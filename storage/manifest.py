@@ -307,7 +307,9 @@ def _close(found: object, expected: dict[str, float | None]) -> bool:
     return all(
         found[split] is None
         if wanted is None
-        else type(found[split]) in (int, float) and math.isclose(found[split], wanted, rel_tol=1e-9)
+        else type(found[split]) in (int, float)
+        and (type(found[split]) is float or abs(found[split]) <= _LARGEST_INT)  # larger ones are no floats
+        and math.isclose(found[split], wanted, rel_tol=1e-9)
         for split, wanted in expected.items()
     )
 

@@ -71,7 +71,7 @@ def data_of(name: str, **changes: object) -> dict[str, Any]:
         "packing": "end to end",
         "num_documents": 10 + ord(name[0]),
         "num_tokens": {"train": 100, "validation": ord(name[0])},
-        "longest_prompt_tokens": {"samples": ord(name[0]) % 7, "beams": 3},
+        "longest_prompt_tokens": {"samples": 10 + ord(name[0]) % 7, "beams": 13},
     }
     return facts | changes
 
@@ -204,7 +204,7 @@ def test_the_identity_adds_up_what_the_sources_say(build: Build, tmp_path: Path)
     assert [s["fingerprint"] for s in merged.data["sources"]] == fingerprints
     assert merged.data["num_documents"] == 30 + ord("a") + ord("b") + ord("c")
     assert merged.data["num_tokens"] == {"train": 300, "validation": ord("a") + ord("b") + ord("c")}
-    assert merged.data["longest_prompt_tokens"] == {"samples": max(ord(n) % 7 for n in "abc"), "beams": 3}
+    assert merged.data["longest_prompt_tokens"] == {"samples": 10 + max(ord(n) % 7 for n in "abc"), "beams": 13}
     assert merged.software == {"teachonce": "0.1.0", "torch": "2.8, 2.9"}
     assert merged.config == SHARED_CONFIG
     assert [s["config"]["seed"] for s in merged.data["sources"]] == [0, 7, 0]
@@ -260,7 +260,7 @@ DIFFERENT = [
     ("temperatures", {"temperatures": (1.0,)}),
     ("temperatures", {"temperatures": (2.0, 1.0)}),
     ("config.soft_targets.top_k", {"config": config_with("soft_targets.top_k", 4)}),
-    ("config.soft_targets.tail_weight", {"config": config_with("soft_targets.tail_weight", None)}),
+    ("config.soft_targets.tail_weight", {"config": config_with("soft_targets.tail_weight", 0.125)}),
     ("config.samples.per_prompt", {"config": config_with("samples.per_prompt", 1)}),
     ("config.beams.length_penalty", {"config": config_with("beams.length_penalty", 0.5)}),
     ("config.block_size", {"config": config_with("block_size", 7)}),

@@ -364,7 +364,7 @@ def test_a_stranger_s_path_is_refused(source: Path, tmp_path: Path, forge: Simpl
     publish(source)
     if path not in remote_files():
         MemoryFileSystem().pipe_file(f"/bucket/cache/{path}", remote_files()["README.md"])
-    with pytest.raises(UnsafePathError, match=r"memory://bucket/cache"):
+    with pytest.raises((UnsafePathError, RecordError), match=r"memory://bucket/cache"):
         pull("memory://bucket/cache", tmp_path / "deep" / "back", policy=QUICK)
     assert not list(tmp_path.rglob("*outside*"))
     assert "manifest.json" not in files(tmp_path / "deep")

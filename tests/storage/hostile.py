@@ -1,0 +1,483 @@
+"""Caches from strangers: a good one with rows of every kind and a tokenizer, and the tools to turn it hostile.
+
+Everything here keeps the checksums right, so that nothing but the hostility itself can be refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+VOCAB_SIZE = 50
+FIRST = {
+    "soft_targets": "soft_targets/train-00000-of-00002.arrow",
+    "samples": "samples/train-00000-of-00001.arrow",
+    "beams": "beams/train-00000-of-00001.arrow",
+}
+LAST_BLOCKS = "soft_targets/train-00001-of-00002.arrow"
+ROWS_PER_SHARD = {
+    "soft_targets": {"train": [8, 5], "validation": [3]},
+    "samples": {"train": [6]},
+    "beams": {"train": [5], "validation": [2]},
+}
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+Forgery = Callable[[Path, SimpleNamespace], object]
+Batches = list[pa.RecordBatch]
+
+
+def write_good_cache(directory: Path, make: SimpleNamespace, forge: SimpleNamespace) -> Path:
+    """What a student trains from: 29 rows, and a tokenizer with a token for every entry of the vocabulary."""
+    identity = make.identity()
+    make.cache(
+        directory,
+        ROWS_PER_SHARD,
+        data=identity.data | {"longest_prompt_tokens": {"samples": 3, "beams": 3}},
+        config={
+            "soft_targets": {"top_k": 3, "tail_weight": 0.25},
+            "samples": {"max_new_tokens": 6},
+            "beams": {"max_new_tokens": 5, "length_penalty": 1.0},
+        },
+    )
+    vocab = {f"t{i}": i for i in range(VOCAB_SIZE)}
+    (directory / "tokenizer").mkdir()
+    write_json(directory / "tokenizer/tokenizer.json", _tokenizer(vocab))
+    write_json(directory / "tokenizer/tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    seal_tokenizer(directory, forge)
+    return directory
+
+
+def _tokenizer(vocab: dict[str, int]) -> dict[str, Any]:
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}
+    return {"version": "1.0", "added_tokens": [], "model": model} | dict.fromkeys(parts)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain JSON."""
+    path.write_text(json.dumps(content))
+
+
+# Records
+
+
+def identity(**changes: object) -> Forgery:
+    """Change keys of plan and manifest."""
+    return lambda cache_dir, forge: forge.identity(cache_dir, lambda content: content.update(changes))
+
+
+def inside(*names: str, **changes: object) -> Forgery:
+    """Change keys of an object inside plan and manifest."""
+
+    def change(content: dict[str, Any]) -> None:
+        for name in names:
+            content = content[name]
+        content.update(changes)
+
+    return lambda cache_dir, forge: forge.identity(cache_dir, change)
+
+
+def without(*names: str) -> Forgery:
+    """Take a key out of plan and manifest."""
+
+    def change(content: dict[str, Any]) -> None:
+        for name in names[:-1]:
+            content = content[name]
+        del content[names[-1]]
+
+    return lambda cache_dir, forge: forge.identity(cache_dir, change)
+
+
+def manifest(change: Callable[[dict[str, Any]], object]) -> Forgery:
+    """Change the manifest alone."""
+    return lambda cache_dir, forge: forge.record(cache_dir / "manifest.json", change)
+
+
+def shard(path: str, **changes: object) -> Forgery:
+    """Change a shard's record in its commit and in the manifest."""
+    return lambda cache_dir, forge: forge.shard_record(cache_dir, path, **changes)
+
+
+def shard_path(path: str) -> Forgery:
+    """Give the first shard another path."""
+    return manifest(lambda content: content["shards"][0].update(path=path))
+
+
+def file_path(path: str) -> Forgery:
+    """Give the first of the manifest's other files another path."""
+    return manifest(lambda content: content["files"][0].update(path=path))
+
+
+def manifest_bytes(change: Callable[[bytes], bytes]) -> Forgery:
+    """Change the manifest's bytes, which are not sealed again."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        path = cache_dir / "manifest.json"
+        path.write_bytes(change(path.read_bytes()))
+
+    return forgery
+
+
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list …"""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+# Things that are not files
+
+
+def link(name: str, target: Callable[[Path], Path] | None = None) -> Forgery:
+    """Move what stands at `name` out of the cache and leave a link to it, or to `target`."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        elsewhere = outside(cache_dir) / name.replace("/", "-")
+        (cache_dir / name).rename(elsewhere)
+        (cache_dir / name).symlink_to(elsewhere if target is None else target(cache_dir))
+
+    return forgery
+
+
+def outside(cache_dir: Path) -> Path:
+    """A directory that no cache may reach."""
+    directory = cache_dir.parent / "outside"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def special(name: str, make_special: Callable[[Path], object]) -> Forgery:
+    """Replace a file by something that opens and never ends, or is none."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        (cache_dir / name).unlink()
+        make_special(cache_dir / name)
+
+    return forgery
+
+
+def bind_socket(path: Path) -> None:
+    """A socket at `path`, bound under a short name because such names are bounded."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="s") as directory:
+        current = Path.cwd()
+        try:
+            os.chdir(directory)
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind("s")
+        finally:
+            os.chdir(current)
+        (Path(directory) / "s").rename(path)
+
+
+# Shards
+
+
+def read_batches(cache_dir: Path, path: str) -> Batches:
+    """The record batches of a shard, read at once."""
+    with pa.OSFile(str(cache_dir / path)) as file:
+        reader = pa.ipc.open_file(file)
+        return [reader.get_batch(index) for index in range(reader.num_record_batches)]
+
+
+def write_batches(batches: Batches, new: Callable[..., Any] = pa.ipc.new_file, **settings: Any) -> bytes:
+    """Record batches as an Arrow file, compressed like ours unless told otherwise."""
+    options = pa.ipc.IpcWriteOptions(**({"compression": "zstd"} | settings))
+    sink = pa.BufferOutputStream()
+    with new(sink, batches[0].schema, options=options) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def shard_bytes(kind: str, change: Callable[[bytes], bytes]) -> Forgery:
+    """Change the bytes of the kind's first shard."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        path = cache_dir / FIRST[kind]
+        changed = change(path.read_bytes())
+        path.write_bytes(changed)
+        forge.accept_shard(cache_dir, FIRST[kind])
+
+    return forgery
+
+
+def shard_batches(kind: str, change: Callable[[Batches], Batches], **settings: Any) -> Forgery:
+    """Write other record batches as the kind's first shard."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        batches = change(read_batches(cache_dir, FIRST[kind]))
+        (cache_dir / FIRST[kind]).write_bytes(write_batches(batches, **settings))
+        forge.accept_shard(cache_dir, FIRST[kind])
+
+    return forgery
+
+
+def values(kind: str, name: str, edit: Callable[[list[Any]], object]) -> Forgery:
+    """Change the values of a column in the first record batch of the kind's first shard."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        first, *others = read_batches(cache_dir, FIRST[kind])
+        (cache_dir / FIRST[kind]).write_bytes(write_batches([forge.column(first, name, edit), *others]))
+        forge.accept_shard(cache_dir, FIRST[kind])
+
+    return forgery
+
+
+def array(kind: str, name: str, change: Callable[[pa.Array], pa.Array]) -> Forgery:
+    """Replace a column of the first record batch, without a look at what it holds."""
+    return shard_batches(kind, lambda batches: [with_array(batches[0], name, change), *batches[1:]])
+
+
+def with_array(batch: pa.RecordBatch, name: str, change: Callable[[pa.Array], pa.Array]) -> pa.RecordBatch:
+    """The batch with one column replaced; the type stays."""
+    arrays = {field.name: batch.column(field.name) for field in batch.schema}
+    arrays[name] = change(arrays[name])
+    return pa.RecordBatch.from_arrays(list(arrays.values()), schema=batch.schema)
+
+
+def with_field(batches: Batches, name: str, change: Callable[[pa.Field], pa.Field]) -> Batches:
+    """The batches with one column's field changed, its buffers as they were."""
+    schema = batches[0].schema
+    schema = schema.set(schema.get_field_index(name), change(schema.field(name)))
+    return [pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in batches]
+
+
+def with_offsets(*offsets: int) -> Callable[[pa.Array], pa.Array]:
+    """A list column whose first offsets are others."""
+
+    def change(column: pa.Array) -> pa.Array:
+        buffers = column.buffers()
+        changed = np.frombuffer(buffers[1], np.int64).copy()
+        changed[: len(offsets)] = offsets
+        children = [column.values]
+        return pa.Array.from_buffers(column.type, len(column), [None, pa.py_buffer(changed)], children=children)
+
+    return change
+
+
+def claim(num_bytes: int) -> Callable[[bytes], bytes]:
+    """A shard whose first compressed buffer says that it unpacks to `num_bytes`."""
+
+    def change(content: bytes) -> bytes:
+        at = content.index(ZSTD_MAGIC)
+        return content[: at - 8] + num_bytes.to_bytes(8, "little", signed=True) + content[at:]
+
+    return change
+
+
+def bomb(num_bytes: int) -> Callable[[Batches], Batches]:
+    """A shard whose `ids` do unpack to `num_bytes` zeros, which zstd stores in a thirty thousandth."""
+
+    def widen(column: pa.Array) -> pa.Array:
+        value_type = column.type.value_type
+        zeros = np.zeros(num_bytes * 8 // value_type.bit_width, value_type.to_pandas_dtype())
+        offsets = [*column.offsets.to_pylist()[:-1], len(zeros)]
+        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(zeros), type=column.type)
+
+    return lambda batches: [with_array(batches[0], "ids", widen), *batches[1:]]
+
+
+class ArrowFile:
+    """An Arrow file's bytes with the places of the flatbuffer fields that a forger may want to change."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = bytearray(content)
+        length_at = len(content) - 10
+        self.footer = self._target(length_at - self.number("<i", length_at))
+        self.schema = self._target(self.field(self.footer, 1))
+
+    def field(self, table: int, number: int) -> int:
+        """Where a table's field stands."""
+        offset = self.number("<H", self.slot(table, number))
+        assert offset, "the field is not there"
+        return table + offset
+
+    def slot(self, table: int, number: int) -> int:
+        """Where the vtable of a table says where the field stands."""
+        return table - self.number("<i", table) + 4 + 2 * number
+
+    @property
+    def blocks(self) -> list[int]:
+        """Where the footer says of each record batch: offset, metadata length, body length."""
+        vector = self._target(self.field(self.footer, 3))
+        return [vector + 4 + 24 * index for index in range(self.number("<I", vector))]
+
+    def record_batch(self, index: int) -> int:
+        """The table of a record batch: length, nodes, buffers, compression."""
+        return self._target(self.field(self._message(index), 2))
+
+    def message_body_bytes(self, index: int) -> int:
+        """Where the message of a record batch says how long its body is."""
+        return self.field(self._message(index), 3)
+
+    def node(self, index: int, number: int) -> int:
+        """Where a record batch says how long its column, or a column's list of values, is; counted in depth first."""
+        return self._target(self.field(self.record_batch(index), 1)) + 4 + 16 * number
+
+    def buffers(self, index: int) -> list[int]:
+        """Where a record batch says of each buffer: offset in its body, length."""
+        vector = self._target(self.field(self.record_batch(index), 2))
+        return [vector + 4 + 16 * number for number in range(self.number("<I", vector))]
+
+    def put(self, number_format: str, at: int, *numbers: int) -> bytes:
+        """The content with numbers put in."""
+        struct.pack_into(number_format, self.content, at, *numbers)
+        return bytes(self.content)
+
+    def _message(self, index: int) -> int:
+        return self._target(self.number("<q", self.blocks[index]) + 8)
+
+    def _target(self, at: int) -> int:
+        return at + self.number("<I", at)
+
+    def number(self, number_format: str, at: int) -> int:
+        """The number that stands there."""
+        return int(struct.unpack_from(number_format, self.content, at)[0])
+
+
+def big_endian(content: bytes) -> bytes:
+    """A shard whose schema says that its bytes are in the other order.
+
+    The field is absent for little-endian files, so it is made to point at some 1 of the footer.
+    """
+    file = ArrowFile(content)
+    at = next(at for at in range(file.schema, len(content), 2) if content[at : at + 2] == b"\1\0")
+    return file.put("<H", file.slot(file.schema, 0), at - file.schema)
+
+
+def footer_lists_first_batch_twice(content: bytes) -> bytes:
+    """A shard whose second record batch is its first."""
+    file = ArrowFile(content)
+    first, second = file.blocks
+    file.content[second : second + 24] = file.content[first : first + 24]
+    return bytes(file.content)
+
+
+def in_footer(index: int, number_format: str, number: int, skip: int = 0) -> Callable[[bytes], bytes]:
+    """A shard whose footer says `number` of a record batch, `skip` bytes behind its offset."""
+
+    def change(content: bytes) -> bytes:
+        file = ArrowFile(content)
+        return file.put(number_format, file.blocks[index] + skip, number)
+
+    return change
+
+
+def batch_length(number: int) -> Callable[[bytes], bytes]:
+    """A shard whose first record batch says that it has `number` rows."""
+
+    def change(content: bytes) -> bytes:
+        file = ArrowFile(content)
+        return file.put("<q", file.field(file.record_batch(0), 0), number)
+
+    return change
+
+
+def column_length(node: int, number: int) -> Callable[[bytes], bytes]:
+    """A shard that says in its first record batch that one of its columns has `number` rows, or values."""
+
+    def change(content: bytes) -> bytes:
+        file = ArrowFile(content)
+        return file.put("<q", file.node(0, node), number)
+
+    return change
+
+
+def stored_as_it_is(content: bytes) -> bytes:
+    """The same shard with buffers that say that they are not compressed: a byte changed in one changes its value."""
+    file, zstd = ArrowFile(content), pa.Codec("zstd")
+    end = file.number("<q", file.blocks[0])
+    changed = bytearray(content[:end])
+    for index, block in enumerate(file.blocks):
+        metadata_at, metadata_bytes, body_bytes = struct.unpack_from("<qi4xq", content, block)
+        body_at = metadata_at + metadata_bytes
+        body, end = bytearray(), body_at + body_bytes
+        for buffer in file.buffers(index):
+            offset, num_bytes = struct.unpack_from("<qq", content, buffer)
+            packed = content[body_at + offset : body_at + offset + num_bytes]
+            if packed:
+                unpacked_bytes = int.from_bytes(packed[:8], "little", signed=True)
+                is_packed = unpacked_bytes != -1
+                packed = bytes([255] * 8) + (
+                    zstd.decompress(packed[8:], unpacked_bytes).to_pybytes() if is_packed else packed[8:]
+                )
+            file.put("<qq", buffer, len(body), len(packed))
+            body += packed + bytes(-len(packed) % 8)
+        file.put("<q", file.message_body_bytes(index), len(body))
+        file.put("<qi4xq", block, len(changed), metadata_bytes, len(body))
+        changed += file.content[metadata_at:body_at] + body
+    return bytes(changed + file.content[end:])
+
+
+# Tokenizers
+
+
+def tokenizer(name: str, change: Callable[[Any], Any]) -> Forgery:
+    """Change a JSON file of the tokenizer, made when it is not there, and seal the tokenizer again."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        path = cache_dir / "tokenizer" / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, change(content) or content)
+        seal_tokenizer(cache_dir, forge)
+
+    return forgery
+
+
+def vocabulary(num_tokens: int) -> Forgery:
+    """A tokenizer with another number of tokens."""
+    vocab = {f"t{i}": i for i in range(num_tokens)}
+    return tokenizer("tokenizer.json", lambda content: _tokenizer(vocab))
+
+
+def tokenizer_with_code(name: str, **settings: object) -> Forgery:
+    """A tokenizer that asks for a class in a file beside it, which says on the disk that it was run."""
+
+    def forgery(cache_dir: Path, forge: SimpleNamespace) -> None:
+        proof = outside(cache_dir) / "code-was-run"
+        code = f"open({str(proof)!r}, 'w').close()\nclass Stranger: pass\n"
+        (cache_dir / "tokenizer/stranger.py").write_text(code)
+        tokenizer(name, lambda content: content.update(settings))(cache_dir, forge)
+
+    return forgery
+
+
+def seal_tokenizer(cache_dir: Path, forge: SimpleNamespace) -> None:
+    """Make plan and manifest speak of the tokenizer's files as they now are."""
+    paths = sorted((cache_dir / "tokenizer").iterdir())
+    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    lines = "".join(f"{path.name} {sha256}\n" for path, sha256 in hashes.items())
+    inside("tokenizer", sha256=hashlib.sha256(lines.encode()).hexdigest())(cache_dir, forge)
+    files = [
+        {"path": f"tokenizer/{path.name}", "file_bytes": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in hashes.items()
+    ]
+    manifest(lambda content: content.update(files=content["files"][:1] + files))(cache_dir, forge)
+
+
+# Watching
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every name below a directory with its size and time of change; links are not followed."""
+    return {
+        str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in walk(directory) if not path.is_dir()
+    }
+
+
+def walk(directory: Path) -> Iterator[Path]:
+    """Everything below a directory; links are not followed."""
+    for root, directories, files in os.walk(directory):
+        yield from (Path(root) / name for name in [*directories, *files])
