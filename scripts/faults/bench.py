@@ -1,0 +1,169 @@
+"""A teacher and a text small enough that a whole cache of every kind takes a fifth of a second."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from pipeline.config import PrecomputeConfig
+from student.config import TrainConfig
+
+_EOS = "<|endoftext|>"
+_WORDS = (
+    "a",
+    "soak",
+    "test",
+    "hurts",
+    "whole",
+    "caches",
+    "and",
+    "then",
+    "looks",
+    "closely",
+    "at",
+    "what",
+    "is",
+    "left",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What runs are made of: paths below one directory."""
+
+    directory: Path
+    teacher: Path
+    text: Path
+    student_shape: Path
+
+    def precompute_arguments(self) -> list[str]:
+        """Flags, but for --out, of a run that writes several shards of each kind."""
+        settings = {
+            "teacher": self.teacher,
+            "data": self.text,
+            "document-separator": "\\n",
+            "block-size": 24,
+            "batch-tokens": 512,
+            "shard-tokens": 400,
+            "validation-fraction": 0.25,
+            "device": "cpu",
+            "soft-targets.top-k": 4,
+            "soft-targets.tail-weight": 0.1,
+            "soft-targets.temperatures": "1.0 2.0",
+            "samples.num-prompts": 15,
+            "samples.prompt-tokens": 4,
+            "samples.max-new-tokens": 3,
+            "beams.num-prompts": 28,
+            "beams.num-beams": 2,
+            "beams.num-candidates": 2,
+            "beams.prompt-tokens": 4,
+            "beams.max-new-tokens": 2,
+        }
+        return ["--quiet", *(word for name, value in settings.items() for word in [f"--{name}", *str(value).split()])]
+
+    @functools.cached_property
+    def settings(self) -> PrecomputeConfig:
+        """The same settings, read once."""
+        return tyro.cli(PrecomputeConfig, args=[*self.precompute_arguments(), "--out", str(self.directory)])
+
+    def precompute(self, out: Path, **changes: Any) -> object:
+        """Run teachonce-precompute's work in this process."""
+        from pipeline.job import precompute
+
+        return precompute(replace(self.settings, out=out, **changes))
+
+    def precompute_command(self, out: Path) -> None:
+        """Run teachonce-precompute itself in this process, from its flags to its exit status."""
+        from pipeline.cli import main
+
+        sys.argv = ["teachonce-precompute", *self.precompute_arguments(), "--out", str(out)]
+        main()
+
+    def train(self, cache: Path, out: Path) -> object:
+        """Nine steps of a student."""
+        from student.trainer import train
+
+        config = TrainConfig(
+            cache=cache,
+            out=out,
+            preset=str(self.student_shape),
+            max_steps=9,
+            checkpoint_every=2,
+            evaluate_every=4,
+            batch_blocks=4,
+            batch_samples=4,
+            batch_beams=2,
+            device="cpu",
+            quiet=True,
+        )
+        return train(config)
+
+
+def make_bench(directory: Path) -> Bench:
+    """Write the teacher, its text and the student's shape."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    documents = [" ".join(rng.choices(_WORDS, k=rng.randint(3, 20))) for _ in range(30)]
+    bench = Bench(
+        directory=directory,
+        teacher=directory / "teacher",
+        text=directory / "text.txt",
+        student_shape=directory / "student.json",
+    )
+    bench.text.write_text("\n".join(documents))
+    _make_teacher(bench.teacher)
+    assert bench.settings.out == directory  # read here, so that children need not
+    shape = {"vocab_size": 257, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    bench.student_shape.write_text(json.dumps({"model_type": "gpt2"} | shape))
+    return bench
+
+
+def _make_teacher(directory: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {_EOS: 256}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    shape = GPT2Config(
+        vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2, initializer_range=0.4,
+        bos_token_id=None, eos_token_id=256,
+    )  # fmt: skip
+    GPT2LMHeadModel(shape).save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_EOS).save_pretrained(directory)
+
+
+def snapshot(directory: Path) -> dict[str, str]:
+    """Every file below a directory with the sha256 of its bytes, and every directory."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+def difference(found: dict[str, str], expected: dict[str, str]) -> str | None:
+    """In words how two snapshots differ, None when they do not."""
+    parts: list[Any] = [
+        (what, sorted(names))
+        for what, names in (
+            ("missing", expected.keys() - found.keys()),
+            ("too many", found.keys() - expected.keys()),
+            ("other bytes", {name for name in found.keys() & expected.keys() if found[name] != expected[name]}),
+        )
+        if names
+    ]
+    return "; ".join(f"{what}: {', '.join(names[:4])}" for what, names in parts) or None

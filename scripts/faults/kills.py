@@ -1,0 +1,149 @@
+"""Writers killed with SIGKILL, at random times and at every kind of step: a rerun ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.faults.bench import Bench, difference, snapshot
+from scripts.faults.children import Child, Ending, run_in_child, warm_up
+from scripts.faults.steps import Moment, at_moment, observed_steps, recorded_moments
+from scripts.faults.tally import Tally
+from storage.manifest import MANIFEST_NAME, PLAN_NAME
+from student.checkpoint import CHECKPOINT_NAME
+from student.trainer import RUN_NAME
+
+_MOST_KILLS_IN_A_ROW = 3
+
+
+class Target:
+    """A run that can be done again in any directory, and what it leaves when nothing disturbs it."""
+
+    def __init__(self, bench: Bench, name: str, work: Callable[[Path], object], ignored: tuple[str, ...] = ()) -> None:
+        self._name, self._work, self._ignored = name, work, ignored
+        self.out = bench.directory / f"{name}-disturbed"
+        self.undisturbed = bench.directory / f"{name}-undisturbed"
+        warm_up(lambda: work(bench.directory / f"{name}-first"))
+        started = time.monotonic()
+        warm_up(lambda: work(self.undisturbed))
+        self.seconds = time.monotonic() - started
+        self.expected = self.snapshot(self.undisturbed)
+        self.moments = self._moments(bench.directory / f"{name}-observed")
+
+    def run(self, out: Path | None = None) -> object:
+        """One run into the directory of disturbed runs, or into another."""
+        return self._work(out or self.out)
+
+    def label(self, fault: str) -> str:
+        """Name of a kind of fault in the table."""
+        return f"{self._name} {fault}"
+
+    def fresh(self) -> None:
+        """Forget the run before."""
+        shutil.rmtree(self.out, ignore_errors=True)
+
+    def ending_of_rerun(self, out: Path | None = None) -> Ending:
+        """Run to the end without a fault."""
+        return run_in_child(lambda: self.run(out))
+
+    def problem_after_rerun(self, out: Path | None = None) -> str | None:
+        """Run to the end without a fault; in words what is lost, None when every byte is as it should be."""
+        ending = self.ending_of_rerun(out)
+        if ending.status != 0:
+            return f"the rerun failed: {ending}"
+        return difference(self.snapshot(out or self.out), self.expected)
+
+    def snapshot(self, directory: Path) -> dict[str, str]:
+        """Every file of a run but the ignored ones, with its sha256."""
+        return {name: sha256 for name, sha256 in snapshot(directory).items() if name not in self._ignored}
+
+    def _moments(self, out: Path) -> list[Moment]:
+        def observe(child: Child) -> None:
+            for moment in recorded_moments(out, lambda: self._work(out)):
+                child.say(f"moment {moment.action}|{moment.when}|{moment.subject}")
+
+        child = Child(observe)
+        ending = child.wait()
+        if ending.status != 0:
+            raise RuntimeError(f"the observed run failed: {ending}")
+        told = [line.removeprefix("moment ").split("|") for line in child.said]
+        return [Moment(action=action, when=when, subject=subject) for action, when, subject in told]
+
+
+def kill_at_random_times(target: Target, num_kills: int, rng: random.Random, tally: Tally) -> None:
+    """SIGKILL from outside; up to three in a row before the run may end."""
+    part = target.label("killed at a random time")
+    left = num_kills
+    while left > 0:
+        target.fresh()
+        places = []
+        for _ in range(min(left, rng.randint(1, _MOST_KILLS_IN_A_ROW))):
+            child = Child(lambda child: target.run())
+            time.sleep(rng.uniform(0, 1.1 * target.seconds))
+            place = stage_of(target.out)
+            child.kill()
+            if child.wait().status == -signal.SIGKILL:
+                places.append(place)
+        problem = target.problem_after_rerun()
+        for place in places:
+            tally.add(part, place, problem)
+        left -= len(places)
+
+
+def kill_at_steps(target: Target, num_kills: int, rng: random.Random, tally: Tally) -> None:
+    """The process kills itself at chosen moments: each kind of moment once, then more until num_kills."""
+    for index in chosen_moments(target.moments, num_kills, rng):
+        target.fresh()
+        moment = target.moments[index]
+        problem = kill_once(target, index)
+        if problem is None and rng.random() < 0.25:  # the rerun is killed as well
+            later = rng.randrange(len(target.moments))
+            ending = _run_and_die(target, later)
+            if ending.status not in (0, -signal.SIGKILL):
+                problem = f"the rerun, to be killed at moment {later}, failed: {ending}"
+        problem = problem or target.problem_after_rerun()
+        detail = None if problem is None else f"moment {index} ({moment}): {problem}"
+        tally.add(target.label("killed at a step"), f"{moment.subject}, {moment.action}", detail)
+
+
+def kill_once(target: Target, index: int) -> str | None:
+    """Kill a run at its index-th moment; what is wrong when it does not die of it."""
+    ending = _run_and_die(target, index)
+    return None if ending.status == -signal.SIGKILL else f"did not get to this moment: {ending}"
+
+
+def _run_and_die(target: Target, index: int) -> Ending:
+    def run() -> None:
+        with observed_steps(target.out, at_moment(index, lambda moment: os.kill(os.getpid(), signal.SIGKILL))):
+            target.run()
+
+    return run_in_child(run)
+
+
+def chosen_moments(moments: list[Moment], number: int, rng: random.Random) -> list[int]:
+    """Indices of `number` moments: kinds in random order, each once before any comes again."""
+    by_kind: dict[Moment, list[int]] = defaultdict(list)
+    for index, moment in enumerate(moments):
+        by_kind[moment].append(index)
+    for indices in by_kind.values():
+        rng.shuffle(indices)
+    kinds = list(by_kind.values())
+    rng.shuffle(kinds)
+    chosen: list[int] = []
+    while len(chosen) < number and any(kinds):
+        chosen += [indices.pop() for indices in kinds if indices]
+    return chosen[:number]
+
+
+def stage_of(out: Path) -> str:
+    """How far a run had come."""
+    if any((out / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
+        return "after publication"
+    is_begun = any((out / name).exists() for name in (PLAN_NAME, CHECKPOINT_NAME))
+    return "during publication" if is_begun else "before publication"

@@ -1,0 +1,207 @@
+"""Two writers of one cache at the same time: it ends as one of them would have left it, or one of them says why not.
+
+A writer is paused at one of its steps, a second one is run up to one of its own, then the first to its end and
+the second to its end; all pairs of steps are tried in turn, as far as there is time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import platform
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import pipeline.job
+from scripts.faults.bench import Bench, difference
+from scripts.faults.children import Child, Ending
+from scripts.faults.kills import Target
+from scripts.faults.steps import Hook, Moment, at_moment, observed_steps
+from scripts.faults.tally import Tally
+from storage import columns
+from storage.verification import verify_cache
+
+_FLOATS = {"soft_targets": "entropy", "samples": "completion_logprobs", "beams": "sum_logprobs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A second writer: how it differs from the first, and the cache that each leaves when it is alone."""
+
+    name: str
+    first: Target
+    second: Target
+    has_lock: bool = True
+    is_refused: bool = False
+
+    def run(self, target: Target, out: Path) -> None:
+        """One of the two writers at work on the cache that both share."""
+        if not self.has_lock:
+            fcntl.flock = lambda *args: None
+        target.run(out)
+
+
+def rivals(bench: Bench, first: Target) -> list[Rival]:
+    """The same run on the same machine, and on another whose lock excludes nobody; with other bits; with other rows."""
+
+    def other_seed(out: Path) -> object:
+        return bench.precompute(out, seed=1)
+
+    def other_machine(out: Path) -> object:
+        _compute_other_bits()
+        return bench.precompute(out)
+
+    other_bits, other_rows = Target(bench, "other-bits", other_machine), Target(bench, "other-rows", other_seed)
+    return [
+        Rival(name="the same run", first=first, second=first),
+        Rival(name="the same run, no lock", first=first, second=first, has_lock=False),
+        Rival(name="other last bits, no lock", first=first, second=other_bits, has_lock=False),
+        Rival(name="other settings", first=first, second=other_rows, is_refused=True),
+    ]
+
+
+def race_freely(rival: Rival, num_races: int, rng: random.Random, tally: Tally) -> None:
+    """Both run at once; the second starts somewhere within the time that the first takes."""
+    for _ in range(num_races):
+        rival.first.fresh()
+        delay_s = rng.choice((0.0, rng.uniform(0, rival.first.seconds)))
+        first, second = (_started(rival, target, pausing=None) for target in (rival.first, rival.second))
+        first.go_on()
+        time.sleep(delay_s)
+        second.go_on()
+        problem = problem_of_race(rival, [first.wait(), second.wait()])
+        detail = None if problem is None else f"second after {delay_s:.3f} s: {problem}"
+        tally.add("race, released together", rival.name, detail)
+
+
+def race_in_turns(rival: Rival, num_races: int, rng: random.Random, tally: Tally) -> None:
+    """The first stops at a step, the second at a step, the first goes on to its end, then the second."""
+    for first_index, moment in itertools.islice(_pairs(rival.first.moments, rng), num_races):
+        rival.first.fresh()
+        first = _started(rival, rival.first, pausing=lambda child: at_moment(first_index, lambda moment: child.pause()))  # noqa: B023
+        first.go_on()
+        early = [first.wait_for_pause()]
+        second = _started(rival, rival.second, pausing=lambda child: _at_first(moment, child.pause))  # noqa: B023
+        second.go_on()
+        early.append(second.wait_for_pause())
+        endings = []
+        for child, ending in zip((first, second), early, strict=True):
+            if ending is None:
+                child.go_on()
+            endings.append(ending or child.wait())
+        problem = problem_of_race(rival, endings)
+        stops = f"first at moment {first_index} ({rival.first.moments[first_index]}), second {moment}"
+        tally.add("race, step by step", rival.name, None if problem is None else f"{stops}: {problem}")
+
+
+def problem_of_race(rival: Rival, endings: list[Ending]) -> str | None:
+    """In words what is wrong with how two writers ended and with what they left, None when nothing is."""
+    failed = [ending for ending in endings if ending.status != 0]
+    for ending in failed:
+        if ending.is_hung or not ending.error_class or "not a TeachonceError" in ending.error_class:
+            return f"a writer failed: {ending}"
+    if len(failed) == len(endings):
+        return f"both writers failed: {failed[0]}; {failed[1]}"
+    if rival.has_lock and not rival.is_refused and failed:
+        return f"a writer failed: {failed[0]}"
+    if rival.is_refused and [ending.error_class for ending in failed] != ["CacheMismatchError"]:
+        return f"expected one CacheMismatchError, got {', '.join(map(str, endings))}"
+    out = rival.first.out
+    problems = verify_cache(out).problems
+    if problems:
+        return f"the cache is published, and damaged: {problems[0]}"
+    if rival.is_refused:
+        winner = rival.first if endings[0].status == 0 else rival.second
+        return winner.problem_after_rerun(out)
+    if rival.has_lock:
+        return difference(rival.first.snapshot(out), rival.first.expected)
+    return _problem_of_mixture(rival, out)
+
+
+def _problem_of_mixture(rival: Rival, out: Path) -> str | None:
+    """Every shard is one of the two writers', the cache is whole, and nothing else lies about after a rerun."""
+    if rival.second is rival.first:
+        return rival.first.problem_after_rerun(out)
+    ending = rival.first.ending_of_rerun(out)
+    if ending.status != 0:
+        return f"the rerun failed: {ending}"
+    problems = verify_cache(out).problems
+    if problems:
+        return f"damaged after a rerun: {problems[0]}"
+    found, sides = rival.first.snapshot(out), (rival.first.expected, rival.second.expected)
+    if found.keys() != sides[0].keys():
+        return difference(dict.fromkeys(found, ""), dict.fromkeys(sides[0], ""))
+    foreign = [name for name in found if name.endswith(".arrow") and found[name] not in [side[name] for side in sides]]
+    return f"{foreign[0]} is neither writer's" if foreign else None
+
+
+def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | None) -> Child:
+    """A child that waits to be let go, then writes, pausing where it is told to."""
+    out = rival.first.out
+
+    def work(child: Child) -> None:
+        child.pause()
+        if pausing is None:
+            rival.run(target, out)
+        else:
+            with observed_steps(out, pausing(child)):
+                rival.run(target, out)
+
+    child = Child(work)
+    child.wait_for_pause()
+    return child
+
+
+def _pairs(moments: list[Moment], rng: random.Random) -> Iterator[tuple[int, Moment]]:
+    """A step of the first writer and a kind of step of the second, at random; mostly of what both publish."""
+    kinds = sorted({moment for moment in moments if moment.subject not in ("work files", "directory")}, key=str)
+    published = [index for index, moment in enumerate(moments) if moment in kinds]
+    while True:
+        yield rng.choice([rng.choice(published), rng.randrange(len(moments))]), rng.choice(kinds)
+
+
+def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
+    """A hook that acts the first time that a moment of this kind is met."""
+    is_met = False
+
+    def hook(moment: Moment) -> None:
+        nonlocal is_met
+        if moment == wanted and not is_met:
+            is_met = True
+            action()
+
+    return hook
+
+
+def _compute_other_bits() -> None:
+    """Let this process compute as another machine does: floats that differ in the last bit, another Python."""
+    job: Any = pipeline.job
+    original = job.write_shard
+
+    def write_shard(
+        cache_dir: Path, identity: Any, key: Any, first_row_id: int, batches: Iterable[pa.RecordBatch]
+    ) -> Any:
+        changed = (_with_other_bits(batch, _FLOATS[key.kind]) for batch in batches)
+        return original(cache_dir, identity, key, first_row_id, changed)
+
+    job.write_shard = write_shard
+    platform.python_version = lambda: "3.99.0"
+
+
+def _with_other_bits(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    column = batch.column(name)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    bits = values.view(np.uint16 if values.itemsize == 2 else np.uint32)
+    values = np.where(values == 0, bits, bits ^ 1).astype(bits.dtype).view(values.dtype)
+    if pa.types.is_fixed_size_list(column.type):
+        changed = columns.to_fixed(values, column.type)
+    else:
+        changed = columns.to_ragged(values, columns.ragged_offsets(batch, name), column.type)
+    return batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), changed)

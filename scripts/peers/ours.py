@@ -1,0 +1,150 @@
+"""The teachonce cache: its reader as a trainer uses it, and with everything verified before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.peers.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowMaker
+from scripts.peers.system import System
+from storage import soft_targets
+from storage.cache import open_cache
+from storage.dataset_card import dataset_card
+from storage.files import remove_leftovers, write_file
+from storage.hashing import sha256_file
+from storage.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    FileRecord,
+    Manifest,
+    ShardKey,
+    ShardRecord,
+    read_commit,
+    read_plan,
+    write_commit,
+    write_manifest,
+    write_plan,
+)
+from storage.row_stream import RowStream
+from storage.shard import write_shard
+from storage.soft_targets import SoftTargetRows
+from storage.verification import verify_cache
+
+_BATCH_ROWS = 32
+_NUM_SHARDS = NUM_ROWS // ROWS_PER_SHARD
+_CARD_NAME = "README.md"
+
+_IDENTITY = CacheIdentity(
+    vocab_size=VOCAB_SIZE,
+    block_size=BLOCK_SIZE,
+    record_batch_rows=_BATCH_ROWS,
+    temperatures=(1.0,),
+    teacher={
+        "id": "none",
+        "revision": None,
+        "architecture": "none",
+        "num_parameters": 0,
+        "context_length": BLOCK_SIZE,
+        "dtype": "float32",
+        "weights_bytes": 0,
+        "weights_sha256": "0" * 64,
+    },
+    tokenizer={"size": VOCAB_SIZE, "sha256": "0" * 64, "eos_token_id": None},
+    data={
+        "source": "random rows",
+        "fingerprint": "0" * 64,
+        "licence": None,
+        "packing": "none",
+        "num_documents": NUM_ROWS,
+        "num_tokens": {"train": NUM_ROWS * (BLOCK_SIZE + 1), "validation": 0},
+    },
+    config={"soft_targets": {"top_k": 2, "tail_weight": 0.25}},
+    software={},
+    planned_shards={"soft_targets": {"train": _NUM_SHARDS}},
+)
+
+
+def _write(directory: Path, make_row: RowMaker) -> None:
+    """As precompute does it: plan, missing shards each with its commit record, card, manifest."""
+    if (directory / MANIFEST_NAME).exists():
+        open_cache(directory)
+        return
+    if not (directory / PLAN_NAME).exists():
+        write_plan(directory, _IDENTITY)
+    identity = read_plan(directory)
+    records = tuple(_commit(directory, identity, key, make_row) for key in identity.planned_keys())
+    card = directory / _CARD_NAME
+    write_file(card, dataset_card(identity, records).encode())
+    files = (FileRecord(path=_CARD_NAME, file_bytes=card.stat().st_size, sha256=sha256_file(card)),)
+    write_manifest(directory, Manifest(identity=identity, shards=records, files=files))
+    remove_leftovers(directory)
+
+
+def _commit(directory: Path, identity: CacheIdentity, key: ShardKey, make_row: RowMaker) -> ShardRecord:
+    record = read_commit(directory, key)
+    if record is None:
+        first = key.index * ROWS_PER_SHARD
+        starts = range(first, first + ROWS_PER_SHARD, _BATCH_ROWS)
+        batches = (_encode([make_row(start + i) for i in range(_BATCH_ROWS)], identity) for start in starts)
+        record = write_shard(directory, identity, key, first, batches)
+        write_commit(directory, record)
+    return record
+
+
+def _encode(rows: list[Row], identity: CacheIdentity) -> Any:
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("row_id", *ARRAY_TYPES)}
+    for name in columns.keys() - {"segment_lengths", "ids", "logprobs"}:
+        columns[name] = np.array(columns[name])
+    for name in ("ids", "logprobs"):
+        columns[name] = np.concatenate(columns[name])
+    encoded = SoftTargetRows(**columns, tempered_tail_logmass={})
+    return soft_targets.encode(encoded, identity.schema("soft_targets"), identity.mantissa_bits)
+
+
+def _read(directory: Path, scratch: Path) -> Iterator[Row]:
+    """An epoch of the shuffled stream."""
+    cache = open_cache(directory)
+    stream = RowStream(cache, "soft_targets", "train", batch_rows=_BATCH_ROWS, seed=0)
+    batches = stream.batches()
+    for _ in range(stream.num_rows // _BATCH_ROWS):
+        yield from _decode(next(batches).rows)
+
+
+def _decode(batch: Any) -> Iterator[Row]:
+    row_ids = batch.column("row_id").to_pylist()
+    arrays = {name: batch.column(name) for name in ARRAY_TYPES}
+    for i, row_id in enumerate(row_ids):
+        yield {"row_id": row_id} | {
+            name: array[i].values.to_numpy(zero_copy_only=False) for name, array in arrays.items()
+        }
+
+
+def _verify_and_read(directory: Path, scratch: Path) -> Iterator[Row]:
+    problems = verify_cache(directory).problems
+    if problems:
+        raise problems[0]
+    yield from _read(directory, scratch)
+
+
+def _system(name: str, configuration: str, read: Any) -> System:
+    return System(
+        module=__name__,
+        name=name,
+        configuration=configuration,
+        needs=("storage",),
+        distributions=("pyarrow", "numpy"),
+        data_suffixes=(".arrow",),
+        write=_write,
+        read=read,
+        is_peer=False,
+    )
+
+
+SYSTEMS = (
+    _system("teachonce", "as training reads it: RowStream", _read),
+    _system("teachonce, verified", "teachonce-cache verify, then RowStream", _verify_and_read),
+)

@@ -1,0 +1,81 @@
+"""The rows that every system stores: blocks of token ids with sparse soft targets, made from seed and row id alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+VOCAB_SIZE = 50257
+BLOCK_SIZE = 16
+NUM_ROWS = 512
+ROWS_PER_SHARD = 64
+SHARD_BYTES = 31_000
+"""Limit of a shard for the peers, which count bytes: as many rows as in ours, a little less or more."""
+
+Row = dict[str, Any]
+"""row_id (int) and the arrays of a soft_targets row, named as in storage/FORMAT.md."""
+
+RowMaker = Callable[[int], Row]
+"""Row of a row id."""
+
+ARRAY_TYPES = {
+    "input_ids": "uint16",
+    "segment_lengths": "uint32",
+    "head_size": "uint16",
+    "tail_size": "uint16",
+    "ids": "uint16",
+    "logprobs": "float16",
+    "tail_logprob": "float16",
+    "entropy": "float16",
+    "label_logprob": "float16",
+}
+
+OTHER_COLUMNS = "other columns or types"
+"""Stands for the fingerprint of something that is not such a row: whoever uses it would notice."""
+
+_SMALLEST_HEAD, _LARGEST_HEAD = 2, 4
+_LARGEST_TAIL = 3
+_LEAST_WEIGHT = 0.01
+
+
+@functools.cache
+def make_row(seed: int, row_id: int) -> Row:
+    """A valid row whose sizes of head and tail vary from target to target; kept, and not to be changed."""
+    rng = np.random.default_rng([seed, row_id])
+    head_size = rng.integers(_SMALLEST_HEAD, _LARGEST_HEAD + 1, BLOCK_SIZE)
+    tail_size = rng.integers(0, _LARGEST_TAIL + 1, BLOCK_SIZE)
+    # One id from each of equal parts of the vocabulary: distinct, and ascending within head and tail.
+    rank = np.arange(_LARGEST_HEAD + _LARGEST_TAIL)
+    part = VOCAB_SIZE // len(rank)
+    ids = rank * part + rng.integers(0, part, (BLOCK_SIZE, len(rank)))
+    in_head = np.arange(_LARGEST_HEAD) < head_size[:, None]
+    head_weight = np.where(in_head, rng.exponential(size=in_head.shape) + _LEAST_WEIGHT, 0)
+    rest_weight = rng.exponential(size=BLOCK_SIZE) + _LEAST_WEIGHT
+    total = rest_weight + head_weight.sum(1)
+    values = {
+        "input_ids": rng.integers(0, VOCAB_SIZE, BLOCK_SIZE + 1),
+        "segment_lengths": [BLOCK_SIZE + 1],
+        "head_size": head_size,
+        "tail_size": tail_size,
+        "ids": ids[rank < (head_size + tail_size)[:, None]],
+        "logprobs": np.log((head_weight / total[:, None])[in_head]),
+        "tail_logprob": np.log(rest_weight / total),
+        "entropy": rng.uniform(0, 10, BLOCK_SIZE),
+        "label_logprob": -rng.exponential(size=BLOCK_SIZE),
+    }
+    return {"row_id": row_id} | {name: np.array(values[name], ARRAY_TYPES[name]) for name in ARRAY_TYPES}
+
+
+def fingerprint(row: Any) -> str:
+    """Hex sha256 of a row's values and lengths; OTHER_COLUMNS when names or types are not those of a row."""
+    if not isinstance(row, dict) or row.keys() != {"row_id", *ARRAY_TYPES} or not isinstance(row["row_id"], int):
+        return OTHER_COLUMNS
+    arrays = [np.asarray(row[name]) for name in ARRAY_TYPES]
+    if [array.dtype for array in arrays] != list(ARRAY_TYPES.values()):
+        return OTHER_COLUMNS
+    content = [repr((row["row_id"], [array.shape for array in arrays])).encode(), *(a.tobytes() for a in arrays)]
+    return hashlib.sha256(b"".join(content)).hexdigest()
