@@ -55,6 +55,7 @@ def train(config: TrainConfig) -> Path:
     run = _run_facts(config, cache)
     if (config.out / RUN_NAME).is_file():
         _require_same_run(config.out, run)
+        _clean_up(config.out)  # a run killed after its last file left its checkpoint
         return config.out
     _require_own_directory(config.out)
     for file in cache.manifest.files:
@@ -236,6 +237,9 @@ def _save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig,
     names = sorted(path.name for path in staging.iterdir())
     for name in itertools.chain((n for n in names if n != RUN_NAME), [RUN_NAME]):
         (staging / name).replace(config.out / name)
-    staging.rmdir()
-    remove_leftovers(config.out)
-    remove_checkpoint(config.out)
+    _clean_up(config.out)
+
+
+def _clean_up(out: Path) -> None:
+    remove_leftovers(out)
+    remove_checkpoint(out)

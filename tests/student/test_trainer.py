@@ -439,3 +439,16 @@ def test_a_cache_at_a_url_trains_the_same_student(undisturbed: Undisturbed, tmp_
     train(remote)
     assert final_files(remote.out) == files
     assert list((tmp_path / "local").rglob("*.arrow"))
+
+
+def test_a_run_killed_before_its_checkpoint_was_removed_is_tidied_by_the_next(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    config, files, _ = undisturbed
+    config = dataclasses.replace(config, out=shutil.copytree(config.out, tmp_path / "student"))
+    (config.out / "checkpoint.pt").write_bytes(b"of the last step")
+    (config.out / ".tmp-student").mkdir()
+    train(config)
+    assert not (config.out / "checkpoint.pt").exists()
+    assert not (config.out / ".tmp-student").exists()
+    assert final_files(config.out) == files
