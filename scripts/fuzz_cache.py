@@ -14,6 +14,7 @@ shard's bytes; of `archive` a byte and the archive's bytes, or, when the byte is
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -416,14 +417,14 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
     content = _parsed(data)
     if content is None or rng.random() < 0.05:
         return mutate_bytes(data, rng)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        places = list(containers(content))
-        if not places:
-            break
-        _mutate_container(rng.choice(places), rng)
     try:
+        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+            places = list(containers(content))
+            if not places:
+                break
+            _mutate_container(rng.choice(places), rng)
         return json.dumps(content).encode()
-    except RecursionError:  # repeated until it is too deep
+    except RecursionError:  # nested too deeply to be copied
         return data
 
 
@@ -441,17 +442,17 @@ def _mutate_container(container: Any, rng: random.Random) -> None:
     key = rng.choice(list(container) if isinstance(container, dict) else range(len(container)))
     value, action = container[key], rng.random()
     if action < 0.4:
-        container[key] = rng.choice(_JSON_VALUES)
+        container[key] = copy.deepcopy(rng.choice(_JSON_VALUES))  # or it would become part of itself
     elif action < 0.55 and type(value) in (int, float) and abs(value) < 2**64:
         container[key] = value + rng.choice((-1, 1, 0.5, value))
     elif action < 0.7:
         del container[key]
     elif isinstance(container, list):
-        container.insert(rng.randrange(len(container) + 1), json.loads(json.dumps(value)))
+        container.insert(rng.randrange(len(container) + 1), copy.deepcopy(value))
     elif action < 0.85:
         container[rng.choice(("", key + " ", key.upper(), "surprise"))] = container.pop(key)
     else:
-        container[key] = container[rng.choice(list(container))]
+        container[key] = copy.deepcopy(container[rng.choice(list(container))])
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:

@@ -83,11 +83,9 @@ def at_moment(index: int, action: Callable[[Moment], None]) -> Hook:
 
 def subject_of(relative: str) -> str:
     """What a file of a cache, or of a student, is for."""
-    top, *inside = relative.split("/")
-    if inside:
-        return _SUBJECTS.get(top, "student")
+    top = relative.partition("/")[0]
     if top.startswith(TEMPORARY_PREFIX):
-        top = top.removeprefix(TEMPORARY_PREFIX).partition("-")[2] or top
+        top = top.removeprefix(TEMPORARY_PREFIX).partition("-")[2]
     return _SUBJECTS.get(top, "student")
 
 
