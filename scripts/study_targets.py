@@ -7,7 +7,7 @@
 
 One teacher is trained, then, for each seed, one student per scheme in lockstep: the same initial weights,
 batches and steps, so that schemes are compared in pairs. The whole is repeated, with fewer schemes, at another
-batch size, learning rate and β2. `--size quick` takes about ten minutes on two cores, `cpu` about two hours; `gpu` is for a
+batch size, learning rate and β2. `--size quick` takes ten minutes or so on two cores, `cpu` two hours; `gpu` is for a
 large GPU and has the vocabulary size of GPT-2.
 """
 

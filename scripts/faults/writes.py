@@ -19,7 +19,9 @@ from scripts.faults.kills import Target, chosen_moments
 from scripts.faults.steps import Hook, Moment, observed_steps
 from scripts.faults.tally import Tally
 from storage.errors import CacheError
+from storage.files import TEMPORARY_PREFIX
 from storage.manifest import MANIFEST_NAME, PLAN_NAME, read_commit, read_plan
+from storage.publication import WORK_DIR
 from storage.shard import check_file
 from storage.verification import verify_cache
 
@@ -27,6 +29,8 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 # A full disk or quota stays full; a bad block is met once.
 _LASTING = (errno.ENOSPC, errno.EDQUOT)
 _NEEDS_ROOM = ("mkdir", "open", "write")
+# What readers ignore and the next run removes.
+_LEFTOVERS = (WORK_DIR, TEMPORARY_PREFIX)
 
 
 def refusing(index: int, error: int) -> Hook:
@@ -66,8 +70,9 @@ def problem_of_refusal(target: Target, index: int, error: int) -> str | None:
             target.run()
 
     ending = run_in_child(run)
-    if ending.status == 0:  # a directory that could not be made was there, or another try went well
-        return difference(target.snapshot(target.out), target.expected)
+    if ending.status == 0:  # a directory that could not be made was there, another try went well, or work files stay
+        left = {name: sha256 for name, sha256 in target.snapshot(target.out).items() if not name.startswith(_LEFTOVERS)}
+        return difference(left, target.expected) or target.problem_after_rerun()
     may_be_finished = target.moments[index].subject == "manifest"
     problem = _problem_of_error(ending, os.strerror(error))
     problem = problem or problem_of_remains(target.out, target.expected, may_be_finished=may_be_finished)

@@ -137,7 +137,7 @@ def test_a_resumed_run_does_not_repeat_the_steps_before_its_checkpoint(
         ("student.checkpoint", "torch.save", 1),
         ("student.trainer", "RunLog.write", 6),
         ("student.trainer", "evaluate_model", 3),
-        ("student.trainer", "load_tokenizer", 0),
+        ("student.trainer", "load_cache_tokenizer", 0),
     ],
 )
 def test_a_run_that_fails_while_it_saves_or_evaluates_ends_with_the_same_bytes(
