@@ -14,7 +14,7 @@ from storage.errors import TeachonceError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-_REFUSED = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -20,7 +21,7 @@ import torch
 
 from storage.cache import Cache, open_cache
 from storage.errors import ConfigError, DiskFullError, first_line
-from storage.files import TEMPORARY_PREFIX, is_refused_write, remove_leftovers
+from storage.files import TEMPORARY_PREFIX, is_refused_write, refusals, remove_leftovers
 from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
@@ -235,8 +236,12 @@ def _save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig,
     facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
     (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))
     names = sorted(path.name for path in staging.iterdir())
+    for name in names:
+        with refusals(staging / name), (staging / name).open("rb") as file:
+            os.fsync(file.fileno())
     for name in itertools.chain((n for n in names if n != RUN_NAME), [RUN_NAME]):
-        (staging / name).replace(config.out / name)
+        with refusals(config.out / name):
+            (staging / name).replace(config.out / name)
     _clean_up(config.out)
 
 

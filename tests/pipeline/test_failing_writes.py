@@ -83,7 +83,7 @@ def test_a_refused_step_is_one_error_and_a_rerun_ends_with_the_same_bytes(
             assert os.strerror(error) in refused
             assert "\n" not in refused
             assert problem_of_remains(out, expected, may_be_finished=moment.subject == "manifest") is None, str(moment)
-            precompute(configure(out))
+        precompute(configure(out))
         assert difference(snapshot(out), expected) is None, str(moment)
     assert num_refused >= NUM_FAULTS - 4
 

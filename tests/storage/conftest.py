@@ -358,7 +358,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n{code}"
         command = [sys.executable, "-c", limited, *map(str, arguments)]
         try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=REPOSITORY, check=False)
+            return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY, check=False)
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, -1, "", "still running after ten seconds")
 
