@@ -26,15 +26,14 @@ from storage.cache import Cache, open_cache
 from storage.errors import (
     ArchiveError,
     ConfigError,
-    DiskFullError,
     FormatVersionError,
     HashMismatchError,
     MissingFileError,
     RecordError,
     UnsafePathError,
 )
-from storage.files import TEMPORARY_PREFIX, HashingFile, publishing, safe_join
-from storage.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, read_commit, read_manifest, read_plan
+from storage.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, safe_join, sync_directory
+from storage.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_commit, check_plan, read_manifest
 from storage.records import MAX_RECORD_BYTES
 from storage.tar_header import BLOCK_BYTES, END_OF_TAR, MAX_MEMBER_BYTES, padding, tar_header
 from storage.zstd_frame import FrameReader, frame_compressor, trailer
@@ -125,10 +124,10 @@ def unpack(file: Path, cache_dir: Path, progress: Callable[[int], object] = lamb
         stream = FrameReader(archive, str(file), progress)
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{target.name}")
         try:
-            with _refused_writes(target):
+            with refusals(target):
                 temporary.mkdir(parents=True)
             _extract(stream, temporary, target)
-            with _refused_writes(target):
+            with refusals(target):
                 _sync_directories(temporary)
             _move(temporary, target)
         except BaseException:
@@ -155,11 +154,9 @@ def _members(manifest: Manifest, max_record_bytes: int, where: str) -> list[_Mem
 
 
 def _check_records(directory: Path, manifest: Manifest) -> None:
-    if read_plan(directory) != manifest.identity:
-        raise RecordError(str(directory / PLAN_NAME), "differs from manifest.json")
+    check_plan(directory, manifest)
     for shard in manifest.shards:
-        if read_commit(directory, shard.key) != shard:
-            raise RecordError(str(directory / shard.key.commit_path), "missing, or differs from manifest.json")
+        check_commit(directory, shard)
 
 
 def _size_on_disk(cache_dir: Path, member: _Member) -> int:
@@ -210,14 +207,14 @@ def _extract(stream: FrameReader, directory: Path, target: Path) -> None:
 def _extract_member(stream: FrameReader, member: _Member, directory: Path, target: Path) -> None:
     path = safe_join(directory, member.path, stream.where)
     num_bytes = _member_bytes(stream.read(BLOCK_BYTES), member, directory, stream.where)
-    with _refused_writes(target):
+    with refusals(target):
         path.parent.mkdir(parents=True, exist_ok=True)
         out = HashingFile(path)
     try:
         for piece in stream.pieces(num_bytes):
-            with _refused_writes(target):
+            with refusals(target):
                 out.write(piece)
-        with _refused_writes(target):
+        with refusals(target):
             out.sync()
     finally:
         with contextlib.suppress(OSError):
@@ -260,14 +257,14 @@ def _free_target(cache_dir: Path) -> Path:
 
 
 def _move(directory: Path, target: Path) -> None:
-    with _refused_writes(target):
+    with refusals(target):
         try:
             os.replace(directory, target)
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
             raise ConfigError(f"{target}: appeared meanwhile; name a new directory") from error
-        _sync(target.parent)
+        sync_directory(target.parent)
 
 
 @contextlib.contextmanager
@@ -295,22 +292,6 @@ def _errors_inside(where: str) -> Iterator[None]:
         raise FormatVersionError(where, error.found, error.supported) from error
 
 
-@contextlib.contextmanager
-def _refused_writes(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskFullError(str(path), error.strerror or str(error)) from error
-
-
 def _sync_directories(root: Path) -> None:
     for directory, _, _ in os.walk(root):
-        _sync(Path(directory))
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_directory(Path(directory))

@@ -64,7 +64,7 @@ class Cache:
     def setting(self, *names: str) -> Any:
         """A setting of the identity, such as ("config", "beams", "length_penalty"); RecordError for none."""
         try:
-            return find_setting(dataclasses.asdict(self.identity), names)
+            return find_setting(vars(self.identity), names)
         except KeyError as error:
             raise RecordError(str(self.path / MANIFEST_NAME), f"states no {'.'.join(names)!r}") from error
 

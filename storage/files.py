@@ -101,7 +101,7 @@ def publishing(path: Path, if_taken: IfTaken = "replace") -> Iterator[HashingFil
                 if not _link(temporary, path) and if_taken == "wait":
                     os.replace(temporary, waiting_path(path, file.sha256))
                 temporary.unlink(missing_ok=True)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def let_in(path: Path, sha256: str) -> None:
     if waiting.exists():
         with refusals(path), contextlib.suppress(FileNotFoundError):  # another writer may be quicker
             os.replace(waiting, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -169,7 +169,7 @@ def link_or_copy(source: Path, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         os.link(source, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError:
         with source.open("rb") as original, publishing(path) as copy:
             shutil.copyfileobj(original, copy, _COPY_BYTES)
@@ -209,7 +209,8 @@ def safe_join(root: Path, relative: str, where: str) -> Path:
     return path
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Force a directory's names onto the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -86,6 +86,11 @@ class ShardRecord:
     sha256: str
 
     @property
+    def num_bytes(self) -> int:
+        """Size of the file, as FileRecord has it too."""
+        return self.shard_bytes
+
+    @property
     def key(self) -> ShardKey:
         """The shard's place, read from its path."""
         return parse_shard_path(self.path, "shard record")
@@ -98,6 +103,11 @@ class FileRecord:
     path: str
     file_bytes: int
     sha256: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, as ShardRecord has it too."""
+        return self.file_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +254,18 @@ def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
     return record
 
 
+def check_plan(cache_dir: Path, manifest: Manifest) -> None:
+    """Raise RecordError unless plan.json says what the manifest says."""
+    if read_plan(cache_dir) != manifest.identity:
+        raise RecordError(str(cache_dir / PLAN_NAME), f"differs from {MANIFEST_NAME}")
+
+
+def check_commit(cache_dir: Path, record: ShardRecord) -> None:
+    """Raise RecordError unless a shard's commit record is there and says what the manifest says."""
+    if read_commit(cache_dir, record.key) != record:
+        raise RecordError(str(cache_dir / record.key.commit_path), f"missing, or differs from {MANIFEST_NAME}")
+
+
 def write_manifest(cache_dir: Path, manifest: Manifest) -> None:
     """Publish manifest.json: from now on the cache is complete."""
     content = dataclasses.asdict(manifest.identity) | {
@@ -351,7 +373,7 @@ def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
         raise RecordError(str(path), f"'temperatures' must be numbers above 0 and up to {_MAX_TEMPERATURE:g}")
     if len({soft_targets.tempered_column(t) for t in temperatures}) < len(temperatures):
         raise RecordError(str(path), "'temperatures' has two alike")
-    check_settings(dataclasses.asdict(identity), identity.vocab_size, path)
+    check_settings(vars(identity), identity.vocab_size, path)
     return dataclasses.replace(identity, temperatures=tuple(float(t) for t in temperatures))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import IO
 
 from storage.epoch_order import SHARDS_PER_GROUP
 from storage.errors import LocalCacheTooSmallError, NoCacheError
-from storage.files import safe_join, write_file
+from storage.files import write_file
 from storage.manifest import (
     KINDS,
     MANIFEST_NAME,
@@ -24,7 +25,7 @@ from storage.manifest import (
 )
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
-from storage.shard import check_file
+from storage.shard import ensure_file
 from storage.shard_files import DownloadedShards
 
 DEFAULT_LOCAL_BYTES = 16 << 30
@@ -60,12 +61,12 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, Downlo
     manifest = read_manifest(directory)
     check_listed_files(manifest, directory, url)
     _require_room(manifest, local_copy.max_bytes)
+
+    def fetch(record: ShardRecord | FileRecord, path: Path) -> None:
+        remote.download(record.path, path, record.num_bytes, record.sha256)
+
     for record in manifest.files:
-        _copy_file(remote, directory, record)
-
-    def fetch(record: ShardRecord, path: Path) -> None:
-        remote.download(record.path, path, record.shard_bytes, record.sha256)
-
+        ensure_file(directory, record, functools.partial(fetch, record))
     files = DownloadedShards(directory, local_copy.max_bytes, manifest.shards, fetch, lock)
     return directory, manifest, files
 
@@ -95,10 +96,3 @@ def _require_room(manifest: Manifest, max_bytes: int) -> None:
     needed += max((s.shard_bytes for kind in KINDS for s in manifest.shards_of(kind, SPLITS[1])), default=0)
     if needed > max_bytes:
         raise LocalCacheTooSmallError(max_bytes, needed)
-
-
-def _copy_file(remote: RemoteDirectory, directory: Path, record: FileRecord) -> None:
-    path = safe_join(directory, record.path, str(directory))
-    if not path.is_file() or path.stat().st_size != record.file_bytes:
-        remote.download(record.path, path, record.file_bytes, record.sha256)
-    check_file(directory, record)

@@ -5,7 +5,7 @@ The writer, the verifier and the training reader check rows with the same functi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,15 +121,24 @@ def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
     Raises MissingFileError, HashMismatchError or UnsafePathError.
     """
     path = safe_join(cache_dir, record.path, str(cache_dir))
-    num_bytes = record.shard_bytes if isinstance(record, ShardRecord) else record.file_bytes
     if not path.is_file():
         raise MissingFileError(str(path))
-    if path.stat().st_size != num_bytes:
-        raise HashMismatchError(str(path), f"{path.stat().st_size} bytes", f"{num_bytes} bytes")
+    if path.stat().st_size != record.num_bytes:
+        raise HashMismatchError(str(path), f"{path.stat().st_size} bytes", f"{record.num_bytes} bytes")
     found = sha256_file(path)
     if found != record.sha256:
         raise HashMismatchError(str(path), f"sha256 {found[:16]}…", f"{record.sha256[:16]}…")
     return path
+
+
+def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callable[[Path], object]) -> bool:
+    """Call `bring` with the path of a recorded file unless it is there and whole; whether that was needed."""
+    try:
+        check_file(cache_dir, record)
+    except (MissingFileError, HashMismatchError):
+        bring(safe_join(cache_dir, record.path, str(cache_dir)))
+        return True
+    return False
 
 
 def _has_nulls(column: pa.Array) -> bool:

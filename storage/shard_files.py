@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import collections
-import contextlib
+import functools
+import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from storage.errors import HashMismatchError, LocalCacheTooSmallError
+from storage.errors import LocalCacheTooSmallError
 from storage.files import remove_leftovers, safe_join
 from storage.manifest import ShardRecord
-from storage.shard import check_file
+from storage.shard import check_file, ensure_file
 
 Fetch = Callable[[ShardRecord, Path], None]
 
@@ -61,6 +63,26 @@ class _Copy:
     ready: Future[Path] = field(default_factory=Future)
 
 
+def _bring_each(waiting: queue.SimpleQueue[_Copy | None], ready: Callable[[ShardRecord], Path]) -> None:
+    while (copy := waiting.get()) is not None:
+        if copy.ready.set_running_or_notify_cancel():
+            try:
+                copy.ready.set_result(ready(copy.record))
+            except BaseException as error:
+                copy.ready.set_exception(error)
+
+
+def _ready(directory: Path, fetch: Fetch, record: ShardRecord) -> Path:
+    """Path of a whole copy, brought unless it is there."""
+
+    def bring(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        fetch(record, path)
+
+    ensure_file(directory, record, bring)
+    return safe_join(directory, record.path, str(directory))
+
+
 class DownloadedShards:
     """Copies of remote shards in a local directory of at most max_bytes, least recently used ones leave first.
 
@@ -77,11 +99,17 @@ class DownloadedShards:
         self._directory, self._max_bytes, self._fetch, self._lock_file = directory, max_bytes, fetch, lock
         self._copies: collections.OrderedDict[str, _Copy] = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_NUM_CONNECTIONS, thread_name_prefix="teachonce-download")
+        self._waiting: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
         remove_leftovers(directory)
         for record in shards:
             if safe_join(directory, record.path, str(directory)).is_file():
                 self._begin(record)
+        # Daemons, so that a process that is done does not wait for what it read ahead; without a reference to this
+        # object, so that the lock of the directory is given back as soon as nobody reads from it.
+        for _ in range(_NUM_CONNECTIONS):
+            arguments = (self._waiting, functools.partial(_ready, directory, fetch))
+            threading.Thread(target=_bring_each, args=arguments, daemon=True, name="teachonce-download").start()
+            weakref.finalize(self, self._waiting.put, None)
 
     def acquire(self, record: ShardRecord) -> Path:
         """Path of the copy, downloaded when it is not here.
@@ -123,17 +151,8 @@ class DownloadedShards:
     def _begin(self, record: ShardRecord) -> _Copy:
         copy = _Copy(record=record)
         self._copies[record.path] = copy
-        copy.ready = self._pool.submit(self._ready, record)
+        self._waiting.put(copy)
         return copy
-
-    def _ready(self, record: ShardRecord) -> Path:
-        path = safe_join(self._directory, record.path, str(self._directory))
-        if path.is_file():
-            with contextlib.suppress(HashMismatchError):
-                return check_file(self._directory, record)
-            path.unlink()
-        self._fetch(record, path)
-        return path
 
     def _make_room(self, record: ShardRecord, *, keep: set[str], may_wait: bool) -> bool:
         """Evict until `record` fits; False when, without may_wait, only what must stay or is on its way is left."""

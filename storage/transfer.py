@@ -25,13 +25,11 @@ from storage.errors import (
     CacheError,
     CacheMismatchError,
     ConfigError,
-    HashMismatchError,
-    MissingFileError,
     RecordError,
     TransferError,
     first_line,
 )
-from storage.files import TEMPORARY_PREFIX, remove_leftovers, safe_join, write_file
+from storage.files import TEMPORARY_PREFIX, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -39,8 +37,9 @@ from storage.manifest import (
     FileRecord,
     Manifest,
     ShardRecord,
+    check_commit,
     check_listed_files,
-    read_commit,
+    check_plan,
     read_manifest,
     read_plan,
     write_commit,
@@ -49,7 +48,7 @@ from storage.manifest import (
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import ProgressHook, RemoteDirectory
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
-from storage.shard import check_file
+from storage.shard import check_file, ensure_file
 
 NUM_CONNECTIONS = 4
 # Where a put is a commit, this many shards with their records share one.
@@ -147,7 +146,7 @@ def pull(
         num_shards=len(manifest.shards),
         num_copied_files=len(copied),
         num_kept_files=len(listed) - len(copied),
-        num_copied_bytes=sum(_num_bytes(record) for record in copied),
+        num_copied_bytes=sum(record.num_bytes for record in copied),
     )
 
 
@@ -210,12 +209,10 @@ class _Sender:
 
 def _units(cache_dir: Path, manifest: Manifest) -> list[_Unit]:
     """What is published between plan.json and manifest.json; RecordError when the local records disagree."""
-    if read_plan(cache_dir) != manifest.identity:
-        raise RecordError(str(cache_dir / PLAN_NAME), f"differs from {MANIFEST_NAME}")
+    check_plan(cache_dir, manifest)
     units = []
     for shard in manifest.shards:
-        if read_commit(cache_dir, shard.key) != shard:
-            raise RecordError(str(cache_dir / shard.key.commit_path), f"missing, or differs from {MANIFEST_NAME}")
+        check_commit(cache_dir, shard)
         (commit,) = _record_unit(cache_dir, shard.key.commit_path).files
         file = FileRecord(path=shard.path, file_bytes=shard.shard_bytes, sha256=shard.sha256)
         units.append(_Unit(files=(file, commit), told_bytes=shard.shard_bytes))
@@ -321,18 +318,13 @@ def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
 
 def _fetch(remote: RemoteDirectory, cache_dir: Path, record: ShardRecord | FileRecord, progress: ProgressHook) -> bool:
     """Bring a file and commit it; False when it was there already."""
-    try:
-        check_file(cache_dir, record)
-        is_new = False
-        progress(_num_bytes(record))
-    except (MissingFileError, HashMismatchError):
-        is_new = True
-        path = safe_join(cache_dir, record.path, remote.url)
-        remote.download(record.path, path, _num_bytes(record), record.sha256, progress)
+    is_new = ensure_file(
+        cache_dir,
+        record,
+        lambda path: remote.download(record.path, path, record.num_bytes, record.sha256, progress),
+    )
+    if not is_new:
+        progress(record.num_bytes)
     if isinstance(record, ShardRecord):
         write_commit(cache_dir, record)
     return is_new
-
-
-def _num_bytes(record: ShardRecord | FileRecord) -> int:
-    return record.shard_bytes if isinstance(record, ShardRecord) else record.file_bytes

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.cache import Cache, open_cache
-from storage.errors import CacheError, RecordError, RowError
-from storage.manifest import PLAN_NAME, ShardRecord, read_commit, read_plan
+from storage.errors import CacheError, RowError
+from storage.manifest import ShardRecord, check_commit, check_plan
 from storage.shard import batch_stats, check_file
 
 
@@ -53,20 +53,10 @@ def _caught(check: Callable[[], object]) -> list[CacheError]:
 
 
 def _check_records(cache: Cache) -> list[CacheError]:
-    problems = _caught(lambda: _check_plan(cache))
+    problems = _caught(lambda: check_plan(cache.path, cache.manifest))
     for record in cache.manifest.shards:
-        problems += _caught(lambda record=record: _check_commit(cache, record))  # type: ignore[misc]
+        problems += _caught(lambda record=record: check_commit(cache.path, record))  # type: ignore[misc]
     return problems
-
-
-def _check_plan(cache: Cache) -> None:
-    if read_plan(cache.path) != cache.identity:
-        raise RecordError(str(cache.path / PLAN_NAME), "differs from manifest.json")
-
-
-def _check_commit(cache: Cache, record: ShardRecord) -> None:
-    if read_commit(cache.path, record.key) != record:
-        raise RecordError(str(cache.path / record.key.commit_path), "missing, or differs from manifest.json")
 
 
 def _check_shard(cache: Cache, record: ShardRecord) -> None:

@@ -91,7 +91,7 @@ class TrainConfig:
     local_cache_dir: Path | None = None
     """Where shards of a cache at a URL are kept; None is teachonce/ in the user's cache directory."""
     local_cache_bytes: int = DEFAULT_LOCAL_BYTES
-    """Most bytes of shards kept there; the least recently used leave first."""
+    """Most bytes of this cache's shards kept there; the least recently used leave first."""
     quiet: bool = False
     """Show no progress."""
 

@@ -61,7 +61,7 @@ KILLS = [
     ("pipeline.job", "write_commit", 0, False),  # a shard is published, its commit record is not
     ("pipeline.job", "write_commit", 1, True),  # right after a commit record
     ("storage.shard", "check_batch", 1, False),  # in the middle of a shard
-    ("storage.files", "_sync_directory", 2, False),  # renamed, not yet synced
+    ("storage.files", "sync_directory", 2, False),  # renamed, not yet synced
     ("storage.publication", "write_manifest", 0, False),  # all shards are there, the manifest is not
     ("storage.publication", "write_manifest", 0, True),  # the manifest is there, the work files are too
 ]
