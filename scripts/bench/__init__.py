@@ -1,0 +1,1 @@
+"""Speed, memory and bytes as ratios measured side by side in one process: python -m scripts.bench NAME."""

@@ -1,0 +1,46 @@
+"""python -m scripts.bench NAME: measure and print."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import get_args
+
+import torch
+import tyro
+
+from scripts.bench.comparison import Comparison
+from scripts.bench.config import BenchConfig, Name
+from scripts.bench.measure import peak_bytes
+from scripts.bench.report import as_json, machine, render
+from storage.command import run_command
+from storage.errors import ConfigError
+
+
+def main() -> None:
+    """Run the benchmarks that were asked for."""
+    config = tyro.cli(BenchConfig, prog="python -m scripts.bench")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    facts = machine(config.device)
+    results: dict[str, tuple[list[Comparison], int]] = {}
+    for name in [name for name in get_args(Name) if name != "all"] if config.name == "all" else [config.name]:
+        comparisons = list(run_bench(name, config))
+        peak = torch.cuda.max_memory_allocated() if config.device == "cuda" else peak_bytes()
+        results[name] = comparisons, peak
+        if not config.json:
+            print(render(name, comparisons, peak, facts), flush=True)
+    if config.json:
+        print(as_json(results, facts))
+
+
+def run_bench(name: str, config: BenchConfig) -> Iterator[Comparison]:
+    """The comparisons of one benchmark; each is a module of this package with a function `run`."""
+    comparisons: Iterator[Comparison] = importlib.import_module(f"scripts.bench.{name}").run(config)
+    return comparisons
+
+
+if __name__ == "__main__":
+    run_command(main)

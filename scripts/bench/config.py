@@ -1,0 +1,28 @@
+"""What a benchmark can be told; every field is a flag of python -m scripts.bench."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+Name = Literal["precompute", "loss", "step", "stream", "generate", "write", "scale", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measure ratios between what this project does and its reference, variants interleaved, and print them."""
+
+    name: Positional[Name]
+    """Which benchmark."""
+    json: bool = False
+    """Print one JSON document instead of a table."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where models run."""
+    size: Literal["full", "tiny"] = "full"
+    """full: the shapes of the published targets; tiny: seconds, to see that the benchmark runs."""
+    rounds: int = 7
+    """Times each variant is measured; medians are printed."""
+    threads: int | None = None
+    """Threads of PyTorch; None leaves its choice."""

@@ -1,0 +1,69 @@
+"""Seconds and bytes of variants, measured in turns so that a noisy machine disturbs all of them alike."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+_STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+Action = Callable[[], object]
+
+
+def interleaved_seconds(
+    variants: Mapping[str, Action], rounds: int, device: str = "cpu", warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every variant in every round; the order turns around from round to round."""
+    for _ in range(warm_up):
+        for action in variants.values():
+            action()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds):
+        for name in list(variants)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(seconds_of(variants[name], device))
+    return seconds
+
+
+def seconds_of(action: Action, device: str = "cpu") -> float:
+    """Wall-clock seconds of one run, to the end of what it started on the device."""
+    _synchronise(device)
+    started = time.perf_counter()
+    action()
+    _synchronise(device)
+    return time.perf_counter() - started
+
+
+def peak_extra_bytes(action: Action, device: str = "cpu") -> int:
+    """Most memory that a run held beyond what was held before it: resident pages on CPU, allocated bytes on a GPU."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        action()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not count as held
+    _RESET_PEAK.write_text("5")
+    before = _status_bytes("VmRSS")
+    action()
+    return max(_status_bytes("VmHWM") - before, 0)
+
+
+def peak_bytes() -> int:
+    """Most resident memory of this process since its start or the last reset."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
