@@ -20,12 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
 from pipeline.errors import TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
+from pipeline.shard_writing import write_missing_shards
 from pipeline.teacher import Teacher, load_teacher
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
@@ -36,13 +35,11 @@ from storage.hashing import directory_sha256
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
+    SPLITS,
     CacheIdentity,
-    read_commit,
-    write_commit,
 )
 from storage.progress import Progress
 from storage.publication import WORK_DIR, begin_or_resume, finish, require_own_directory
-from storage.shard import write_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ def _run(config: PrecomputeConfig) -> None:
         saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
         identity = begin_or_resume(config.out, _identity(job, directory_sha256(saved_tokenizer)))
         _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
-        _write_missing_shards(job, identity)
+        _write_shards(job, identity)
         finish(config.out, identity, [f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()])
 
 
@@ -260,31 +257,14 @@ def _publish_tokenizer(saved: Path, directory: Path) -> None:
             write_file(directory / path.name, path.read_bytes())
 
 
-def _write_missing_shards(job: Job, identity: CacheIdentity) -> None:
-    """Write and commit the shards that have no commit record."""
-    config = job.config
-    ranges = list(shard_ranges(job.producers, config.shard_tokens))
+def _write_shards(job: Job, identity: CacheIdentity) -> None:
+    """Write and commit the shards that have no commit record, kind after kind."""
+    ranges = list(shard_ranges(job.producers, job.config.shard_tokens))
     for kind, producer in job.producers.items():
-        total = sum(producer.num_rows(split) for split in ("train", "validation"))
-        with Progress(total, kind, "rows", quiet=config.quiet) as bar:
-            for shard in (r for r in ranges if r.key.kind == kind):
-                record = read_commit(config.out, shard.key)
-                if record is None:
-                    batches = producer.record_batches(
-                        shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS
-                    )
-                    record = write_shard(
-                        config.out, identity, shard.key, shard.first_row, _counted(batches, bar.update)
-                    )
-                    write_commit(config.out, record, if_taken="drop")
-                else:
-                    bar.update(record.num_rows)
-
-
-def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch
-        count(batch.num_rows)
+        total = sum(producer.num_rows(split) for split in SPLITS)
+        with Progress(total, kind, "rows", quiet=job.config.quiet) as bar:
+            shards = [shard for shard in ranges if shard.key.kind == kind]
+            write_missing_shards(job.config.out, identity, producer, shards, bar.update)
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import TeacherOutputError
-from pipeline.sparsify import SparseTargets, sparsify
+from pipeline.sparsify import PaddedTargets, SparseTargets, sparsify
 from pipeline.teacher import Teacher
 from storage.hashing import hash_uniform
 from storage.manifest import SPLITS
@@ -23,6 +25,8 @@ from storage.soft_targets import SoftTargetRows, encode
 # Float32 logits of a chunk and their float64 sums stay under 32 MB on CPU: larger temporaries cost page faults.
 _CHUNK_BYTES_ON_CPU, _CHUNK_BYTES_ELSEWHERE = 13 << 20, 1 << 30
 _TAIL_DRAW = 5
+# One core keeps up with a large teacher; small ones on a fast GPU need a few.
+_NUM_ENCODERS = 3
 
 
 class SoftTargetsProducer:
@@ -44,18 +48,12 @@ class SoftTargetsProducer:
         rows_per_pass = max(1, self._config.batch_tokens // self._config.block_size)
         if rows_per_pass > record_batch_rows:
             rows_per_pass -= rows_per_pass % record_batch_rows
-        pending: list[pa.RecordBatch] = []
-        for first in range(start, stop, rows_per_pass):
-            pending.append(self._run(split, first, min(first + rows_per_pass, stop)))
-            num_pending = sum(batch.num_rows for batch in pending)
-            if num_pending >= record_batch_rows or first + rows_per_pass >= stop:
-                table = pa.Table.from_batches(pending).combine_chunks()
-                whole = num_pending if first + rows_per_pass >= stop else num_pending - num_pending % record_batch_rows
-                yield from table.slice(0, whole).to_batches(max_chunksize=record_batch_rows)
-                pending = table.slice(whole).to_batches()
+        ranges = ((first, min(first + rows_per_pass, stop)) for first in range(start, stop, rows_per_pass))
+        return _of_rows(_encoded_behind(self._run(split, *rows) for rows in ranges), record_batch_rows)
 
     @torch.inference_mode()
-    def _run(self, split: str, start: int, stop: int) -> pa.RecordBatch:
+    def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:
+        """The teacher's work on rows [start, stop); what is returned encodes them, in whatever thread calls it."""
         blocks = self._blocks[split]
         input_ids = blocks.input_ids(start, stop)
         segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
@@ -64,16 +62,18 @@ class SoftTargetsProducer:
         row_index, position = np.nonzero(is_valid)
         seed = self._config.seed
         uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
-        parts = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
-        return encode(
-            _rows(start, input_ids, segment_lengths, is_valid, parts),
-            self._schema,
-            self._config.soft_targets.mantissa_bits,
-        )
+        chunks = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+
+        def encoded() -> pa.RecordBatch:
+            parts = [chunk.flatten() for chunk in chunks]
+            rows = _rows(start, input_ids, segment_lengths, is_valid, parts)
+            return encode(rows, self._schema, self._config.soft_targets.mantissa_bits)
+
+        return encoded
 
     def _sparse_chunks(
         self, hidden_PD: torch.Tensor, label_ids_P: NDArray[Any], uniforms_P: NDArray[np.float64]
-    ) -> list[SparseTargets]:
+    ) -> list[PaddedTargets]:
         settings = self._config.soft_targets
         labels = self._teacher.to_device(label_ids_P)
         # float64 does not exist on every accelerator's arithmetic units at speed, but the draw needs it.
@@ -89,9 +89,36 @@ class SoftTargetsProducer:
                 top_p=settings.top_p,
                 tail_weight=settings.tail_weight,
                 temperatures=settings.temperatures,
-            ).flatten()
+            )
             for first in range(0, len(hidden_PD), size)
         ]
+
+
+def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+    """Encode in threads while the teacher goes on with the next passes; the order stays."""
+    with ThreadPoolExecutor(_NUM_ENCODERS, thread_name_prefix="teachonce-encoder") as pool:
+        waiting: collections.deque[Future[pa.RecordBatch]] = collections.deque()
+        for encoded in passes:
+            waiting.append(pool.submit(encoded))
+            if len(waiting) > _NUM_ENCODERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _of_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in record batches of num_rows, the last one perhaps shorter."""
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        num_pending = sum(batch.num_rows for batch in pending)
+        if num_pending >= num_rows:
+            table = pa.Table.from_batches(pending).combine_chunks()
+            whole = num_pending - num_pending % num_rows
+            yield from table.slice(0, whole).to_batches(max_chunksize=num_rows)
+            pending = table.slice(whole).to_batches()
+    if pending:
+        yield from pa.Table.from_batches(pending).combine_chunks().to_batches()
 
 
 def _rows(

@@ -22,6 +22,7 @@ def make_model(shape: dict[str, int]) -> Any:
 
 def save_teacher(directory: Path, shape: dict[str, int], dtype: torch.dtype = torch.float32) -> Path:
     """A teacher's directory: `make_model` and a tokenizer that knows bytes."""
+    transformers.logging.disable_progress_bar()
     make_model(shape).to(dtype).save_pretrained(directory)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "<|endoftext|>"])}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import pipeline.job
+import pipeline.shard_writing
 from scripts.faults.bench import Bench, difference
 from scripts.faults.children import Child, Ending
 from scripts.faults.kills import Target
@@ -182,8 +182,8 @@ def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
 
 def _compute_other_bits() -> None:
     """Let this process compute as another machine does: floats that differ in the last bit, another Python."""
-    job: Any = pipeline.job
-    original = job.write_shard
+    module: Any = pipeline.shard_writing
+    original = module.write_shard
 
     def write_shard(
         cache_dir: Path, identity: Any, key: Any, first_row_id: int, batches: Iterable[pa.RecordBatch]
@@ -191,7 +191,7 @@ def _compute_other_bits() -> None:
         changed = (_with_other_bits(batch, _FLOATS[key.kind]) for batch in batches)
         return original(cache_dir, identity, key, first_row_id, changed)
 
-    job.write_shard = write_shard
+    module.write_shard = write_shard
     platform.python_version = lambda: "3.99.0"
 
 

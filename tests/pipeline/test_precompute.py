@@ -146,11 +146,13 @@ class Stop(Exception):
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
-    """Let `name` of pipeline.job or storage.publication work a number of times and then raise."""
+    """Let `name` of a module of a run work a number of times and then raise."""
     import pipeline.job
+    import pipeline.shard_writing
     import storage.publication
 
-    module = pipeline.job if hasattr(pipeline.job, name) else storage.publication
+    modules = (pipeline.job, pipeline.shard_writing, storage.publication)
+    module = next(module for module in modules if hasattr(module, name))
     original, count = getattr(module, name), iter(range(calls))
 
     def failing(*args: Any, **settings: Any) -> Any:

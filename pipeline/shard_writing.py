@@ -1,0 +1,50 @@
+"""The shards of a plan that have no commit record: made by the teacher, written behind it, committed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange
+from pipeline.write_behind import write_behind
+from storage.manifest import CacheIdentity, read_commit, write_commit
+from storage.shard import write_shard
+
+# Record batches that wait for the writer: enough for the fsync of a shard to pass unnoticed.
+_MAX_WAITING = 32
+
+_Part = tuple[ShardRange, pa.RecordBatch]
+
+
+def write_missing_shards(
+    out: Path, identity: CacheIdentity, producer: Producer, shards: list[ShardRange], count: Callable[[int], None]
+) -> None:
+    """Write and commit the shards of one producer that have no commit record.
+
+    count: told the rows of each record batch that was written, and of each shard that was there.
+    """
+    with write_behind(functools.partial(_write, out, identity, count=count), _MAX_WAITING) as put:
+        for shard in shards:
+            record = read_commit(out, shard.key)
+            if record is not None:
+                count(record.num_rows)
+                continue
+            for batch in producer.record_batches(shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS):
+                put((shard, batch))
+
+
+def _write(out: Path, identity: CacheIdentity, parts: Iterator[_Part], count: Callable[[int], None]) -> None:
+    for shard, shard_parts in itertools.groupby(parts, key=lambda part: part[0]):
+        batches = _counted((batch for _, batch in shard_parts), count)
+        record = write_shard(out, identity, shard.key, shard.first_row, batches)
+        write_commit(out, record, if_taken="drop")
+
+
+def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        count(batch.num_rows)

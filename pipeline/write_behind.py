@@ -1,0 +1,68 @@
+"""A thread that writes what the teacher made while the teacher goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class _AbandonedError(Exception):
+    """Whoever made the items failed: what is half written must not be published."""
+
+
+@dataclass(frozen=True)
+class _Last:
+    """Stands behind the last item."""
+
+    is_complete: bool
+
+
+@contextlib.contextmanager
+def write_behind(consume: Callable[[Iterator[Item]], None], depth: int) -> Iterator[Callable[[Item], None]]:
+    """Run `consume` in a thread over what is put, at most `depth` items behind; gives the function that puts.
+
+    A failure of `consume` is raised by the next put, or at the end of the block. When the block raises, the
+    items end in an exception instead of an end, so that `consume` does not take them for complete.
+    """
+    items: queue.Queue[Item | _Last] = queue.Queue(depth)
+    failures: list[BaseException] = []
+
+    def received() -> Iterator[Item]:
+        while not isinstance(item := items.get(), _Last):
+            yield item
+        if not item.is_complete:
+            raise _AbandonedError
+
+    def work() -> None:
+        try:
+            consume(received())
+        except _AbandonedError:
+            return
+        except BaseException as error:
+            failures.append(error)
+            while not isinstance(items.get(), _Last):  # whoever waits for room to put goes on and sees the failure
+                pass
+
+    def put(item: Item) -> None:
+        if not failures:
+            items.put(item)
+        if failures:
+            raise failures[0]
+
+    thread = threading.Thread(target=work, name="teachonce-writer")
+    thread.start()
+    is_complete = False
+    try:
+        yield put
+        is_complete = True
+    finally:
+        items.put(_Last(is_complete))
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,173 @@
+"""The whole soft-target pass against the model's bare forward pass on the same tokens.
+
+Ours: forward pass, sparse targets, encoding, checks, compression, writing, hashing and fsync of a shard. The
+reference is `model(input_ids).logits` of a model loaded by transformers and left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from pipeline.blocks import Blocks
+from pipeline.config import PrecomputeConfig, SoftTargetsConfig
+from pipeline.plan import RECORD_BATCH_ROWS, ShardRange
+from pipeline.shard_writing import write_missing_shards
+from pipeline.soft_targets import SoftTargetsProducer
+from pipeline.teacher import Teacher, load_teacher
+from pipeline.token_store import TokenWriter
+from scripts.bench.comparison import Comparison
+from scripts.bench.config import BenchConfig
+from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
+from scripts.bench.models import GPT2_124M, TINY, save_teacher
+from storage import soft_targets
+from storage.manifest import CacheIdentity, ShardKey
+
+_TIME_TARGETS = {("float32", "top-k 64"): 1.02, ("bfloat16", "top-k 64"): 1.08}
+_SAMPLED_TIME_TARGET, _MEMORY_TARGET = 1.10, 0.35
+_SETTINGS = {
+    "top-k 64": SoftTargetsConfig(top_k=64, tail_weight=None),
+    "sampled tail": SoftTargetsConfig(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    shape: dict[str, int]
+    block_size: int
+    num_blocks: int
+    batch_tokens: int
+    document_tokens: int
+    """Length of the documents of the packed variant."""
+
+
+_SIZES = {
+    "full": _Sizes(shape=GPT2_124M, block_size=512, num_blocks=16, batch_tokens=2048, document_tokens=300),
+    "tiny": _Sizes(shape=TINY, block_size=16, num_blocks=32, batch_tokens=64, document_tokens=9),
+}
+
+
+def run(config: BenchConfig) -> Iterator[Comparison]:
+    """Time per token in float32 and bfloat16, and peak memory."""
+    sizes = _SIZES[config.size]
+    with tempfile.TemporaryDirectory() as directory:
+        for dtype in ("float32", "bfloat16"):
+            work = Path(directory) / dtype
+            model_dir = save_teacher(work / "teacher", sizes.shape)
+            options = PrecomputeConfig(
+                teacher=str(model_dir), data="stdlib", out=work / "out", dtype=dtype, device=config.device,
+                block_size=sizes.block_size, batch_tokens=sizes.batch_tokens,
+            )  # fmt: skip
+            teacher = load_teacher(options)
+            bare = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=teacher.dtype)
+            bench = _Bench(config, sizes, options, teacher, bare.to(teacher.device).eval(), work)
+            yield from bench.times(dtype)
+            yield from bench.memory(dtype)
+
+
+class _Bench:
+    """One dtype: the teacher as a run has it, and the bare model."""
+
+    def __init__(
+        self, config: BenchConfig, sizes: _Sizes, options: PrecomputeConfig, teacher: Teacher, bare: Any, work: Path
+    ) -> None:
+        self._config, self._sizes, self._options = config, sizes, options
+        self._teacher, self._bare, self._work = teacher, bare, work
+        self._shard_numbers = itertools.count()
+
+    def times(self, dtype: str) -> Iterator[Comparison]:
+        """Seconds per token of ours and of the bare model."""
+        whole, packed = (self._blocks(n) for n in (self._sizes.block_size + 1, self._sizes.document_tokens))
+        variants: dict[str, Callable[[], object]] = {
+            name: self._pass(whole, settings) for name, settings in _SETTINGS.items()
+        }
+        variants["sampled tail, packed documents"] = self._pass(packed, _SETTINGS["sampled tail"])
+        variants["bare"] = self._bare_pass(whole)
+        seconds = interleaved_seconds(variants, self._config.rounds, self._config.device)
+        num_tokens = self._sizes.num_blocks * self._sizes.block_size
+        per_token = {name: [s / num_tokens * 1e6 for s in values] for name, values in seconds.items()}
+        bare = per_token.pop("bare")
+        for name, values in per_token.items():
+            yield Comparison(
+                what=f"time, {dtype}, {name}",
+                ours="whole pass",
+                reference="bare model",
+                our_values=values,
+                reference_values=bare,
+                unit="µs/token",
+                target=_TIME_TARGETS.get((dtype, name), None if "packed" in name else _SAMPLED_TIME_TARGET),
+            )
+
+    def memory(self, dtype: str) -> Iterator[Comparison]:
+        """Peak bytes beyond the weights, of ours and of the naive way."""
+        blocks = self._blocks(self._sizes.block_size + 1)
+        naive = peak_extra_bytes(lambda: self._naive_pass(blocks), self._config.device)
+        for name, settings in _SETTINGS.items():
+            action = self._pass(blocks, settings)
+            yield Comparison(
+                what=f"peak memory over weights, {dtype}, {name}",
+                ours="whole pass",
+                reference="naive",
+                our_values=[peak_extra_bytes(action, self._config.device) / 1e6],
+                reference_values=[naive / 1e6],
+                unit="MB",
+                target=_MEMORY_TARGET,
+            )
+
+    def _blocks(self, document_tokens: int) -> Blocks:
+        """Blocks of random tokens in documents of one length."""
+        directory = self._work / f"tokens-{document_tokens}"
+        writer = TokenWriter(directory, np.uint16)
+        rng = np.random.default_rng(0)
+        remaining = self._sizes.num_blocks * (self._sizes.block_size + 1)
+        while remaining > 0:
+            length = min(document_tokens, remaining)
+            writer.append(rng.integers(0, self._teacher.vocab_size, length))
+            writer.end_document()
+            remaining -= length
+        return Blocks(writer.close(), self._sizes.block_size)
+
+    def _pass(self, blocks: Blocks, settings: SoftTargetsConfig) -> Callable[[], object]:
+        """A shard of `blocks` as a run makes it."""
+        options = dataclasses.replace(self._options, soft_targets=settings)
+        schema = soft_targets.schema(self._teacher.vocab_size, options.block_size)
+        producer = SoftTargetsProducer(self._teacher, options, {"train": blocks}, schema)
+        identity = CacheIdentity(
+            vocab_size=self._teacher.vocab_size, block_size=options.block_size, temperatures=(1.0,),
+            record_batch_rows=RECORD_BATCH_ROWS, teacher={}, tokenizer={}, data={}, software={},
+            config={"soft_targets": dataclasses.asdict(settings)}, planned_shards={},
+        )  # fmt: skip
+
+        def write() -> None:
+            key = ShardKey(kind="soft_targets", split="train", index=next(self._shard_numbers), num_shards=100_000)
+            shard = ShardRange(key=key, first_row=0, end_row=len(blocks))
+            write_missing_shards(options.out, identity, producer, [shard], lambda num_rows: None)
+
+        return write
+
+    def _bare_pass(self, blocks: Blocks) -> Callable[[], object]:
+        @torch.no_grad()
+        def forward() -> None:
+            for input_ids in self._batches(blocks):
+                self._bare(input_ids).logits  # noqa: B018
+
+        return forward
+
+    @torch.no_grad()
+    def _naive_pass(self, blocks: Blocks) -> None:
+        input_ids = next(self._batches(blocks))
+        torch.log_softmax(self._bare(input_ids).logits.float(), dim=-1).topk(min(64, self._teacher.vocab_size))
+
+    def _batches(self, blocks: Blocks) -> Iterator[torch.Tensor]:
+        rows = max(1, self._sizes.batch_tokens // self._sizes.block_size)
+        for first in range(0, len(blocks), rows):
+            yield self._teacher.to_device(blocks.input_ids(first, first + rows)[:, :-1])
