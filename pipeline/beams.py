@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
+from pipeline.batch_size import choose_batch_tokens
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
 from pipeline.decoding import batches_by_length
@@ -34,6 +35,7 @@ class BeamsProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.beams
+        self._batch_tokens = choose_batch_tokens(teacher, config)
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self._settings.num_beams * (self.longest_prompt_tokens + self._settings.max_new_tokens)
 
@@ -52,7 +54,7 @@ class BeamsProducer:
         prompt_set = self._prompts[split]
         prompts = prompt_set.prompt_ids[start:stop]
         found: dict[int, BeamRow] = {}
-        for same_length in _runs_of_length(prompts, max(1, self._config.batch_tokens // self.tokens_per_row)):
+        for same_length in _runs_of_length(prompts, max(1, self._batch_tokens // self.tokens_per_row)):
             candidates = self._search([prompts[i] for i in same_length])
             for i, row_candidates in zip(same_length.tolist(), candidates, strict=True):
                 found[i] = BeamRow(

@@ -149,8 +149,9 @@ class PrecomputeConfig:
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     dtype: Dtype = "auto"
     """Teacher's arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
-    batch_tokens: int = 8192
-    """Tokens per forward pass."""
+    batch_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Tokens per forward pass; None fits them to the free memory of a GPU and takes 8192 on a CPU. When memory runs
+    out, passes are halved."""
     shard_tokens: int = 2_097_152
     """Tokens per shard, about 80 MB of soft targets; what is lost at most when a run is killed."""
     plan: bool = False
@@ -168,6 +169,7 @@ class PrecomputeConfig:
             0 <= self.validation_fraction < 1,
             f"--validation-fraction is {self.validation_fraction}, expected at least 0 and below 1",
         )
-        _require(min(self.batch_tokens, self.shard_tokens) >= 1, "--batch-tokens and --shard-tokens must be at least 1")
+        sizes = (self.batch_tokens or 1, self.shard_tokens)
+        _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
         _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")

@@ -11,6 +11,7 @@ TeachonceError
     ├── TokenizerMismatchError the tokenizer has ids that the teacher does not know
     ├── ContextTooShortError   a block or prompt longer than the teacher can read
     ├── LeakingTeacherError    the teacher does not isolate packed documents
+    ├── TeacherMemoryError     not even one row fits into memory
     └── TeacherOutputError     NaN or infinity in the teacher's logits
 ```
 """
@@ -103,3 +104,13 @@ class TeacherOutputError(TeacherError):
     def __init__(self, row_id: int) -> None:
         self.row_id = row_id
         super().__init__(f"row {row_id}: the teacher's logits are not finite; try --dtype float32")
+
+
+class TeacherMemoryError(TeacherError):
+    """Not even one row fits into memory."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"out of memory with a single row in a pass ({reason.splitlines()[0]}); expected room for one; "
+            "use a smaller --block-size or --device with more memory"
+        )

@@ -9,12 +9,16 @@ _SIZE = 256
 _TOLERANCE = 1e-5
 
 
-def use_fast_matmul() -> None:
-    """Let float32 products take the processor's fast path, unless that path rounds its inputs.
+def use_fast_matmul(*, inputs_are_bfloat16: bool = False) -> None:
+    """Let float32 products take the processor's fast path, unless that path rounds its inputs and they would change.
 
     "medium" means an emulation with float32 accuracy on some CPUs and bfloat16 inputs on others, so the
-    error is measured here and the setting taken back when it shows.
+    error is measured here and the setting taken back when it shows. Inputs that are bfloat16 numbers lose
+    nothing by that rounding; sums and results are float32 either way.
     """
+    if inputs_are_bfloat16:
+        torch.set_float32_matmul_precision("medium")
+        return
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2))
     truth = a.double() @ b.double()

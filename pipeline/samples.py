@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipeline.batch_size import choose_batch_tokens
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
 from pipeline.decoding import batches_by_length, draw_completions
@@ -28,6 +29,7 @@ class SamplesProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.samples
+        self._batch_tokens = choose_batch_tokens(teacher, config)
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self.longest_prompt_tokens + self._settings.max_new_tokens
 
@@ -49,7 +51,7 @@ class SamplesProducer:
         prompts = [prompt_set.prompt_ids[p] for p in prompt_index]
         seeds = hash_u64(self._config.seed, _SAMPLE_SEED, SPLITS.index(split), np.arange(start, stop))
         drawn: dict[int, SampleRow] = {}
-        for indices in batches_by_length(prompts, max(1, self._config.batch_tokens // self.tokens_per_row)):
+        for indices in batches_by_length(prompts, max(1, self._batch_tokens // self.tokens_per_row)):
             completions = draw_completions(
                 self._teacher,
                 [prompts[i] for i in indices],

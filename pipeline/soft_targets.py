@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from pipeline.batch_size import choose_batch_tokens, in_passes
 from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import TeacherOutputError
@@ -22,8 +24,10 @@ from storage.manifest import SPLITS
 from storage.segments import valid_targets
 from storage.soft_targets import SoftTargetRows, encode
 
-# Float32 logits of a chunk and their float64 sums stay under 32 MB on CPU: larger temporaries cost page faults.
-_CHUNK_BYTES_ON_CPU, _CHUNK_BYTES_ELSEWHERE = 13 << 20, 1 << 30
+# Bytes of float32 logits. A matrix product pays for long chunks; what follows it, on CPU, for temporaries that
+# stay under 32 MB even in float64, as larger ones cost page faults.
+_PRODUCT_BYTES_ON_CPU, _CHUNK_BYTES_ON_CPU = 96 << 20, 7 << 20
+_PRODUCT_BYTES_ELSEWHERE = 1 << 30
 _TAIL_DRAW = 5
 # One core keeps up with a large teacher; small ones on a fast GPU need a few.
 _NUM_ENCODERS = 3
@@ -36,6 +40,7 @@ class SoftTargetsProducer:
         self, teacher: Teacher, config: PrecomputeConfig, blocks: dict[str, Blocks], row_schema: pa.Schema
     ) -> None:
         self._teacher, self._config, self._blocks, self._schema = teacher, config, blocks, row_schema
+        self._batch_tokens = choose_batch_tokens(teacher, config)
         self.tokens_per_row = config.block_size + 1
         self.longest_prompt_tokens = 0
 
@@ -45,11 +50,11 @@ class SoftTargetsProducer:
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Rows [start, stop) in record batches; the teacher runs on --batch-tokens tokens at a time."""
-        rows_per_pass = max(1, self._config.batch_tokens // self._config.block_size)
+        rows_per_pass = max(1, self._batch_tokens // self._config.block_size)
         if rows_per_pass > record_batch_rows:
             rows_per_pass -= rows_per_pass % record_batch_rows
-        ranges = ((first, min(first + rows_per_pass, stop)) for first in range(start, stop, rows_per_pass))
-        return _of_rows(_encoded_behind(self._run(split, *rows) for rows in ranges), record_batch_rows)
+        passes = in_passes(functools.partial(self._run, split), start, stop, rows_per_pass)
+        return _of_rows(_encoded_behind(passes), record_batch_rows)
 
     @torch.inference_mode()
     def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:
@@ -63,8 +68,10 @@ class SoftTargetsProducer:
         seed = self._config.seed
         uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
         chunks = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+        wait_for_copies = self._teacher.mark_time()
 
         def encoded() -> pa.RecordBatch:
+            wait_for_copies()
             parts = [chunk.flatten() for chunk in chunks]
             rows = _rows(start, input_ids, segment_lengths, is_valid, parts)
             return encode(rows, self._schema, self._config.soft_targets.mantissa_bits)
@@ -78,20 +85,34 @@ class SoftTargetsProducer:
         labels = self._teacher.to_device(label_ids_P)
         # float64 does not exist on every accelerator's arithmetic units at speed, but the draw needs it.
         uniforms = torch.from_numpy(uniforms_P).to(self._teacher.device)
-        chunk_bytes = _CHUNK_BYTES_ON_CPU if self._teacher.device.type == "cpu" else _CHUNK_BYTES_ELSEWHERE
-        size = max(1, chunk_bytes // (4 * self._teacher.vocab_size))
-        return [
-            sparsify(
-                self._teacher.logits(hidden_PD[first : first + size]),
-                labels[first : first + size],
-                uniforms[first : first + size],
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                tail_weight=settings.tail_weight,
-                temperatures=settings.temperatures,
+        found: list[PaddedTargets] = []
+        for first, logits_CV in self._logits_in_chunks(hidden_PD):
+            rows = slice(first, first + len(logits_CV))
+            found.append(
+                sparsify(
+                    logits_CV,
+                    labels[rows],
+                    uniforms[rows],
+                    top_k=settings.top_k,
+                    top_p=settings.top_p,
+                    tail_weight=settings.tail_weight,
+                    temperatures=settings.temperatures,
+                ).to_host()
             )
-            for first in range(0, len(hidden_PD), size)
-        ]
+        return found
+
+    def _logits_in_chunks(self, hidden_PD: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """First position and logits [C, V] of chunks; a chunk's logits are valid until the next one is asked for."""
+        row_bytes = 4 * self._teacher.vocab_size
+        on_cpu = self._teacher.device.type == "cpu"
+        product_rows = max(1, (_PRODUCT_BYTES_ON_CPU if on_cpu else _PRODUCT_BYTES_ELSEWHERE) // row_bytes)
+        chunk_rows = max(1, _CHUNK_BYTES_ON_CPU // row_bytes) if on_cpu else product_rows
+        buffer_CV = hidden_PD.new_empty((min(product_rows, len(hidden_PD)), row_bytes // 4), dtype=torch.float32)
+        for start in range(0, len(hidden_PD), product_rows):
+            part_PD = hidden_PD[start : start + product_rows]
+            logits_PV = self._teacher.logits(part_PD, buffer_CV[: len(part_PD)])
+            for first in range(0, len(part_PD), chunk_rows):
+                yield start + first, logits_PV[first : first + chunk_rows]
 
 
 def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:

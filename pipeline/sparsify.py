@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.vocabulary_blocks import block_sums, find_in_running_sum, largest
+
 # Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
 _TINY_MASS = 1e-25
 
@@ -58,13 +60,23 @@ class PaddedTargets:
     label_logprob: Tensor
     tempered_tail_logmass: dict[float, Tensor]
 
+    def to_host(self) -> PaddedTargets:
+        """The same on the host; from a GPU the copies are only under way, into pinned memory, when this returns."""
+        narrow = {"head_ids": self.head_ids.int(), "tail_ids": self.tail_ids.int()}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__} | narrow
+        tempered = fields.pop("tempered_tail_logmass")
+        return PaddedTargets(
+            **{name: _on_host(tensor) for name, tensor in fields.items()},
+            tempered_tail_logmass={t: _on_host(mass_C) for t, mass_C in tempered.items()},
+        )
+
     def flatten(self) -> SparseTargets:
-        """The same on the host without padding, head before tail at every position."""
+        """The same without padding, head before tail at every position; of tensors on the host."""
         is_entry = torch.cat([self.is_head, self.is_drawn], dim=1)
         return SparseTargets(
             head_size=_numpy(self.is_head.sum(1)),
             tail_size=_numpy(self.is_drawn.sum(1)),
-            ids=_numpy(torch.cat([self.head_ids, self.tail_ids], dim=1)[is_entry]),
+            ids=_numpy(torch.cat([self.head_ids, self.tail_ids], dim=1)[is_entry]).astype(np.int64),
             logprobs=_numpy(self.head_logprobs[self.is_head]),
             tail_logprob=_numpy(self.tail_logprob),
             entropy=_numpy(self.entropy),
@@ -92,7 +104,7 @@ def sparsify(
     """
     logprobs_CV = torch.log_softmax(logits_CV, dim=1)
     probs_CV = logprobs_CV.exp()
-    entropy_C = -(probs_CV * logprobs_CV).sum(dim=1)
+    entropy_C = -torch.linalg.vecdot(probs_CV, logprobs_CV, dim=1)
     label_logprob_C = logprobs_CV.gather(1, label_ids_C[:, None])[:, 0]
     draw_CV = probs_CV if temperatures[0] == 1.0 else torch.softmax(logprobs_CV / temperatures[0], dim=1)
 
@@ -125,7 +137,7 @@ def _choose_head(
     # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
     num_candidates = top_k if tail_weight is None else max(top_k, math.floor(1 / tail_weight) + 1)
     num_candidates = min(num_candidates, vocab_size)
-    values_CK, ids_CK = logprobs_CV.topk(min(num_candidates + 1, vocab_size), dim=1)
+    values_CK, ids_CK = largest(logprobs_CV, min(num_candidates + 1, vocab_size))
     _lower_ids_first(logprobs_CV, values_CK, ids_CK)
     ids_CK = ids_CK[:, :num_candidates]
     is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
@@ -180,21 +192,23 @@ def _masked_tail(logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor) -
 
 def _draw_tail(draw_CV: Tensor, uniforms_C: Tensor, tail_weight: float | None) -> tuple[Tensor, Tensor]:
     """Drawn ids [C, J], ascending, and which of the J places are filled [C, J]."""
-    num_positions, vocab_size = draw_CV.shape
     if tail_weight is None:
-        empty = draw_CV.new_zeros((num_positions, 0), dtype=torch.int64)
+        empty = draw_CV.new_zeros((len(draw_CV), 0), dtype=torch.int64)
         return empty, empty.bool()
-    running_CV = draw_CV.cumsum(dim=1, dtype=torch.float64)
-    mass_C1 = running_CV[:, -1:]
+    sums_CB = block_sums(draw_CV)
+    mass_C1 = sums_CB.sum(dim=1, keepdim=True)
     # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
     num_draws = int(torch.ceil(mass_C1.nan_to_num(nan=0.0).max() / tail_weight)) + 1
     steps_J = torch.arange(num_draws, device=draw_CV.device, dtype=torch.float64)
     thresholds_CJ = (uniforms_C[:, None] + steps_J) * tail_weight
     is_drawn_CJ = thresholds_CJ < mass_C1
-    ids_CJ = torch.searchsorted(running_CV, thresholds_CJ, right=True).clamp(max=vocab_size - 1)
-    return ids_CJ, is_drawn_CJ
+    return find_in_running_sum(draw_CV, sums_CB, thresholds_CJ), is_drawn_CJ
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", non_blocking=True)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.cpu().numpy()
+    array: NDArray[Any] = tensor.numpy()
     return array

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
+from pipeline.fast_activations import use_fast_activations
 from pipeline.matmul_precision import use_fast_matmul
 from storage.errors import ConfigError, first_line
 from storage.segments import position_ids
@@ -60,7 +61,7 @@ class Teacher:
         self._head_bias_V: Tensor | None = getattr(head, "bias", None)
         if self.dtype != torch.float32 and device.type == "cpu":
             self._head_weight_VD = self._head_weight_VD.float()
-        self._logits = self._head_logits
+        self._logits: Callable[[Tensor, Tensor | None], Tensor] = self._head_logits
 
     @property
     def num_parameters(self) -> int:
@@ -96,13 +97,22 @@ class Teacher:
         text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return text
 
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Float32 logits [C, V] of a chunk of hidden states."""
-        return self._logits(hidden_CD)
+    def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
+        """Float32 logits [C, V] of a chunk of hidden states; a float32 buffer may be used to hold them."""
+        return self._logits(hidden_CD, buffer_CV)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
-        """An integer array as an int64 tensor on the teacher's device."""
-        return torch.from_numpy(array.astype(np.int64)).to(self.device)
+        """An integer array as an int64 tensor on the teacher's device; on a GPU the host does not wait for the copy."""
+        tensor = torch.from_numpy(array.astype(np.int64))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def mark_time(self) -> Callable[[], None]:
+        """A function that waits until the device has done everything it was given before this call."""
+        if self.device.type != "cuda":
+            return lambda: None
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        return done.synchronize
 
     def require_context(self, setting: str, num_tokens: int) -> None:
         """Raise ContextTooShortError when `num_tokens` do not fit."""
@@ -117,7 +127,7 @@ class Teacher:
             found = self._head_logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
         if (expected - found).abs().max() > _HEAD_TOLERANCE_NATS[self.dtype]:
             self._body = _WholeModel(self.model)
-            self._logits = lambda hidden_CD: hidden_CD.float()
+            self._logits = _as_they_are
 
     def check_isolation(self) -> None:
         """Raise LeakingTeacherError when a packed document differs from the same document alone."""
@@ -132,12 +142,16 @@ class Teacher:
         if difference > _LEAK_TOLERANCE[self.dtype]:
             raise LeakingTeacherError(self.name, difference)
 
-    def _head_logits(self, hidden_CD: Tensor) -> Tensor:
+    def _head_logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
         if self._head_weight_VD.dtype == torch.float32:
-            logits_CV = hidden_CD.float() @ self._head_weight_VD.T
+            logits_CV = torch.mm(hidden_CD.float(), self._head_weight_VD.T, out=buffer_CV)
         else:
             logits_CV = torch.mm(hidden_CD, self._head_weight_VD.T, out_dtype=torch.float32)
-        return logits_CV if self._head_bias_V is None else logits_CV + self._head_bias_V.float()
+        return logits_CV if self._head_bias_V is None else logits_CV.add_(self._head_bias_V.float())
+
+
+def _as_they_are(logits_CV: Tensor, _: Tensor | None) -> Tensor:
+    return logits_CV.float()
 
 
 class _WholeModel(nn.Module):
@@ -169,8 +183,6 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
     Raises NoSuchTeacherError or LeakingTeacherError.
     """
     device = choose_device(config.device)
-    if device.type == "cpu":
-        use_fast_matmul()
     tokenizer = load_tokenizer(config)
     model, loading = _loading(
         config,
@@ -185,6 +197,9 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
     # Parameters keep requires_grad: without it PyTorch's fast float32 path on CPU takes sixteen times the memory
     # and six times the time in beam search. Everything here runs in inference mode.
     model = model.to(device=device, dtype=_choose_dtype(config.dtype, device)).eval()
+    if device.type == "cpu":
+        use_fast_matmul(inputs_are_bfloat16=model.dtype == torch.bfloat16)
+    use_fast_activations(model)
     name = Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
     teacher = Teacher(
         model,

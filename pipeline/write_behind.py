@@ -32,10 +32,12 @@ def write_behind(consume: Callable[[Iterator[Item]], None], depth: int) -> Itera
     """
     items: queue.Queue[Item | _Last] = queue.Queue(depth)
     failures: list[BaseException] = []
+    lasts: list[_Last] = []
 
     def received() -> Iterator[Item]:
         while not isinstance(item := items.get(), _Last):
             yield item
+        lasts.append(item)
         if not item.is_complete:
             raise _AbandonedError
 
@@ -43,11 +45,12 @@ def write_behind(consume: Callable[[Iterator[Item]], None], depth: int) -> Itera
         try:
             consume(received())
         except _AbandonedError:
-            return
+            pass
         except BaseException as error:
             failures.append(error)
-            while not isinstance(items.get(), _Last):  # whoever waits for room to put goes on and sees the failure
-                pass
+            while not lasts:  # whoever waits for room to put goes on and sees the failure
+                item = items.get()
+                lasts.extend([item] if isinstance(item, _Last) else [])
 
     def put(item: Item) -> None:
         if not failures:
