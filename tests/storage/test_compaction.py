@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -41,15 +39,11 @@ from storage.manifest import (
 )
 from storage.merging import merge
 from storage.shard import Shard
+from tests.storage.stopping import snapshot, stop_everywhere
 
 REPOSITORY = Path(__file__).parents[2]
 # Shards so small that zstd finds nothing in some of them, and one that it shrinks.
 SIZES = {"soft_targets": {"train": [8, 4], "validation": [1]}, "beams": {"train": [1]}}
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
-    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 def rows_of(cache: Cache, path: str) -> pa.Table:
@@ -211,13 +205,9 @@ def test_a_full_disk_leaves_what_is_committed(
     assert snapshot(tmp_path / "out") == expected
 
 
-class Stop(BaseException):
-    """The injected end of a run."""
-
-
 @pytest.mark.parametrize("after", [False, True])
 def test_a_run_stopped_at_any_publication_ends_with_the_same_bytes(
-    make: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+    make: SimpleNamespace, tmp_path: Path, after: bool
 ) -> None:
     original = make.cache(tmp_path / "cache", SIZES)
     # One shard is as small as it can be, so that both ways of publishing a shard are stopped.
@@ -227,20 +217,8 @@ def test_a_run_stopped_at_any_publication_ends_with_the_same_bytes(
     shutil.copy(kept, original / record.path)
     accept(original, record.path, record.shard_bytes, record.sha256)
     expected = snapshot(compact(original, tmp_path / "undisturbed").path)
-    for step in itertools.count():
-        out = tmp_path / f"stopped-{step}"
-        with monkeypatch.context() as patch:
-            stop_at(patch, step, after=after)
-            try:
-                compact(original, out)
-            except Stop:
-                is_published = (out / "manifest.json").exists()
-            else:
-                break
-        assert not is_published or (after and snapshot(out) == expected)
-        compact(original, out)
-        assert snapshot(out) == expected
-    assert step > len(expected), "every file is published, the kept shard twice"
+    num_publications = stop_everywhere(lambda out: compact(original, out), tmp_path, expected, after=after)
+    assert num_publications > len(expected), "every file is published, the kept shard twice"
 
 
 def accept(cache_dir: Path, path: str, shard_bytes: int, sha256: str) -> None:
@@ -251,26 +229,6 @@ def accept(cache_dir: Path, path: str, shard_bytes: int, sha256: str) -> None:
     write_manifest(cache_dir, Manifest(identity=manifest.identity, shards=shards, files=manifest.files))
     for shard in shards:
         write_commit(cache_dir, shard)
-
-
-def stop_at(patch: pytest.MonkeyPatch, step: int, *, after: bool) -> None:
-    """Stop before or after call number `step` of the functions of `os` that publish something."""
-    count = itertools.count()
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            now = next(count)
-            if now == step and not after:
-                raise Stop
-            result = original(*arguments, **options)
-            if now == step and after:
-                raise Stop
-            return result
-
-        return counted
-
-    for name in ("link", "replace"):
-        patch.setattr(os, name, wrap(getattr(os, name)))
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(make: SimpleNamespace, tmp_path: Path) -> None:

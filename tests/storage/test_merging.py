@@ -36,6 +36,7 @@ from storage.errors import (
 )
 from storage.manifest import KINDS, SPLITS, read_manifest
 from storage.merging import merge
+from tests.storage.stopping import snapshot, stop_everywhere
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = {
@@ -85,11 +86,6 @@ def config_with(path: str, value: object) -> dict[str, Any]:
         inner = inner[section]
     inner[name] = value
     return config
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
-    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 def refusing(error_number: int) -> Callable[..., None]:
@@ -397,30 +393,6 @@ def test_a_damaged_source_is_refused_and_a_repaired_one_merged(two: list[Path], 
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "undisturbed")
 
 
-class Stop(BaseException):
-    """The injected end of a run."""
-
-
-def stop_at(patch: pytest.MonkeyPatch, step: int, *, after: bool, publishers: tuple[str, ...]) -> None:
-    """Stop before or after call number `step` of the functions of `os` that publish something."""
-    count = itertools.count()
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            now = next(count)
-            if now == step and not after:
-                raise Stop
-            result = original(*arguments, **options)
-            if now == step and after:
-                raise Stop
-            return result
-
-        return counted
-
-    for name in publishers:
-        patch.setattr(os, name, wrap(getattr(os, name)))
-
-
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("links", [True, False])
 def test_a_merge_stopped_at_any_publication_ends_with_the_same_bytes(
@@ -431,20 +403,11 @@ def test_a_merge_stopped_at_any_publication_ends_with_the_same_bytes(
     if not links:
         monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     expected = snapshot(merge(two, tmp_path / "undisturbed").path)
-    for step in itertools.count():
-        out = tmp_path / f"stopped-{step}"
-        with monkeypatch.context() as patch:
-            stop_at(patch, step, after=after, publishers=("link", "replace") if links else ("replace",))
-            try:
-                merge(two, out)
-            except Stop:
-                is_published = (out / "manifest.json").exists()
-            else:
-                break
-        assert not is_published or (after and snapshot(out) == expected)
-        merge(two, out)
-        assert snapshot(out) == expected
-    assert step >= len(expected), "every file is published"
+    publishers = ("link", "replace") if links else ("replace",)
+    num_publications = stop_everywhere(
+        lambda out: merge(two, out), tmp_path, expected, after=after, publishers=publishers
+    )
+    assert num_publications >= len(expected), "every file is published"
 
 
 def test_a_merge_killed_again_and_again_ends_with_the_same_bytes(two: list[Path], tmp_path: Path) -> None:
