@@ -9,11 +9,12 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -38,6 +39,7 @@ from storage.manifest import (
 from storage.samples import SampleRow
 from storage.shard import write_shard
 from storage.soft_targets import SoftTargetRows
+from tests.storage.object_store import FakeHub
 
 REPOSITORY = Path(__file__).parents[2]
 VOCAB_SIZE = 50
@@ -374,3 +376,16 @@ def _pristine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_cache(_pristine_cache: Path, tmp_path: Path) -> Path:
     """The directory of a small finished cache that the test may damage."""
     return Path(shutil.copytree(_pristine_cache, tmp_path / "cache"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub on loopback that the real client talks to, without its Xet protocol and its waits."""
+    made = FakeHub()
+    client = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client(endpoint=made.url, token=False))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    yield made
+    made.stop()

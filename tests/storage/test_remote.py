@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
@@ -322,19 +321,6 @@ def test_a_put_on_a_disk_leaves_the_old_file_when_it_fails(tmp_path: Path, monke
 def test_opening_needs_no_network_package(run_python: Callable[..., object]) -> None:
     done = run_python("import sys, storage.remote; print({'fsspec', 'huggingface_hub', 's3fs'} & set(sys.modules))")
     assert done.stdout == "set()\n", done.stderr
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub on loopback that the real client talks to, without its Xet protocol and its waits."""
-    made = FakeHub()
-    client = huggingface_hub.HfApi
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client(endpoint=made.url, token=False))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    yield made
-    made.stop()
 
 
 @pytest.mark.parametrize(

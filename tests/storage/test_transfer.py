@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
-import huggingface_hub
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -665,18 +664,6 @@ def test_two_pushes_of_equal_caches_race_in_s3(
     assert failures == []
     pull(url, tmp_path / "back", policy=QUICK)
     assert files(tmp_path / "back") == files(source)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    made = FakeHub()
-    client = huggingface_hub.HfApi
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client(endpoint=made.url, token=False))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    yield made
-    made.stop()
 
 
 def test_a_dataset_repository_takes_three_commits(
