@@ -434,22 +434,27 @@ def test_a_bug_in_a_thread_keeps_its_traceback_and_stops_the_rest(
     assert not any(thread.name == "teachonce-transfer" for thread in threading.enumerate())
 
 
-def test_two_pushes_of_equal_caches_race(source: Path, pristine: Path, tmp_path: Path) -> None:
-    barrier, failures = threading.Barrier(2), []
+def push_at_once(directories: list[Path], url: str) -> list[BaseException]:
+    """Push every directory to the same place, each from a thread of its own; what any of them raised."""
+    barrier, failures = threading.Barrier(len(directories)), []
 
     def race(directory: Path) -> None:
         barrier.wait()
         try:
-            push(directory, f"file://{tmp_path}/remote", policy=QUICK)
+            push(directory, url, policy=QUICK)
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=race, args=(directory,)) for directory in (source, pristine)]
+    threads = [threading.Thread(target=race, args=(directory,)) for directory in directories]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert failures == []
+    return failures
+
+
+def test_two_pushes_of_equal_caches_race(source: Path, pristine: Path, tmp_path: Path) -> None:
+    assert push_at_once([source, pristine], f"file://{tmp_path}/remote") == []
     assert files(tmp_path / "remote") == files(source)
 
 
@@ -648,20 +653,8 @@ def test_missing_credentials_are_final(source: Path, s3: S3Proxy, bucket: str, m
 def test_two_pushes_of_equal_caches_race_in_s3(
     source: Path, pristine: Path, s3: S3Proxy, bucket: str, tmp_path: Path
 ) -> None:
-    url, failures = f"s3://{bucket}/cache", []
-
-    def race(directory: Path) -> None:
-        try:
-            push(directory, url, policy=QUICK)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=race, args=(directory,)) for directory in (source, pristine)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    url = f"s3://{bucket}/cache"
+    assert push_at_once([source, pristine], url) == []
     pull(url, tmp_path / "back", policy=QUICK)
     assert files(tmp_path / "back") == files(source)
 
