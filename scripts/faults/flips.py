@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from scripts.faults.regions import Spans, arrow_regions, json_regions, whole
 from scripts.faults.tally import Tally
+from scripts.faults.time_limit import StillBusy, time_limit
 from storage.cache import Cache, open_cache
 from storage.errors import CacheError, MissingKindError
 from storage.manifest import KINDS, MANIFEST_NAME, PLAN_NAME, SPLITS, ShardRecord, read_commit, read_plan
@@ -108,12 +107,12 @@ def undetected(cache_dir: Path, victim: Victim, *, is_whole: bool) -> str | None
             checks.append(("reading the cache", lambda: read_everything(cache_dir) >= 0))
     for name, passes in checks:
         try:
-            with _alarm():
+            with time_limit(_HUNG_AFTER_S):
                 if passes():
                     return f"{name} found nothing"
         except CacheError:
             continue
-        except Exception as error:  # what users would meet as a crash, or as a hang
+        except (Exception, StillBusy) as error:  # what users would meet as a crash, or as a hang
             return f"{name} raised {error!r}"
     return None
 
@@ -168,19 +167,3 @@ def _replaced_byte(path: Path, position: int, value: int) -> Iterator[None]:
         finally:
             file.seek(position)
             file.write(pristine)
-
-
-@contextlib.contextmanager
-def _alarm() -> Iterator[None]:
-    """TimeoutError in the place of a hang."""
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still busy after {_HUNG_AFTER_S} seconds")
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(_HUNG_AFTER_S)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from scripts.faults import flips
 from scripts.faults.regions import arrow_regions, json_regions
 from scripts.faults.tally import Tally
 from storage import open_cache, verify_cache
+from storage.errors import MissingFileError
 
 FILES = {"manifest", "plan", "commit record", "card", "soft_targets shard", "samples shard", "beams shard"}
 
@@ -85,3 +88,17 @@ def test_a_reader_that_looks_at_no_hash_is_caught(small_cache: Path, monkeypatch
     flips.flip_bits(small_cache, 300, random.Random(0), tally, whole_every=12)
     assert any("shard" in loss for loss in tally.losses)
     assert not any("commit" in loss for loss in tally.losses)
+
+
+def test_a_reader_that_hangs_is_caught_whatever_it_catches(small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang() -> bool:
+        try:
+            while True:
+                time.sleep(0.01)
+        except OSError as error:
+            raise MissingFileError("manifest.json") from error
+
+    monkeypatch.setattr(flips, "_HUNG_AFTER_S", 0.05)
+    victim = dataclasses.replace(flips.victims_of(small_cache)[0], find=hang)
+    problem = flips.undetected(small_cache, victim, is_whole=False)
+    assert problem == "a check of the file alone raised StillBusy('still busy after 0.05 seconds')"

@@ -12,7 +12,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from scripts.faults.time_limit import time_limit
 from storage import RowStream, open_cache, verify_cache
 from storage.errors import (
     FormatVersionError,
@@ -672,18 +672,9 @@ def stranger(pristine: Path, tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """Fail what hangs, or takes more memory than a cache of some kilobytes may."""
-
-    def stop(*_: object) -> None:
-        pytest.fail(f"still running after {SECONDS} seconds", pytrace=True)
-
     before = peaks()
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
+    with time_limit(SECONDS):
         yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
     for name, peak in peaks().items():
         assert peak <= max(before[name], MOST_BYTES[name]), f"{name} peaked at {peak} bytes"
 
