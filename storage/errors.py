@@ -190,3 +190,8 @@ class LocalCacheTooSmallError(CacheError):
 def first_line(error: BaseException) -> str:
     """What a library's error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_unreadable_tokenizer(error: BaseException) -> bool:
+    """Whether a library failed to load a tokenizer: it raises any Exception, or panics, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

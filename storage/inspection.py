@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from storage import beams, samples, soft_targets
 from storage.cache import Cache
-from storage.errors import ConfigError, RecordError, first_line
+from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.manifest import KINDS, SPLITS
 from storage.shard import check_file
 
@@ -111,11 +111,6 @@ def _token_decoder(cache: Cache) -> Decode:
             raise
         raise RecordError(str(path), f"not a tokenizer ({first_line(error)})") from error
     return lambda ids: repr(tokenizer.decode([int(i) for i in np.atleast_1d(ids)], skip_special_tokens=False))
-
-
-def is_unreadable_tokenizer(error: BaseException) -> bool:
-    """Whether a library failed to load a tokenizer: it raises any Exception, or panics, which is none."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _render_soft_targets(batch: pa.RecordBatch, decode: Decode) -> Iterator[str]:

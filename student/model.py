@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from storage.cache import Cache
-from storage.errors import ConfigError, RecordError, first_line
-from storage.inspection import is_unreadable_tokenizer
+from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.manifest import SPLITS
 from student.errors import (
     ArchitectureError,
