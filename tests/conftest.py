@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -64,6 +65,18 @@ def tiny_config(teacher: Path, data: Path, out: Path, **changes: object) -> Prec
         "beams": BeamsConfig(num_prompts=20, prompt_tokens=6, max_new_tokens=6),
     }
     return PrecomputeConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def helpers(pytestconfig: pytest.Config) -> ModuleType:
+    """The functions of this file (make_teacher, make_text, tiny_config, …)."""
+    return pytestconfig.pluginmanager.get_plugin(__file__)
 
 
 @pytest.fixture(scope="session")

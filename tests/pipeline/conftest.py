@@ -1,11 +1,11 @@
-"""Shared by the tests of the teacher side: the root conftest's makers, and teachers small enough to enumerate."""
+"""Shared by the tests of the teacher side: teachers small enough to enumerate."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,6 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pipeline.teacher import Teacher
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def helpers(pytestconfig: pytest.Config) -> ModuleType:
-    """The functions of tests/conftest.py (make_teacher, make_text, tiny_config, …)."""
-    return pytestconfig.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import datasets
@@ -502,9 +502,8 @@ def test_any_shards_merge_and_stream(
 
 
 @pytest.fixture(scope="module")
-def real(request: pytest.FixtureRequest, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Cache]:
+def real(helpers: ModuleType, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Cache]:
     """Two caches that a teacher wrote, and the cache merged from them."""
-    helpers: Any = request.config.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
     base = tmp_path_factory.mktemp("real")
     caches = []
     for seed, name in enumerate(("first", "second")):

@@ -1,11 +1,10 @@
-"""Shared by the tests of the student side: the root conftest's makers, and small students."""
+"""Shared by the tests of the student side: small students."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,18 +13,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from storage import Cache
 from student import TrainConfig
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def helpers(pytestconfig: pytest.Config) -> ModuleType:
-    """The functions of tests/conftest.py (make_teacher, make_text, tiny_config, …)."""
-    return pytestconfig.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
 
 
 @pytest.fixture(scope="session")
