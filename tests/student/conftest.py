@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -34,6 +35,19 @@ def make_student(shape: dict[str, Any]) -> Callable[..., Any]:
     def make(seed: int = 0, **changes: object) -> Any:
         torch.manual_seed(seed)
         return GPT2LMHeadModel(GPT2Config(**(shape | changes))).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_cache(
+    helpers: ModuleType, teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Cache]:
+    """Makes a cache of 2,000 tokens in place of the whole text, or with other changes."""
+
+    def make(**changes: object) -> Cache:
+        out = tmp_path_factory.mktemp("cache") / "cache"
+        return helpers.precompute(helpers.tiny_config(teacher_dir, text_file, out, **({"max_tokens": 2000} | changes)))
 
     return make
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -199,17 +198,6 @@ def test_bfloat16_stays_close(
         results.append((gradients(model), {name: float(value) for name, value in losses.items()}))
     assert results[1][1] == pytest.approx(results[0][1], abs=0.1)
     assert_gradients_close(results[1][0], results[0][0], 0.1)
-
-
-@pytest.fixture(scope="module")
-def make_cache(
-    helpers: ModuleType, teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Cache]:
-    def make(**changes: object) -> Cache:
-        out = tmp_path_factory.mktemp("cache") / "cache"
-        return helpers.precompute(helpers.tiny_config(teacher_dir, text_file, out, **({"max_tokens": 2000} | changes)))
-
-    return make
 
 
 def test_default_weights_follow_what_the_cache_holds(
