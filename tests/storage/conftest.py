@@ -41,6 +41,9 @@ from storage.shard import write_shard
 from storage.soft_targets import SoftTargetRows
 from tests.storage.object_store import FakeHub
 
+# What they assert is told as what a test asserts is.
+pytest.register_assert_rewrite("tests.storage.broken_rows", "tests.storage.stopping")
+
 REPOSITORY = Path(__file__).parents[2]
 VOCAB_SIZE = 50
 BLOCK_SIZE = 6

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +10,8 @@ import pytest
 from storage import beams
 from storage.beams import BeamRow, Candidate
 from storage.errors import RowError
-from storage.shard import batch_stats, check_batch
-
-Edit = Callable[[list[Any]], object]
+from storage.shard import batch_stats
+from tests.storage.broken_rows import BrokenRow, Edit, assert_refused
 
 
 def candidate(score: float, *ids: int) -> Candidate:
@@ -88,7 +85,7 @@ def clear(row: int) -> Edit:
 
 
 PER_CANDIDATE = ("candidate_lengths", "scores", "sum_logprobs", "finish_reasons", "texts")
-BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
+BROKEN_ROWS: dict[str, BrokenRow] = {
     "prompt outside the vocabulary": ({"prompt_ids": at(1, 0, 10)}, "prompt_ids", "vocabulary of 10"),
     "candidate outside the vocabulary": ({"candidate_ids": at(1, 2, 10)}, "candidate_ids", "vocabulary of 10"),
     "empty prompt": ({"prompt_ids": clear(1)}, "prompt_ids", "empty"),
@@ -129,14 +126,7 @@ BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
 def test_a_broken_rule_is_refused_by_the_name_of_its_column(
     batch: pa.RecordBatch, make: SimpleNamespace, forge: SimpleNamespace, case: str
 ) -> None:
-    edits, column, problem = BROKEN_ROWS[case]
-    identity = make.identity(vocab_size=10)
-    check_batch(batch, "beams", identity, "here")
-    for name, edit in edits.items():
-        batch = forge.column(batch, name, edit)
-    with pytest.raises(RowError, match=problem) as caught:
-        check_batch(batch, "beams", identity, "here")
-    assert (caught.value.column, caught.value.where) == (column, "here")
+    assert_refused(batch, "beams", make.identity(vocab_size=10), forge, BROKEN_ROWS[case])
 
 
 @pytest.mark.parametrize("column", ["prompt_ids", "candidate_ids"])

@@ -1,20 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from storage import samples
-from storage.errors import RowError
 from storage.samples import SampleRow
-from storage.shard import batch_stats, check_batch
-
-Edit = Callable[[list[Any]], object]
+from storage.shard import batch_stats
+from tests.storage.broken_rows import BrokenRow, Edit, assert_refused
 
 
 @pytest.fixture
@@ -92,7 +88,7 @@ def scalar(value: object) -> Edit:
     return lambda rows: rows.__setitem__(-1, value)
 
 
-BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
+BROKEN_ROWS: dict[str, BrokenRow] = {
     "prompt outside the vocabulary": ({"prompt_ids": last(10)}, "prompt_ids", "vocabulary of 10"),
     "completion outside the vocabulary": ({"completion_ids": last(10)}, "completion_ids", "vocabulary of 10"),
     "empty prompt": ({"prompt_ids": lambda rows: rows[0].clear()}, "prompt_ids", "empty"),
@@ -126,14 +122,7 @@ BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
 def test_a_broken_rule_is_refused_by_the_name_of_its_column(
     batch: pa.RecordBatch, make: SimpleNamespace, forge: SimpleNamespace, case: str
 ) -> None:
-    edits, column, problem = BROKEN_ROWS[case]
-    identity = make.identity(vocab_size=10)
-    check_batch(batch, "samples", identity, "here")
-    for name, edit in edits.items():
-        batch = forge.column(batch, name, edit)
-    with pytest.raises(RowError, match=problem) as caught:
-        check_batch(batch, "samples", identity, "here")
-    assert (caught.value.column, caught.value.where) == (column, "here")
+    assert_refused(batch, "samples", make.identity(vocab_size=10), forge, BROKEN_ROWS[case])
 
 
 @pytest.mark.parametrize("column", ["prompt_ids", "completion_ids"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +8,11 @@ import pyarrow as pa
 import pytest
 
 from storage import soft_targets
-from storage.errors import RowError
-from storage.manifest import CacheIdentity
 from storage.segments import valid_targets
-from storage.shard import batch_stats, check_batch
+from storage.shard import batch_stats
 from storage.soft_targets import SoftTargetRows
+from tests.storage.broken_rows import BrokenRow, Edit, assert_refused
 
-Edit = Callable[[list[Any]], object]
 SCALARS = ("tail_logprob", "entropy", "label_logprob")
 
 
@@ -162,7 +159,7 @@ def swap(row: int, first: int, second: int) -> Edit:
     return edit
 
 
-BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
+BROKEN_ROWS: dict[str, BrokenRow] = {
     "label outside the vocabulary": ({"input_ids": at(0, 4, value=10)}, "input_ids", "vocabulary of 10"),
     "entry outside the vocabulary": ({"ids": at(1, 3, value=10)}, "ids", "vocabulary of 10"),
     "largest entry that the type holds": ({"ids": at(1, 3, value=65535)}, "ids", "vocabulary of 10"),
@@ -248,15 +245,9 @@ BROKEN_ROWS: dict[str, tuple[dict[str, Edit], str, str]] = {
 def test_a_broken_rule_is_refused_by_the_name_of_its_column(
     hand_made_batch: pa.RecordBatch, make: SimpleNamespace, forge: SimpleNamespace, case: str
 ) -> None:
-    edits, column, problem = BROKEN_ROWS[case]
-    identity: CacheIdentity = make.identity(vocab_size=10, block_size=4)
-    batch = hand_made_batch
-    check_batch(batch, "soft_targets", identity, "here")
-    for name, edit in edits.items():
-        batch = forge.column(batch, name, edit)
-    with pytest.raises(RowError, match=problem) as caught:
-        check_batch(batch, "soft_targets", identity, "here")
-    assert (caught.value.column, caught.value.where) == (column, "here")
+    assert_refused(
+        hand_made_batch, "soft_targets", make.identity(vocab_size=10, block_size=4), forge, BROKEN_ROWS[case]
+    )
 
 
 @pytest.mark.parametrize(
