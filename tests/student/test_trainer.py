@@ -179,15 +179,8 @@ def test_a_run_killed_while_it_publishes_the_student_ends_with_the_same_bytes(
 ) -> None:
     config, files, _ = undisturbed
     config = dataclasses.replace(config, out=tmp_path / "student")
-    original, count = Path.replace, iter(range(moved))
-
-    def replace(self: Path, target: Path) -> Path:
-        if next(count, None) is None:
-            raise Stop
-        return original(self, target)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
+        _fail_after(patch, "pathlib.Path.replace", moved)
         with pytest.raises(Stop):
             train(config)
     assert not (config.out / "run.json").exists()
