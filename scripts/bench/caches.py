@@ -1,0 +1,175 @@
+"""Caches of made-up soft targets, sized as a real teacher leaves them and written by storage itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage import columns, soft_targets
+from storage.cache import Cache, open_cache
+from storage.manifest import CacheIdentity, ShardKey, write_commit, write_plan
+from storage.publication import finish
+from storage.segments import valid_targets
+from storage.shard import write_shard
+from storage.soft_targets import SoftTargetRows
+
+RECORD_BATCH_ROWS = 16
+_TAIL_WEIGHT = 1 / 32
+_MANTISSA_BITS = 6
+# With a sampled tail: most ids of a head, and how much of what they leave at tail_weight each may go to it as well.
+_LARGEST_HEAD, _LARGEST_EXTRA_SHARE = 9, 0.95
+# Range of the head's mass without a sampled tail.
+_LEAST_MASS, _MOST_MASS = 0.4, 0.95
+
+
+def write_soft_targets_cache(
+    directory: Path,
+    num_blocks: int,
+    block_size: int,
+    vocab_size: int,
+    *,
+    top_k: int = 1,
+    tail_weight: float | None = _TAIL_WEIGHT,
+    num_shards: int = 1,
+    seed: int = 0,
+) -> Cache:
+    """A finished cache of `num_blocks` training blocks in at most `num_shards` shards, the same for the same arguments.
+
+    Every second block holds the pieces of two documents. With a sampled tail a target has 1 to 9 ids in the
+    head and up to 31 draws, 18 entries on average, at tail_weight 1/32; with None it has `top_k` ids and the
+    tail's mass.
+    """
+    rows_per_shard = -(-num_blocks // (num_shards * RECORD_BATCH_ROWS)) * RECORD_BATCH_ROWS
+    starts = range(0, num_blocks, rows_per_shard)
+    identity = _identity(block_size, vocab_size, top_k, tail_weight, len(starts), num_blocks)
+    write_plan(directory, identity)
+    for index, start in enumerate(starts):
+        key = ShardKey(kind="soft_targets", split="train", index=index, num_shards=len(starts))
+        batches = _record_batches(identity, start, min(start + rows_per_shard, num_blocks), seed)
+        write_commit(directory, write_shard(directory, identity, key, start, batches))
+    finish(directory, identity, [])
+    return open_cache(directory)
+
+
+def _record_batches(identity: CacheIdentity, first_row: int, end_row: int, seed: int) -> Iterator[pa.RecordBatch]:
+    for start in range(first_row, end_row, RECORD_BATCH_ROWS):
+        rows = _rows(identity, start, min(RECORD_BATCH_ROWS, end_row - start), np.random.default_rng([seed, start]))
+        yield soft_targets.encode(rows, identity.schema("soft_targets"), identity.mantissa_bits)
+
+
+def _rows(identity: CacheIdentity, first_row: int, num_rows: int, rng: np.random.Generator) -> SoftTargetRows:
+    settings = identity.config["soft_targets"]
+    block_size, vocab_size = identity.block_size, identity.vocab_size
+    shape = num_rows, block_size
+    segments = [_segment_lengths(block_size, row, rng) for row in range(first_row, first_row + num_rows)]
+    is_valid = np.stack([valid_targets(lengths) for lengths in segments])
+    head_mass, head_size, tail_size = _sizes(is_valid, settings["top_k"], settings["tail_weight"], rng)
+    token = columns.token_type(vocab_size).to_pandas_dtype()
+    return SoftTargetRows(
+        row_id=np.arange(first_row, first_row + num_rows),
+        input_ids=(vocab_size * rng.random((num_rows, block_size + 1)) ** 4).astype(token),
+        segment_lengths=segments,
+        head_size=head_size,
+        tail_size=tail_size,
+        ids=_distinct_ids(head_size.reshape(-1), tail_size.reshape(-1), vocab_size, rng).astype(token),
+        logprobs=_head_logprobs(head_mass.reshape(-1), head_size.reshape(-1), settings["tail_weight"] or 0.0, rng),
+        tail_logprob=np.where(is_valid, np.log1p(-head_mass), 0.0),
+        entropy=np.where(is_valid, rng.uniform(0, np.log(vocab_size), shape), 0.0),
+        label_logprob=np.where(is_valid, -rng.exponential(size=shape), 0.0),
+        tempered_tail_logmass={},
+    )
+
+
+def _segment_lengths(block_size: int, row: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    if row % 2 == 0 or block_size < 2:
+        return np.array([block_size + 1])
+    cut = int(rng.integers(1, block_size + 1))
+    return np.array([cut, block_size + 1 - cut])
+
+
+def _sizes(
+    is_valid: NDArray[np.bool_], top_k: int, tail_weight: float | None, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """The head's mass, its size, and the number of draws from the tail, all of the shape of `is_valid`."""
+    if tail_weight is None:
+        mass = rng.uniform(_LEAST_MASS, _MOST_MASS, is_valid.shape)
+        return mass, np.where(is_valid, top_k, 0), np.zeros(is_valid.shape, dtype=np.int64)
+    largest = max(top_k, min(_LARGEST_HEAD, int(1 / tail_weight) - 1))
+    size = rng.integers(top_k, largest + 1, is_valid.shape)
+    at_least = np.minimum(size * tail_weight, _LEAST_MASS)
+    mass = at_least + (1 - at_least) * _LARGEST_EXTRA_SHARE * rng.random(is_valid.shape)
+    # Systematic sampling draws the floor or the ceiling of the expected number.
+    drawn = np.floor((1 - mass) / tail_weight + rng.random(is_valid.shape)).astype(np.int64)
+    return mass, np.where(is_valid, size, 0), np.where(is_valid, drawn, 0)
+
+
+def _head_logprobs(
+    mass_P: NDArray[np.float64], size_P: NDArray[np.int64], at_least: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Logprobs of all heads [H]: `at_least` each, and random shares of what is left of the head's mass."""
+    position_H = np.repeat(np.arange(len(size_P)), size_P)
+    share_H = rng.exponential(size=len(position_H)) ** 2 + 1e-3
+    total_P = np.bincount(position_H, weights=share_H, minlength=len(size_P))
+    floor_P = np.minimum(at_least, 0.9 * mass_P / np.maximum(size_P, 1))
+    rest_P = mass_P - floor_P * size_P
+    logprobs: NDArray[np.float64] = np.log(floor_P[position_H] + (rest_P / total_P.clip(1e-9))[position_H] * share_H)
+    return logprobs
+
+
+def _distinct_ids(
+    head_size_P: NDArray[np.int64], tail_size_P: NDArray[np.int64], vocab_size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Ids [E] of all positions, head then tail, each ascending; small ids are as frequent as in text.
+
+    The vocabulary is cut into strata, wider towards its end; a position's entries lie in strata of their own.
+    """
+    size_P = head_size_P + tail_size_P
+    num_strata = int(size_P.max())
+    assert num_strata <= vocab_size, (num_strata, vocab_size)
+    rank = np.arange(num_strata)
+    edges = np.maximum(np.arange(num_strata + 1), vocab_size * (np.arange(num_strata + 1) / num_strata) ** 4)
+    low, width = edges[:-1].astype(np.int64), np.diff(edges.astype(np.int64))
+    ids_PS = low + (rng.random((len(size_P), num_strata)) * width).astype(np.int64)
+    order_PS = np.argsort(rng.random(ids_PS.shape), axis=1)  # which strata are whose
+    owner_PS = np.where(rank < head_size_P[:, None], 0, np.where(rank < size_P[:, None], 1, 2))
+    key_PS = owner_PS * vocab_size + np.take_along_axis(ids_PS, order_PS, axis=1)
+    key_PS.sort(axis=1)
+    ids_E: NDArray[np.int64] = key_PS[rank < size_P[:, None]] % vocab_size
+    return ids_E
+
+
+def _identity(
+    block_size: int, vocab_size: int, top_k: int, tail_weight: float | None, num_shards: int, num_blocks: int
+) -> CacheIdentity:
+    return CacheIdentity(
+        vocab_size=vocab_size,
+        block_size=block_size,
+        record_batch_rows=RECORD_BATCH_ROWS,
+        temperatures=(1.0,),
+        teacher={
+            "id": "none",
+            "revision": None,
+            "architecture": "none",
+            "num_parameters": 0,
+            "context_length": block_size,
+            "dtype": "float32",
+            "weights_bytes": 0,
+            "weights_sha256": "0" * 64,
+        },
+        tokenizer={"size": vocab_size, "sha256": "0" * 64, "eos_token_id": None},
+        data={
+            "source": "random rows",
+            "fingerprint": "0" * 64,
+            "licence": None,
+            "packing": "none",
+            "num_documents": num_blocks,
+            "num_tokens": {"train": num_blocks * (block_size + 1), "validation": 0},
+        },
+        config={"soft_targets": {"top_k": top_k, "tail_weight": tail_weight, "mantissa_bits": _MANTISSA_BITS}},
+        software={},
+        planned_shards={"soft_targets": {"train": num_shards}},
+    )
