@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from student.losses.divergences import DIVERGENCES
-from student.losses.head_matmul import add_product, chunk_positions_on, matmul_dtype_of, upcast
+from student.losses.head_matmul import ChunkedHead, chunk_positions_on, exponentiate, matmul_dtype_of, upcast
 from student.losses.targets import SparseTargets
 
 
@@ -64,20 +64,14 @@ class _FusedHead(torch.autograd.Function):
         chunk: int,
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        matmul_dtype = matmul_dtype_of(hidden_PD)
-        weight_VD = head_weight_VD.to(matmul_dtype)
         grad_hidden_PD = torch.empty_like(hidden_PD) if needs_gradient else None
         grad_weight_VD = torch.zeros_like(head_weight_VD) if needs_gradient else None
         sums = hidden_PD.new_zeros(2, dtype=torch.float64)
-        for start in range(0, len(hidden_PD), chunk):
-            chunk_CD = hidden_PD[start : start + chunk].to(matmul_dtype)
-            logits_CV = upcast(chunk_CD @ weight_VD.T)
-            part = targets.slice(start, start + chunk)
-            sums += _losses_to_gradient(logits_CV, part, loss)
+        head = ChunkedHead(hidden_PD, head_weight_VD, matmul_dtype=matmul_dtype_of(hidden_PD), chunk_positions=chunk)
+        for positions, logits_CV in head.chunks():
+            sums += _losses_to_gradient(logits_CV, targets.slice(positions.start, positions.stop), loss)
             if grad_hidden_PD is not None and grad_weight_VD is not None:
-                grad_CV = logits_CV.to(matmul_dtype)
-                grad_hidden_PD[start : start + chunk] = grad_CV @ weight_VD
-                add_product(grad_weight_VD, grad_CV, chunk_CD)
+                head.add_gradients(positions, logits_CV, grad_hidden_PD, grad_weight_VD)
         ctx.save_for_backward(grad_hidden_PD, grad_weight_VD)
         soft_sum, label_sum = sums
         soft_weight = loss.soft_weight * loss.temperature**2
@@ -116,31 +110,32 @@ def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLos
 
 def _unbiased_with_labels(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
     """−Σ q log s and −log s_label share one softmax: ∂/∂z = (Σ q) s − q for the joint weights q."""
-    log_partition_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-    label_logprob_C = (logits_CV.gather(1, targets.label_ids[:, None]) - log_partition_C1)[:, 0]
-    soft_C = torch.zeros_like(label_logprob_C)
-    mass_C1 = torch.full_like(log_partition_C1, loss.label_weight)
+    label_logit_C1 = logits_CV.gather(1, targets.label_ids[:, None])
+    mass_C1 = torch.full_like(label_logit_C1, loss.label_weight)
     if loss.soft_weight:
         ids_CE, weights_CE = targets.sampled_weights(1.0)
-        soft_C = -(weights_CE * (logits_CV.gather(1, ids_CE) - log_partition_C1)).sum(1)
-        mass_C1 = mass_C1 + loss.soft_weight * weights_CE.sum(1, keepdim=True)
-    logits_CV.sub_(log_partition_C1).exp_().mul_(mass_C1)
+        logits_CE = logits_CV.gather(1, ids_CE)
+        mass_C1 += loss.soft_weight * weights_CE.sum(1, keepdim=True)
+    exp_sum_C1, log_partition_C1 = exponentiate(logits_CV)
+    logits_CV.mul_(mass_C1 / exp_sum_C1)
+    soft_C1 = torch.zeros_like(label_logit_C1)
     if loss.soft_weight:
+        soft_C1 = (weights_CE * (log_partition_C1 - logits_CE)).sum(1, keepdim=True)
         _subtract_at(logits_CV, ids_CE, loss.soft_weight * weights_CE)
     _subtract_at(logits_CV, targets.label_ids[:, None], loss.label_weight)
-    return torch.stack([soft_C.sum(), -label_logprob_C.sum()]).double()
+    return torch.stack([soft_C1.sum(), (log_partition_C1 - label_logit_C1).sum()]).double()
 
 
 def _unbiased(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
     """−Σ q log s(T) [C]; the gradient carries T² · 1/T."""
     logits_CV.div_(loss.temperature)
     ids_CE, weights_CE = targets.sampled_weights(loss.temperature)
-    log_partition_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-    soft_C = -(weights_CE * (logits_CV.gather(1, ids_CE) - log_partition_C1)).sum(1)
+    logits_CE = logits_CV.gather(1, ids_CE)
+    exp_sum_C1, log_partition_C1 = exponentiate(logits_CV)
     scale = loss.soft_weight * loss.temperature
-    logits_CV.sub_(log_partition_C1).exp_().mul_(weights_CE.sum(1, keepdim=True) * scale)
+    logits_CV.mul_(scale * weights_CE.sum(1, keepdim=True) / exp_sum_C1)
     _subtract_at(logits_CV, ids_CE, scale * weights_CE)
-    return soft_C
+    return (weights_CE * (log_partition_C1 - logits_CE)).sum(1)
 
 
 def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tuple[Tensor, Tensor | None]:
@@ -149,11 +144,12 @@ def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tupl
     Inside the tail the student keeps its own proportions: ∂L/∂z_j = (s_j / s_tail) ∂L/∂u_tail.
     The tail's mass is summed over the tail itself, never as 1 − Σ head.
     """
-    logits_CV.div_(loss.temperature)
+    if loss.temperature != 1.0:
+        logits_CV.div_(loss.temperature)
     label_logit_C = logits_CV.gather(1, targets.label_ids[:, None])[:, 0]
     head_CK = logits_CV.gather(1, targets.head_ids).masked_fill(~targets.is_head, -torch.inf)
     _mask_at(logits_CV, targets.head_ids, targets.is_head)
-    tail_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+    tail_exp_sum_C1, tail_C1 = exponentiate(logits_CV)
     outcomes_CO = torch.cat([head_CK, tail_C1], dim=1)
     log_partition_C1 = outcomes_CO.logsumexp(dim=1, keepdim=True)
     logq_CO = outcomes_CO - log_partition_C1
@@ -165,9 +161,8 @@ def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tupl
     if loss.temperature == 1.0 and loss.label_weight:
         label_logprob_C = label_logit_C - log_partition_C1[:, 0]
         gradient_CO = gradient_CO + loss.label_weight * logq_CO.exp()
-    # An empty tail has logsumexp −inf; any finite stand-in leaves exp(−inf) = 0 there.
-    finite_tail_C1 = tail_C1.masked_fill(tail_C1 == -torch.inf, 0.0)
-    logits_CV.sub_(finite_tail_C1).exp_().mul_(gradient_CO[:, -1:])
+    # Where the tail is empty there is nothing to scale: a row of zeros, whose sum must not divide.
+    logits_CV.mul_(gradient_CO[:, -1:] / tail_exp_sum_C1.masked_fill(tail_exp_sum_C1 == 0, 1.0))
     head_gradient_CK = gradient_CO[:, :-1].masked_fill(~targets.is_head, 0.0)
     logits_CV.scatter_add_(1, targets.head_ids, head_gradient_CK)
     return soft_C, label_logprob_C

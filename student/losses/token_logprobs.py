@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student.losses.head_matmul import add_product, chunk_positions_on, matmul_dtype_of, upcast
+from student.losses.head_matmul import ChunkedHead, chunk_positions_on, exponentiate, matmul_dtype_of
 
 
 def token_logprobs(hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
@@ -26,11 +26,11 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
         ctx.matmul_dtype = matmul_dtype_of(hidden_PD)
         ctx.save_for_backward(hidden_PD, head_weight_VD, token_ids_P)
-        weight_VD = head_weight_VD.to(ctx.matmul_dtype)
         parts = []
-        for hidden_CD, ids_C in _chunks(hidden_PD, token_ids_P):
-            logits_CV = upcast(hidden_CD.to(ctx.matmul_dtype) @ weight_VD.T)
-            parts.append(logits_CV.gather(1, ids_C[:, None])[:, 0] - logits_CV.logsumexp(dim=1))
+        for positions, logits_CV in _head(hidden_PD, head_weight_VD, ctx.matmul_dtype).chunks():
+            token_logit_C1 = logits_CV.gather(1, token_ids_P[positions, None])
+            _, log_partition_C1 = exponentiate(logits_CV)
+            parts.append((token_logit_C1 - log_partition_C1)[:, 0])
         return torch.cat(parts)
 
     @staticmethod
@@ -38,22 +38,16 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor, None]:
         """∂ log s(y) / ∂z = onehot(y) − s."""
         hidden_PD, head_weight_VD, token_ids_P = ctx.saved_tensors
-        weight_VD = head_weight_VD.to(ctx.matmul_dtype)
         grad_hidden_PD, grad_weight_VD = torch.empty_like(hidden_PD), torch.zeros_like(head_weight_VD)
-        start = 0
-        for hidden_CD, ids_C in _chunks(hidden_PD, token_ids_P):
-            chunk_CD = hidden_CD.to(ctx.matmul_dtype)
-            stop = start + len(ids_C)
-            grad_C1 = grad_P[start:stop, None]
-            gradient_CV = torch.softmax(upcast(chunk_CD @ weight_VD.T), dim=1).mul_(-grad_C1)
-            gradient_CV.scatter_add_(1, ids_C[:, None], grad_C1.to(gradient_CV.dtype))
-            grad_CV = gradient_CV.to(ctx.matmul_dtype)
-            grad_hidden_PD[start:stop] = grad_CV @ weight_VD
-            add_product(grad_weight_VD, grad_CV, chunk_CD)
-            start = stop
+        head = _head(hidden_PD, head_weight_VD, ctx.matmul_dtype)
+        for positions, logits_CV in head.chunks():
+            grad_C1 = grad_P[positions, None].to(logits_CV.dtype)
+            exp_sum_C1, _ = exponentiate(logits_CV)
+            logits_CV.mul_(-grad_C1 / exp_sum_C1).scatter_add_(1, token_ids_P[positions, None], grad_C1)
+            head.add_gradients(positions, logits_CV, grad_hidden_PD, grad_weight_VD)
         return grad_hidden_PD, grad_weight_VD, None
 
 
-def _chunks(hidden_PD: Tensor, token_ids_P: Tensor) -> list[tuple[Tensor, Tensor]]:
-    size = chunk_positions_on(hidden_PD.device)
-    return list(zip(torch.split(hidden_PD, size), torch.split(token_ids_P, size), strict=True))
+def _head(hidden_PD: Tensor, head_weight_VD: Tensor, matmul_dtype: torch.dtype) -> ChunkedHead:
+    chunk = chunk_positions_on(hidden_PD.device)
+    return ChunkedHead(hidden_PD, head_weight_VD, matmul_dtype=matmul_dtype, chunk_positions=chunk)

@@ -212,7 +212,7 @@ def test_the_size_of_a_chunk_changes_nothing(name: str, chunk: int) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_more_positions_than_one_default_chunk(name: str) -> None:
-    problem = make_problem(300, HEADS["varied"])
+    problem = make_problem(1100, HEADS["varied"])
     assert_same(problem, HeadLoss(**LOSSES[name], temperature=1.0, soft_weight=1.0, label_weight=0.1))
 
 

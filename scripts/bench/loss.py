@@ -1,0 +1,143 @@
+"""Sparse distillation from hidden states against PyTorch's next-token loss on full logits, behind one head.
+
+Both sides go forward and backward and end with the gradients of hidden states and head weight.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.bench.caches import write_soft_targets_cache
+from scripts.bench.comparison import Comparison
+from scripts.bench.config import BenchConfig
+from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
+from student.batches import block_batch
+from student.losses.fused_head import HeadLoss, fused_head_loss
+from student.losses.targets import SparseTargets
+from student.matmul_precision import use_fast_matmul
+
+_TIME_TARGET, _MEMORY_TARGET = 0.80, 0.25
+_TAIL_WEIGHT = 1 / 32
+_REFERENCE = "cross-entropy on full logits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """positions N, width d, vocabulary V; `top_k` of the target whose tail is one number."""
+
+    positions: int
+    width: int
+    vocab_size: int
+    top_k: int
+
+
+SHAPES = {
+    "full": Shape(positions=4096, width=512, vocab_size=50_257, top_k=64),
+    "tiny": Shape(positions=100, width=16, vocab_size=300, top_k=8),
+}
+
+
+class Head:
+    """Hidden states and head weight as leaves, and the labels of every position."""
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._hidden = torch.randn(shape.positions, shape.width, generator=generator).to(device).requires_grad_()
+        weight = torch.randn(shape.vocab_size, shape.width, generator=generator) / shape.width**0.5
+        self._weight = weight.to(device).requires_grad_()
+
+    def reference(self, label_ids: Tensor, is_half: bool = False) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean next-token loss by autograd."""
+        with self._autocast(is_half):
+            total = F.cross_entropy(self._hidden @ self._weight.T, label_ids)
+        return self._gradients(total)
+
+    def ours(self, targets: SparseTargets, loss: HeadLoss, is_half: bool = False) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean of the weighted losses."""
+        with self._autocast(is_half):
+            total = fused_head_loss(self._hidden, self._weight, targets, loss)[0] / len(targets)
+        return self._gradients(total)
+
+    def _gradients(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weight = torch.autograd.grad(total, (self._hidden, self._weight))
+        return hidden, weight
+
+    def _autocast(self, is_half: bool) -> torch.autocast | nullcontext[None]:
+        return torch.autocast(self._hidden.device.type, dtype=torch.bfloat16) if is_half else nullcontext()
+
+
+def run(config: BenchConfig) -> Iterator[Comparison]:
+    """Time and memory of both kinds of target, and time in bfloat16 for information."""
+    if config.device == "cpu":
+        use_fast_matmul()
+    shape = SHAPES[config.size]
+    head = Head(shape, config.device)
+    kinds = {
+        "sampled tail": (make_targets(shape, 1, _TAIL_WEIGHT, config.device), forward_kl(is_unbiased=True)),
+        f"top {shape.top_k}": (make_targets(shape, shape.top_k, None, config.device), forward_kl(is_unbiased=False)),
+    }
+    label_ids = kinds["sampled tail"][0].label_ids
+    for is_half in (False, True):
+        variants = {name: partial(head.ours, *kind, is_half) for name, kind in kinds.items()}
+        reference = partial(head.reference, label_ids, is_half)
+        seconds = interleaved_seconds(variants | {_REFERENCE: reference}, config.rounds, config.device)
+        for name in kinds:
+            yield Comparison(
+                what=f"time, {'bf16 autocast' if is_half else 'float32'}",
+                ours=name,
+                reference=_REFERENCE,
+                our_values=seconds[name],
+                reference_values=seconds[_REFERENCE],
+                unit="s",
+                target=None if is_half else _TIME_TARGET,
+            )
+        if not is_half:
+            reference_bytes = float(peak_extra_bytes(reference, config.device))
+            for name, action in variants.items():
+                yield Comparison(
+                    what="peak memory beyond inputs",
+                    ours=name,
+                    reference=_REFERENCE,
+                    our_values=[float(peak_extra_bytes(action, config.device))],
+                    reference_values=[reference_bytes],
+                    unit="B",
+                    target=_MEMORY_TARGET,
+                )
+
+
+def make_targets(shape: Shape, top_k: int, tail_weight: float | None, device: str) -> SparseTargets:
+    """Targets of `shape.positions` positions, decoded as training decodes them."""
+    block_size = 64
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = write_soft_targets_cache(
+            Path(scratch) / "cache",
+            -(-2 * shape.positions // block_size),  # some targets stand where documents meet and are not valid
+            block_size,
+            shape.vocab_size,
+            top_k=top_k,
+            tail_weight=tail_weight,
+        )
+        (table,) = pa.Table.from_batches(cache.record_batches("soft_targets", "train")).combine_chunks().to_batches()
+        batch = block_batch(table, tail_weight=tail_weight, temperature=1.0, device=torch.device(device))
+    return batch.targets.slice(0, shape.positions)
+
+
+def forward_kl(*, is_unbiased: bool, soft_weight: float = 1.0, label_weight: float = 0.1) -> HeadLoss:
+    """Forward KL, by default with the trainer's own weights."""
+    return HeadLoss(
+        divergence="forward_kl",
+        unbiased=is_unbiased,
+        temperature=1.0,
+        soft_weight=soft_weight,
+        label_weight=label_weight,
+    )

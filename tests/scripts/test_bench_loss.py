@@ -1,0 +1,36 @@
+"""The benchmark of the loss runs, and both of its sides answer for the same positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from scripts.bench.config import BenchConfig
+from scripts.bench.loss import SHAPES, Head, forward_kl, make_targets, run
+from student.losses.targets import SparseTargets
+
+
+def test_every_comparison_is_there() -> None:
+    found = list(run(BenchConfig(name="loss", size="tiny", rounds=2)))
+    assert [(c.what, c.ours) for c in found] == [
+        (what, ours)
+        for what in ("time, float32", "peak memory beyond inputs", "time, bf16 autocast")
+        for ours in ("sampled tail", "top 8")
+    ]
+    assert all(math.isfinite(value) and value >= 0 for c in found for value in c.our_values)
+    assert [c.target for c in found] == [0.8, 0.8, 0.25, 0.25, None, None]
+
+
+def test_both_sides_give_the_same_gradients_for_the_same_loss() -> None:
+    shape = SHAPES["tiny"]
+    head, targets = Head(shape, "cpu"), make_targets(shape, 1, 1 / 32, "cpu")
+    assert len(targets) == shape.positions
+    labels_only = forward_kl(is_unbiased=True, soft_weight=0.0, label_weight=1.0)
+    expected = head.reference(targets.label_ids)
+    for found in (
+        head.ours(targets, labels_only),
+        head.ours(SparseTargets.labels_only(targets.label_ids), labels_only),
+    ):
+        for gradient, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(gradient, wanted)

@@ -1,0 +1,53 @@
+"""The head's chunks, and the sums that every loss behind it starts from, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from student.losses.head_matmul import ChunkedHead, exponentiate
+
+
+@pytest.mark.parametrize("offset", [0.0, -100.0, 3000.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_exponentials_and_their_sums(offset: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (10 * torch.randn(7, 301, generator=generator, dtype=torch.float64) + offset).to(dtype)
+    logits[0, 1:] = logits[1, ::2] = -torch.inf
+    exact = logits.double().clone()
+    sums, log_sums = exponentiate(logits)
+    close = {"rtol": 1e-5, "atol": 0.0} if dtype == torch.float32 else {"rtol": 1e-13, "atol": 0.0}
+    torch.testing.assert_close(log_sums.double(), exact.logsumexp(1, keepdim=True), **close)
+    torch.testing.assert_close((logits / sums).double(), torch.softmax(exact, 1), rtol=close["rtol"], atol=1e-30)
+
+
+def test_a_row_without_mass_has_none() -> None:
+    logits = torch.full((2, 5), -torch.inf)
+    logits[1, 3] = 2.0
+    sums, log_sums = exponentiate(logits)
+    assert sums.tolist() == [[0.0], [1.0]]
+    assert log_sums.tolist() == [[-torch.inf], [2.0]]
+    assert logits.tolist() == [[0.0] * 5, [0.0, 0.0, 0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("num_positions", [0, 1, 7])
+@pytest.mark.parametrize(("matmul_dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_chunks_cover_all_positions(
+    num_positions: int, chunk: int, matmul_dtype: torch.dtype, tolerance: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(num_positions, 6, generator=generator), torch.randn(11, 6, generator=generator)
+    upstream = torch.randn(num_positions, 11, generator=generator)
+    grad_hidden, grad_weight = torch.full_like(hidden, torch.nan), torch.zeros_like(weight)
+    head = ChunkedHead(hidden, weight, matmul_dtype=matmul_dtype, chunk_positions=chunk)
+    found = [torch.empty(0, 11)]
+    for positions, logits in head.chunks():
+        found.append(logits.clone())
+        logits.copy_(upstream[positions])
+        head.add_gradients(positions, logits, grad_hidden, grad_weight)
+    expected = (hidden.double() @ weight.double().T, upstream.double() @ weight.double())
+    close = {"rtol": tolerance, "atol": 2 * tolerance}
+    torch.testing.assert_close(torch.cat(found).double(), expected[0], **close)
+    torch.testing.assert_close(grad_hidden.double(), expected[1], **close)
+    torch.testing.assert_close(grad_weight.double(), upstream.double().T @ hidden.double(), **close)
