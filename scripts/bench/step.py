@@ -1,0 +1,149 @@
+"""A whole optimiser step on cached targets, as training makes it, against one on labels alone through transformers.
+
+Both sides step the same model with the same optimiser, clipping and precision. Ours reads, verifies and
+decodes its rows; the reference finds its tokens in memory. The second reference is what transformers would
+make of the same sizes by its own defaults: another activation kernel, attention and dropout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from scripts.bench.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
+from scripts.bench.comparison import Comparison
+from scripts.bench.config import BenchConfig
+from scripts.bench.measure import interleaved_seconds
+from storage.cache import Cache
+from storage.row_stream import RowStream
+from student.batches import block_batch
+from student.config import TrainConfig
+from student.learner import Learner, make_learner
+from student.model import PRESETS, choose_device
+from student.schedule import make_optimizer
+
+_TARGET = 0.95
+_OURS, _REFERENCE, _DEFAULTS = "cached targets", "labels alone", "labels alone, transformers' defaults"
+# More than one group of shards, so that each is opened, hashed and read again as in a cache of any size.
+_NUM_SHARDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Blocks of a step."""
+
+    preset: str
+    vocab_size: int
+    batch_blocks: int
+    block_size: int
+
+
+SHAPES = {
+    "full": (
+        Shape(preset="distil", vocab_size=50_257, batch_blocks=16, block_size=128),
+        Shape(preset="distil", vocab_size=50_257, batch_blocks=4, block_size=512),
+    ),
+    "tiny": (Shape(preset="mini", vocab_size=300, batch_blocks=4, block_size=16),),
+}
+
+
+class OurStep:
+    """Steps of the trainer's learner on rows of the trainer's stream."""
+
+    def __init__(self, cache: Cache, shape: Shape, device: torch.device) -> None:
+        config = TrainConfig(
+            cache=cache.path, out=cache.path / "student", preset=shape.preset, batch_blocks=shape.batch_blocks
+        )
+        self.learner: Learner = make_learner(config, cache, device)
+        rows = RowStream(cache, "soft_targets", "train", batch_rows=shape.batch_blocks, seed=0)
+        self._batches = rows.batches()
+        self._steps = itertools.count()
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Losses of the next step."""
+        losses, _ = self.learner.step(next(self._steps), {"soft_targets": next(self._batches).rows})
+        return losses
+
+
+class LabelStep:
+    """Steps of a model as transformers documents them: its own loss, clipping, AdamW."""
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        input_ids_NT: Tensor,
+        autocast: torch.autocast,
+        max_gradient_norm: float,
+    ) -> None:
+        self._model, self._optimizer, self._autocast = model, optimizer, autocast
+        self._input_ids_NT, self._max_gradient_norm = input_ids_NT, max_gradient_norm
+
+    def __call__(self) -> Tensor:
+        """The loss of the next step."""
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast:
+            loss: Tensor = self._model(input_ids=self._input_ids_NT, labels=self._input_ids_NT).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_gradient_norm)
+        self._optimizer.step()
+        return loss.detach()
+
+
+def run(config: BenchConfig) -> Iterator[Comparison]:
+    """Seconds of a step for each shape."""
+    device = choose_device(config.device)
+    for shape in SHAPES[config.size]:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from _compare(shape, make_cache(Path(scratch) / "cache", shape), device, config)
+
+
+def make_cache(directory: Path, shape: Shape) -> Cache:
+    """A cache that is read through in some steps."""
+    num_blocks = _NUM_SHARDS * RECORD_BATCH_ROWS
+    return write_soft_targets_cache(directory, num_blocks, shape.block_size, shape.vocab_size, num_shards=_NUM_SHARDS)
+
+
+def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, OurStep | LabelStep]:
+    """Ours, the reference on the same model, and one by transformers' defaults."""
+    ours = OurStep(cache, shape, device)
+    learner = ours.learner
+    autocast, norm = learner.objective.autocast(), learner.config.max_gradient_norm
+    input_ids_NT = _first_input_ids(cache, shape, device)
+    defaults = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=shape.vocab_size, **PRESETS[shape.preset])
+    )
+    defaults = defaults.to(device).train()
+    optimizer = make_optimizer(defaults, learner.config)
+    return {
+        _OURS: ours,
+        _REFERENCE: LabelStep(learner.model, learner.optimizer, input_ids_NT, autocast, norm),
+        _DEFAULTS: LabelStep(defaults, optimizer, input_ids_NT, autocast, norm),
+    }
+
+
+def _compare(shape: Shape, cache: Cache, device: torch.device, config: BenchConfig) -> Iterator[Comparison]:
+    steps = make_steps(cache, shape, device)
+    seconds = interleaved_seconds(steps, config.rounds, config.device)
+    for reference in (_REFERENCE, _DEFAULTS):
+        yield Comparison(
+            what=f"step of {shape.batch_blocks} × {shape.block_size} tokens, {shape.preset}",
+            ours=_OURS,
+            reference=reference,
+            our_values=seconds[_OURS],
+            reference_values=seconds[reference],
+            unit="s",
+            target=_TARGET if reference == _REFERENCE else None,
+        )
+
+
+def _first_input_ids(cache: Cache, shape: Shape, device: torch.device) -> Tensor:
+    rows = next(cache.record_batches("soft_targets", "train")).slice(0, shape.batch_blocks)
+    return block_batch(rows, tail_weight=None, temperature=1.0, device=device).input_ids
