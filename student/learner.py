@@ -39,7 +39,5 @@ class Learner:
 def make_learner(config: TrainConfig, cache: Cache, device: torch.device) -> Learner:
     """The learner before its first step; raises StudentError for a student that does not fit the cache."""
     model = build_student(config.preset, cache, config.seed).to(device).train()
-    if device.type == "cpu":
-        model.set_attn_implementation("eager")  # its backward pass takes 0.6 of the fused kernel's time there
     optimizer = make_optimizer(model, config)
     return Learner(model=model, optimizer=optimizer, objective=Objective(model, cache, config, device), config=config)

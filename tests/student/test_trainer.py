@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from storage import Cache
 from storage.errors import ConfigError, HashMismatchError, IncompleteCacheError, NoCacheError
-from student import EvaluateConfig, MixConfig, TrainConfig, trainer
+from student import EvaluateConfig, MixConfig, TrainConfig, learner, trainer
 from student.errors import RunMismatchError
 from student.objective import Objective
 from student.run_log import RunLog, read_metrics
@@ -124,8 +124,8 @@ def test_a_resumed_run_does_not_repeat_the_steps_before_its_checkpoint(
     with stopped_at(8):
         train(config)
     done: list[int] = []
-    original = trainer.learning_rate
-    monkeypatch.setattr(trainer, "learning_rate", lambda step, config: (done.append(step), original(step, config))[1])
+    original = learner.learning_rate
+    monkeypatch.setattr(learner, "learning_rate", lambda step, config: (done.append(step), original(step, config))[1])
     train(config)
     assert set(done) == {6, 7}
 
@@ -207,7 +207,7 @@ def test_a_run_asked_to_stop_saves_its_step_and_resumes_from_it(
 
 def test_a_finished_run_returns_at_once(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
     config, files, metrics = undisturbed
-    monkeypatch.setattr(trainer, "build_student", None)
+    monkeypatch.setattr(trainer, "make_learner", None)
     assert train(config) == config.out
     assert final_files(config.out) == files
     assert read_metrics(config.out) == metrics

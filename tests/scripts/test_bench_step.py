@@ -1,0 +1,35 @@
+"""The benchmark of the step runs, and its sides make steps of the same kind on as many tokens."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+
+from scripts.bench.config import BenchConfig
+from scripts.bench.step import SHAPES, LabelStep, OurStep, make_cache, make_steps, run
+
+
+def test_every_comparison_is_there() -> None:
+    found = list(run(BenchConfig(name="step", size="tiny", rounds=2)))
+    assert [c.reference for c in found] == ["labels alone", "labels alone, transformers' defaults"]
+    assert [c.target for c in found] == [0.95, None]
+    assert all(math.isfinite(value) and value > 0 for c in found for value in (*c.our_values, *c.reference_values))
+
+
+def test_both_sides_change_every_parameter_of_one_model(tmp_path: Path) -> None:
+    (shape,) = SHAPES["tiny"]
+    ours, reference, defaults = make_steps(make_cache(tmp_path / "cache", shape), shape, torch.device("cpu")).values()
+    assert isinstance(ours, OurStep)
+    assert isinstance(reference, LabelStep)
+    assert isinstance(defaults, LabelStep)
+    model = ours.learner.model
+    for step in (ours, reference):
+        before = copy.deepcopy(model.state_dict())
+        step()
+        moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        assert len(moved) == len(before)
+    assert ours()["labels_nats"].item() < 1.2 * math.log(shape.vocab_size)
+    assert defaults().item() < 1.2 * math.log(shape.vocab_size)
