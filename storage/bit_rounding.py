@@ -6,22 +6,73 @@ nearest, ties to even; the result is an ordinary float16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 FLOAT16_MANTISSA_BITS = 10
-_SMALLEST_NORMAL_EXPONENT, _LARGEST_EXPONENT = -14, 15
+_FLOAT16_EXPONENT_BIAS = 15
+_SIGN, _MAGNITUDE = np.uint16(0x8000), np.uint16(0x7FFF)
+# Powers of two between which no rounding meets subnormals or the largest value.
+_COMMON_LOW, _COMMON_HIGH = 2.0**-14, 2.0**15
+# A chunk and what is made of it stay in a core's cache.
+_CHUNK_VALUES = 1 << 16
 
 
 def round_float16(values: NDArray[np.floating], mantissa_bits: int) -> NDArray[np.float16]:
-    """Nearest float16 with `mantissa_bits` explicit mantissa bits; any shape.
+    """Nearest float16 with `mantissa_bits` explicit mantissa bits; any shape, of float16, float32 or float64.
 
     Rounded once, from the values' own precision. Infinities and NaN are kept; a finite value never
     becomes infinite.
     """
     wide = np.asarray(values, dtype=np.result_type(values, np.float32))
-    _, exponent = np.frexp(wide)
-    quantum = np.ldexp(wide.dtype.type(1), np.maximum(exponent - 1, _SMALLEST_NORMAL_EXPONENT) - mantissa_bits)
-    largest = (2 - 2.0**-mantissa_bits) * 2.0**_LARGEST_EXPONENT
+    flat = wide.reshape(-1)
+    rounded = np.empty(flat.shape, dtype=np.float16)
+    for start in range(0, len(flat), _CHUNK_VALUES):
+        chunk = flat[start : start + _CHUNK_VALUES]
+        bits, is_common = _round_common(chunk, mantissa_bits)
+        rounded[start : start + _CHUNK_VALUES] = bits.view(np.float16)
+        if not is_common.all():
+            rare = np.flatnonzero(~is_common)
+            rounded[start + rare] = _round_rare(chunk[rare], mantissa_bits)
+    return rounded.reshape(wide.shape)
+
+
+def _round_common(wide: NDArray[Any], mantissa_bits: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """Bits of the nearest float16, right for values whose magnitude is in [_COMMON_LOW, _COMMON_HIGH); and which are.
+
+    Half a unit less one, and one more when the last bit that stays is odd, carry into that bit when the nearest
+    value is the upper one, ties to even; then the exponent changes its bias, and the bits below go.
+    """
+    layout = np.finfo(wide.dtype)
+    bits = wide.view(f"u{wide.dtype.itemsize}")
+    unsigned = bits.dtype.type
+    num_dropped = layout.nmant - mantissa_bits
+    other_bias = (layout.maxexp - 1 - _FLOAT16_EXPONENT_BIAS) << layout.nmant
+    carried = bits >> unsigned(num_dropped)
+    carried &= unsigned(1)
+    carried += bits
+    carried += unsigned(((1 << (num_dropped - 1)) - 1 - other_bias) % (1 << layout.bits))
+    carried >>= unsigned(layout.nmant - FLOAT16_MANTISSA_BITS)
+    rounded = carried.astype(np.uint16)
+    rounded &= _MAGNITUDE & ~np.uint16((1 << (FLOAT16_MANTISSA_BITS - mantissa_bits)) - 1)
+    top = _top_bits(bits)
+    low, high = _top_bits(np.array([_COMMON_LOW, _COMMON_HIGH], dtype=wide.dtype).view(bits.dtype))
+    rounded |= top & _SIGN
+    top &= _MAGNITUDE
+    top -= low  # what is below wraps around to a large number
+    return rounded, top < high - low
+
+
+def _top_bits(bits: NDArray[Any]) -> NDArray[np.uint16]:
+    """The 16 highest bits: sign, exponent and what follows."""
+    return (bits >> bits.dtype.type(8 * bits.dtype.itemsize - 16)).astype(np.uint16)
+
+
+def _round_rare(wide: NDArray[Any], mantissa_bits: int) -> NDArray[np.float16]:
+    """Nearest float16 of values whose magnitude is below _COMMON_LOW or at least _COMMON_HIGH, infinities and NaN."""
+    quantum = np.where(np.abs(wide) < 1, _COMMON_LOW, _COMMON_HIGH).astype(wide.dtype) * 2.0**-mantissa_bits
+    largest = (2 - 2.0**-mantissa_bits) * _COMMON_HIGH
     rounded = np.clip(np.rint(wide / quantum) * quantum, -largest, largest)
     return np.where(np.isfinite(wide), rounded, wide).astype(np.float16)
