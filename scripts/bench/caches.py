@@ -45,7 +45,9 @@ def write_soft_targets_cache(
     """
     rows_per_shard = -(-num_blocks // (num_shards * RECORD_BATCH_ROWS)) * RECORD_BATCH_ROWS
     starts = range(0, num_blocks, rows_per_shard)
-    identity = _identity(block_size, vocab_size, top_k, tail_weight, len(starts), num_blocks)
+    identity = made_up_identity(
+        num_blocks, block_size, vocab_size, top_k=top_k, tail_weight=tail_weight, num_shards=len(starts)
+    )
     write_plan(directory, identity)
     for index, start in enumerate(starts):
         key = ShardKey(kind="soft_targets", split="train", index=index, num_shards=len(starts))
@@ -57,11 +59,13 @@ def write_soft_targets_cache(
 
 def _record_batches(identity: CacheIdentity, first_row: int, end_row: int, seed: int) -> Iterator[pa.RecordBatch]:
     for start in range(first_row, end_row, RECORD_BATCH_ROWS):
-        rows = _rows(identity, start, min(RECORD_BATCH_ROWS, end_row - start), np.random.default_rng([seed, start]))
+        rows = made_up_rows(identity, start, min(RECORD_BATCH_ROWS, end_row - start), seed)
         yield soft_targets.encode(rows, identity.schema("soft_targets"), identity.mantissa_bits)
 
 
-def _rows(identity: CacheIdentity, first_row: int, num_rows: int, rng: np.random.Generator) -> SoftTargetRows:
+def made_up_rows(identity: CacheIdentity, first_row: int, num_rows: int, seed: int = 0) -> SoftTargetRows:
+    """Valid rows from `first_row` on for the settings of `identity`; a pure function of the arguments."""
+    rng = np.random.default_rng([seed, first_row])
     settings = identity.config["soft_targets"]
     block_size, vocab_size = identity.block_size, identity.vocab_size
     shape = num_rows, block_size
@@ -142,9 +146,16 @@ def _distinct_ids(
     return ids_E
 
 
-def _identity(
-    block_size: int, vocab_size: int, top_k: int, tail_weight: float | None, num_shards: int, num_blocks: int
+def made_up_identity(
+    num_blocks: int,
+    block_size: int,
+    vocab_size: int,
+    *,
+    top_k: int = 1,
+    tail_weight: float | None = _TAIL_WEIGHT,
+    num_shards: int = 1,
 ) -> CacheIdentity:
+    """The identity of a cache that `write_soft_targets_cache` writes."""
     return CacheIdentity(
         vocab_size=vocab_size,
         block_size=block_size,
