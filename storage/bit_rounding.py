@@ -67,7 +67,8 @@ def _round_common(wide: NDArray[Any], mantissa_bits: int) -> tuple[NDArray[np.ui
 
 def _top_bits(bits: NDArray[Any]) -> NDArray[np.uint16]:
     """The 16 highest bits: sign, exponent and what follows."""
-    return (bits >> bits.dtype.type(8 * bits.dtype.itemsize - 16)).astype(np.uint16)
+    top: NDArray[np.uint16] = (bits >> bits.dtype.type(8 * bits.dtype.itemsize - 16)).astype(np.uint16)
+    return top
 
 
 def _round_rare(wide: NDArray[Any], mantissa_bits: int) -> NDArray[np.float16]:
