@@ -198,10 +198,11 @@ def safe_join(root: Path, relative: str, where: str) -> Path:
     plain = bool(parts) and not relative.startswith("/") and not {"..", "."} & set(relative.split("/"))
     if not plain or "\\" in relative or ":" in relative or not relative.isprintable():
         raise UnsafePathError(relative, where)
-    path = root.joinpath(*parts)
-    for inside in [path, *path.parents][: len(parts)]:
+    path = root
+    for part in parts:
+        path = path / part
         try:
-            followed = inside.is_symlink()
+            followed = path.is_symlink()
         except OSError:  # a name too long for the system
             followed = True
         if followed:

@@ -7,6 +7,7 @@ commit records, joined.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -289,10 +290,10 @@ def read_manifest(cache_dir: Path) -> Manifest:
     identity = _parse_identity(content, path)
     if len(shards) != sum(sum(per_split.values()) for per_split in identity.planned_shards.values()):
         raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
-    expected = [key.path for key in identity.planned_keys()]
-    if [shard.path for shard in shards] != expected:
+    planned = identity.planned_keys()
+    if [shard.path for shard in shards] != [key.path for key in planned]:
         raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
-    _check_row_ids(identity, shards, path)
+    _check_row_ids(identity, planned, shards, path)
     for shard in shards:
         if shard.num_rows > shard.shard_bytes * identity.record_batch_rows:
             raise RecordError(str(path), f"{shard.path} cannot hold {shard.num_rows} rows")
@@ -413,12 +414,13 @@ def _parse_shard(item: dict[str, Any], path: Path) -> ShardRecord:
     return record
 
 
-def _check_row_ids(identity: CacheIdentity, shards: tuple[ShardRecord, ...], path: Path) -> None:
+def _check_row_ids(
+    identity: CacheIdentity, planned: list[ShardKey], shards: tuple[ShardRecord, ...], path: Path
+) -> None:
     starts = {place: identity.row_id_starts(*place) for place in itertools.product(KINDS, SPLITS)}
     next_row_id = 0
     seen: set[tuple[str, str, str]] = set()
-    for shard in shards:
-        key = shard.key
+    for key, shard in zip(planned, shards, strict=True):
         if key.index in starts[key.kind, key.split]:
             next_row_id = 0
         if shard.first_row_id != next_row_id:
@@ -462,7 +464,7 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
 
 def _parse(record_class: type[Record], item: dict[str, Any], path: Path) -> Record:
     """Build a record from JSON, refusing missing, unknown and wrongly typed fields."""
-    fields = {field.name: str(field.type).partition("[")[0] for field in dataclasses.fields(record_class)}  # type: ignore[arg-type]
+    fields = _field_types(record_class)  # type: ignore[arg-type]
     if item.keys() != fields.keys():
         wrong = sorted(item.keys() ^ fields.keys())
         raise RecordError(str(path), f"missing or unknown keys {wrong}")
@@ -473,3 +475,9 @@ def _parse(record_class: type[Record], item: dict[str, Any], path: Path) -> Reco
         if isinstance(value, int) and abs(value) > _LARGEST_INT:
             raise RecordError(str(path), f"{name!r} is larger than any reader can hold")
     return record_class(**item)
+
+
+@functools.cache
+def _field_types(record_class: type) -> dict[str, str]:
+    """Names of a record's fields and of their types, without what is in brackets."""
+    return {field.name: str(field.type).partition("[")[0] for field in dataclasses.fields(record_class)}

@@ -18,12 +18,14 @@ from storage.files import IfTaken, write_file
 # A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
 MAX_RECORD_BYTES = 256 << 20
 _MAX_DEPTH = 64
+_LINE_BREAK = re.compile(rb"\n *")  # never in a string, where JSON has it escaped
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
 
 
 def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "replace") -> None:
     """Publish `content` with its checksum."""
-    write_file(path, _text(content, _checksum(content)), if_taken)
+    text = json.dumps(_sealed(content, _checksum(content)), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_file(path, text.encode(), if_taken)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise RecordError(str(path), f"not canonical JSON ({error})") from error
     if recorded != actual:
         raise RecordError(str(path), "damaged: its content does not match its own record_sha256")
-    if text != _text(content, actual) and not _is_exactly_written(text.decode()):
+    if _without_layout(text) != _canonical(_sealed(content, actual)) and not _is_exactly_written(text.decode()):
         raise RecordError(str(path), "damaged: a number or a string is not written as its value is")
     return content
 
@@ -67,22 +69,34 @@ def _is_exactly_written(text: str) -> bool:
     return True
 
 
-def _text(content: dict[str, Any], checksum: str) -> bytes:
-    text = json.dumps(content | {"record_sha256": checksum}, indent=1, sort_keys=True, allow_nan=False)
-    return (text + "\n").encode()
+def _without_layout(text: bytes) -> bytes:
+    """A record without the line breaks and spaces that write_record puts between its literals.
+
+    A string that itself holds `": ` loses its space, too: such a record equals no canonical text.
+    """
+    return _LINE_BREAK.sub(b"", text).replace(b'": ', b'":')
 
 
 def _is_deeper(content: object, depth: int) -> bool:
     level = [content]
     for _ in range(depth):
+        if not level:
+            return False
         nested = [item for item in level if isinstance(item, dict | list)]
         level = [value for item in nested for value in (item.values() if isinstance(item, dict) else item)]
     return bool(level)
 
 
+def _sealed(content: dict[str, Any], checksum: str) -> dict[str, Any]:
+    return content | {"record_sha256": checksum}
+
+
 def _checksum(content: dict[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

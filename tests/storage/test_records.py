@@ -40,6 +40,18 @@ def test_a_record_written_by_anyone_else_is_read(tmp_path: Path, forge: SimpleNa
     assert read_record(path) == CONTENT
 
 
+@pytest.mark.parametrize("text", ['a": b', '": "', '\\": ', "a\n  b", "\\n ", "  ", ', "record_sha256": "'])
+def test_a_string_that_looks_like_layout_is_read(tmp_path: Path, forge: SimpleNamespace, text: str) -> None:
+    content = {"a": text, text: {text: [text, 1]}}
+    write_record(tmp_path / "ours.json", content)
+    (tmp_path / "other.json").write_bytes(forge.seal(content))
+    assert read_record(tmp_path / "ours.json") == read_record(tmp_path / "other.json") == content
+    escaped = (tmp_path / "ours.json").read_bytes().replace(b'"a":', b'"\\u0061":')
+    (tmp_path / "ours.json").write_bytes(escaped)
+    with pytest.raises(RecordError, match="not written as its value is"):
+        read_record(tmp_path / "ours.json")
+
+
 def test_every_single_flipped_bit_is_noticed(record: Path) -> None:
     pristine = record.read_bytes()
     for position in range(len(pristine)):
