@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class RowStream:
         self._rank, self._world_size = rank, world_size
         self._opened: dict[int, Shard] = {}
 
-    @property
+    @functools.cached_property
     def num_rows(self) -> int:
         """Rows in an epoch."""
         return sum(shard.num_rows for shard in self._shards)
