@@ -1,0 +1,140 @@
+"""How time and memory grow with a cache: caches of 1, 10 and 100 times as many shards, each shard alike.
+
+- verify: verify_cache, which reads every byte; time per shard, and the most memory above what was held before.
+- resume: what precompute does over a cache that is already whole, without the teacher: begin_or_resume, every commit
+  record, finish; per shard.
+- open: open_cache alone, which reads the manifest; per shard.
+- first batch: open_cache, RowStream and its first batch, which is what a training run waits for; as a whole.
+
+The operating system holds all files in memory, as after writing them.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scripts.bench.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
+from scripts.bench.comparison import Comparison
+from scripts.bench.config import BenchConfig
+from scripts.bench.measure import interleaved_seconds, peak_extra_bytes, seconds_of
+from storage.cache import open_cache
+from storage.manifest import read_commit, read_plan
+from storage.publication import begin_or_resume, finish
+from storage.row_stream import RowStream
+from storage.verification import verify_cache
+
+_TIMES = (1, 10, 100)
+# Largest ratios of seconds per shard or bytes, and of seconds.
+_FLAT, _CONSTANT = 1.2, 1.5
+# Small caches are gone through more often, so that what is timed takes longer than the clock's noise.
+_LEAST_SHARDS_TIMED = 40
+_NUM_DISTINCT_BATCHES = 8
+_BATCH_ROWS = 8
+_MEMORY_ROUNDS = 3
+
+Action = Callable[[Path], object]
+"""What is done with the cache in a directory."""
+
+Caches = dict[int, Path]
+"""Directories of caches by how many times the smallest one's shards they have."""
+
+
+def run(config: BenchConfig) -> Iterator[Comparison]:
+    """Per shard where all shards are read, as a whole where few are."""
+    num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
+    with tempfile.TemporaryDirectory() as directory:
+        caches = make_caches(Path(directory), num_shards, block_size)
+        of_all_shards: dict[str, Action] = {"verify": verify, "resume": resume, "open": open_cache}
+        for what, action in of_all_shards.items():
+            yield _per_shard(what, action, caches, num_shards, config.rounds)
+        yield _first_batch(caches, config.rounds)
+        for what, action in {"verify": verify, "first batch": first_batch}.items():
+            yield _memory(what, action, caches, min(config.rounds, _MEMORY_ROUNDS))
+
+
+def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:
+    """Caches whose shards hold one record batch each."""
+    caches = {times: directory / f"{times}x" for times in _TIMES}
+    for times, path in caches.items():
+        write_soft_targets_cache(
+            path,
+            times * num_shards * RECORD_BATCH_ROWS,
+            block_size,
+            vocab_size=50_257,
+            num_shards=times * num_shards,
+            num_distinct_batches=_NUM_DISTINCT_BATCHES,
+        )
+    return caches
+
+
+def verify(path: Path) -> None:
+    """Check everything; nothing may be wrong."""
+    assert not verify_cache(path).problems
+
+
+def resume(path: Path) -> None:
+    """Find every shard committed, and finish again."""
+    identity = begin_or_resume(path, read_plan(path))
+    assert all(read_commit(path, key) is not None for key in identity.planned_keys())
+    finish(path, identity, [])
+
+
+def first_batch(path: Path) -> Iterator[object]:
+    """Open a cache and read its first batch; the stream, which reads ahead until it is let go."""
+    batches = RowStream(open_cache(path), "soft_targets", "train", batch_rows=_BATCH_ROWS, seed=0).batches()
+    next(batches)
+    return batches
+
+
+def _per_shard(what: str, action: Action, caches: Caches, num_shards: int, rounds: int) -> Comparison:
+    def often(times: int) -> None:
+        for _ in range(_repetitions(times, num_shards)):
+            action(caches[times])
+
+    seconds = interleaved_seconds({str(times): functools.partial(often, times) for times in caches}, rounds)
+    per_shard = {
+        times: [1e3 * s / (times * num_shards * _repetitions(times, num_shards)) for s in seconds[str(times)]]
+        for times in caches
+    }
+    return _grown(f"{what}: time per shard", per_shard, "ms", _FLAT)
+
+
+def _repetitions(times: int, num_shards: int) -> int:
+    return -(-_LEAST_SHARDS_TIMED // (times * num_shards))
+
+
+def _first_batch(caches: Caches, rounds: int) -> Comparison:
+    milliseconds: dict[int, list[float]] = {times: [] for times in caches}
+    for turn in range(rounds + 1):
+        for times in sorted(caches, reverse=turn % 2 == 1):
+            streams: list[Iterator[object]] = []
+            seconds = seconds_of(lambda path=caches[times], streams=streams: streams.append(first_batch(path)))  # type: ignore[misc]
+            if turn > 0:  # the first turn warms up
+                milliseconds[times].append(1e3 * seconds)
+    return _grown("first batch: time", milliseconds, "ms", _CONSTANT)
+
+
+def _memory(what: str, action: Action, caches: Caches, rounds: int) -> Comparison:
+    """Peaks of the larger two: in the smallest, what a library allots once counts most."""
+    megabytes: dict[int, list[float]] = {times: [] for times in _TIMES[1:]}
+    for _ in range(rounds):
+        for times, measured in megabytes.items():
+            measured.append(max(peak_extra_bytes(functools.partial(action, caches[times])), 1) / 1e6)
+    return _grown(f"{what}: peak memory", megabytes, "MB", _FLAT)
+
+
+def _grown(what: str, values: dict[int, list[float]], unit: str, target: float) -> Comparison:
+    """The largest cache against the smallest one that was measured."""
+    smallest, largest = min(values), max(values)
+    return Comparison(
+        what=what,
+        ours=f"{largest}×",
+        reference=f"{smallest}×",
+        our_values=values[largest],
+        reference_values=values[smallest],
+        unit=unit,
+        target=target,
+    )
