@@ -1,7 +1,12 @@
-"""Drawing texts from the teacher with a key-value cache, each text by its own seed."""
+"""Drawing texts from the teacher with a key-value cache, each text by its own seed.
+
+As soon as a text ends, the next one takes its slot, so that the batch stays full however different the lengths are.
+Shape legend: N texts, S slots, R rows of a batch, D width, V vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
+from pipeline.prefill import Prefilled, prefill
+from pipeline.slot_cache import SlotCache
 from pipeline.teacher import Teacher
 from storage.hashing import hash_uniform
 
-# Finished rows are dropped from a batch once this share of it is idle; dropping copies the cache.
+# Texts whose prompts are sorted by length together, as a multiple of the slots.
+_WINDOW_BATCHES = 4
+# When no text is left to begin, empty slots are dropped once they are this share of all; dropping copies the cache.
 _IDLE_SHARE = 0.25
+# Rows of logits handled together: so few that temporaries stay in a processor's cache instead of being paged in anew.
+_CHUNK_ROWS = 16
+_IDLE = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +38,6 @@ class Completion:
     finish_reason: str
 
 
-@torch.inference_mode()
 def draw_completions(
     teacher: Teacher,
     prompts: list[NDArray[Any]],
@@ -37,49 +47,165 @@ def draw_completions(
     temperature: float,
     top_p: float,
 ) -> list[Completion]:
-    """One completion per prompt; row i's draws are a function of seeds[i] and the step alone.
+    """All of `stream_completions`, drawn side by side."""
+    return list(
+        stream_completions(
+            teacher,
+            prompts,
+            seeds,
+            num_slots=len(prompts),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+    )
+
+
+@torch.inference_mode()
+def stream_completions(
+    teacher: Teacher,
+    prompts: list[NDArray[Any]],
+    seeds: NDArray[np.uint64],
+    *,
+    num_slots: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> Iterator[Completion]:
+    """One completion per prompt, in order; row i's draws are a function of seeds[i] and the step alone.
 
     A completion ends with the end-of-text token, which it holds (finish_reason "stop"), or after
-    max_new_tokens ("length").
+    max_new_tokens ("length"). Up to num_slots are drawn side by side.
     """
-    eos = teacher.tokenizer.eos_token_id
-    input_ids, is_token = _left_pad(prompts)
-    ids_R = teacher.to_device(input_ids)
-    mask = teacher.to_device(is_token)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=teacher.model.config)
-    alive = np.arange(len(prompts))
-    drawn_ids: list[list[int]] = [[] for _ in prompts]
-    drawn_logprobs: list[list[float]] = [[] for _ in prompts]
-    is_done = np.zeros(len(prompts), dtype=bool)
-    for step in range(max_new_tokens):
-        hidden_RD = teacher.last_hidden(ids_R, mask, positions, cache)
-        logprobs_RV = torch.log_softmax(teacher.logits(hidden_RD), dim=1)
-        uniforms = torch.from_numpy(hash_uniform(seeds[alive], step)).to(teacher.device)
-        next_ids = draw(logprobs_RV, uniforms, temperature=temperature, top_p=top_p)
-        chosen = logprobs_RV.gather(1, next_ids[:, None])[:, 0].clamp(max=0.0)
-        for row, token, logprob in zip(alive, next_ids.tolist(), chosen.tolist(), strict=True):
-            if not is_done[row]:
-                drawn_ids[row].append(token)
-                drawn_logprobs[row].append(logprob)
-                is_done[row] = token == eos
-        ids_R, positions = next_ids[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        kept = np.flatnonzero(~is_done[alive])
-        if len(kept) == 0:
-            break
-        if len(kept) <= (1 - _IDLE_SHARE) * len(alive):
-            index = torch.from_numpy(kept).to(teacher.device)
-            cache.batch_select_indices(index)
-            ids_R, positions, mask, alive = ids_R[index], positions[index], mask[index], alive[kept]
-    return [
-        Completion(
-            completion_ids=np.array(ids),
-            completion_logprobs=np.array(logprobs, dtype=np.float32),
-            finish_reason="stop" if done else "length",
+    texts = _Texts(teacher, seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    batch = _Batch(teacher, prompts, texts, num_slots)
+    next_text = 0
+    while next_text < len(prompts):
+        batch.step()
+        while next_text < len(prompts) and texts.is_done[next_text]:
+            yield texts.completion(next_text)
+            next_text += 1
+
+
+class _Texts:
+    """What has been drawn: ids and logprobs [N, max_new_tokens], filled to lengths [N]."""
+
+    def __init__(
+        self, teacher: Teacher, seeds: NDArray[np.uint64], *, max_new_tokens: int, temperature: float, top_p: float
+    ) -> None:
+        self._teacher, self._seeds = teacher, seeds
+        self._temperature, self._top_p = temperature, top_p
+        self._ids = np.zeros((len(seeds), max_new_tokens), dtype=np.int64)
+        self._logprobs = np.zeros((len(seeds), max_new_tokens), dtype=np.float32)
+        self._lengths = np.zeros(len(seeds), dtype=np.int64)
+        self.is_done = np.zeros(len(seeds), dtype=bool)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Where a text ends at the latest."""
+        return self._ids.shape[1]
+
+    def last_ids(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The last token of each of `texts`."""
+        ids: NDArray[np.int64] = self._ids[texts, self._lengths[texts] - 1]
+        return ids
+
+    def extend(self, texts: NDArray[np.int64], hidden_RD: Tensor) -> None:
+        """Draw the next token of each of `texts` from the hidden state at its end."""
+        steps = self._lengths[texts]
+        uniforms_R = torch.from_numpy(hash_uniform(self._seeds[texts], steps)).to(hidden_RD.device)
+        logits_RV = self._teacher.logits(hidden_RD)
+        drawn = [
+            self._draw(logits_RV[first : first + _CHUNK_ROWS], uniforms_R[first : first + _CHUNK_ROWS])
+            for first in range(0, len(texts), _CHUNK_ROWS)
+        ]
+        ids, logprobs = torch.cat(drawn, dim=1).cpu().numpy()
+        self._ids[texts, steps], self._logprobs[texts, steps] = ids, logprobs
+        self._lengths[texts] = steps + 1
+        self.is_done[texts] = (ids == self._teacher.tokenizer.eos_token_id) | (steps + 1 == self.max_new_tokens)
+
+    def _draw(self, logits_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+        """Ids and their logprobs [2, R] as float64, which holds both exactly: one transfer instead of two."""
+        logprobs_RV = torch.log_softmax(logits_RV, dim=1)
+        ids_R = draw(logprobs_RV, uniforms_R, temperature=self._temperature, top_p=self._top_p)
+        logprobs_R = logprobs_RV.gather(1, ids_R[:, None])[:, 0].clamp(max=0.0)
+        return torch.stack([ids_R.double(), logprobs_R.double()])
+
+    def completion(self, text: int) -> Completion:
+        """A text that is done."""
+        ids = self._ids[text, : self._lengths[text]].copy()
+        return Completion(
+            completion_ids=ids,
+            completion_logprobs=self._logprobs[text, : len(ids)].copy(),
+            finish_reason="stop" if ids[-1] == self._teacher.tokenizer.eos_token_id else "length",
         )
-        for ids, logprobs, done in zip(drawn_ids, drawn_logprobs, is_done, strict=True)
-    ]
+
+
+class _Batch:
+    """The texts that are being drawn, by slot, and those whose turn will come."""
+
+    def __init__(self, teacher: Teacher, prompts: list[NDArray[Any]], texts: _Texts, num_slots: int) -> None:
+        self._teacher, self._prompts, self._texts = teacher, prompts, texts
+        self._slots = np.full(min(num_slots, len(prompts)), _IDLE)
+        self._coming = _like_lengths_together(prompts, _WINDOW_BATCHES * num_slots)
+        self._prefilled: Prefilled | None = None
+        self._begun = np.zeros(0, dtype=np.int64)  # the texts of self._prefilled
+        self._ready = np.zeros(0, dtype=np.int64)  # indices of those of them that wait for a slot
+        self._cache: SlotCache | None = None
+
+    def step(self) -> None:
+        """Give the idle slots texts, as far as there are any, and every text another token."""
+        self._fill()
+        self._shrink()
+        busy = np.flatnonzero(self._slots != _IDLE)
+        if self._cache is None or len(busy) == 0:
+            return
+        mask_SL, positions_S1 = self._cache.open_column()
+        last_ids = np.where(self._slots != _IDLE, self._texts.last_ids(self._slots), 0)
+        hidden_SD = self._teacher.last_hidden(
+            self._teacher.to_device(last_ids[:, None]), mask_SL, positions_S1, self._cache
+        )
+        self._texts.extend(self._slots[busy], hidden_SD[self._teacher.to_device(busy)])
+        ended = busy[self._texts.is_done[self._slots[busy]]]
+        self._slots[ended] = _IDLE
+        self._cache.release(ended)
+
+    def _fill(self) -> None:
+        idle = np.flatnonzero(self._slots == _IDLE)
+        while len(idle) and len(self._ready) + len(self._coming):
+            if len(self._ready) == 0:
+                self._begin()
+            placed, self._ready = self._ready[: len(idle)], self._ready[len(idle) :]
+            self._place(idle[: len(placed)], placed)
+            idle = idle[len(placed) :]
+
+    def _begin(self) -> None:
+        """Run the next prompts through the teacher and draw the first token of their texts."""
+        num_slots = len(self._slots)
+        self._begun, self._coming = self._coming[:num_slots], self._coming[num_slots:]
+        self._prefilled = prefill(self._teacher, [self._prompts[text] for text in self._begun])
+        rows = self._teacher.to_device(self._prefilled.rows)
+        self._texts.extend(self._begun, self._prefilled.hidden_UD[rows])
+        self._ready = np.flatnonzero(~self._texts.is_done[self._begun])
+
+    def _place(self, slots: NDArray[np.int64], ready: NDArray[np.int64]) -> None:
+        assert self._prefilled is not None
+        if self._cache is None:
+            self._cache = SlotCache(
+                self._prefilled.cache,
+                len(self._slots),
+                longest_prompt=max(map(len, self._prompts)),
+                spare_columns=2 * self._texts.max_new_tokens,
+            )
+        lengths = self._prefilled.lengths[ready]
+        self._cache.place(slots, self._prefilled.cache, self._prefilled.rows[ready], lengths)
+        self._slots[slots] = self._begun[ready]
+
+    def _shrink(self) -> None:
+        busy = np.flatnonzero(self._slots != _IDLE)
+        if self._cache is not None and len(busy) <= (1 - _IDLE_SHARE) * len(self._slots):
+            self._cache.keep(busy)
+            self._slots = self._slots[busy]
 
 
 def draw(logprobs_RV: Tensor, uniforms_R: Tensor, *, temperature: float, top_p: float) -> Tensor:
@@ -88,7 +214,7 @@ def draw(logprobs_RV: Tensor, uniforms_R: Tensor, *, temperature: float, top_p: 
     With top_p < 1 only the nucleus counts (Holtzman et al. 2020, section 3.1): the smallest set of
     most probable tokens whose mass reaches top_p.
     """
-    probs_RV = torch.softmax(logprobs_RV / temperature, dim=1)
+    probs_RV = logprobs_RV.exp() if temperature == 1.0 else torch.softmax(logprobs_RV / temperature, dim=1)
     if top_p < 1.0:
         sorted_RV, order_RV = probs_RV.sort(dim=1, descending=True, stable=True)
         before_RV = sorted_RV.cumsum(1, dtype=torch.float64) - sorted_RV
@@ -105,12 +231,11 @@ def batches_by_length(prompts: list[NDArray[Any]], batch_rows: int) -> list[NDAr
     return [order[first : first + batch_rows] for first in range(0, len(order), batch_rows)]
 
 
-def _left_pad(prompts: list[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompts [R, longest] with zeros before the shorter ones, and 1 where a token stands."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    is_token = np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        is_token[row, longest - len(prompt) :] = 1
-    return ids, is_token
+def _like_lengths_together(prompts: list[NDArray[Any]], window: int) -> NDArray[np.int64]:
+    """Indices of prompts, sorted by length inside windows, up and down in turns so that their ends meet."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    parts = []
+    for first in range(0, len(prompts), window):
+        up = first + np.argsort(lengths[first : first + window], kind="stable")
+        parts.append(up if first // window % 2 == 0 else up[::-1])
+    return np.concatenate(parts)

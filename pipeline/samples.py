@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.batch_size import choose_batch_tokens
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
-from pipeline.decoding import batches_by_length, draw_completions
+from pipeline.decoding import stream_completions
 from pipeline.teacher import Teacher
 from storage.hashing import hash_u64
 from storage.manifest import SPLITS
 from storage.samples import SampleRow, encode
 
 _SAMPLE_SEED = 6
-# Record batches whose prompts are sorted by length together, and that a progress bar waits for.
-_WINDOW_BATCHES = 16
 
 
 class SamplesProducer:
@@ -29,7 +27,6 @@ class SamplesProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.samples
-        self._batch_tokens = choose_batch_tokens(teacher, config)
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self.longest_prompt_tokens + self._settings.max_new_tokens
 
@@ -39,37 +36,32 @@ class SamplesProducer:
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Rows [start, stop) in record batches."""
-        for window in range(start, stop, _WINDOW_BATCHES * record_batch_rows):
-            rows = self._draw_rows(split, window, min(window + _WINDOW_BATCHES * record_batch_rows, stop))
-            for first in range(0, len(rows), record_batch_rows):
-                yield encode(rows[first : first + record_batch_rows], self._schema)
+        rows = self._draw_rows(split, start, stop)
+        while batch := list(itertools.islice(rows, record_batch_rows)):
+            yield encode(batch, self._schema)
 
-    def _draw_rows(self, split: str, start: int, stop: int) -> list[SampleRow]:
-        per_prompt = self._settings.per_prompt
-        prompt_set = self._prompts[split]
+    def _draw_rows(self, split: str, start: int, stop: int) -> Iterator[SampleRow]:
+        per_prompt, prompt_set = self._settings.per_prompt, self._prompts[split]
         prompt_index = np.arange(start, stop) // per_prompt
-        prompts = [prompt_set.prompt_ids[p] for p in prompt_index]
         seeds = hash_u64(self._config.seed, _SAMPLE_SEED, SPLITS.index(split), np.arange(start, stop))
-        drawn: dict[int, SampleRow] = {}
-        for indices in batches_by_length(prompts, max(1, self._batch_tokens // self.tokens_per_row)):
-            completions = draw_completions(
-                self._teacher,
-                [prompts[i] for i in indices],
-                seeds[indices],
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._settings.temperature,
-                top_p=self._settings.top_p,
+        completions = stream_completions(
+            self._teacher,
+            [prompt_set.prompt_ids[p] for p in prompt_index],
+            seeds,
+            num_slots=max(1, self._config.batch_tokens // self.tokens_per_row),
+            max_new_tokens=self._settings.max_new_tokens,
+            temperature=self._settings.temperature,
+            top_p=self._settings.top_p,
+        )
+        for i, completion in enumerate(completions):
+            yield SampleRow(
+                row_id=start + i,
+                prompt_id=prompt_set.prompt_id[prompt_index[i]],
+                sample_index=(start + i) % per_prompt,
+                prompt_ids=prompt_set.prompt_ids[prompt_index[i]],
+                completion_ids=completion.completion_ids,
+                completion_logprobs=completion.completion_logprobs,
+                text=self._teacher.decode(completion.completion_ids),
+                finish_reason=completion.finish_reason,
+                seed=int(seeds[i]),
             )
-            for i, completion in zip(indices.tolist(), completions, strict=True):
-                drawn[i] = SampleRow(
-                    row_id=start + i,
-                    prompt_id=prompt_set.prompt_id[prompt_index[i]],
-                    sample_index=(start + i) % per_prompt,
-                    prompt_ids=prompts[i],
-                    completion_ids=completion.completion_ids,
-                    completion_logprobs=completion.completion_logprobs,
-                    text=self._teacher.decode(completion.completion_ids),
-                    finish_reason=completion.finish_reason,
-                    seed=int(seeds[i]),
-                )
-        return [drawn[i] for i in range(stop - start)]
