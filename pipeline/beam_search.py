@@ -1,6 +1,6 @@
 """Beam search over left-padded prompts, with the results of transformers' (early_stopping False).
 
-At every step a prompt has up to B unfinished beams. Of their continuations the 2B best by summed logprob count: those of
+At every step a prompt has up to B unfinished beams. Of the 2B continuations with the best summed logprobs, those of
 the first B that end the text finish, and the best B that do not are the next beams. What is finished competes by score,
 sum / length^length_penalty, for B places. A prompt is done when its places are taken and its best beam, scored at its
 present length, is no better than the worst of them; at max_new_tokens all beams finish.
