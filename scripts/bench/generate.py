@@ -56,7 +56,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(shape=GPT2_124M, longest_prompt=32, max_new_tokens=32, batch_rows=32, num_texts=128, num_searches=16),
+    "full": Size(shape=GPT2_124M, longest_prompt=32, max_new_tokens=32, batch_rows=64, num_texts=128, num_searches=32),
     "tiny": Size(shape=TINY, longest_prompt=8, max_new_tokens=12, batch_rows=8, num_texts=40, num_searches=5),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.decoding import Completion, batches_by_length, draw, draw_completions
+from pipeline.decoding import Completion, batches_by_length, draw, draw_completions, stream_completions
 from pipeline.teacher import Teacher
 from storage.hashing import hash_u64
 
@@ -159,3 +159,25 @@ def test_batches_by_length_hold_every_prompt_once_and_waste_little() -> None:
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert sorted(np.concatenate(batches).tolist()) == list(range(7))
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3, 7, 50])
+def test_texts_come_in_order_and_alike_however_many_slots_they_share(
+    tiny_teacher: Callable[..., Teacher], num_slots: int
+) -> None:
+    teacher = tiny_teacher(11, eos_token_id=8)
+    lengths = np.random.default_rng(0).integers(1, 15, 50).tolist()
+    prompts, seeds = prompts_of(lengths, 11), hash_u64(7, np.arange(50))
+    prompts[20:40] = [prompt for prompt in prompts[:10] for _ in range(2)]
+    together = draw_completions(teacher, prompts, seeds, **SETTINGS)
+    assert len({len(completion.completion_ids) for completion in together}) == 10
+    streamed = stream_completions(teacher, prompts, seeds, num_slots=num_slots, **SETTINGS)
+    for found, expected in zip(streamed, together, strict=True):
+        assert_same(found, expected)
+
+
+def test_a_single_token_needs_no_slot(tiny_teacher: Callable[..., Teacher]) -> None:
+    settings = SETTINGS | {"max_new_tokens": 1}
+    prompts, seeds = prompts_of([3, 1, 4, 1, 5], 11), hash_u64(2, np.arange(5))
+    found = stream_completions(tiny_teacher(11), prompts, seeds, num_slots=2, **settings)
+    assert [len(completion.completion_ids) for completion in found] == [1] * 5
