@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.decoding import CHUNK_ROWS
 from pipeline.prefill import prefill
 from pipeline.slot_cache import SlotCache
 from pipeline.teacher import Teacher
 
 # Prompts that are done are dropped from the batch once they are this share of it; dropping copies the cache.
 _DONE_SHARE = 0.25
-# Rows of logits handled together: so few that temporaries stay in a processor's cache instead of being paged in anew.
-_CHUNK_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +72,8 @@ def _best_next(teacher: Teacher, hidden_RD: Tensor, count: int) -> tuple[NDArray
     """Logprobs and ids [R, K] of the most probable next tokens, at most `count`."""
     logits_RV = teacher.logits(hidden_RD)
     best = []
-    for first in range(0, len(logits_RV), _CHUNK_ROWS):
-        logprobs_CK, ids_CK = torch.log_softmax(logits_RV[first : first + _CHUNK_ROWS], dim=1).topk(
+    for first in range(0, len(logits_RV), CHUNK_ROWS):
+        logprobs_CK, ids_CK = torch.log_softmax(logits_RV[first : first + CHUNK_ROWS], dim=1).topk(
             min(count, teacher.vocab_size), dim=1
         )
         best.append(torch.stack([logprobs_CK.double(), ids_CK.double()]))  # exact, and one transfer instead of two

@@ -25,7 +25,7 @@ _WINDOW_BATCHES = 4
 # When no text is left to begin, empty slots are dropped once they are this share of all; dropping copies the cache.
 _IDLE_SHARE = 0.25
 # Rows of logits handled together: so few that temporaries stay in a processor's cache instead of being paged in anew.
-_CHUNK_ROWS = 16
+CHUNK_ROWS = 16
 _IDLE = -1
 
 
@@ -116,8 +116,8 @@ class _Texts:
         uniforms_R = torch.from_numpy(hash_uniform(self._seeds[texts], steps)).to(hidden_RD.device)
         logits_RV = self._teacher.logits(hidden_RD)
         drawn = [
-            self._draw(logits_RV[first : first + _CHUNK_ROWS], uniforms_R[first : first + _CHUNK_ROWS])
-            for first in range(0, len(texts), _CHUNK_ROWS)
+            self._draw(logits_RV[first : first + CHUNK_ROWS], uniforms_R[first : first + CHUNK_ROWS])
+            for first in range(0, len(texts), CHUNK_ROWS)
         ]
         ids, logprobs = torch.cat(drawn, dim=1).cpu().numpy()
         self._ids[texts, steps], self._logprobs[texts, steps] = ids, logprobs

@@ -75,6 +75,7 @@ class Work:
 def run(config: BenchConfig) -> Iterator[Comparison]:
     """Samples that end early, samples that do not, and beams; float32 has the targets, bfloat16 is information."""
     size = SIZES[config.size]
+    transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         plain, ending = Path(directory) / "plain", Path(directory) / "ending"
         save_teacher(plain, size.shape)
