@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.batch_size import choose_batch_tokens
 from pipeline.beam_search import Finished, beam_search
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
@@ -29,6 +30,7 @@ class BeamsProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.beams
+        self._batch_tokens = choose_batch_tokens(teacher, config)
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self._settings.num_beams * (self.longest_prompt_tokens + self._settings.max_new_tokens)
 
@@ -44,7 +46,7 @@ class BeamsProducer:
 
     def _search_rows(self, split: str, start: int, stop: int) -> Iterator[BeamRow]:
         prompt_set = self._prompts[split]
-        batch_prompts = max(1, self._config.batch_tokens // self.tokens_per_row)
+        batch_prompts = max(1, self._batch_tokens // self.tokens_per_row)
         for window in range(start, stop, _WINDOW_BATCHES * batch_prompts):
             prompts = prompt_set.prompt_ids[window : min(window + _WINDOW_BATCHES * batch_prompts, stop)]
             candidates: dict[int, list[Candidate]] = {}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipeline.batch_size import choose_batch_tokens
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
 from pipeline.decoding import stream_completions
@@ -27,6 +28,7 @@ class SamplesProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.samples
+        self._batch_tokens = choose_batch_tokens(teacher, config)
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self.longest_prompt_tokens + self._settings.max_new_tokens
 
@@ -48,7 +50,7 @@ class SamplesProducer:
             self._teacher,
             [prompt_set.prompt_ids[p] for p in prompt_index],
             seeds,
-            num_slots=max(1, self._config.batch_tokens // self.tokens_per_row),
+            num_slots=max(1, self._batch_tokens // self.tokens_per_row),
             max_new_tokens=self._settings.max_new_tokens,
             temperature=self._settings.temperature,
             top_p=self._settings.top_p,
