@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.prefill import Prefilled, prefill
 from pipeline.slot_cache import SlotCache
 from pipeline.teacher import Teacher
+from pipeline.vocabulary_blocks import block_sums, find_in_running_sum
 from storage.hashing import hash_uniform
 
 # Texts whose prompts are sorted by length together, as a multiple of the slots.
@@ -220,9 +221,8 @@ def draw(logprobs_RV: Tensor, uniforms_R: Tensor, *, temperature: float, top_p: 
         before_RV = sorted_RV.cumsum(1, dtype=torch.float64) - sorted_RV
         sorted_RV = sorted_RV.masked_fill(before_RV >= top_p, 0.0)
         probs_RV = torch.zeros_like(probs_RV).scatter(1, order_RV, sorted_RV)
-    running_RV = probs_RV.cumsum(1, dtype=torch.float64)
-    thresholds = uniforms_R[:, None] * running_RV[:, -1:]
-    return torch.searchsorted(running_RV, thresholds, right=True)[:, 0].clamp(max=probs_RV.shape[1] - 1)
+    sums_RB = block_sums(probs_RV)
+    return find_in_running_sum(probs_RV, sums_RB, uniforms_R[:, None] * sums_RB.sum(1, keepdim=True))[:, 0]
 
 
 def batches_by_length(prompts: list[NDArray[Any]], batch_rows: int) -> list[NDArray[np.int64]]:
