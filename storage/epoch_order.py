@@ -26,13 +26,22 @@ _SHARDS, _BATCHES, _ROWS = 1, 2, 3
 class Window:
     """Record batches whose rows are shuffled together.
 
-    batches: (index into the shard list, record batch) in reading order; row_order permutes their
-    concatenated rows; first_position is the window's first row in the epoch.
+    batches: (index into the shard list, record batch); rows_per_batch: how many rows each holds; row_order
+    permutes their concatenated rows; first_position is the window's first row in the epoch.
     """
 
     batches: tuple[tuple[int, int], ...]
+    rows_per_batch: tuple[int, ...]
     row_order: NDArray[np.int64]
     first_position: int
+
+    def places_from(self, position: int) -> list[tuple[int, int]]:
+        """Rows from `position` of the epoch on: (index into `batches`, row of that record batch) of each."""
+        rows = self.row_order[position - self.first_position :]
+        ends = np.cumsum(self.rows_per_batch)
+        batch = np.searchsorted(ends, rows, side="right")
+        first_rows = ends - self.rows_per_batch
+        return list(zip(batch.tolist(), (rows - first_rows[batch]).tolist(), strict=True))
 
 
 class EpochOrder:
@@ -77,6 +86,7 @@ class EpochOrder:
             windows.append(
                 Window(
                     batches=tuple((shard, batch) for shard, batch, _ in chosen),
+                    rows_per_batch=tuple(rows for _, _, rows in chosen),
                     row_order=self._permutation(num_rows, _ROWS, first_position),
                     first_position=first_position,
                 )

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
 from storage import beams, samples, soft_targets
-from storage.segments import position_ids
 from storage.soft_targets import SoftTargetRows
 from student.losses.targets import SparseTargets
 
@@ -66,23 +66,21 @@ def block_batch(
     batch: pa.RecordBatch, *, tail_weight: float | None, temperature: float, device: torch.device
 ) -> BlockBatch:
     """Soft targets to tensors; `temperature` chooses the tempered tail mass that goes along."""
-    rows = soft_targets.decode(batch)
+    return block_tensors(soft_targets.decode(batch), tail_weight=tail_weight, temperature=temperature, device=device)
+
+
+def block_tensors(
+    rows: SoftTargetRows, *, tail_weight: float | None, temperature: float, device: torch.device
+) -> BlockBatch:
+    """Decoded rows to tensors."""
     is_valid = rows.is_valid_target
-    tempered = rows.tempered_tail_logmass.get(temperature)
-    block_size = is_valid.shape[1]
-    positions = np.stack([position_ids(lengths)[:block_size] for lengths in rows.segment_lengths])
-    labels = rows.input_ids[:, 1:][is_valid]
-
-    def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
-
     return BlockBatch(
-        input_ids=tensor(rows.input_ids[:, :-1].astype(np.int64)),
-        position_ids=tensor(positions),
-        is_valid=tensor(is_valid),
-        targets=_sparse_targets(rows, is_valid, labels, tail_weight, tempered, device),
-        entropy=tensor(rows.entropy[is_valid].astype(np.float32)),
-        label_logprob=tensor(rows.label_logprob[is_valid].astype(np.float32)),
+        input_ids=_to(rows.input_ids[:, :-1].copy(), torch.int64, device),
+        position_ids=_to(rows.positions[:, :-1], torch.int64, device),
+        is_valid=_to(is_valid, torch.bool, device),
+        targets=_sparse_targets(rows, is_valid, tail_weight, temperature, device),
+        entropy=_to(rows.entropy[is_valid], torch.float32, device),
+        label_logprob=_to(rows.label_logprob[is_valid], torch.float32, device),
     )
 
 
@@ -134,37 +132,53 @@ def _text_batch(prompts: list[NDArray[Any]], continuations: list[NDArray[Any]], 
 def _sparse_targets(
     rows: SoftTargetRows,
     is_valid: NDArray[np.bool_],
-    labels: NDArray[Any],
     tail_weight: float | None,
-    tempered: NDArray[Any] | None,
+    temperature: float,
     device: torch.device,
 ) -> SparseTargets:
     head_size, tail_size = rows.head_size[is_valid], rows.tail_size[is_valid]
-    in_head = soft_targets.head_mask(rows)
-    ids = rows.ids.astype(np.int64)
-    head_ids, is_head = _pad(ids[in_head], head_size)
-    head_logprobs, _ = _pad(rows.logprobs.astype(np.float32), head_size)
-    tail_ids, is_drawn = _pad(ids[~in_head], tail_size)
-
-    def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
+    head_starts = _starts(head_size + tail_size)
+    is_head, is_drawn = _is_entry(head_size), _is_entry(tail_size)
+    head_ids = _pad(rows.ids, head_starts, is_head)
+    # As bits, for numpy multiplies float16 slowly.
+    head_logprobs = _pad(rows.logprobs.view(np.uint16), _starts(head_size), is_head).view(np.float16)
+    tail_ids = _pad(rows.ids, head_starts + head_size, is_drawn)
+    tempered = rows.tempered_tail_logmass.get(temperature)
     return SparseTargets(
-        head_ids=tensor(head_ids),
-        head_logprobs=tensor(head_logprobs),
-        is_head=tensor(is_head),
-        tail_logprob=tensor(rows.tail_logprob[is_valid].astype(np.float32)),
-        tail_ids=tensor(tail_ids),
-        is_drawn=tensor(is_drawn),
+        head_ids=_to(head_ids, torch.int64, device),
+        head_logprobs=_to(head_logprobs, torch.float32, device),
+        is_head=_to(is_head, torch.bool, device),
+        tail_logprob=_to(rows.tail_logprob[is_valid], torch.float32, device),
+        tail_ids=_to(tail_ids, torch.int64, device),
+        is_drawn=_to(is_drawn, torch.bool, device),
         tail_weight=tail_weight,
-        tempered_tail_logmass=None if tempered is None else tensor(tempered[is_valid].astype(np.float32)),
-        label_ids=tensor(labels.astype(np.int64)),
+        tempered_tail_logmass=None if tempered is None else _to(tempered[is_valid], torch.float32, device),
+        label_ids=_to(rows.input_ids[:, 1:][is_valid], torch.int64, device),
     )
 
 
-def _pad(values: NDArray[Any], sizes: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Ragged values to [P, most] with zeros behind, and where values stand."""
-    is_value = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    padded = np.zeros(is_value.shape, dtype=values.dtype)
-    padded[is_value] = values
-    return padded, is_value
+def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.cumsum(sizes) - sizes
+
+
+def _is_entry(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[P, most]: where entries stand when each position's begin at 0."""
+    narrow = sizes.astype(np.int32)
+    is_entry: NDArray[np.bool_] = np.arange(narrow.max(initial=0), dtype=np.int32) < narrow[:, None]
+    return is_entry
+
+
+def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.bool_]) -> NDArray[Any]:
+    """Each position's run of integers from `starts` on to [P, most], zeros behind.
+
+    Copying as many values from every start and clearing those of others is far faster than scattering them by mask.
+    """
+    most = is_entry.shape[1]
+    padded: NDArray[Any] = sliding_window_view(np.concatenate([values, np.zeros(most, values.dtype)]), most)[starts]
+    padded *= is_entry
+    return padded
+
+
+def _to(array: NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Widened where it is used: what travels to the device is as narrow as what was stored."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True).to(dtype)

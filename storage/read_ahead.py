@@ -1,0 +1,110 @@
+"""Reading the rows of a stream ahead of whoever uses them, in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from storage.cache import Cache
+from storage.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
+from storage.manifest import ShardRecord
+from storage.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WindowInReading:
+    """Rows of a window, in the stream's order, and the record batches that hold them, as they get ready.
+
+    places: (key of `batches`, row of that record batch) of each row.
+    """
+
+    places: list[tuple[int, int]]
+    batches: dict[int, Future[pa.RecordBatch]]
+
+
+class ReadAhead:
+    """Rows of epoch after epoch from a position on, in their order.
+
+    A thread reads, decompresses and checks record batches in the order in which they are needed, up to a window ahead.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        shards: tuple[ShardRecord, ...],
+        order_of: Callable[[int], EpochOrder],
+        epoch: int,
+        position: int,
+    ) -> None:
+        """`order_of` gives the order of an epoch over `shards`."""
+        self._cache, self._shards, self._order_of = cache, shards, order_of
+        self._windows = self._windows_from(epoch, position)
+        self._opened: dict[int, Shard] = {}
+        self._is_closed = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """Each row as a slice of its record batch, as soon as that is there."""
+        try:
+            ahead = self._executor.submit(self._begin_next)
+            while True:
+                window = ahead.result()
+                ahead = self._executor.submit(self._begin_next)
+                for batch, row in window.places:
+                    yield window.batches[batch].result().slice(row, 1)
+        finally:
+            self._close()
+
+    def _begin_next(self) -> _WindowInReading:
+        """Queue the record batches of the next window, those first that are needed first."""
+        window, position = next(self._windows)
+        places = window.places_from(position)
+        in_order_of_need = dict.fromkeys(batch for batch, _ in places)
+        batches = {batch: self._executor.submit(self._read, *window.batches[batch]) for batch in in_order_of_need}
+        return _WindowInReading(places=places, batches=batches)
+
+    def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
+        """Windows, each with the position to begin at; their shards are open."""
+        while True:
+            order = self._order_of(epoch)
+            while position < order.num_rows:
+                self._turn_to(order, epoch, position)
+                for window in order.windows_from(position):
+                    yield window, position
+                    position = window.first_position + len(window.row_order)
+            epoch, position = epoch + 1, 0
+
+    def _turn_to(self, order: EpochOrder, epoch: int, position: int) -> None:
+        """Close shards of the groups before the one that holds `position`, open its own, ask for those of the next."""
+        members, next_position = order.group_at(position)
+        for index in [index for index in self._opened if index not in members]:
+            self._cache.close_shard(self._opened.pop(index))
+        if next_position == order.num_rows:
+            order, next_position = self._order_of(epoch + 1), 0
+        upcoming, _ = order.group_at(next_position)
+        self._cache.files.prefetch(self._shards[index] for index in [*members, *upcoming])
+        self._open(index for index in members if index not in self._opened)
+
+    def _open(self, indices: Iterable[int]) -> None:
+        """Open shards side by side, for most of it is hashing, which keeps a core busy.
+
+        An opened shard is proved to hold what the manifest counts, before as much is allotted.
+        """
+        with ThreadPoolExecutor(SHARDS_PER_GROUP, thread_name_prefix="teachonce-opener") as executor:
+            for _ in executor.map(self._open_one, indices):
+                pass
+
+    def _open_one(self, index: int) -> None:
+        self._opened[index] = self._cache.open_shard(self._shards[index])
+
+    def _read(self, shard: int, batch: int) -> pa.RecordBatch | None:
+        return None if self._is_closed else self._opened[shard].read_batch(batch)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        self._executor.shutdown()
+        while self._opened:
+            self._cache.close_shard(self._opened.popitem()[1])
