@@ -31,36 +31,29 @@ class ReadAhead:
     A thread reads, decompresses and checks record batches in the order in which they are needed, up to a window ahead.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        shards: tuple[ShardRecord, ...],
-        order_of: Callable[[int], EpochOrder],
-        epoch: int,
-        position: int,
-    ) -> None:
+    def __init__(self, cache: Cache, shards: tuple[ShardRecord, ...], order_of: Callable[[int], EpochOrder]) -> None:
         """`order_of` gives the order of an epoch over `shards`."""
         self._cache, self._shards, self._order_of = cache, shards, order_of
-        self._windows = self._windows_from(epoch, position)
         self._opened: dict[int, Shard] = {}
         self._is_closed = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
 
-    def rows(self) -> Iterator[pa.RecordBatch]:
-        """Each row as a slice of its record batch, as soon as that is there."""
+    def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
+        """Each row as a slice of its record batch, as soon as that is there; to be called once."""
+        windows = self._windows_from(epoch, position)
         try:
-            ahead = self._executor.submit(self._begin_next)
+            ahead = self._executor.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
-                ahead = self._executor.submit(self._begin_next)
+                ahead = self._executor.submit(self._begin_next, windows)
                 for batch, row in window.places:
                     yield window.batches[batch].result().slice(row, 1)
         finally:
             self._close()
 
-    def _begin_next(self) -> _WindowInReading:
+    def _begin_next(self, windows: Iterator[tuple[Window, int]]) -> _WindowInReading:
         """Queue the record batches of the next window, those first that are needed first."""
-        window, position = next(self._windows)
+        window, position = next(windows)
         places = window.places_from(position)
         in_order_of_need = dict.fromkeys(batch for batch, _ in places)
         batches = {batch: self._executor.submit(self._read, *window.batches[batch]) for batch in in_order_of_need}

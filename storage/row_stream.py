@@ -64,7 +64,7 @@ class RowStream:
     def batches(self, start: StreamState | None = None) -> Iterator[StreamBatch]:
         """Batches from `start` on."""
         state = start or StreamState()
-        rows = ReadAhead(self._cache, self._shards, self._order, state.epoch, state.position).rows()
+        rows = ReadAhead(self._cache, self._shards, self._order).rows_from(state.epoch, state.position)
         while True:
             state = self._advance(state)
             mine = list(islice(rows, self._batch_rows))[self._rank :: self._world_size]

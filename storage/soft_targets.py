@@ -211,8 +211,8 @@ def _check_disjoint(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     if not np.any((head_size_P > 0) & (tail_size_P > 0)):
         return
     # Sorting is most of what a check costs, and narrow numbers are sorted twice as fast.
-    key_type = np.uint32 if head_size_P.size * vocab_size <= 1 << 32 else np.uint64
-    first_keys_P = np.arange(head_size_P.size, dtype=key_type) * key_type(vocab_size)
+    end_key = head_size_P.size * vocab_size
+    first_keys_P = np.arange(0, end_key, vocab_size, dtype=np.uint32 if end_key <= 1 << 32 else np.uint64)
     keys_E = np.repeat(first_keys_P, head_size_P + tail_size_P)
     keys_E += rows.ids
     keys_E.sort()
