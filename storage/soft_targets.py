@@ -214,7 +214,7 @@ def _check_disjoint(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     end_key = head_size_P.size * vocab_size
     first_keys_P = np.arange(0, end_key, vocab_size, dtype=np.uint32 if end_key <= 1 << 32 else np.uint64)
     keys_E = np.repeat(first_keys_P, head_size_P + tail_size_P)
-    keys_E += rows.ids
+    np.add(keys_E, rows.ids, out=keys_E)
     keys_E.sort()
     _require(keys_E[1:] != keys_E[:-1], where, "ids", "an id stands in both head and tail of a position")
 

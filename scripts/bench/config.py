@@ -24,5 +24,7 @@ class BenchConfig:
     """full: the shapes of the published targets; tiny: seconds, to see that the benchmark runs."""
     rounds: int = 7
     """Times each variant is measured; medians are printed."""
+    peers_python: str | None = None
+    """Python that has the peers of stream; None: of an environment made, once, in the user's cache directory."""
     threads: int | None = None
     """Threads of PyTorch; None leaves its choice."""

@@ -48,7 +48,7 @@ def peak_extra_bytes(action: Action, device: str = "cpu") -> int:
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
     ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not count as held
-    _RESET_PEAK.write_text("5")
+    reset_peak()
     before = _status_bytes("VmRSS")
     action()
     return max(_status_bytes("VmHWM") - before, 0)
@@ -57,6 +57,11 @@ def peak_extra_bytes(action: Action, device: str = "cpu") -> int:
 def peak_bytes() -> int:
     """Most resident memory of this process since its start or the last reset."""
     return _status_bytes("VmHWM")
+
+
+def reset_peak() -> None:
+    """Count the most resident memory of this process from now on."""
+    _RESET_PEAK.write_text("5")
 
 
 def _status_bytes(field: str) -> int:

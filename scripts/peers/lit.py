@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.rows import NUM_ROWS, SHARD_BYTES, Row, RowMaker
+from scripts.peers.rows import Row, RowSet
 from scripts.peers.system import System
 
 _BATCH_ROWS = 32
@@ -16,13 +16,15 @@ _NUM_WORKERS = 2
 _SHORT_WAITS = {"MAX_WAIT_TIME": "2", "FORCE_DOWNLOAD_TIME": "1"}
 
 
-def _writer(**settings: Any) -> Callable[[Path, RowMaker], None]:
-    def write(directory: Path, make_row: RowMaker) -> None:
+def writer(**settings: Any) -> Callable[[Path, RowSet], None]:
+    """A writer with these settings of the library's."""
+
+    def write(directory: Path, rows: RowSet) -> None:
         import_module("litdata").optimize(
-            fn=make_row,
-            inputs=list(range(NUM_ROWS)),
+            fn=rows.make_row,
+            inputs=list(range(rows.num_rows)),
             output_dir=str(directory),
-            chunk_bytes=SHARD_BYTES,
+            chunk_bytes=rows.shard_bytes,
             num_workers=_NUM_WORKERS,
             start_method="fork",  # spawned workers import torch for seconds before they write
             **settings,
@@ -31,10 +33,17 @@ def _writer(**settings: Any) -> Callable[[Path, RowMaker], None]:
     return write
 
 
-def _read(directory: Path, scratch: Path) -> Iterator[Row]:
+def loader(directory: Path, batch_rows: int, collate: Callable[[list[Row]], Any], num_workers: int = 0) -> Any:
+    """Shuffled batches of `directory`, read in place."""
     litdata = import_module("litdata")
     dataset = litdata.StreamingDataset(str(directory), shuffle=True)
-    for batch in litdata.StreamingDataLoader(dataset, batch_size=_BATCH_ROWS, collate_fn=list):
+    return litdata.StreamingDataLoader(
+        dataset, batch_size=batch_rows, collate_fn=collate, num_workers=num_workers, shuffle=True
+    )
+
+
+def _read(directory: Path, scratch: Path) -> Iterator[Row]:
+    for batch in loader(directory, _BATCH_ROWS, list):
         yield from batch
 
 
@@ -46,7 +55,7 @@ def _system(name: str, configuration: str, settings: dict[str, Any]) -> System:
         needs=("litdata",),
         distributions=("litdata", "torch", "numpy"),
         data_suffixes=(".bin",),
-        write=_writer(**settings),
+        write=writer(**settings),
         read=_read,
         environment=_SHORT_WAITS,
     )

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.rows import ARRAY_TYPES, NUM_ROWS, SHARD_BYTES, Row, RowMaker
+from scripts.peers.rows import ARRAY_TYPES, Row, RowSet
 from scripts.peers.system import System
 
 _COLUMNS = {"row_id": "int"} | {name: f"ndarray:{dtype}" for name, dtype in ARRAY_TYPES.items()}
@@ -16,14 +16,26 @@ _BATCH_ROWS = 32
 _DOWNLOAD_TIMEOUT_S = 2.0
 
 
-def _writer(**settings: Any) -> Callable[[Path, RowMaker], None]:
-    def write(directory: Path, make_row: RowMaker) -> None:
+def writer(**settings: Any) -> Callable[[Path, RowSet], None]:
+    """A writer with these settings of the library's."""
+
+    def write(directory: Path, rows: RowSet) -> None:
         streaming = import_module("streaming")
-        with streaming.MDSWriter(out=str(directory), columns=_COLUMNS, size_limit=SHARD_BYTES, **settings) as out:
-            for row_id in range(NUM_ROWS):
-                out.write(make_row(row_id))
+        with streaming.MDSWriter(out=str(directory), columns=_COLUMNS, size_limit=rows.shard_bytes, **settings) as out:
+            for row_id in range(rows.num_rows):
+                out.write(rows.make_row(row_id))
 
     return write
+
+
+def loader(directory: Path, local: Path, batch_rows: int, collate: Callable[[list[Row]], Any], **settings: Any) -> Any:
+    """Shuffled batches of `directory`, read through copies in `local`; num_workers is for PyTorch's loader."""
+    num_workers = settings.pop("num_workers", 0)
+    dataset = import_module("streaming").StreamingDataset(
+        remote=str(directory), local=str(local), batch_size=batch_rows, shuffle=True, **settings
+    )
+    data_loader = import_module("torch.utils.data").DataLoader
+    return data_loader(dataset, batch_size=batch_rows, collate_fn=collate, num_workers=num_workers)
 
 
 def _reader(**settings: Any) -> Callable[[Path, Path], Iterator[Row]]:
@@ -32,16 +44,9 @@ def _reader(**settings: Any) -> Callable[[Path, Path], Iterator[Row]]:
         clean = import_module("streaming.base.util").clean_stale_shared_memory
         clean()
         try:
-            dataset = import_module("streaming").StreamingDataset(
-                remote=str(directory),
-                local=str(scratch / "local"),
-                batch_size=_BATCH_ROWS,
-                shuffle=True,
-                download_timeout=_DOWNLOAD_TIMEOUT_S,
-                **settings,
-            )
-            loader = import_module("torch.utils.data").DataLoader(dataset, batch_size=_BATCH_ROWS, collate_fn=list)
-            for batch in loader:
+            settings_with_limit = {"download_timeout": _DOWNLOAD_TIMEOUT_S} | settings
+            batches = loader(directory, scratch / "local", _BATCH_ROWS, list, **settings_with_limit)
+            for batch in batches:
                 yield from batch
         finally:
             clean()  # the process ends without the library's own handlers
@@ -57,7 +62,7 @@ def _system(name: str, configuration: str, write: dict[str, Any], read: dict[str
         needs=("streaming", "torch.utils.data"),
         distributions=("mosaicml-streaming", "torch", "numpy"),
         data_suffixes=(".mds", ".mds.zstd"),
-        write=_writer(**write),
+        write=writer(**write),
         read=_reader(**read),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.peers.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowMaker
+from scripts.peers.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
 from scripts.peers.system import System
 from storage import soft_targets
 from storage.cache import open_cache
@@ -68,7 +68,7 @@ _IDENTITY = CacheIdentity(
 )
 
 
-def _write(directory: Path, make_row: RowMaker) -> None:
+def _write(directory: Path, rows: RowSet) -> None:
     """As precompute does it: plan, missing shards each with its commit record, card, manifest."""
     if (directory / MANIFEST_NAME).exists():
         open_cache(directory)
@@ -76,7 +76,7 @@ def _write(directory: Path, make_row: RowMaker) -> None:
     if not (directory / PLAN_NAME).exists():
         write_plan(directory, _IDENTITY)
     identity = read_plan(directory)
-    records = tuple(_commit(directory, identity, key, make_row) for key in identity.planned_keys())
+    records = tuple(_commit(directory, identity, key, rows) for key in identity.planned_keys())
     card = directory / _CARD_NAME
     write_file(card, dataset_card(identity, records).encode())
     files = (FileRecord(path=_CARD_NAME, file_bytes=card.stat().st_size, sha256=sha256_file(card)),)
@@ -84,12 +84,12 @@ def _write(directory: Path, make_row: RowMaker) -> None:
     remove_leftovers(directory)
 
 
-def _commit(directory: Path, identity: CacheIdentity, key: ShardKey, make_row: RowMaker) -> ShardRecord:
+def _commit(directory: Path, identity: CacheIdentity, key: ShardKey, rows: RowSet) -> ShardRecord:
     record = read_commit(directory, key)
     if record is None:
         first = key.index * ROWS_PER_SHARD
         starts = range(first, first + ROWS_PER_SHARD, _BATCH_ROWS)
-        batches = (_encode([make_row(start + i) for i in range(_BATCH_ROWS)], identity) for start in starts)
+        batches = (_encode([rows.make_row(start + i) for i in range(_BATCH_ROWS)], identity) for start in starts)
         record = write_shard(directory, identity, key, first, batches)
         write_commit(directory, record)
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,15 @@ SHARD_BYTES = 31_000
 Row = dict[str, Any]
 """row_id (int) and the arrays of a soft_targets row, named as in storage/FORMAT.md."""
 
-RowMaker = Callable[[int], Row]
-"""Row of a row id."""
+
+@dataclass(frozen=True, kw_only=True)
+class RowSet:
+    """Rows 0 to num_rows - 1; `make_row` gives the one of a row id, `shard_bytes` are the most for a peer's shard."""
+
+    num_rows: int
+    shard_bytes: int
+    make_row: Callable[[int], Row]
+
 
 ARRAY_TYPES = {
     "input_ids": "uint16",
@@ -40,6 +48,11 @@ OTHER_COLUMNS = "other columns or types"
 _SMALLEST_HEAD, _LARGEST_HEAD = 2, 4
 _LARGEST_TAIL = 3
 _LEAST_WEIGHT = 0.01
+
+
+def made_up_rows(seed: int) -> RowSet:
+    """The rows that are damaged and read again."""
+    return RowSet(num_rows=NUM_ROWS, shard_bytes=SHARD_BYTES, make_row=functools.partial(make_row, seed))
 
 
 @functools.cache

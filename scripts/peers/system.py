@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.peers.rows import Row, RowMaker
+from scripts.peers.rows import Row, RowSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
     """A storage format with its writer and reader in one configuration.
 
-    write(directory, make_row) writes rows 0 to NUM_ROWS - 1, and is what a user would run again after a crash.
+    write(directory, rows) is what a user would run again after a crash.
     read(directory, scratch) yields an epoch's rows in any order; it may keep a cache in `scratch`, an empty directory.
     """
 
@@ -27,7 +27,7 @@ class System:
     """Packages whose versions decide the outcome."""
     data_suffixes: tuple[str, ...]
     """Names of files that hold rows end so; all other files tell about them."""
-    write: Callable[[Path, RowMaker], None]
+    write: Callable[[Path, RowSet], None]
     read: Callable[[Path, Path], Iterator[Row]]
     environment: dict[str, str] = field(default_factory=dict)
     is_peer: bool = True

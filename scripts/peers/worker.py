@@ -10,7 +10,6 @@ is left of it when the next one begins. The first answer says whether the system
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -25,7 +24,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.rows import NUM_ROWS, fingerprint, make_row
+from scripts.peers.rows import NUM_ROWS, fingerprint, made_up_rows, make_row
 from scripts.peers.system import System
 
 _POLL_S = {"read": 0.01, "write": 0.001}
@@ -136,7 +135,7 @@ def _act(system: System, seed: int, request: Request, scratch: Path) -> dict[str
     rows: list[str] = []
     try:
         if request.action == "write":
-            system.write(Path(request.directory), functools.partial(make_row, seed))
+            system.write(Path(request.directory), made_up_rows(seed))
         else:
             for row in system.read(Path(request.directory), scratch):
                 rows.append(fingerprint(row))

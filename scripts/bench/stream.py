@@ -1,0 +1,220 @@
+"""Shuffled, verified, decompressed blocks as tensors ready for the loss: our reader beside other storage formats'.
+
+All systems store the same rows, shuffle in their usual way and end in the same tensors. Each reads in a process of its
+own that stays, and they take turns; the peers, of which the project does not depend, in an environment of their own.
+Of theirs only mosaicml-streaming could validate hashes, and does not by default. It keeps an unpacked copy of what it
+has read, so that its later epochs read no compressed files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from scripts.bench.caches import write_soft_targets_cache
+from scripts.bench.comparison import Comparison
+from scripts.bench.config import BenchConfig
+from scripts.bench.stream_systems import OURS, PEERS, StreamSystem
+from scripts.peers.environment import default_directory, peers_python
+
+_REPOSITORY = Path(__file__).parents[2]
+_VOCAB_SIZE = 50_257
+# Blocks, targets in a block, shards: an epoch of one to a few seconds, and one group of shards of the default size.
+_EPOCH = {"full": (2048, 1024, 4), "tiny": (64, 16, 2)}
+_DEFAULT_SHARDS = {"full": (8192, 1024, 4), "tiny": (64, 16, 4)}
+_LEAST_SPEED_RATIO, _MOST_SECONDS, _MOST_MEMORY_RATIO = 1.5, 0.3, 1.05
+
+
+class StreamReader:
+    """A process that reads with one system."""
+
+    def __init__(self, system: StreamSystem, python: str, directory: Path, work_dir: Path) -> None:
+        home = work_dir / "home"
+        home.mkdir(parents=True)
+        self.system, self.directory = system, directory
+        self._log = (work_dir / "log").open("w")
+        self._process = subprocess.Popen(
+            [python, "-m", "scripts.bench.stream_worker", system.name, str(directory), str(work_dir / "scratch")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            cwd=_REPOSITORY,
+            env=os.environ | {"HOME": str(home), "TMPDIR": str(home)},
+        )
+        self.missing: str | None = self._answer()["missing"]
+
+    def ask(self, do: str, **arguments: str) -> dict[str, Any]:
+        """A request of scripts/bench/stream_worker.py."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"do": do} | arguments) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.system.name}: the reader ended: {Path(self._log.name).read_text()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> StreamReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+        self._log.close()
+
+
+@dataclass(kw_only=True)
+class _Figures:
+    """Tokens per second of one system, round by round."""
+
+    reader: StreamReader
+    first: list[float] = field(default_factory=list)
+    later: list[float] = field(default_factory=list)
+    first_batch_s: list[float] = field(default_factory=list)
+
+
+def run(config: BenchConfig) -> Iterator[Comparison]:
+    """Tokens per second, seconds to the first batch, memory over epochs, bytes."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        readers = open_readers(config, Path(name), stack)
+        figures = [_Figures(reader=reader) for reader in readers]
+        for turn in range(config.rounds):
+            for one in figures[:: -1 if turn % 2 else 1]:
+                _measure(one)
+        yield from _speeds(figures[0], figures[1:])
+        yield from _first_batches(config, figures, Path(name), stack)
+        yield _memory(figures[0].reader, config.rounds)
+        for peer in {reader.directory: reader for reader in readers[1:]}.values():
+            yield _bytes(readers[0], peer)
+
+
+def open_readers(config: BenchConfig, work_dir: Path, stack: ExitStack) -> list[StreamReader]:
+    """A reader for each system that is installed, ours first, all with the same rows, and each has run once."""
+    num_blocks, block_size, num_shards = _EPOCH[config.size]
+    write_soft_targets_cache(work_dir / OURS.folder, num_blocks, block_size, _VOCAB_SIZE, num_shards=num_shards)
+    python = config.peers_python or peers_python(default_directory())
+    readers = []
+    for index, system in enumerate((OURS, *PEERS)):
+        directory = work_dir / system.folder
+        interpreter = python if system.is_peer else sys.executable
+        reader = stack.enter_context(StreamReader(system, interpreter, directory, work_dir / f"reader-{index}"))
+        if reader.missing:
+            print(f"{system.name}: not installed ({reader.missing})", file=sys.stderr)
+            continue
+        if not directory.exists():
+            reader.ask("write", cache=str(work_dir / OURS.folder))
+        reader.ask("first_epoch")
+        readers.append(reader)
+    return readers
+
+
+def _measure(figures: _Figures) -> None:
+    for answers, do in ((figures.first, "first_epoch"), (figures.later, "later_epoch")):
+        answer = figures.reader.ask(do)
+        answers.append(answer["num_tokens"] / answer["seconds"])
+    figures.first_batch_s.append(figures.reader.ask("first_batch")["seconds"])
+
+
+def _speeds(ours: _Figures, peers: list[_Figures]) -> Iterator[Comparison]:
+    compressed = [peer for peer in peers if peer.reader.system.is_compressed]
+    best = max(compressed, key=lambda peer: median(peer.first), default=None)
+    for peer in peers:
+        yield Comparison(
+            what=f"first epoch{', best compressed peer' if peer is best else ''}",
+            ours=OURS.name,
+            reference=peer.reader.system.name,
+            our_values=ours.first,
+            reference_values=peer.first,
+            unit="tokens/s",
+            target=_LEAST_SPEED_RATIO if peer is best else None,
+            more_is_better=True,
+        )
+    for peer in peers:
+        yield Comparison(
+            what="later epoch",
+            ours=OURS.name,
+            reference=peer.reader.system.name,
+            our_values=ours.later,
+            reference_values=peer.later,
+            unit="tokens/s",
+            more_is_better=True,
+        )
+
+
+def _first_batches(
+    config: BenchConfig, figures: list[_Figures], work_dir: Path, stack: ExitStack
+) -> Iterator[Comparison]:
+    """Against the limit, of a cache whose shards are as large as precompute makes them."""
+    num_blocks, block_size, num_shards = _DEFAULT_SHARDS[config.size]
+    directory = work_dir / "default-shards"
+    write_soft_targets_cache(directory, num_blocks, block_size, _VOCAB_SIZE, num_shards=num_shards)
+    reader = stack.enter_context(StreamReader(OURS, sys.executable, directory, work_dir / "reader-default-shards"))
+    seconds = [reader.ask("first_batch")["seconds"] for _ in range(config.rounds + 1)][1:]
+    yield Comparison(
+        what="first batch, shards of the default size",
+        ours=OURS.name,
+        reference="limit",
+        our_values=seconds,
+        reference_values=[_MOST_SECONDS] * config.rounds,
+        unit="s",
+        target=1.0,
+    )
+    ours, *peers = figures
+    for peer in peers:
+        yield Comparison(
+            what="first batch",
+            ours=OURS.name,
+            reference=peer.reader.system.name,
+            our_values=ours.first_batch_s,
+            reference_values=peer.first_batch_s,
+            unit="s",
+        )
+
+
+def _memory(ours: StreamReader, rounds: int) -> Comparison:
+    """Peaks of the whole process in the first and the third epoch of one opening."""
+    peaks = []
+    for _ in range(rounds):
+        peaks.append([ours.ask(do)["peak_bytes"] for do in ("first_epoch", "later_epoch", "later_epoch")])
+    return Comparison(
+        what="peak memory",
+        ours="third epoch",
+        reference="first epoch",
+        our_values=[third for _, _, third in peaks],
+        reference_values=[first for first, _, _ in peaks],
+        unit="bytes",
+        target=_MOST_MEMORY_RATIO,
+    )
+
+
+def _bytes(ours: StreamReader, peer: StreamReader) -> Comparison:
+    return Comparison(
+        what="bytes on disk",
+        ours=OURS.name,
+        reference=peer.system.folder,
+        our_values=[_num_bytes(ours.directory)],
+        reference_values=[_num_bytes(peer.directory)],
+        unit="bytes",
+    )
+
+
+def _num_bytes(directory: Path) -> float:
+    return float(sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()))

@@ -1,0 +1,108 @@
+"""Reads for one system in a process of its own, so that its libraries, threads and memory are its own.
+
+    python -m scripts.bench.stream_worker SYSTEM DIRECTORY SCRATCH
+
+answers one request after the other, each a line of JSON on standard input and output. The first answer says why the
+system cannot be imported, if so. Everything is imported and has run once before anything is measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.bench.measure import peak_bytes, reset_peak
+from scripts.bench.stream_systems import SYSTEMS, Epochs, StreamSystem
+from storage import open_cache
+from student.batches import BlockBatch
+
+
+class Reader:
+    """One system at work in one directory; each request is a method."""
+
+    def __init__(self, system: StreamSystem, directory: Path, scratch: Path) -> None:
+        self._system, self._directory, self._scratch = system, directory, scratch
+        self._epochs: Epochs = iter(())
+
+    def write(self, cache: str) -> dict[str, Any]:
+        """Store the rows of the cache at this path."""
+        self._system.write(self._directory, open_cache(cache))
+        return {}
+
+    def first_batch(self) -> dict[str, Any]:
+        """Seconds from opening to the first batch."""
+        started = self._open()
+        next(next(self._epochs))
+        return {"seconds": time.perf_counter() - started}
+
+    def first_epoch(self) -> dict[str, Any]:
+        """An epoch, opening included."""
+        return self._epoch(self._open())
+
+    def later_epoch(self) -> dict[str, Any]:
+        """The next epoch of what is open."""
+        return self._epoch(time.perf_counter())
+
+    def contents(self) -> dict[str, Any]:
+        """Of an epoch: sums that tell whether every row came once and whole, and the order of its first tokens."""
+        self._open()
+        batches = list(next(self._epochs))
+        return {
+            "sums": [sum(sums) for sums in zip(*map(_sums, batches), strict=True)],
+            "first_tokens": torch.cat([batch.input_ids[:, 0] for batch in batches]).tolist(),
+        }
+
+    def _open(self) -> float:
+        """Open anew as in a new process, but for what is imported; when that began."""
+        self._epochs = iter(())
+        gc.collect()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        started = time.perf_counter()
+        self._epochs = self._system.epochs(self._directory, self._scratch)
+        return started
+
+    def _epoch(self, started: float) -> dict[str, Any]:
+        reset_peak()
+        num_tokens = sum(batch.input_ids.numel() for batch in next(self._epochs))
+        return {"seconds": time.perf_counter() - started, "num_tokens": num_tokens, "peak_bytes": peak_bytes()}
+
+
+def _sums(batch: BlockBatch) -> Iterator[float]:
+    targets = batch.targets
+    for tensor in (batch.input_ids, batch.position_ids, batch.is_valid, targets.head_ids, targets.tail_ids):
+        yield int(tensor.sum())
+    for tensor in (targets.head_logprobs, targets.tail_logprob, batch.entropy, batch.label_logprob):
+        yield float(tensor.double().sum())  # exact in any order, for values are of float16
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    name, directory, scratch = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries print
+    system = SYSTEMS[name]
+    try:
+        import_module(system.needs)
+        missing = None
+    except Exception as error:  # a half installed library may fail in any way
+        missing = f"{type(error).__name__}: {error}"
+    print(json.dumps({"missing": missing}), file=answers)
+    reader = Reader(system, Path(directory), Path(scratch))
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(getattr(reader, request.pop("do"))(**request)), file=answers)
+
+
+if __name__ == "__main__":
+    main()

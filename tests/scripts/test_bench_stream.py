@@ -1,0 +1,37 @@
+"""The benchmark of reading: all systems hand out every row once, whole and shuffled, as the same tensors."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from scripts.bench import stream
+from scripts.bench.config import BenchConfig
+from scripts.bench.stream_systems import OURS, PEERS
+
+TINY = BenchConfig(name="stream", size="tiny", rounds=1, peers_python=sys.executable)
+
+
+def test_every_system_hands_out_the_same_rows_in_an_order_of_its_own(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        readers = stream.open_readers(TINY, tmp_path, stack)
+        found = {reader.system.name: reader.ask("contents") for reader in readers}
+    installed = [system.name for system in (OURS, *PEERS) if not system.is_peer]
+    assert set(installed) <= found.keys()
+    assert len({str(contents["sums"]) for contents in found.values()}) == 1
+    orders = [contents["first_tokens"] for contents in found.values()]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len({str(order) for order in orders}) == len(orders)
+
+
+def test_every_peer_that_is_there_is_compared() -> None:
+    found = list(stream.run(TINY))
+    targets = {c.what: c.target for c in found if c.target is not None}
+    assert targets == {
+        "first epoch, best compressed peer": 1.5,
+        "first batch, shards of the default size": 1.0,
+        "peak memory": 1.05,
+    }
+    assert {"datasets, Parquet zstd", "datasets, Arrow"} <= {c.reference for c in found if c.what == "later epoch"}
+    assert all(value > 0 for c in found for value in (*c.our_values, *c.reference_values))
