@@ -58,7 +58,8 @@ def find_in_running_sum(weights_CV: Tensor, sums_CB: Tensor, thresholds_CK: Tens
     sums_CB: `block_sums` of the weights. A threshold beyond the total finds the last id that has weight.
     """
     running_CB = sums_CB.cumsum(dim=1)
-    blocks_CK = torch.searchsorted(running_CB, thresholds_CK, right=True).clamp(max=running_CB.shape[1] - 1)
+    last_block_C1 = (running_CB < running_CB[:, -1:]).sum(dim=1, keepdim=True)
+    blocks_CK = torch.searchsorted(running_CB, thresholds_CK, right=True).minimum(last_block_C1)
     before_CK = functional.pad(running_CB, (1, 0)).gather(1, blocks_CK)
     weights_CKW, ids_CKW = gather_blocks(weights_CV, blocks_CK, 0.0)
     inside_CKW = weights_CKW.double().cumsum(dim=2)
