@@ -41,6 +41,7 @@ class SoftTargetsProducer:
     ) -> None:
         self._teacher, self._config, self._blocks, self._schema = teacher, config, blocks, row_schema
         self._batch_tokens = choose_batch_tokens(teacher, config)
+        self._buffer_CV: torch.Tensor | None = None
         self.tokens_per_row = config.block_size + 1
         self.longest_prompt_tokens = 0
 
@@ -101,13 +102,20 @@ class SoftTargetsProducer:
             )
         return found
 
+    def _logits_buffer(self, num_rows: int) -> torch.Tensor:
+        """Memory for logits [num_rows or more, V], kept from pass to pass: new pages cost as much as a softmax."""
+        if self._buffer_CV is None or len(self._buffer_CV) < num_rows:
+            shape = (num_rows, self._teacher.vocab_size)
+            self._buffer_CV = torch.empty(shape, dtype=torch.float32, device=self._teacher.device)
+        return self._buffer_CV
+
     def _logits_in_chunks(self, hidden_PD: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """First position and logits [C, V] of chunks; a chunk's logits are valid until the next one is asked for."""
         row_bytes = 4 * self._teacher.vocab_size
         on_cpu = self._teacher.device.type == "cpu"
         product_rows = max(1, (_PRODUCT_BYTES_ON_CPU if on_cpu else _PRODUCT_BYTES_ELSEWHERE) // row_bytes)
         chunk_rows = max(1, _CHUNK_BYTES_ON_CPU // row_bytes) if on_cpu else product_rows
-        buffer_CV = hidden_PD.new_empty((min(product_rows, len(hidden_PD)), row_bytes // 4), dtype=torch.float32)
+        buffer_CV = self._logits_buffer(min(product_rows, len(hidden_PD)))
         for start in range(0, len(hidden_PD), product_rows):
             part_PD = hidden_PD[start : start + product_rows]
             logits_PV = self._teacher.logits(part_PD, buffer_CV[: len(part_PD)])
