@@ -220,8 +220,10 @@ def _check_disjoint(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
 
 
 def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
-    logprobs = rows.logprobs.astype(np.float32)
-    _require(np.isfinite(logprobs) & (logprobs <= 0), where, "logprobs", "a value is not a finite number ≤ 0")
+    # Of float16, −0 to the last finite number below it are the bits from 0x8000 on up to those of −∞; 0 is 0 bits.
+    logprob_bits = rows.logprobs.view(np.uint16)
+    is_negative = logprob_bits - np.uint16(0x8000) < 0x7C00
+    _require(is_negative | (logprob_bits == 0), where, "logprobs", "a value is not a finite number ≤ 0")
     for name, values in (("tail_logprob", rows.tail_logprob), ("label_logprob", rows.label_logprob)):
         _require(values <= 0, where, name, "a value is NaN or above 0")
     _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
@@ -234,17 +236,18 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
 
 def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str, mantissa_bits: int) -> None:
     """Σ head + tail = 1 up to MASS_TOLERANCE and rounding: a logprob is off by at most |logprob| 2^−(bits + 1)."""
-    logprobs = rows.logprobs.astype(np.float64)
-    position = np.repeat(np.arange(rows.head_size.size), rows.head_size.reshape(-1))
+    logprobs_H = rows.logprobs.astype(np.float64)
+    ends_P = np.cumsum(rows.head_size.reshape(-1))
 
-    def per_position(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.bincount(position, weights=weights, minlength=rows.head_size.size), dtype=np.float64)
+    def per_position(weights_H: NDArray[np.float64]) -> NDArray[np.float64]:
+        running = np.concatenate([[0.0], np.cumsum(weights_H)])
+        return np.diff(running[ends_P], prepend=0.0)
 
-    probs = np.exp(logprobs)
-    mass = per_position(probs) + np.exp(rows.tail_logprob.reshape(-1).astype(np.float64))
-    is_off = (np.abs(mass - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
-    if not np.any(is_off):
+    probs_H = np.exp(logprobs_H)
+    mass_P = per_position(probs_H) + np.exp(rows.tail_logprob.reshape(-1).astype(np.float64))
+    is_off_P = (np.abs(mass_P - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
+    if not np.any(is_off_P):
         return
-    slack = per_position(probs * np.expm1(-logprobs * 2.0 ** -(mantissa_bits + 1))) + MASS_TOLERANCE
-    is_wrong = is_off & (np.abs(mass - 1) > slack)
-    _require(~is_wrong, where, "tail_logprob", "head and tail do not add up to mass 1")
+    slack_P = per_position(probs_H * np.expm1(-logprobs_H * 2.0 ** -(mantissa_bits + 1))) + MASS_TOLERANCE
+    is_wrong_P = is_off_P & (np.abs(mass_P - 1) > slack_P)
+    _require(~is_wrong_P, where, "tail_logprob", "head and tail do not add up to mass 1")

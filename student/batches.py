@@ -75,12 +75,12 @@ def block_tensors(
     """Decoded rows to tensors."""
     is_valid = rows.is_valid_target
     return BlockBatch(
-        input_ids=_to(rows.input_ids[:, :-1].copy(), torch.int64, device),
-        position_ids=_to(rows.positions[:, :-1], torch.int64, device),
-        is_valid=_to(is_valid, torch.bool, device),
+        input_ids=_tensor(rows.input_ids[:, :-1], np.int64, device),
+        position_ids=_tensor(rows.positions[:, :-1], np.int64, device),
+        is_valid=_tensor(is_valid, np.bool_, device),
         targets=_sparse_targets(rows, is_valid, tail_weight, temperature, device),
-        entropy=_to(rows.entropy[is_valid], torch.float32, device),
-        label_logprob=_to(rows.label_logprob[is_valid], torch.float32, device),
+        entropy=_tensor(rows.entropy[is_valid], np.float32, device),
+        label_logprob=_tensor(rows.label_logprob[is_valid], np.float32, device),
     )
 
 
@@ -139,21 +139,17 @@ def _sparse_targets(
     head_size, tail_size = rows.head_size[is_valid], rows.tail_size[is_valid]
     head_starts = _starts(head_size + tail_size)
     is_head, is_drawn = _is_entry(head_size), _is_entry(tail_size)
-    head_ids = _pad(rows.ids, head_starts, is_head)
-    # As bits, for numpy multiplies float16 slowly.
-    head_logprobs = _pad(rows.logprobs.view(np.uint16), _starts(head_size), is_head).view(np.float16)
-    tail_ids = _pad(rows.ids, head_starts + head_size, is_drawn)
     tempered = rows.tempered_tail_logmass.get(temperature)
     return SparseTargets(
-        head_ids=_to(head_ids, torch.int64, device),
-        head_logprobs=_to(head_logprobs, torch.float32, device),
-        is_head=_to(is_head, torch.bool, device),
-        tail_logprob=_to(rows.tail_logprob[is_valid], torch.float32, device),
-        tail_ids=_to(tail_ids, torch.int64, device),
-        is_drawn=_to(is_drawn, torch.bool, device),
+        head_ids=_tensor(_pad(rows.ids, head_starts, is_head), np.int64, device),
+        head_logprobs=_tensor(_pad(rows.logprobs.astype(np.float32), _starts(head_size), is_head), np.float32, device),
+        is_head=_tensor(is_head, np.bool_, device),
+        tail_logprob=_tensor(rows.tail_logprob[is_valid], np.float32, device),
+        tail_ids=_tensor(_pad(rows.ids, head_starts + head_size, is_drawn), np.int64, device),
+        is_drawn=_tensor(is_drawn, np.bool_, device),
         tail_weight=tail_weight,
-        tempered_tail_logmass=None if tempered is None else _to(tempered[is_valid], torch.float32, device),
-        label_ids=_to(rows.input_ids[:, 1:][is_valid], torch.int64, device),
+        tempered_tail_logmass=None if tempered is None else _tensor(tempered[is_valid], np.float32, device),
+        label_ids=_tensor(rows.input_ids[:, 1:][is_valid], np.int64, device),
     )
 
 
@@ -169,7 +165,7 @@ def _is_entry(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.bool_]) -> NDArray[Any]:
-    """Each position's run of integers from `starts` on to [P, most], zeros behind.
+    """Each position's run of values from `starts` on to [P, most], zeros behind.
 
     Copying as many values from every start and clearing those of others is far faster than scattering them by mask.
     """
@@ -179,6 +175,6 @@ def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.b
     return padded
 
 
-def _to(array: NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Widened where it is used: what travels to the device is as narrow as what was stored."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True).to(dtype)
+def _tensor(array: NDArray[Any], dtype: type[np.generic], device: torch.device) -> Tensor:
+    """Widened without PyTorch's threads, which would then spin on the cores that read ahead."""
+    return torch.from_numpy(array.astype(dtype, order="C", copy=False)).to(device, non_blocking=True)

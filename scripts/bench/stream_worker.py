@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from scripts.bench.measure import peak_bytes, reset_peak
@@ -86,6 +87,11 @@ def _sums(batch: BlockBatch) -> Iterator[float]:
         yield float(tensor.double().sum())  # exact in any order, for values are of float16
 
 
+def _keep_freed_memory() -> None:
+    """As in any training process: malloc no longer gives back what is freed once it has freed something large."""
+    np.empty(31 << 20, dtype=np.uint8)
+
+
 def main() -> None:
     """Serve requests until standard input ends."""
     name, directory, scratch = sys.argv[1:]
@@ -98,6 +104,7 @@ def main() -> None:
     except Exception as error:  # a half installed library may fail in any way
         missing = f"{type(error).__name__}: {error}"
     print(json.dumps({"missing": missing}), file=answers)
+    _keep_freed_memory()
     reader = Reader(system, Path(directory), Path(scratch))
     for line in sys.stdin:
         request = json.loads(line)
