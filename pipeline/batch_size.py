@@ -13,7 +13,8 @@ from pipeline.config import PrecomputeConfig
 from pipeline.errors import TeacherMemoryError
 from pipeline.teacher import Teacher
 
-_TOKENS_ON_CPU = 8192  # longer passes are no faster there
+# Longer passes are no faster on a CPU, and generation on any device keeps keys and values of all its tokens.
+DEFAULT_BATCH_TOKENS = 8192
 _FEWEST_TOKENS, _MOST_TOKENS = 1024, 65_536
 # The rest is for logits and what becomes of them.
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -22,14 +23,14 @@ Result = TypeVar("Result")
 
 
 def choose_batch_tokens(teacher: Teacher, config: PrecomputeConfig) -> int:
-    """--batch-tokens, or as many as a GPU's free memory holds, rounded down to a power of two.
+    """--batch-tokens, or as many tokens of a plain pass as a GPU's free memory holds, rounded down to a power of two.
 
     Rounded, so that the same kind of machine takes the same number, and rounding errors stay the same.
     """
     if config.batch_tokens is not None:
         return config.batch_tokens
     if teacher.device.type != "cuda":
-        return _TOKENS_ON_CPU
+        return DEFAULT_BATCH_TOKENS
     free_bytes, _ = torch.cuda.mem_get_info(teacher.device)
     fitting = int(free_bytes * _SHARE_OF_FREE_MEMORY) // _bytes_per_token(teacher, config.block_size)
     return min(max(1 << (fitting.bit_length() - 1) if fitting else 1, _FEWEST_TOKENS), _MOST_TOKENS)

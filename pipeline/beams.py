@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.batch_size import choose_batch_tokens
+from pipeline.batch_size import DEFAULT_BATCH_TOKENS
 from pipeline.beam_search import Finished, beam_search
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
@@ -30,7 +30,7 @@ class BeamsProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.beams
-        self._batch_tokens = choose_batch_tokens(teacher, config)
+        self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self._settings.num_beams * (self.longest_prompt_tokens + self._settings.max_new_tokens)
 

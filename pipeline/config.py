@@ -150,8 +150,8 @@ class PrecomputeConfig:
     dtype: Dtype = "auto"
     """Teacher's arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
     batch_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Tokens per forward pass; None fits them to the free memory of a GPU and takes 8192 on a CPU. When memory runs
-    out, passes are halved."""
+    """Tokens per forward pass; None takes 8192, or for soft targets on a GPU what fits into its free memory. When
+    memory runs out, passes over blocks are halved."""
     shard_tokens: int = 2_097_152
     """Tokens per shard, about 80 MB of soft targets; what is lost at most when a run is killed."""
     plan: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.batch_size import choose_batch_tokens
+from pipeline.batch_size import DEFAULT_BATCH_TOKENS
 from pipeline.blocks import PromptSet
 from pipeline.config import PrecomputeConfig
 from pipeline.decoding import stream_completions
@@ -28,7 +28,7 @@ class SamplesProducer:
     ) -> None:
         self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
         self._config, self._settings = config, config.samples
-        self._batch_tokens = choose_batch_tokens(teacher, config)
+        self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
         self.tokens_per_row = self.longest_prompt_tokens + self._settings.max_new_tokens
 

@@ -1,4 +1,4 @@
-"""Beams: candidates scored by a teacher-forced pass, best first, each once; and really the best ones."""
+"""Candidates: what the search finds, scored as one teacher-forced pass over each candidate scores it."""
 
 from __future__ import annotations
 
