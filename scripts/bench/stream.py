@@ -52,7 +52,6 @@ class StreamReader:
             cwd=_REPOSITORY,
             env=os.environ | {"HOME": str(home), "TMPDIR": str(home)},
         )
-        self.missing: str | None = self._answer()["missing"]
 
     def ask(self, do: str, **arguments: str) -> dict[str, Any]:
         """A request of scripts/bench/stream_worker.py."""
@@ -115,10 +114,10 @@ def open_readers(config: BenchConfig, work_dir: Path, stack: ExitStack) -> list[
     for index, system in enumerate((OURS, *PEERS)):
         directory = work_dir / system.folder
         interpreter = python if system.is_peer else sys.executable
-        reader = stack.enter_context(StreamReader(system, interpreter, directory, work_dir / f"reader-{index}"))
-        if reader.missing:
-            print(f"{system.name}: not installed ({reader.missing})", file=sys.stderr)
+        if subprocess.run([interpreter, "-c", f"import {system.needs}"], capture_output=True, check=False).returncode:
+            print(f"{system.name}: {interpreter} cannot import {system.needs}", file=sys.stderr)
             continue
+        reader = stack.enter_context(StreamReader(system, interpreter, directory, work_dir / f"reader-{index}"))
         if not directory.exists():
             reader.ask("write", cache=str(work_dir / OURS.folder))
         reader.ask("first_epoch")

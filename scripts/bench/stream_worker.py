@@ -2,8 +2,7 @@
 
     python -m scripts.bench.stream_worker SYSTEM DIRECTORY SCRATCH
 
-answers one request after the other, each a line of JSON on standard input and output. The first answer says why the
-system cannot be imported, if so. Everything is imported and has run once before anything is measured.
+answers one request after the other, each a line of JSON on standard input and output.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +95,8 @@ def main() -> None:
     name, directory, scratch = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print
-    system = SYSTEMS[name]
-    try:
-        import_module(system.needs)
-        missing = None
-    except Exception as error:  # a half installed library may fail in any way
-        missing = f"{type(error).__name__}: {error}"
-    print(json.dumps({"missing": missing}), file=answers)
     _keep_freed_memory()
-    reader = Reader(system, Path(directory), Path(scratch))
+    reader = Reader(SYSTEMS[name], Path(directory), Path(scratch))
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(getattr(reader, request.pop("do"))(**request)), file=answers)
