@@ -156,3 +156,18 @@ def test_shards_and_batches_are_permuted_as_well_as_rows() -> None:
     assert set(shards) != set(range(SHARDS_PER_GROUP))
     assert len(set(shards[:BATCHES_PER_WINDOW])) == SHARDS_PER_GROUP
     assert batches != sorted(batches)
+
+
+@pytest.mark.parametrize("rows", ROWS_OF_SHARDS)
+def test_places_name_the_record_batch_and_the_row_in_it(rows: list[int]) -> None:
+    order = order_of(rows)
+    position = 0
+    while position < order.num_rows:
+        for window in order.windows_from(position):
+            concatenated = [
+                (batch, row) for batch, num_rows in enumerate(window.rows_per_batch) for row in range(num_rows)
+            ]
+            expected = [concatenated[row] for row in window.row_order.tolist()]
+            for skipped in {0, 1, len(expected) // 2, len(expected) - 1}:
+                assert window.places_from(window.first_position + skipped) == expected[skipped:]
+            position = window.first_position + len(expected)

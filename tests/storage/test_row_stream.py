@@ -15,6 +15,7 @@ from storage import RowStream, StreamBatch, StreamState, epoch_order, open_cache
 from storage.cache import Cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
 from storage.manifest import KINDS
+from storage.shard import Shard
 
 
 @pytest.fixture
@@ -234,3 +235,26 @@ def test_a_process_that_abandons_a_stream_ends(small_cache: Path, run_python: An
     )
     done = run_python(code, small_cache)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
+def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = Shard.read_batch
+
+    def read_batch(shard: Shard, index: int) -> pa.RecordBatch:
+        batch = original(shard, index)
+        read.append(batch.column("row_id")[0].as_py())
+        return batch
+
+    monkeypatch.setattr(Shard, "read_batch", read_batch)
+    rows = stream(cache, 1)
+    ids = [ids[0] for ids in take(rows.batches(), rows.num_rows)]
+    per_batch = cache.identity.record_batch_rows
+    firsts = {record.first_row_id: record.num_rows for record in cache.shards("soft_targets", "train")}
+    first_of_batch = {
+        start + i: start + i // per_batch * per_batch for start, count in firsts.items() for i in range(count)
+    }
+    expected = list(dict.fromkeys(first_of_batch[row] for row in ids))
+    assert read[: len(expected)] == expected

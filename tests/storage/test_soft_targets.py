@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from storage import soft_targets
+from storage.errors import RowError
 from storage.segments import valid_targets
 from storage.shard import batch_stats
 from storage.soft_targets import SoftTargetRows
@@ -271,3 +274,71 @@ def test_ids_too_large_for_their_type_are_not_wrapped(make: SimpleNamespace) -> 
     rows.ids[-1] = 65536 + 3
     with pytest.raises(ValueError, match="65539"):
         soft_targets.encode(rows, soft_targets.schema(50, 6, (1.0, 2.0)), 10)
+
+
+def one_head_rows(logprobs: np.ndarray, tail_logprob: np.ndarray) -> pa.RecordBatch:
+    """A block a row, a target a block, with the same number of head ids each and nothing in the tail but its mass."""
+    num_rows, head = logprobs.shape
+    rows = SoftTargetRows(
+        row_id=np.arange(num_rows),
+        input_ids=np.zeros((num_rows, 2), dtype=np.uint16),
+        segment_lengths=[np.array([2])] * num_rows,
+        head_size=np.full((num_rows, 1), head),
+        tail_size=np.zeros((num_rows, 1), dtype=np.int64),
+        ids=np.tile(np.arange(head), num_rows).astype(np.uint16),
+        logprobs=logprobs.reshape(-1),
+        tail_logprob=tail_logprob[:, None],
+        entropy=np.zeros((num_rows, 1)),
+        label_logprob=np.zeros((num_rows, 1)),
+        tempered_tail_logmass={},
+    )
+    return soft_targets.encode(rows, soft_targets.schema(50, 1), 10)
+
+
+def refused_column(batch: pa.RecordBatch, vocab_size: int, mantissa_bits: int = 10) -> str | None:
+    """Of the rule that the batch breaks."""
+    try:
+        soft_targets.check(batch, vocab_size, "here", mantissa_bits)
+    except RowError as error:
+        return error.column
+    return None
+
+
+def mass_is_right(logprobs: list[float], tail_logprob: float, mantissa_bits: int) -> bool:
+    """The rule in plain Python: Σ p + tail is 1 within 0.05 and Σ p (exp(|log p| 2^−(m + 1)) − 1)."""
+    probs = [math.exp(logprob) for logprob in logprobs]
+    slack = 0.05 + sum(
+        p * math.expm1(-logprob * 2.0 ** -(mantissa_bits + 1)) for p, logprob in zip(probs, logprobs, strict=True)
+    )
+    return abs(math.fsum(probs) + math.exp(tail_logprob) - 1) <= slack
+
+
+@pytest.mark.parametrize("mantissa_bits", [1, 3, 6, 10])
+def test_mass_is_judged_as_by_the_formula(mantissa_bits: int) -> None:
+    """Masses from far below 1 to far above, so that every number of bits lets some pass and refuses others."""
+    rng = np.random.default_rng(mantissa_bits)
+    probs = rng.dirichlet(np.ones(13), size=600) * np.exp(rng.uniform(-1.5, 1.5, (600, 1)))
+    stored = np.log(probs).astype(np.float16)
+    stored = np.minimum(stored, np.float16(0))
+    expected = [mass_is_right(row[:-1], row[-1], mantissa_bits) for row in stored.astype(float).tolist()]
+    batch = one_head_rows(stored[:, :-1], stored[:, -1])
+    found = [refused_column(batch.slice(row, 1), 50, mantissa_bits) for row in range(len(stored))]
+    assert found == [None if is_right else "tail_logprob" for is_right in expected]
+    assert 10 < sum(expected) < 590
+
+
+def test_ids_are_told_apart_in_a_vocabulary_too_large_for_32_bits_of_position_and_id(
+    hand_made_rows: SoftTargetRows,
+) -> None:
+    """With 2**31 ids, what position p and id i add up to is that of position p + 2 when only 32 bits are kept."""
+    vocab_size = 2**31
+    schema = soft_targets.schema(vocab_size, 4, (1.0, 2.0))
+    ids = hand_made_rows.ids.astype(np.uint32)
+    assert ids[:2].tolist() == ids[8:10].tolist()  # in position 0 and in position 2
+    rows = dataclasses.replace(hand_made_rows, ids=ids, input_ids=hand_made_rows.input_ids.astype(np.uint32))
+    assert refused_column(soft_targets.encode(rows, schema, 10), vocab_size) is None
+    for entry in range(len(ids) // 4):
+        twice = ids.copy()
+        twice[4 * entry + 2] = twice[4 * entry]
+        batch = soft_targets.encode(dataclasses.replace(rows, ids=twice), schema, 10)
+        assert refused_column(batch, vocab_size) == "ids"
