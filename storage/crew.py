@@ -79,7 +79,7 @@ class Crew:
         except BaseException:
             self._stop.set()
             until = time.monotonic() + _GRACE_S
-            for thread in threads:
+            for thread in (thread for thread in threads if thread.is_alive()):  # some may not have been started
                 thread.join(max(until - time.monotonic(), 0))
             raise
         return [results[index] for index in range(len(items))]
