@@ -19,6 +19,9 @@ from storage.segments import position_ids
 
 # How far head and tail may be from mass 1 beside what rounding to few mantissa bits explains.
 MASS_TOLERANCE = 0.05
+# Rows are checked in pieces of about as many entries: arrays of this length are used again instead of given back to
+# the system, whose fresh pages cost more than the arithmetic.
+_PIECE_ENTRIES = 1 << 18
 
 
 def tempered_column(temperature: float) -> str:
@@ -149,7 +152,13 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int
     mantissa_bits: what logprobs were rounded to, which bounds how far their mass may be from 1.
     """
     _check_lengths(batch, where)
-    rows = decode(batch)
+    num_entries = int(columns.ragged_offsets(batch, "ids")[-1])
+    rows_per_piece = max(1, batch.num_rows * _PIECE_ENTRIES // max(num_entries, 1))
+    for start in range(0, batch.num_rows, rows_per_piece):
+        _check_rows(decode(batch.slice(start, rows_per_piece)), vocab_size, where, mantissa_bits)
+
+
+def _check_rows(rows: SoftTargetRows, vocab_size: int, where: str, mantissa_bits: int) -> None:
     is_valid_RT = rows.is_valid_target
     _check_segments(rows, is_valid_RT, where)
     _check_ids(rows, vocab_size, where)
@@ -237,17 +246,20 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
 def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str, mantissa_bits: int) -> None:
     """Σ head + tail = 1 up to MASS_TOLERANCE and rounding: a logprob is off by at most |logprob| 2^−(bits + 1)."""
     logprobs_H = rows.logprobs.astype(np.float64)
-    ends_P = np.cumsum(rows.head_size.reshape(-1))
+    head_size_P = rows.head_size.reshape(-1)
+    starts_P = np.cumsum(head_size_P) - head_size_P
 
     def per_position(weights_H: NDArray[np.float64]) -> NDArray[np.float64]:
-        running = np.concatenate([[0.0], np.cumsum(weights_H)])
-        return np.diff(running[ends_P], prepend=0.0)
+        # reduceat needs an entry at every start, and gives that entry alone for a head without any.
+        sums_P: NDArray[np.float64] = np.add.reduceat(np.append(weights_H, 0.0), starts_P)
+        return np.where(head_size_P > 0, sums_P, 0.0)
 
     probs_H = np.exp(logprobs_H)
     mass_P = per_position(probs_H) + np.exp(rows.tail_logprob.reshape(-1).astype(np.float64))
     is_off_P = (np.abs(mass_P - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
     if not np.any(is_off_P):
         return
-    slack_P = per_position(probs_H * np.expm1(-logprobs_H * 2.0 ** -(mantissa_bits + 1))) + MASS_TOLERANCE
+    # p (exp(|log p| 2^−(bits + 1)) − 1) without the inner exp, which overflows for small p and few bits.
+    slack_P = per_position(np.exp(logprobs_H * (1 - 2.0 ** -(mantissa_bits + 1))) - probs_H) + MASS_TOLERANCE
     is_wrong_P = is_off_P & (np.abs(mass_P - 1) > slack_P)
     _require(~is_wrong_P, where, "tail_logprob", "head and tail do not add up to mass 1")

@@ -269,6 +269,31 @@ def test_what_the_rules_allow_is_accepted(
     soft_targets.check(forge.column(hand_made_batch, name, edit), 10, "here")
 
 
+@pytest.mark.parametrize("mantissa_bits", [1, 3, 6, 10])
+@pytest.mark.parametrize("wrong_target", [0, 3])
+def test_a_head_of_almost_nothing_excuses_no_wrong_mass(
+    hand_made_batch: pa.RecordBatch, forge: SimpleNamespace, mantissa_bits: int, wrong_target: int
+) -> None:
+    batch = forge.column(hand_made_batch, "logprobs", at(0, 1, value=-65504.0))
+    batch = forge.column(batch, "tail_logprob", at(0, 0, value=float(np.log(0.5))))
+    soft_targets.check(batch, 10, "here", mantissa_bits)
+    batch = forge.column(batch, "tail_logprob", at(0, wrong_target, value=-9.0))
+    with pytest.raises(RowError, match="mass 1"):
+        soft_targets.check(batch, 10, "here", mantissa_bits)
+
+
+@pytest.mark.parametrize("num_entries", [1, 7, 40, 1 << 18])
+def test_a_batch_is_checked_to_its_last_row_however_it_is_cut(
+    make: SimpleNamespace, forge: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, num_entries: int
+) -> None:
+    monkeypatch.setattr(soft_targets, "_PIECE_ENTRIES", num_entries)
+    batch = soft_targets.encode(make.soft_target_rows(5), soft_targets.schema(50, 6, (1.0, 2.0)), 10)
+    soft_targets.check(batch, 50, "here")
+    for row in range(5):
+        with pytest.raises(RowError, match="entropy"):
+            soft_targets.check(forge.column(batch, "entropy", at(row, 5, value=9.0)), 50, "here")
+
+
 def test_ids_too_large_for_their_type_are_not_wrapped(make: SimpleNamespace) -> None:
     rows = make.soft_target_rows(1, vocab_size=70000)
     rows.ids[-1] = 65536 + 3
