@@ -39,29 +39,6 @@ class Completion:
     finish_reason: str
 
 
-def draw_completions(
-    teacher: Teacher,
-    prompts: list[NDArray[Any]],
-    seeds: NDArray[np.uint64],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-) -> list[Completion]:
-    """All of `stream_completions`, drawn side by side."""
-    return list(
-        stream_completions(
-            teacher,
-            prompts,
-            seeds,
-            num_slots=len(prompts),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-        )
-    )
-
-
 @torch.inference_mode()
 def stream_completions(
     teacher: Teacher,

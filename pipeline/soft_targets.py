@@ -102,12 +102,16 @@ class SoftTargetsProducer:
             )
         return found
 
-    def _logits_buffer(self, num_rows: int) -> torch.Tensor:
-        """Memory for logits [num_rows or more, V], kept from pass to pass: new pages cost as much as a softmax."""
+    def _logits_buffer(self, num_rows: int) -> torch.Tensor | None:
+        """Memory for logits [num_rows, V] that is kept from pass to pass: new pages cost as much as a softmax.
+
+        None on a GPU, whose memory PyTorch keeps by itself.
+        """
+        if self._teacher.device.type != "cpu":
+            return None
         if self._buffer_CV is None or len(self._buffer_CV) < num_rows:
-            shape = (num_rows, self._teacher.vocab_size)
-            self._buffer_CV = torch.empty(shape, dtype=torch.float32, device=self._teacher.device)
-        return self._buffer_CV
+            self._buffer_CV = torch.empty((num_rows, self._teacher.vocab_size), dtype=torch.float32)
+        return self._buffer_CV[:num_rows]
 
     def _logits_in_chunks(self, hidden_PD: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """First position and logits [C, V] of chunks; a chunk's logits are valid until the next one is asked for."""
@@ -115,10 +119,9 @@ class SoftTargetsProducer:
         on_cpu = self._teacher.device.type == "cpu"
         product_rows = max(1, (_PRODUCT_BYTES_ON_CPU if on_cpu else _PRODUCT_BYTES_ELSEWHERE) // row_bytes)
         chunk_rows = max(1, _CHUNK_BYTES_ON_CPU // row_bytes) if on_cpu else product_rows
-        buffer_CV = self._logits_buffer(min(product_rows, len(hidden_PD)))
         for start in range(0, len(hidden_PD), product_rows):
             part_PD = hidden_PD[start : start + product_rows]
-            logits_PV = self._teacher.logits(part_PD, buffer_CV[: len(part_PD)])
+            logits_PV = self._teacher.logits(part_PD, self._logits_buffer(len(part_PD)))
             for first in range(0, len(part_PD), chunk_rows):
                 yield start + first, logits_PV[first : first + chunk_rows]
 

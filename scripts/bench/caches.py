@@ -166,6 +166,7 @@ def made_up_identity(
     *,
     top_k: int = 1,
     tail_weight: float | None = _TAIL_WEIGHT,
+    mantissa_bits: int = _MANTISSA_BITS,
     num_shards: int = 1,
 ) -> CacheIdentity:
     """The identity of a cache that `write_soft_targets_cache` writes."""
@@ -193,7 +194,7 @@ def made_up_identity(
             "num_documents": num_blocks,
             "num_tokens": {"train": num_blocks * (block_size + 1), "validation": 0},
         },
-        config={"soft_targets": {"top_k": top_k, "tail_weight": tail_weight, "mantissa_bits": _MANTISSA_BITS}},
+        config={"soft_targets": {"top_k": top_k, "tail_weight": tail_weight, "mantissa_bits": mantissa_bits}},
         software={},
         planned_shards={"soft_targets": {"train": num_shards}},
     )

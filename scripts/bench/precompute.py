@@ -21,17 +21,18 @@ import transformers
 
 from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig, SoftTargetsConfig
-from pipeline.plan import RECORD_BATCH_ROWS, ShardRange
+from pipeline.plan import ShardRange
 from pipeline.shard_writing import write_missing_shards
 from pipeline.soft_targets import SoftTargetsProducer
 from pipeline.teacher import Teacher, load_teacher
 from pipeline.token_store import TokenWriter
+from scripts.bench.caches import made_up_identity
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
 from storage import soft_targets
-from storage.manifest import CacheIdentity, ShardKey
+from storage.manifest import ShardKey
 
 _TIME_TARGETS = {("float32", "top-k 64"): 1.02, ("bfloat16", "top-k 64"): 1.08}
 _SAMPLED_TIME_TARGET, _MEMORY_TARGET = 1.10, 0.35
@@ -147,10 +148,9 @@ class _Bench:
         options = dataclasses.replace(self._options, soft_targets=settings)
         schema = soft_targets.schema(self._teacher.vocab_size, options.block_size)
         producer = SoftTargetsProducer(self._teacher, options, {"train": blocks}, schema)
-        identity = CacheIdentity(
-            vocab_size=self._teacher.vocab_size, block_size=options.block_size, temperatures=(1.0,),
-            record_batch_rows=RECORD_BATCH_ROWS, teacher={}, tokenizer={}, data={}, software={},
-            config={"soft_targets": dataclasses.asdict(settings)}, planned_shards={},
+        identity = made_up_identity(
+            len(blocks), options.block_size, self._teacher.vocab_size,
+            top_k=settings.top_k, tail_weight=settings.tail_weight,
         )  # fmt: skip
 
         def write() -> None:

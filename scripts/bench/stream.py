@@ -8,8 +8,6 @@ has read, so that its later epochs read no compressed files.
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,9 +23,9 @@ from scripts.bench.caches import write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.stream_systems import OURS, PEERS, StreamSystem
+from scripts.peers.child import Child
 from scripts.peers.environment import default_directory, peers_python
 
-_REPOSITORY = Path(__file__).parents[2]
 _VOCAB_SIZE = 50_257
 # Blocks, targets in a block, shards: an epoch of one to a few seconds, and one group of shards of the default size.
 _EPOCH = {"full": (2048, 1024, 4), "tiny": (64, 16, 2)}
@@ -36,48 +34,25 @@ _LEAST_SPEED_RATIO, _MOST_SECONDS, _MOST_MEMORY_RATIO = 1.5, 0.3, 1.05
 
 
 class StreamReader:
-    """A process that reads with one system."""
+    """A process that reads with one system, and runs until this is left."""
 
     def __init__(self, system: StreamSystem, python: str, directory: Path, work_dir: Path) -> None:
-        home = work_dir / "home"
-        home.mkdir(parents=True)
         self.system, self.directory = system, directory
-        self._log = (work_dir / "log").open("w")
-        self._process = subprocess.Popen(
-            [python, "-m", "scripts.bench.stream_worker", system.name, str(directory), str(work_dir / "scratch")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            cwd=_REPOSITORY,
-            env=os.environ | {"HOME": str(home), "TMPDIR": str(home)},
-        )
+        arguments = system.name, str(directory), str(work_dir / "scratch")
+        self._child = Child(python, "scripts.bench.stream_worker", arguments, work_dir, environment={})
 
     def ask(self, do: str, **arguments: str) -> dict[str, Any]:
         """A request of scripts/bench/stream_worker.py."""
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps({"do": do} | arguments) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.system.name}: the reader ended: {Path(self._log.name).read_text()[-2000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return self._child.ask({"do": do} | arguments)
 
     def __enter__(self) -> StreamReader:
+        self._child.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
+        self._child.__exit__(kind, error, trace)
 
 
 @dataclass(kw_only=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scripts.bench.caches import made_up_identity
 from scripts.peers.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
 from scripts.peers.system import System
 from storage import soft_targets
@@ -38,33 +40,11 @@ _BATCH_ROWS = 32
 _NUM_SHARDS = NUM_ROWS // ROWS_PER_SHARD
 _CARD_NAME = "README.md"
 
-_IDENTITY = CacheIdentity(
-    vocab_size=VOCAB_SIZE,
-    block_size=BLOCK_SIZE,
+_IDENTITY = dataclasses.replace(
+    made_up_identity(
+        NUM_ROWS, BLOCK_SIZE, VOCAB_SIZE, top_k=2, tail_weight=0.25, mantissa_bits=10, num_shards=_NUM_SHARDS
+    ),
     record_batch_rows=_BATCH_ROWS,
-    temperatures=(1.0,),
-    teacher={
-        "id": "none",
-        "revision": None,
-        "architecture": "none",
-        "num_parameters": 0,
-        "context_length": BLOCK_SIZE,
-        "dtype": "float32",
-        "weights_bytes": 0,
-        "weights_sha256": "0" * 64,
-    },
-    tokenizer={"size": VOCAB_SIZE, "sha256": "0" * 64, "eos_token_id": None},
-    data={
-        "source": "random rows",
-        "fingerprint": "0" * 64,
-        "licence": None,
-        "packing": "none",
-        "num_documents": NUM_ROWS,
-        "num_tokens": {"train": NUM_ROWS * (BLOCK_SIZE + 1), "validation": 0},
-    },
-    config={"soft_targets": {"top_k": 2, "tail_weight": 0.25}},
-    software={},
-    planned_shards={"soft_targets": {"train": _NUM_SHARDS}},
 )
 
 

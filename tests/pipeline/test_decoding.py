@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.decoding import Completion, batches_by_length, draw, draw_completions, stream_completions
+from pipeline.decoding import Completion, batches_by_length, draw, stream_completions
 from pipeline.teacher import Teacher
 from storage.hashing import hash_u64
 
@@ -56,6 +56,13 @@ def test_equal_probabilities_enter_the_nucleus_lower_ids_first() -> None:
     logprobs = torch.log_softmax(torch.zeros(100, 4), dim=1)
     uniforms = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
     assert set(draw(logprobs, uniforms, temperature=1.0, top_p=0.5).tolist()) == {0, 1}
+
+
+def draw_completions(
+    teacher: Teacher, prompts: list[np.ndarray], seeds: np.ndarray, **settings: Any
+) -> list[Completion]:
+    """All side by side."""
+    return list(stream_completions(teacher, prompts, seeds, num_slots=len(prompts), **settings))
 
 
 def prompts_of(lengths: list[int], vocab_size: int) -> list[np.ndarray]:
