@@ -1,9 +1,9 @@
-"""Reading the rows of a stream ahead of whoever uses them, in a thread."""
+"""Reading the rows of a stream ahead of whoever uses them, in threads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,6 +12,8 @@ from storage.cache import Cache
 from storage.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
 from storage.manifest import ShardRecord
 from storage.shard import Shard
+
+_NUM_READERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +30,29 @@ class _WindowInReading:
 class ReadAhead:
     """Rows of epoch after epoch from a position on, in their order.
 
-    A thread reads, decompresses and checks record batches in the order in which they are needed, up to a window ahead.
+    One thread goes from window to window, a window ahead; others read and decompress its record batches in the order
+    in which they are needed, and check them the first time.
     """
 
     def __init__(self, cache: Cache, shards: tuple[ShardRecord, ...], order_of: Callable[[int], EpochOrder]) -> None:
         """`order_of` gives the order of an epoch over `shards`."""
         self._cache, self._shards, self._order_of = cache, shards, order_of
         self._opened: dict[int, Shard] = {}
+        # By shard, one byte for each of its record batches; a shard's file is proved once in a process, too.
+        self._is_checked: dict[int, bytearray] = {}
+        self._in_reading: list[Future[pa.RecordBatch]] = []
         self._is_closed = False
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="teachonce-planner")
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="teachonce-reader")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
         """Each row as a slice of its record batch, as soon as that is there; to be called once."""
         windows = self._windows_from(epoch, position)
         try:
-            ahead = self._executor.submit(self._begin_next, windows)
+            ahead = self._planner.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
-                ahead = self._executor.submit(self._begin_next, windows)
+                ahead = self._planner.submit(self._begin_next, windows)
                 for batch, row in window.places:
                     yield window.batches[batch].result().slice(row, 1)
         finally:
@@ -56,7 +63,8 @@ class ReadAhead:
         window, position = next(windows)
         places = window.places_from(position)
         in_order_of_need = dict.fromkeys(batch for batch, _ in places)
-        batches = {batch: self._executor.submit(self._read, *window.batches[batch]) for batch in in_order_of_need}
+        batches = {batch: self._readers.submit(self._read, *window.batches[batch]) for batch in in_order_of_need}
+        self._in_reading = list(batches.values())
         return _WindowInReading(places=places, batches=batches)
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
@@ -73,6 +81,7 @@ class ReadAhead:
     def _turn_to(self, order: EpochOrder, epoch: int, position: int) -> None:
         """Close shards of the groups before the one that holds `position`, open its own, ask for those of the next."""
         members, next_position = order.group_at(position)
+        wait(self._in_reading)
         for index in [index for index in self._opened if index not in members]:
             self._cache.close_shard(self._opened.pop(index))
         if next_position == order.num_rows:
@@ -91,13 +100,21 @@ class ReadAhead:
                 pass
 
     def _open_one(self, index: int) -> None:
-        self._opened[index] = self._cache.open_shard(self._shards[index])
+        shard = self._cache.open_shard(self._shards[index])
+        self._is_checked.setdefault(index, bytearray(shard.num_record_batches))
+        self._opened[index] = shard
 
-    def _read(self, shard: int, batch: int) -> pa.RecordBatch | None:
-        return None if self._is_closed else self._opened[shard].read_batch(batch)
+    def _read(self, index: int, batch: int) -> pa.RecordBatch | None:
+        if self._is_closed:
+            return None
+        is_checked = self._is_checked[index]
+        rows = self._opened[index].read_batch(batch, is_checked=bool(is_checked[batch]))
+        is_checked[batch] = True
+        return rows
 
     def _close(self) -> None:
         self._is_closed = True
-        self._executor.shutdown()
+        self._planner.shutdown()
+        self._readers.shutdown()
         while self._opened:
             self._cache.close_shard(self._opened.popitem()[1])

@@ -185,14 +185,23 @@ class Shard:
         """Number of record batches in the file."""
         return int(self._reader.num_record_batches)
 
-    def read_batch(self, index: int) -> pa.RecordBatch:
-        """Record batch `index`, its rows checked; raises ShardFormatError or RowError."""
+    def read_batch(self, index: int, *, is_checked: bool = False) -> pa.RecordBatch:
+        """Record batch `index`; raises ShardFormatError or RowError.
+
+        is_checked: this process has read it before from the same proved bytes, and need not check its rows again.
+        """
         where = f"{self._path}, record batch {index}"
         try:
             batch = self._reader.get_batch(index)
+            if is_checked:
+                return batch
             batch.validate(full=True)
         except _UNREADABLE as error:
             raise ShardFormatError(where, f"cannot be read ({_one_line(error)})") from error
+        self._check(batch, index, where)
+        return batch
+
+    def _check(self, batch: pa.RecordBatch, index: int, where: str) -> None:
         per_batch = self._identity.record_batch_rows
         wanted_rows = min(per_batch, self.record.num_rows - index * per_batch)
         if batch.num_rows != wanted_rows:
@@ -202,4 +211,3 @@ class Shard:
         check_batch(batch, self.record.key.kind, self._identity, where)
         if columns.plain(batch, "row_id")[0] != self.record.first_row_id + index * per_batch:
             raise RowError(where, "row_id", "is not where the manifest puts it")
-        return batch

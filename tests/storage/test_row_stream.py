@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import RowStream, StreamBatch, StreamState, epoch_order, open_cache
+import storage.shard
+from storage import RowStream, StreamBatch, StreamState, epoch_order, open_cache, read_ahead
 from storage.cache import Cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
 from storage.manifest import KINDS
@@ -220,7 +221,8 @@ def test_a_closed_stream_leaves_no_thread(cache: Cache) -> None:
     before = set(threading.enumerate())
     batches = stream(cache, 4).batches()
     next(batches)
-    assert [thread.name for thread in set(threading.enumerate()) - before] == ["teachonce-reader_0"]
+    names = {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before}
+    assert names == {"teachonce-planner", "teachonce-reader"}
     batches.close()
     del batches
     assert set(threading.enumerate()) <= before
@@ -240,11 +242,12 @@ def test_a_process_that_abandons_a_stream_ends(small_cache: Path, run_python: An
 def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(read_ahead, "_NUM_READERS", 1)
     read: list[int] = []
     original = Shard.read_batch
 
-    def read_batch(shard: Shard, index: int) -> pa.RecordBatch:
-        batch = original(shard, index)
+    def read_batch(shard: Shard, index: int, **is_checked: bool) -> pa.RecordBatch:
+        batch = original(shard, index, **is_checked)
         read.append(batch.column("row_id")[0].as_py())
         return batch
 
@@ -258,3 +261,20 @@ def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
     }
     expected = list(dict.fromkeys(first_of_batch[row] for row in ids))
     assert read[: len(expected)] == expected
+
+
+def test_rows_of_a_proved_shard_are_checked_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    original = storage.shard.check_batch
+
+    def check_batch(batch: pa.RecordBatch, kind: str, identity: Any, where: str) -> None:
+        checked.append(where)
+        original(batch, kind, identity, where)
+
+    monkeypatch.setattr(storage.shard, "check_batch", check_batch)
+    take(stream(cache, 4).batches(), cache.num_rows("soft_targets", "train"))  # four epochs
+    per_batch = cache.identity.record_batch_rows
+    num_batches = sum(-(-record.num_rows // per_batch) for record in cache.shards("soft_targets", "train"))
+    assert len(checked) == len(set(checked)) == num_batches
+    next(stream(cache, 4).batches())
+    assert len(checked) > num_batches  # a stream of its own trusts nothing that another has seen
