@@ -13,6 +13,7 @@ from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import RecordError
 
 _LARGEST_LENGTH_PENALTY = 1e6
+_LARGEST_TEMPERATURE = 1e308
 _LONGEST_ROW = 1 << 20
 
 Check = Callable[[Any], bool]
@@ -48,6 +49,10 @@ def _number(above: float, below: float) -> tuple[Check, str]:
     return lambda value: type(value) in (int, float) and above < value < below, f"a number between {above} and {below}"
 
 
+def _share() -> tuple[Check, str]:
+    return lambda value: type(value) in (int, float) and 0 < value <= 1, "a number above 0 and at most 1"
+
+
 def _either(rule: tuple[Check, str], other: object) -> tuple[Check, str]:
     is_right, expected = rule
     return lambda value: value is other or is_right(value), f"{expected}, or null"
@@ -70,6 +75,8 @@ _SETTINGS: dict[tuple[str, ...], tuple[Check, str]] = {
     ("config", "soft_targets", "mantissa_bits"): _whole(1, FLOAT16_MANTISSA_BITS),
     ("config", "samples"): _of(dict, "an object"),
     ("config", "samples", "max_new_tokens"): _whole(1, _LONGEST_ROW),
+    ("config", "samples", "temperature"): _number(0, _LARGEST_TEMPERATURE),
+    ("config", "samples", "top_p"): _share(),
     ("config", "beams"): _of(dict, "an object"),
     ("config", "beams", "max_new_tokens"): _whole(1, _LONGEST_ROW),
     ("config", "beams", "length_penalty"): _number(-_LARGEST_LENGTH_PENALTY, _LARGEST_LENGTH_PENALTY),

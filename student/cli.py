@@ -34,13 +34,13 @@ def evaluate(
         json_output: Print JSON.
     """
     from student.evaluation import evaluate as run
+    from student.evaluation.table import render
 
     found = run(config)
     if json_output:
         print(json.dumps(found, indent=1))
     else:
-        for name, value in found.items():
-            print(f"{name:<20} {value:.4f}" if isinstance(value, float) else f"{name:<20} {value}")
+        print(render(found))
     return 0
 
 

@@ -134,6 +134,8 @@ class EvaluateConfig:
     """Directory of a finished cache, or its URL."""
     batch_blocks: int = 16
     """Blocks per forward pass."""
+    num_prompts: int = 32
+    """Held-out prompts that the student continues beside the teacher's texts for them; 0 leaves texts out."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     quiet: bool = False
@@ -141,3 +143,4 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_blocks >= 1, f"--batch-blocks is {self.batch_blocks}, expected at least 1")
+        _require(self.num_prompts >= 0, f"--num-prompts is {self.num_prompts}, expected 0 or more")

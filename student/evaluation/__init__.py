@@ -1,0 +1,9 @@
+"""How close a student is to the cached teacher, measured without the teacher.
+
+`evaluate` measures everything; `evaluate_model` the few figures that training logs as it goes.
+"""
+
+from student.evaluation.ratios import ratio_with_error
+from student.evaluation.whole import evaluate, evaluate_model
+
+__all__ = ["evaluate", "evaluate_model", "ratio_with_error"]

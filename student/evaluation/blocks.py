@@ -1,0 +1,120 @@
+"""One pass over the blocks of the validation split, and the figures that are sums over blocks.
+
+Shape legend: B blocks, P valid positions, M sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from storage.cache import Cache
+from storage.progress import Progress
+from student.batches import BlockBatch, block_batch
+from student.evaluation.intervals import ratio_intervals
+from student.evaluation.positions import PositionMeasures, measure_positions
+from student.evaluation.ratios import ratio_with_error
+from student.objective import soft_target_settings
+
+_NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT = range(7)
+
+
+def tail_weight_at_one(cache: Cache) -> float | None:
+    """What a draw of the tail stands for, None where the tail says nothing of the teacher at temperature 1."""
+    settings = soft_target_settings(cache)
+    return settings.tail_weight if settings.temperatures[0] == 1.0 else None
+
+
+def measured_batches(
+    model: Any, cache: Cache, *, num_best: int, batch_blocks: int, max_blocks: int | None, quiet: bool
+) -> Iterator[tuple[BlockBatch, PositionMeasures]]:
+    """The blocks of the validation split in order, batch by batch, at most max_blocks of them."""
+    tail_weight = tail_weight_at_one(cache)
+    num_blocks = cache.num_rows("soft_targets", "validation")
+    with Progress(min(num_blocks, max_blocks or num_blocks), "evaluate", "blocks", quiet=quiet) as bar:
+        for rows in _row_batches(cache, batch_blocks, max_blocks):
+            batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
+            yield batch, measure_positions(model, batch, num_best)
+            bar.update(rows.num_rows)
+
+
+def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64]:
+    """Sums over the positions of each block [B, M]."""
+    columns_MP = [
+        torch.ones_like(found.kl),
+        found.label_nll,
+        -batch.label_logprob,
+        found.kl,
+        found.has_top1.float(),
+        found.hits[:, 0].float(),
+        found.hits.any(1).float(),
+    ]
+    values_PM = torch.stack(columns_MP, dim=1).cpu().double()
+    sums_BM = torch.zeros(len(batch.is_valid), len(columns_MP), dtype=torch.float64)
+    sums_BM.index_add_(0, block_of_position(batch), values_PM)
+    found_BM: NDArray[np.float64] = sums_BM.numpy()
+    return found_BM
+
+
+def block_of_position(batch: BlockBatch) -> torch.Tensor:
+    """The place in its batch of the block that each valid position [P] stands in, on the CPU."""
+    return batch.is_valid.nonzero()[:, 0].cpu()
+
+
+def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None) -> dict[str, Any]:
+    """The figures that `evaluate_model` names; None for a cache without blocks."""
+    names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "top1_agreement")
+    if sums_BM is None:
+        return dict.fromkeys((*names, "num_targets"), None)
+    totals = sums_BM.sum(0).tolist()
+    num_targets, num_top1 = totals[_NUM_TARGETS], totals[_NUM_TOP1]
+    mean_kl, standard_error = ratio_with_error(*torch.from_numpy(sums_BM[:, [_KL, _NUM_TARGETS]]).unbind(1))
+    return {
+        "perplexity": math.exp(totals[_LABEL_NLL] / num_targets),
+        "teacher_perplexity": math.exp(totals[_TEACHER_NLL] / num_targets),
+        "kl_nats": mean_kl,
+        "kl_standard_error": standard_error,
+        "kl_is_lower_bound": tail_weight is None,
+        "top1_agreement": totals[_FIRST_HIT] / num_top1 if num_top1 else None,
+        "num_targets": int(num_targets),
+    }
+
+
+def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:
+    """What `evaluate` adds: top5_agreement for five hits, and intervals with blocks as the draws."""
+    over = {
+        "perplexity": (_LABEL_NLL, _NUM_TARGETS),
+        "teacher_perplexity": (_TEACHER_NLL, _NUM_TARGETS),
+        "kl_nats": (_KL, _NUM_TARGETS),
+        "top1_agreement": (_FIRST_HIT, _NUM_TOP1),
+        "top5_agreement": (_ANY_HIT, _NUM_TOP1),
+    }
+    names = [f"{name}_interval" for name in over]
+    if sums_BM is None:
+        return {"num_blocks": 0, "top5_agreement": None} | dict.fromkeys(names, None)
+    num_top1 = float(sums_BM[:, _NUM_TOP1].sum())
+    columns, counts = zip(*over.values(), strict=True)
+    intervals = dict(zip(names, ratio_intervals(sums_BM[:, columns], sums_BM[:, counts]), strict=True))
+    for name in ("perplexity_interval", "teacher_perplexity_interval"):
+        ends = intervals[name]
+        intervals[name] = None if ends is None else [math.exp(end) for end in ends]
+    top5 = float(sums_BM[:, _ANY_HIT].sum()) / num_top1 if num_top1 else None
+    return {"num_blocks": len(sums_BM), "top5_agreement": top5, **intervals}
+
+
+def _row_batches(cache: Cache, batch_blocks: int, max_blocks: int | None) -> Iterator[pa.RecordBatch]:
+    num_left = max_blocks
+    for stored in cache.record_batches("soft_targets", "validation"):
+        for start in range(0, stored.num_rows, batch_blocks):
+            rows = stored.slice(start, batch_blocks if num_left is None else min(batch_blocks, num_left))
+            yield rows
+            if num_left is not None:
+                num_left -= rows.num_rows
+                if num_left <= 0:
+                    return

@@ -1,0 +1,36 @@
+"""The student's texts for held-out prompts beside those that the teacher drew, measured alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from storage.cache import Cache
+from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts
+from student.evaluation.texts import Text, has_sacrebleu, measure_texts
+
+
+def measure_generation(
+    model: Any, cache: Cache, settings: SamplingSettings, *, num_prompts: int, quiet: bool
+) -> dict[str, Any]:
+    """Figures of both sides (see measure_texts), from equally many texts for the same prompts."""
+    prompts = choose_prompts(cache, num_prompts)
+    rows = [row for of_prompt in prompts for row in of_prompt]
+    continuations = iter(continue_prompts(model, rows, settings, quiet=quiet))
+    students = [[next(continuations) for _ in of_prompt] for of_prompt in prompts]
+    teachers = [[row.completion_ids for row in of_prompt] for of_prompt in prompts]
+    with_self_bleu = has_sacrebleu()
+    return {
+        side: measure_texts(
+            [[_without_end(ids, settings.eos_token_id) for ids in of_prompt] for of_prompt in texts],
+            cache.identity.vocab_size,
+            with_self_bleu=with_self_bleu,
+        )
+        for side, texts in (("student", students), ("teacher", teachers))
+    }
+
+
+def _without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> Text:
+    text: Text = completion_ids.tolist()
+    return text[:-1] if text[-1] == eos_token_id else text

@@ -1,0 +1,89 @@
+"""How a student ranks the teacher's candidates, with the scores that selection is trained with.
+
+Shape legend: B prompts, N candidates of a prompt, M figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.cache import Cache
+from student.batches import beam_batch
+from student.evaluation.intervals import mean_intervals
+from student.objective import candidate_scores
+
+_NAMES = (
+    "selection_accuracy", "selection_chance",
+    "mean_reciprocal_rank", "mean_reciprocal_rank_chance", "kendall_tau",
+)  # fmt: skip
+_HAVE_INTERVAL = ("selection_accuracy", "mean_reciprocal_rank", "kendall_tau")
+
+
+def rank_prompts(model: Any, cache: Cache) -> NDArray[np.float64]:
+    """One row of figures [B, M] for each held-out prompt with at least two candidates."""
+    ranked: list[list[float]] = []
+    if cache.num_rows("beams", "validation"):
+        length_penalty = float(cache.setting("config", "beams", "length_penalty"))
+        for rows in cache.record_batches("beams", "validation"):
+            batch = beam_batch(rows, model.device)
+            student_BN = candidate_scores(model, batch, length_penalty).double().cpu().numpy()
+            teacher_BN = batch.teacher_scores.double().cpu().numpy()
+            for student_N, teacher_N in zip(student_BN, teacher_BN, strict=True):
+                is_candidate_N = teacher_N > -np.inf
+                if is_candidate_N.sum() > 1:
+                    ranked.append(_ranked(student_N[is_candidate_N], teacher_N[is_candidate_N]))
+    return np.array(ranked).reshape(len(ranked), len(_NAMES))
+
+
+def selection_figures(ranked_BM: NDArray[np.float64]) -> dict[str, Any]:
+    """The figures that `evaluate_model` names; None without prompts."""
+    means = _means(ranked_BM)
+    names = ("selection_accuracy", "selection_chance")
+    return {name: means[name] for name in names} | {"num_selections": len(ranked_BM)}
+
+
+def ranking_details(ranked_BM: NDArray[np.float64]) -> dict[str, Any]:
+    """What `evaluate` adds: the other means over prompts, and intervals with prompts as the draws."""
+    means = {name: mean for name, mean in _means(ranked_BM).items() if not name.startswith("selection")}
+    places = [_NAMES.index(name) for name in _HAVE_INTERVAL]
+    intervals = mean_intervals(ranked_BM[:, places])
+    return means | {f"{name}_interval": ends for name, ends in zip(_HAVE_INTERVAL, intervals, strict=True)}
+
+
+def reciprocal_rank(student_scores_N: NDArray[np.float64], best: int) -> float:
+    """1 / the place of candidate `best` when all are sorted by score; equal scores share their mean place."""
+    score = student_scores_N[best]
+    num_equal = np.sum(student_scores_N == score) - 1
+    return float(1 / (1 + np.sum(student_scores_N > score) + num_equal / 2))
+
+
+def kendall_tau(student_scores_N: NDArray[np.float64], teacher_scores_N: NDArray[np.float64]) -> float:
+    """τ_b = (C − D) / √(pairs untied here · pairs untied there) (Kendall 1945), C and D pairs in equal and other order.
+
+    NaN where the teacher tells no two candidates apart, 0 where only the student does not.
+    """
+    student_NN, teacher_NN = (np.sign(s[:, None] - s) for s in (student_scores_N, teacher_scores_N))
+    num_student, num_teacher = np.sum(student_NN != 0), np.sum(teacher_NN != 0)
+    if num_teacher == 0:
+        return float("nan")
+    return float(np.sum(student_NN * teacher_NN) / np.sqrt(num_student * num_teacher)) if num_student else 0.0
+
+
+def _ranked(student_scores_N: NDArray[np.float64], teacher_scores_N: NDArray[np.float64]) -> list[float]:
+    num_candidates, best = len(teacher_scores_N), int(teacher_scores_N.argmax())
+    return [
+        float(student_scores_N.argmax() == best),
+        1 / num_candidates,
+        reciprocal_rank(student_scores_N, best),
+        sum(1 / place for place in range(1, num_candidates + 1)) / num_candidates,
+        kendall_tau(student_scores_N, teacher_scores_N),
+    ]
+
+
+def _means(ranked_BM: NDArray[np.float64]) -> dict[str, float | None]:
+    """Means over the prompts that have the figure."""
+    columns = {name: column[~np.isnan(column)] for name, column in zip(_NAMES, ranked_BM.T, strict=True)}
+    return {name: float(values.mean()) if len(values) else None for name, values in columns.items()}

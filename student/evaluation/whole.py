@@ -1,0 +1,102 @@
+"""All measures of a student, and those few that are cheap enough to be taken while it is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage.cache import Cache, open_cache
+from student.config import EvaluateConfig
+from student.evaluation.blocks import block_details, block_figures, block_sums, measured_batches, tail_weight_at_one
+from student.evaluation.breakdowns import Breakdowns
+from student.evaluation.continuations import SamplingSettings
+from student.evaluation.generation import measure_generation
+from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
+from student.model import check_fits, choose_device, load_student, num_parameters
+
+_NUM_BEST = 5
+
+
+@torch.inference_mode()
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Measures of a saved student on the validation split; one that the cache has no rows for is None.
+
+    Beside those of `evaluate_model`, over all blocks:
+
+    - model_bytes: size of the weights' files; num_blocks
+    - top5_agreement: share of positions where the teacher's most probable token is among the student's five
+    - kl_by_position: by the position in the document's piece, that is by how much the model has read
+    - kl_by_entropy: by the teacher's entropy
+    - calibration: expected calibration error of "student" and "teacher" (see student.evaluation.calibration)
+    - mean_reciprocal_rank: of the teacher's best candidate in the student's ranking, and what chance gives;
+      kendall_tau: mean of τ_b of the student's and the teacher's scores
+    - generation: "student" and "teacher" (see student.evaluation.texts)
+    - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
+
+    Raises NoSuchStudentError, VocabularyMismatchError, StudentContextError or a CacheError.
+    """
+    cache = open_cache(config.cache)
+    model = load_student(config.student).to(choose_device(config.device)).eval()
+    check_fits(model, cache, str(config.student))
+    writes_texts = config.num_prompts > 0 and cache.num_rows("samples", "validation") > 0
+    sampling = SamplingSettings.of_cache(cache) if writes_texts else None
+    found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": _weights_bytes(config.student)}
+    found |= _evaluate_blocks(model, cache, config)
+    ranked_BM = rank_prompts(model, cache)
+    found |= selection_figures(ranked_BM) | ranking_details(ranked_BM)
+    found["generation"] = sampling and measure_generation(
+        model, cache, sampling, num_prompts=config.num_prompts, quiet=config.quiet
+    )
+    return found
+
+
+@torch.inference_mode()
+def evaluate_model(
+    model: Any, cache: Cache, *, batch_blocks: int = 16, max_blocks: int | None = None, quiet: bool = True
+) -> dict[str, Any]:
+    """Measures on the validation split, in order, of at most max_blocks blocks.
+
+    perplexity and teacher_perplexity on the same real tokens; kl_nats = mean KL(teacher‖student) per
+    token: cross-entropy minus the teacher's entropy where the tail was sampled (unbiased), else the
+    divergence on head and tail, a lower bound (kl_is_lower_bound); kl_standard_error of that mean with
+    blocks as the independent draws, because positions that share a context are none (None for one block);
+    top1_agreement; selection_accuracy and selection_chance over prompts with at least two candidates.
+    A measure that the cache has no rows for is None.
+    """
+    found: dict[str, Any] = {"num_parameters": num_parameters(model)}
+    sums_BM, tail_weight = None, None
+    if cache.num_rows("soft_targets", "validation"):
+        tail_weight = tail_weight_at_one(cache)
+        batches = measured_batches(
+            model, cache, num_best=1, batch_blocks=batch_blocks, max_blocks=max_blocks, quiet=quiet
+        )
+        sums_BM = np.concatenate([block_sums(*pair) for pair in batches])
+    return found | block_figures(sums_BM, tail_weight) | selection_figures(rank_prompts(model, cache))
+
+
+def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[str, Any]:
+    """Every figure about positions, from one pass."""
+    if not cache.num_rows("soft_targets", "validation"):
+        nothing = dict.fromkeys(("kl_by_position", "kl_by_entropy", "calibration"), None)
+        return block_figures(None, None) | block_details(None) | nothing
+    breakdowns = Breakdowns(cache.identity.block_size, cache.identity.vocab_size)
+    sums = []
+    for batch, measures in measured_batches(
+        model, cache, num_best=_NUM_BEST, batch_blocks=config.batch_blocks, max_blocks=None, quiet=config.quiet
+    ):
+        sums.append(block_sums(batch, measures))
+        breakdowns.add(batch, measures)
+    sums_BM = np.concatenate(sums)
+    return block_figures(sums_BM, tail_weight_at_one(cache)) | block_details(sums_BM) | breakdowns.figures()
+
+
+def _weights_bytes(student: Path) -> int:
+    """Size of the files that hold the student's weights."""
+    return sum(
+        path.stat().st_size
+        for pattern in ("model*.safetensors", "pytorch_model*.bin")
+        for path in student.glob(pattern)
+    )
