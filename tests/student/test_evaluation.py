@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,11 @@ from pipeline import SoftTargetsConfig
 from storage import Cache
 from storage.errors import NoCacheError
 from student import EvaluateConfig, evaluate
+from student.batches import BlockBatch
 from student.errors import NoSuchStudentError, VocabularyMismatchError
 from student.evaluation import evaluate_model, ratio_with_error
+from student.evaluation.positions import measure_positions
+from student.losses.targets import SparseTargets
 
 
 @torch.inference_mode()
@@ -104,6 +108,206 @@ def test_the_way_of_batching_changes_nothing(cache: Cache, make_student: Callabl
         part = evaluate_model(model, cache, batch_blocks=5, max_blocks=max_blocks)
         rows = validation_rows(cache)[:max_blocks]
         assert part["num_targets"] == sum(length - 1 for row in rows for length in row["segment_lengths"])
+
+
+def naive_positions(model: Any, cache: Cache, *, tail_weight: float | None) -> list[dict[str, Any]]:
+    """What is to be known about every valid target."""
+    positions = []
+    for block, row in enumerate(validation_rows(cache)):
+        entries = heads_of(row)
+        starts = np.cumsum([0, *row["segment_lengths"]])
+        for t, label, logprobs in predictions(model, row):
+            head, head_logprobs, tail = entries[t]
+            rest = np.setdiff1d(np.arange(len(logprobs)), head)
+            if tail_weight is None:
+                p = np.exp([*head_logprobs, row["tail_logprob"][t]])
+                p /= p.sum()
+                log_q = np.append(logprobs[head], np.log(np.exp(logprobs[rest]).sum()))
+                kl = (p[p > 0] * (np.log(p[p > 0]) - log_q[p > 0])).sum()
+            else:
+                kl = -(np.exp(head_logprobs) * logprobs[head]).sum() - tail_weight * logprobs[tail].sum()
+                kl -= row["entropy"][t]
+            best = [i for i, x in zip(head, head_logprobs, strict=True) if x == head_logprobs.max()]
+            positions.append(
+                {
+                    "block": block,
+                    "position": t - max(start for start in starts if start <= t),
+                    "entropy": float(row["entropy"][t]),
+                    "kl": kl,
+                    "in_top5": bool(set(best) & set(np.argsort(-logprobs)[:5])),
+                    "student": (math.exp(logprobs.max()), float(logprobs.argmax() == label)),
+                    "teacher": (math.exp(head_logprobs.max()), (label in best) / len(best)),
+                }
+            )
+    return positions
+
+
+def mean_with_error(positions: list[dict[str, Any]]) -> tuple[float, float | None]:
+    mean = np.mean([position["kl"] for position in positions])
+    blocks = {position["block"]: 0.0 for position in positions}
+    for position in positions:
+        blocks[position["block"]] += position["kl"] - mean
+    if len(blocks) < 2:
+        return mean, None
+    spread = sum(total**2 for total in blocks.values()) * len(blocks) / (len(blocks) - 1)
+    return mean, math.sqrt(spread) / len(positions)
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """All measures of a model that is saved first."""
+
+    def run(model: Any, cache: Cache, **changes: object) -> dict[str, Any]:
+        model.save_pretrained(tmp_path / "model")
+        settings: dict[str, Any] = {"student": tmp_path / "model", "cache": cache.path, "device": "cpu", "quiet": True}
+        return evaluate(EvaluateConfig(**(settings | changes)))
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["sampled", "bucketed"])
+def test_bins_and_top_five_equal_the_naive_ones(
+    request: pytest.FixtureRequest, make_student: Callable[..., Any], evaluated: Callable[..., Any], kind: str
+) -> None:
+    cache: Cache = request.getfixturevalue("cache" if kind == "sampled" else "bucketed_cache")
+    model = make_student()
+    found = evaluated(model, cache, batch_blocks=5, num_prompts=0)
+    positions = naive_positions(model, cache, tail_weight=0.05 if kind == "sampled" else None)
+    assert found["top5_agreement"] == pytest.approx(np.mean([p["in_top5"] for p in positions]))
+    assert found["top1_agreement"] < found["top5_agreement"] < 1
+    edges = [(0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31)]
+    assert [(b["first_position"], b["last_position"]) for b in found["kl_by_position"]] == edges
+    for b in found["kl_by_position"]:
+        check_bin(b, [p for p in positions if b["first_position"] <= p["position"] <= b["last_position"]])
+    for b in found["kl_by_entropy"]:
+        assert b["high_nats"] - b["low_nats"] == 0.5
+        check_bin(b, [p for p in positions if b["low_nats"] <= p["entropy"] < b["high_nats"]])
+    for name in ("kl_by_position", "kl_by_entropy"):
+        assert sum(b["num_targets"] for b in found[name]) == found["num_targets"] == len(positions)
+    for side in ("student", "teacher"):
+        check_calibration(found["calibration"][side], [p[side] for p in positions])
+
+
+def check_bin(found: dict[str, Any], positions: list[dict[str, Any]]) -> None:
+    mean, error = mean_with_error(positions)
+    assert found["num_targets"] == len(positions) > 0
+    assert found["kl_nats"] == pytest.approx(mean, rel=1e-4, abs=1e-5)
+    assert found["kl_standard_error"] == (None if error is None else pytest.approx(error, rel=1e-3, abs=1e-5))
+
+
+def check_calibration(found: dict[str, Any], pairs: list[tuple[float, float]]) -> None:
+    error = 0.0
+    for b in found["bins"]:
+        confidences, accuracies = np.array([pair for pair in pairs if b["low"] < pair[0] <= b["high"]]).T
+        assert b["num_targets"] == len(confidences)
+        assert b["mean_confidence"] == pytest.approx(confidences.mean(), rel=1e-5)
+        assert b["accuracy"] == pytest.approx(accuracies.mean(), abs=1e-9)
+        error += len(confidences) / len(pairs) * abs(confidences.mean() - accuracies.mean())
+    assert found["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert sum(b["num_targets"] for b in found["bins"]) == len(pairs)
+
+
+def test_the_whole_evaluation_holds_what_training_measures_and_intervals_around_it(
+    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = make_student()
+    found = evaluated(model, cache)
+    for name, value in evaluate_model(model, cache).items():
+        assert found[name] == pytest.approx(value, rel=1e-6), name
+    assert found["model_bytes"] == (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert found["num_blocks"] == len(validation_rows(cache))
+    names = ("perplexity", "teacher_perplexity", "kl_nats", "top1_agreement", "top5_agreement", "kendall_tau")
+    for name in names:
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high, name
+    low, high = found["kl_nats_interval"]
+    assert (high - low) / found["kl_standard_error"] == pytest.approx(2 * 1.96, rel=0.25)
+    for side in ("student", "teacher"):
+        assert found["generation"][side]["num_texts"] == len(validation_rows(cache, "samples"))
+    assert evaluated(model, cache) == found
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_teacher_as_a_student_writes_ranks_and_knows_what_the_teacher_does(
+    cache: Cache, teacher_dir: Path, evaluated: Callable[..., Any]
+) -> None:
+    found = evaluated(GPT2LMHeadModel.from_pretrained(teacher_dir), cache)
+    low, high = found["kl_nats_interval"]
+    assert low - 0.01 < 0 < high + 0.01
+    assert found["top5_agreement"] == 1.0
+    assert found["mean_reciprocal_rank"] == found["kendall_tau"] == pytest.approx(1.0)
+    assert found["generation"]["student"] == found["generation"]["teacher"]
+    errors = [found["calibration"][side]["expected_calibration_error"] for side in ("student", "teacher")]
+    assert errors[0] == pytest.approx(errors[1], abs=0.01)
+    outside = [b for b in found["kl_by_position"] if abs(b["kl_nats"]) > 4 * b["kl_standard_error"] + 0.01]
+    assert not outside
+
+
+def test_every_cache_gives_every_key_and_none_where_it_has_no_rows(
+    cache: Cache, make_cache: Callable[..., Cache], make_student: Callable[..., Any], evaluated: Callable[..., Any]
+) -> None:
+    model = make_student()
+    keys = set(evaluated(model, cache))
+    of_blocks = {name for name in keys if name.startswith(("perpl", "teacher", "kl_", "top", "calibration"))}
+    of_beams = {name for name in keys if name.startswith(("selection", "mean_reciprocal", "kendall"))}
+    for kind, measured in (("soft_targets", of_blocks), ("beams", of_beams), ("samples", {"generation"})):
+        found = evaluated(model, make_cache(kinds=(kind,)))
+        assert set(found) == keys
+        counts = {"num_parameters", "model_bytes", "num_targets", "num_blocks", "num_selections"}
+        assert {name for name in keys - counts if found[name] is not None} == measured
+        assert (found["num_targets"] is not None) == (kind == "soft_targets")
+        assert evaluated(model, make_cache(kinds=(kind,)), num_prompts=0)["generation"] is None
+    nothing = evaluated(model, make_cache(validation_fraction=0.0))
+    assert {name for name in keys if nothing[name]} == {"num_parameters", "model_bytes"}
+
+
+def test_one_block_has_figures_and_no_intervals(
+    make_cache: Callable[..., Cache], make_student: Callable[..., Any], evaluated: Callable[..., Any]
+) -> None:
+    cache = make_cache(kinds=("soft_targets",), max_tokens=300, validation_fraction=0.12, block_size=32)
+    found = evaluated(make_student(), cache)
+    assert found["num_blocks"] == 1
+    assert found["kl_nats"] is not None
+    assert {value for name, value in found.items() if name.endswith("_interval")} == {None}
+    assert {b["kl_standard_error"] for b in found["kl_by_position"]} == {None}
+    assert found["calibration"]["student"]["expected_calibration_error_by_chance"] is None
+
+
+def test_without_heads_there_is_neither_agreement_nor_the_teachers_calibration(
+    make_cache: Callable[..., Cache], make_student: Callable[..., Any], evaluated: Callable[..., Any]
+) -> None:
+    found = evaluated(
+        make_student(),
+        make_cache(kinds=("soft_targets",), soft_targets=SoftTargetsConfig(top_k=0, tail_weight=0.9)),
+    )
+    assert found["top5_agreement"] is found["top1_agreement_interval"] is found["top5_agreement_interval"] is None
+    assert found["calibration"]["teacher"] is None
+    assert found["calibration"]["student"]["expected_calibration_error"] > 0
+
+
+def test_fewer_tokens_than_five(make_student: Callable[..., Any]) -> None:
+    """A vocabulary of three: the five most probable tokens are all of them."""
+    targets = SparseTargets(
+        head_ids=torch.tensor([[0, 2], [1, 2]]),
+        head_logprobs=torch.tensor([[0.6, 0.4], [0.3, 0.7]]).log(),
+        is_head=torch.ones(2, 2, dtype=torch.bool),
+        tail_logprob=torch.full((2,), -torch.inf),
+        tail_ids=torch.zeros(2, 0, dtype=torch.int64),
+        is_drawn=torch.zeros(2, 0, dtype=torch.bool),
+        tail_weight=None,
+        tempered_tail_logmass=None,
+        label_ids=torch.tensor([0, 0]),
+    )
+    ids = torch.tensor([[0, 1]])
+    batch = BlockBatch(
+        input_ids=ids, position_ids=ids, is_valid=ids >= 0, targets=targets,
+        entropy=torch.zeros(2), label_logprob=torch.zeros(2),
+    )  # fmt: skip
+    found = measure_positions(make_student(vocab_size=3), batch, 5)
+    assert found.hits.shape == (2, 3)
+    assert found.hits.sum(1).tolist() == [1, 1]
+    assert found.teacher_is_right.tolist() == [1.0, 0.0]
+    assert found.teacher_confidence.tolist() == pytest.approx([0.6, 0.7])
 
 
 def full_kl(teacher: Any, student: Any, cache: Cache) -> float:
