@@ -65,11 +65,11 @@ def self_bleu(texts: list[Text]) -> float | None:
     sacrebleu's sentence score, over tokens as they are: exponential smoothing, and orders that a short text does not
     have left out. Empty texts are left out. To be called where sacrebleu is installed.
     """
-    from sacrebleu.metrics import BLEU
-
     sentences = [" ".join(map(str, text)) for text in texts if text]
     if len(sentences) < 2:
         return None
+    from sacrebleu.metrics import BLEU
+
     bleu = BLEU(tokenize="none", effective_order=True)
     scores = [
         bleu.sentence_score(sentence, sentences[:place] + sentences[place + 1 :]).score

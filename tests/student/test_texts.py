@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
+import sys
 from collections import Counter
 
 import pytest
@@ -125,7 +125,8 @@ def test_without_sacrebleu_one_line_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert has_sacrebleu()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name in ("sacrebleu", "sacrebleu.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert not has_sacrebleu()
     captured = capsys.readouterr()
     assert captured.out == ""
