@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from student.config import EvaluateConfig, MixConfig, TrainConfig
 
-__all__ = ["EvaluateConfig", "MixConfig", "TrainConfig", "evaluate", "train"]
+if TYPE_CHECKING:
+    from student.generation import Generator
+
+__all__ = ["EvaluateConfig", "Generator", "MixConfig", "TrainConfig", "evaluate", "train"]
 
 
 def train(config: TrainConfig) -> Path:
@@ -22,3 +25,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from student.evaluation import evaluate as run
 
     return run(config)
+
+
+def __getattr__(name: str) -> Any:
+    """Generator, whose module brings torch along, is imported when it is asked for."""
+    if name != "Generator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from student.generation import Generator
+
+    return Generator

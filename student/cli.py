@@ -12,7 +12,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from storage.command import run_command
-from student.config import EvaluateConfig, TrainConfig
+from storage.errors import ConfigError
+from student.config import EvaluateConfig, SamplingConfig, TrainConfig
 
 
 def train(config: Annotated[TrainConfig, arg(name="")]) -> int:
@@ -64,27 +65,36 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
 
 def generate(
     student: Positional[Path],
-    prompt: str,
-    max_new_tokens: int = 64,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    seed: int = 0,
+    sampling: Annotated[SamplingConfig, arg(name="")],
+    prompt: str | None = None,
+    candidates: int | None = None,
+    interactive: bool = False,
+    device: str = "auto",
 ) -> int:
-    """Continue a prompt.
+    """Continue a prompt, or with --interactive one after the other. A student completes text; it does not chat.
 
     Args:
         student: Directory of the student.
+        sampling: How text is drawn.
         prompt: Text to continue.
-        max_new_tokens: Longest continuation.
-        temperature: Sampling temperature; 0 takes the most probable token.
-        top_p: Nucleus to sample from.
-        seed: Seed of the draws.
+        candidates: Draw so many continuations and print them ranked by the student, its choice first, each with its
+            score in nats and why it ended.
+        interactive: Read prompts line by line from the terminal or a pipe; the seed grows from prompt to prompt.
+            Ctrl-C stops an answer; Ctrl-D, or an empty line on a terminal, ends. Of a prompt too long for
+            the student's context the last tokens that fit are continued.
+        device: cpu, cuda, cuda:1, …; auto takes a GPU when there is one.
     """
-    from student.generation import generate_text
+    from student.interactive import converse, write_answer
 
-    print(
-        generate_text(student, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    )
+    if interactive == (prompt is not None):
+        raise ConfigError("expected either --prompt TEXT or --interactive")
+    from student.generation import Generator
+
+    generator = Generator(student, device=device)
+    if prompt is None:
+        converse(generator, sampling, candidates)
+    else:
+        write_answer(generator, prompt, sampling, candidates)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -144,3 +145,27 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require(self.batch_blocks >= 1, f"--batch-blocks is {self.batch_blocks}, expected at least 1")
         _require(self.num_prompts >= 0, f"--num-prompts is {self.num_prompts}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How text is drawn from a student."""
+
+    max_new_tokens: int = 64
+    """Longest continuation."""
+    temperature: float = 0.8
+    """Sampling temperature; 0 takes the most probable token."""
+    top_p: float = 0.95
+    """Nucleus to sample from."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
+        # Below, logits / temperature can leave the range of float32.
+        _require(
+            self.temperature == 0 or 1e-4 <= self.temperature < math.inf,
+            f"--temperature is {self.temperature}, expected 0 or at least 0.0001",
+        )
+        _require(0 < self.top_p <= 1, f"--top-p is {self.top_p}, expected above 0 and at most 1")
+        _require(0 <= self.seed < 1 << 63, f"--seed is {self.seed}, expected 0 or more and below 2^63")

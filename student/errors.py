@@ -11,7 +11,9 @@ TeachonceError
     ├── RunMismatchError          a rerun differs from the run that it would resume
     ├── CheckpointError           a checkpoint that cannot be read
     ├── NoSuchStudentError        no trained student in that directory
-    └── CandidatesError           a candidates file without two texts to choose from
+    ├── CandidatesError           a candidates file without two texts to choose from
+    ├── PromptError               a prompt that is not Unicode text
+    └── BrokenStudentError        a student whose logits are not finite
 ```
 """
 
@@ -108,3 +110,18 @@ class CandidatesError(StudentError):
     def __init__(self, path: str, found: int) -> None:
         self.path, self.found = path, found
         super().__init__(f"{path}: holds {found} candidates, expected at least 2, one a line")
+
+
+class PromptError(StudentError):
+    """A prompt that is not Unicode text: the character at `place` is half of one."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        super().__init__(f"--prompt: character {place} is no Unicode character; give the prompt as UTF-8")
+
+
+class BrokenStudentError(StudentError):
+    """A student whose logits are not finite."""
+
+    def __init__(self, student: str) -> None:
+        super().__init__(f"{student}: its logits are not finite; train it again, with a lower --learning-rate")

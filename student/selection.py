@@ -36,13 +36,22 @@ def read_candidates(path: Path) -> list[str]:
     return candidates
 
 
-@torch.inference_mode()
 def rank_candidates(
     model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
 ) -> list[RankedCandidate]:
     """Candidates as continuations of the prompt, best first."""
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
     continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
+    scores = continuation_scores(model, prompt_ids, continuations, length_penalty)
+    ranked = [RankedCandidate(text=text, score=score) for text, score in zip(candidates, scores, strict=True)]
+    return sorted(ranked, key=lambda candidate: -candidate.score)
+
+
+@torch.inference_mode()
+def continuation_scores(
+    model: Any, prompt_ids: list[int], continuations: list[list[int]], length_penalty: float
+) -> list[float]:
+    """The student's score of each continuation of the prompt, nats; raises StudentContextError for one too long."""
     needed = len(prompt_ids) + max(map(len, continuations)) - 1
     if needed > context_length_of(model):
         raise StudentContextError("student", context_length_of(model), needed, "prompt and candidate")
@@ -51,9 +60,8 @@ def rank_candidates(
     logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)
     lengths = torch.tensor([len(ids) for ids in continuations])
     sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
-    scores = length_normalised_scores(sums.cpu(), lengths, length_penalty).tolist()
-    ranked = [RankedCandidate(text=text, score=score) for text, score in zip(candidates, scores, strict=True)]
-    return sorted(ranked, key=lambda candidate: -candidate.score)
+    scores: list[float] = length_normalised_scores(sums.cpu(), lengths, length_penalty).tolist()
+    return scores
 
 
 def trained_length_penalty(student: Path) -> float:

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from storage import Cache
 from student import TrainConfig
+from student.model import load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,15 @@ def make_student(shape: dict[str, Any]) -> Callable[..., Any]:
         return GPT2LMHeadModel(GPT2Config(**(shape | changes))).eval()
 
     return make
+
+
+@pytest.fixture
+def saved(make_student: Callable[..., Any], cache: Cache, tmp_path: Path) -> Path:
+    """A student with its tokenizer, as training leaves it."""
+    directory = tmp_path / "saved"
+    make_student().save_pretrained(directory)
+    load_tokenizer(cache.tokenizer_dir).save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

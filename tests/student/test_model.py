@@ -24,7 +24,6 @@ from student.errors import (
     UnknownPresetError,
     VocabularyMismatchError,
 )
-from student.generation import generate_text
 from student.model import (
     PRESETS,
     build_student,
@@ -33,18 +32,8 @@ from student.model import (
     head_weight,
     hidden_states,
     load_student,
-    load_tokenizer,
     num_parameters,
 )
-
-
-@pytest.fixture
-def saved(make_student: Callable[..., Any], cache: Cache, tmp_path: Path) -> Path:
-    """A student with its tokenizer, as training leaves it."""
-    directory = tmp_path / "saved"
-    make_student().save_pretrained(directory)
-    load_tokenizer(cache.tokenizer_dir).save_pretrained(directory)
-    return directory
 
 
 def test_a_preset_takes_vocabulary_and_context_from_the_cache(cache: Cache) -> None:
@@ -212,38 +201,3 @@ def test_a_student_with_truncated_weights(saved: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:3000])
     with pytest.raises(NoSuchStudentError):
         load_student(saved)
-
-
-def test_greedy_text_takes_the_most_probable_token(saved: Path, make_student: Callable[..., Any]) -> None:
-    model, tokenizer = make_student(), load_tokenizer(saved)
-    ids = tokenizer("the", add_special_tokens=False)["input_ids"]
-    expected = list(ids)
-    with torch.inference_mode():
-        for _ in range(6):
-            expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
-    assert 256 not in expected
-    found = generate_text(saved, "the", max_new_tokens=6, temperature=0.0, top_p=1.0, seed=0)
-    assert found == tokenizer.decode(expected[3:], skip_special_tokens=True)
-
-
-def test_sampled_text_follows_the_seed(saved: Path) -> None:
-    texts = [
-        generate_text(saved, "the", max_new_tokens=20, temperature=1.0, top_p=0.95, seed=seed) for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_generation_settings_shipped_with_a_checkpoint_do_not_bend_greedy_text(saved: Path) -> None:
-    expected = generate_text(saved, "the", max_new_tokens=12, temperature=0.0, top_p=1.0, seed=0)
-    settings = json.loads((saved / "generation_config.json").read_text())
-    settings |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
-    (saved / "generation_config.json").write_text(json.dumps(settings))
-    texts = {generate_text(saved, "the", max_new_tokens=12, temperature=0.0, top_p=1.0, seed=s) for s in range(4)}
-    assert texts == {expected}
-
-
-def test_text_longer_than_the_context(saved: Path) -> None:
-    assert generate_text(saved, "x" * 32, max_new_tokens=32, temperature=1.0, top_p=1.0, seed=0)
-    with pytest.raises(StudentContextError) as caught:
-        generate_text(saved, "x" * 32, max_new_tokens=33, temperature=1.0, top_p=1.0, seed=0)
-    assert (caught.value.context_length, caught.value.needed) == (64, 65)
