@@ -3,6 +3,7 @@
 ```
 TeachonceError (a ValueError)
 ├── ConfigError                a setting that cannot be served
+├── MissingExtraError          a package of an extra is not installed
 ├── DiskFullError              no room, or a write that the system refused
 └── CacheError                 something about a cache on disk
     ├── NoCacheError           the path holds no cache
@@ -34,6 +35,17 @@ class TeachonceError(ValueError):
 
 class ConfigError(TeachonceError):
     """A setting, or a combination of settings, that cannot be served."""
+
+
+class MissingExtraError(TeachonceError):
+    """`what` needs a package that comes with an extra and is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(
+            f"{what} needs {package}, which is not installed; "
+            f"install it with: pip install -c constraints.txt -e .[{extra}]"
+        )
 
 
 class DiskFullError(TeachonceError):

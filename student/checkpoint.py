@@ -13,6 +13,7 @@ from storage.errors import first_line
 from storage.files import publishing
 from storage.row_stream import StreamState
 from student.errors import CheckpointError, RunMismatchError
+from student.meter import Meter
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -24,6 +25,7 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     streams: dict[str, StreamState],
+    meter: Meter,
     run: dict[str, Any],
 ) -> None:
     """Publish the state after `step` steps; `run` is what a resuming run must agree with."""
@@ -32,6 +34,7 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "streams": {kind: asdict(stream) for kind, stream in streams.items()},
+        "meter": meter.state(),
         "random": torch.get_rng_state(),
         "run": run,
     }
@@ -41,14 +44,14 @@ def save_checkpoint(
 
 def load_checkpoint(
     out: Path, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, Any]
-) -> tuple[int, dict[str, StreamState]]:
-    """Restore the last checkpoint: steps done and stream states; (0, {}) without one.
+) -> tuple[int, dict[str, StreamState], Meter]:
+    """Restore the last checkpoint: steps done, stream states and counts; those of a run's begin without one.
 
     Raises CheckpointError for a damaged file, RunMismatchError when `run` differs from the run that wrote it.
     """
     path = out / CHECKPOINT_NAME
     if not path.is_file():
-        return 0, {}
+        return 0, {}, Meter()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -59,7 +62,8 @@ def load_checkpoint(
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
-    return state["step"], {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
+    streams = {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
+    return state["step"], streams, Meter(**state.get("meter", {}))  # earlier versions kept none
 
 
 def remove_checkpoint(out: Path) -> None:

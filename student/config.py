@@ -93,6 +93,8 @@ class TrainConfig:
     """Where shards of a cache at a URL are kept; None is teachonce/ in the user's cache directory."""
     local_cache_bytes: int = DEFAULT_LOCAL_BYTES
     """Most bytes of this cache's shards kept there; the least recently used leave first."""
+    tensorboard: bool = False
+    """Write metrics.jsonl's figures for TensorBoard too, in tensorboard/ of the student (extra: tensorboard)."""
     quiet: bool = False
     """Show no progress."""
 

@@ -26,14 +26,17 @@ class Learner:
     config: TrainConfig
 
     def step(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Optimiser step 0, 1, … on rows of each kind; returns losses in nats by name, and tokens read."""
+        """Optimiser step 0, 1, … on rows of each kind; returns measures by name, and tokens read.
+
+        The measures are losses in nats, and gradient_norm of all parameters together before it is clipped.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         losses, num_tokens = self.objective.accumulate(rows)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
-        return losses, num_tokens
+        return losses | {"gradient_norm": norm}, num_tokens
 
 
 def make_learner(config: TrainConfig, cache: Cache, device: torch.device) -> Learner:

@@ -10,14 +10,11 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import torch
 
 from storage.cache import Cache, open_cache
 from storage.errors import ConfigError, DiskFullError, first_line
@@ -31,9 +28,11 @@ from student.config import TrainConfig
 from student.errors import CheckpointError, RunMismatchError
 from student.evaluation import evaluate_model
 from student.learner import Learner, make_learner
+from student.meter import Meter
 from student.model import choose_device, load_cache_tokenizer
 from student.run_log import METRICS_NAME, RunLog
 from student.schedule import learning_rate
+from student.tensorboard_log import TENSORBOARD_NAME, require_tensorboard
 
 RUN_NAME = "run.json"
 _SHARDS_NAME = "shards.json"
@@ -42,21 +41,25 @@ _EVALUATION_BLOCKS = 128
 # Fields that may change between a run and the one that resumes it.
 _FREE_FIELDS = (
     "cache", "out", "device", "evaluate_every", "checkpoint_every", "quiet", "micro_batches",
-    "allow_incomplete", "local_cache_dir", "local_cache_bytes",
+    "tensorboard", "allow_incomplete", "local_cache_dir", "local_cache_bytes",
 )  # fmt: skip
 
 
 def train(config: TrainConfig) -> Path:
     """Train to the last step and return the directory of the finished student.
 
-    Raises CacheError for a cache that cannot be used, StudentError for a student that does not fit it,
-    KeyboardInterrupt after saving a checkpoint when asked to stop.
+    Raises MissingExtraError before anything is done, CacheError for a cache that cannot be used, StudentError for a
+    student that does not fit it, KeyboardInterrupt after saving a checkpoint when asked to stop.
     """
+    if config.tensorboard:
+        require_tensorboard()
     cache = _open_cache(config)
     run = _run_facts(config, cache)
     if (config.out / RUN_NAME).is_file():
         _require_same_run(config.out, run)
         _clean_up(config.out)  # a run killed after its last file left its checkpoint
+        if config.tensorboard:  # of a run made without it too
+            RunLog(config.out, config.max_steps, tensorboard=True).close()
         return config.out
     _require_own_directory(config.out)
     for file in cache.manifest.files:
@@ -66,8 +69,8 @@ def train(config: TrainConfig) -> Path:
     learner = make_learner(config, cache, device)
     config.out.mkdir(parents=True, exist_ok=True)
     _note_incomplete(config.out, cache)
-    first_step, states = load_checkpoint(config.out, model=learner.model, optimizer=learner.optimizer, run=run)
-    loop = _Loop(config, cache, learner, run)
+    first_step, states, meter = load_checkpoint(config.out, model=learner.model, optimizer=learner.optimizer, run=run)
+    loop = _Loop(config, cache, learner, meter, run)
     with _stop_signals() as stop:
         loop.run(first_step, states, stop)
     _save_student(learner.model, tokenizer, cache, config, run)
@@ -90,43 +93,44 @@ def _note_incomplete(out: Path, cache: Cache) -> None:
 
 
 class _Loop:
-    def __init__(self, config: TrainConfig, cache: Cache, learner: Learner, run: dict[str, Any]) -> None:
-        self._config, self._cache, self._learner, self._run = config, cache, learner, run
+    def __init__(self, config: TrainConfig, cache: Cache, learner: Learner, meter: Meter, run: dict[str, Any]) -> None:
+        self._config, self._cache, self._learner, self._meter, self._run = config, cache, learner, meter, run
 
     def run(self, first_step: int, states: dict[str, StreamState], stop: list[int]) -> None:
         """Steps first_step … max_steps − 1, with logs, evaluations and checkpoints."""
         config = self._config
         streams = self._streams(states)
-        log = RunLog(config.out, first_step)
-        recent: dict[str, torch.Tensor] = {}
-        num_recent, num_tokens, since = 0, 0, time.perf_counter()
-        with Progress(config.max_steps, "train", "steps", quiet=config.quiet, initial=first_step) as bar:
-            for step in range(first_step, config.max_steps):
-                batches = {kind: next(stream) for kind, stream in streams.items()}
-                losses, step_tokens = self._learner.step(step, {kind: batch.rows for kind, batch in batches.items()})
-                states = {kind: batch.next_state for kind, batch in batches.items()}
-                done = step + 1
-                recent = {name: recent.get(name, 0.0) + value for name, value in losses.items()}
-                num_recent, num_tokens = num_recent + 1, num_tokens + step_tokens
-                facts = {}
-                if done % _LOG_EVERY == 0 or done == config.max_steps:
-                    means = {name: float(total) / num_recent for name, total in recent.items()}
-                    rate = num_tokens / (time.perf_counter() - since)
-                    log.write(
-                        done, **means, learning_rate=learning_rate(step, config), tokens_per_second=round(rate, 1)
-                    )
-                    facts = {name: f"{mean:.3f}" for name, mean in means.items()} | {"tok/s": f"{rate:,.0f}"}
-                    recent, num_recent, num_tokens, since = {}, 0, 0, time.perf_counter()
-                bar.update(1, **facts)
-                if done % config.evaluate_every == 0 and done < config.max_steps:
-                    log.write(done, validation=self._evaluate())
-                    since = time.perf_counter()
-                if done % config.checkpoint_every == 0 or stop or done == config.max_steps:
-                    self._checkpoint(done, states)
-                if stop and done < config.max_steps:
-                    raise KeyboardInterrupt
-        if not log.has_validation(config.max_steps):  # a run killed after its last step resumes here
-            log.write(config.max_steps, validation=self._evaluate())
+        with closing(RunLog(config.out, first_step, tensorboard=config.tensorboard)) as log:
+            with Progress(config.max_steps, "train", "steps", quiet=config.quiet, initial=first_step) as bar:
+                for step in range(first_step, config.max_steps):
+                    batches = {kind: next(stream) for kind, stream in streams.items()}
+                    rows = {kind: batch.rows for kind, batch in batches.items()}
+                    self._meter.add_step(*self._learner.step(step, rows))
+                    states = {kind: batch.next_state for kind, batch in batches.items()}
+                    done = step + 1
+                    logs = done % _LOG_EVERY == 0 or done == config.max_steps
+                    bar.update(1, **(self._log_steps(log, done) if logs else {}))
+                    if done % config.evaluate_every == 0 and done < config.max_steps:
+                        self._log_validation(log, done)
+                    if done % config.checkpoint_every == 0 or stop or done == config.max_steps:
+                        self._checkpoint(done, states)
+                    if stop and done < config.max_steps:
+                        raise KeyboardInterrupt
+            if not log.has_validation(config.max_steps):  # a run killed after its last step resumes here
+                self._log_validation(log, config.max_steps)
+
+    def _log_steps(self, log: RunLog, done: int) -> dict[str, str]:
+        """Add a line about the steps since the last one; returns what the progress bar shows of it."""
+        found = self._meter.read()
+        log.write(done, **found, learning_rate=learning_rate(done - 1, self._config), **self._meter.totals())
+        rate = found.pop("tokens_per_second")
+        return {name: f"{value:.3f}" for name, value in found.items()} | {"tok/s": f"{rate:,.0f}"}
+
+    def _log_validation(self, log: RunLog, done: int) -> None:
+        model = self._learner.model.eval()
+        found = evaluate_model(model, self._cache, max_blocks=_EVALUATION_BLOCKS)
+        model.train()
+        log.write(done, validation=found, **self._meter.totals())
 
     def _streams(self, states: dict[str, StreamState]) -> dict[str, Iterator[StreamBatch]]:
         return {
@@ -136,15 +140,17 @@ class _Loop:
             for kind, batch_rows in self._learner.objective.batch_rows().items()
         }
 
-    def _evaluate(self) -> dict[str, Any]:
-        model = self._learner.model.eval()
-        found = evaluate_model(model, self._cache, max_blocks=_EVALUATION_BLOCKS)
-        model.train()
-        return found
-
     def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
         model, optimizer = self._learner.model, self._learner.optimizer
-        save_checkpoint(self._config.out, step=step, model=model, optimizer=optimizer, streams=states, run=self._run)
+        save_checkpoint(
+            self._config.out,
+            step=step,
+            model=model,
+            optimizer=optimizer,
+            streams=states,
+            meter=self._meter,
+            run=self._run,
+        )
 
 
 @contextmanager
@@ -181,7 +187,7 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 def _require_own_directory(out: Path) -> None:
     """Refuse to write a student over something else."""
-    ours = (TEMPORARY_PREFIX, METRICS_NAME, CHECKPOINT_NAME, _SHARDS_NAME)
+    ours = (TEMPORARY_PREFIX, METRICS_NAME, TENSORBOARD_NAME, CHECKPOINT_NAME, _SHARDS_NAME)
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)] if out.is_dir() else []
     if strangers and not (out / CHECKPOINT_NAME).is_file():
         raise ConfigError(f"--out {out}: not empty and not a run (found {strangers[0]!r}); name another directory")

@@ -1,0 +1,67 @@
+"""What a run has done so far. It travels in checkpoints, so that the log of a resumed run counts on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """Counts since the run's first step, and sums over the steps since the last reading."""
+
+    tokens_seen: int = 0
+    """Tokens that the student has read in training."""
+    seconds: float = 0.0
+    """Time spent on steps, evaluations and checkpoints, without pauses and without work that a kill lost."""
+    sums: dict[str, Any] = field(default_factory=dict)
+    """Sum of each measure over recent steps; tensors, so that a step need not wait for its own figures."""
+    num_steps: int = 0
+    num_tokens: int = 0
+    step_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._mark = time.perf_counter()
+
+    def add_step(self, measures: dict[str, Tensor], num_tokens: int) -> None:
+        """Count a step with everything that happened since the last call of this or of `pass_time`."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in measures.items()}
+        self.num_steps += 1
+        self.num_tokens += num_tokens
+        self.tokens_seen += num_tokens
+        self.step_seconds += self.pass_time()
+
+    def pass_time(self) -> float:
+        """Count the seconds since the last call, and return them; they belong to no step."""
+        passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+        self.seconds += passed
+        return passed
+
+    def read(self) -> dict[str, float]:
+        """Means and speed over the steps since the last reading, and begin anew."""
+        means = {name: float(total) / self.num_steps for name, total in self.sums.items()}
+        self.step_seconds += self.pass_time()  # a GPU was waited for just now
+        found = means | {"tokens_per_second": round(self.num_tokens / self.step_seconds, 1)}
+        self.sums, self.num_steps, self.num_tokens, self.step_seconds = {}, 0, 0, 0.0
+        return found
+
+    def totals(self) -> dict[str, float]:
+        """Counts since the run's first step, up to now."""
+        self.pass_time()
+        return {"tokens_seen": self.tokens_seen, "seconds": round(self.seconds, 3)}
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that make an equal meter: Meter(**state)."""
+        self.pass_time()
+        sums = {name: float(total) for name, total in self.sums.items()}
+        return {
+            "tokens_seen": self.tokens_seen,
+            "seconds": self.seconds,
+            "sums": sums,
+            "num_steps": self.num_steps,
+            "num_tokens": self.num_tokens,
+            "step_seconds": self.step_seconds,
+        }
