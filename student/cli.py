@@ -77,11 +77,8 @@ def generate(
         student: Directory of the student.
         sampling: How text is drawn.
         prompt: Text to continue.
-        candidates: Draw so many continuations and print them ranked by the student, its choice first, each with its
-            score in nats and why it ended.
-        interactive: Read prompts line by line from the terminal or a pipe; the seed grows from prompt to prompt.
-            Ctrl-C stops an answer; Ctrl-D, or an empty line on a terminal, ends. Of a prompt too long for
-            the student's context the last tokens that fit are continued.
+        candidates: Draw so many; print them ranked, the student's choice first, with scores in nats and their end.
+        interactive: Read prompts from the terminal or a pipe, one a line, each continued with another seed.
         device: cpu, cuda, cuda:1, …; auto takes a GPU when there is one.
     """
     from student.interactive import converse, write_answer

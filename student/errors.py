@@ -117,7 +117,7 @@ class PromptError(StudentError):
 
     def __init__(self, place: int) -> None:
         self.place = place
-        super().__init__(f"--prompt: character {place} is no Unicode character; give the prompt as UTF-8")
+        super().__init__(f"the prompt's character {place} is no Unicode character; give the prompt as UTF-8")
 
 
 class BrokenStudentError(StudentError):

@@ -56,11 +56,16 @@ def converse(generator: Generator, sampling: SamplingConfig, num_candidates: int
             if is_terminal and line.split()[0] == _SET:
                 sampling = _changed(sampling, line.split()[1:])
                 continue
-            if not has_warned and generator.num_tokens(line) + sampling.max_new_tokens > generator.context_length:
+            room = generator.context_length - sampling.max_new_tokens
+            if not has_warned and 0 < room < generator.num_tokens(line):
                 has_warned = True
-                _note(_long_prompt(generator.context_length, sampling.max_new_tokens))
+                _note(
+                    f"the prompt is too long for the student's context of {generator.context_length} tokens; "
+                    f"of such prompts the last {room} tokens are continued"
+                )
             drawn, sampling = sampling, replace(sampling, seed=sampling.seed + (num_candidates or 1))
             write_answer(generator, line, drawn, num_candidates, keep_end=True)
+            print(flush=True)
         except TeachonceError as error:
             if not is_terminal:
                 raise
@@ -76,8 +81,9 @@ def _typed_lines() -> Iterator[str]:
     with suppress(ImportError):
         importlib.import_module("readline")
     _note(
-        "the student continues what you type; it does not chat. Ctrl-C stops an answer, an empty line or Ctrl-D ends,\n"
-        f"{_SET} shows how text is drawn, {_SET} temperature 0.5 changes it"
+        "the student continues what you type; it does not chat\n"
+        "Ctrl-C stops an answer; an empty line or Ctrl-D ends\n"
+        f"{_SET} shows how text is drawn; {_SET} temperature 0.5 changes it"
     )
     while True:
         try:
@@ -114,13 +120,6 @@ def _changed(sampling: SamplingConfig, words: list[str]) -> SamplingConfig:
     except ValueError as error:
         raise ConfigError(f"{_SET} {name} {text}: expected a number, like {values[name]}") from error
     return replace(sampling, **{name.replace("-", "_"): value})
-
-
-def _long_prompt(context_length: int, max_new_tokens: int) -> str:
-    return (
-        f"the prompt is longer than the student's context of {context_length} tokens leaves room for: of such prompts "
-        f"the last {max(context_length - max_new_tokens, 0)} tokens are read"
-    )
 
 
 def _shown(text: str) -> str:

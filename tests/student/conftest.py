@@ -13,7 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from storage import Cache
-from student import TrainConfig
+from student import Generator, TrainConfig
 from student.model import load_tokenizer
 
 
@@ -47,6 +47,11 @@ def saved(make_student: Callable[..., Any], cache: Cache, tmp_path: Path) -> Pat
     make_student().save_pretrained(directory)
     load_tokenizer(cache.tokenizer_dir).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def generator(saved: Path) -> Generator:
+    return Generator(saved, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,6 @@ from student.model import load_tokenizer
 EOS = 256
 
 
-@pytest.fixture
-def generator(saved: Path) -> Generator:
-    return Generator(saved, device="cpu")
-
-
 def ids_of(directory: Path, text: str) -> list[int]:
     ids: list[int] = load_tokenizer(directory)(text, add_special_tokens=False)["input_ids"]
     return ids
