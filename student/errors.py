@@ -62,7 +62,7 @@ class StudentContextError(StudentError):
         self.context_length, self.needed = context_length, needed
         super().__init__(
             f"{student}: its context holds {context_length} tokens, {what} need {needed}; "
-            "use a longer context, or shorter rows"
+            "use a student with a longer context, or shorter text"
         )
 
 

@@ -62,13 +62,14 @@ def test_a_student_is_trained_measured_and_used_from_the_cache_alone(
         ["evaluate", out, "--cache", str(lone_cache), "--json", "--quiet", "--device", "cpu"],
         ["select", out, "--prompt", "the teacher", "--candidates", str(tmp_path / "candidates.txt")],
         ["generate", out, "--prompt", "the teacher", "--max-new-tokens", "5", "--seed", "3"],
+        ["generate", out, "--prompt", "the teacher", "--max-new-tokens", "5", "--candidates", "2"],
     ]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    _, evaluated, selected, generated, _ = done.stdout.split("=====\n")
+    _, evaluated, selected, generated, candidates, _ = done.stdout.split("=====\n")
     measures = json.loads(evaluated)
     assert measures["perplexity"] > 1
     assert measures["kl_nats"] > 0
@@ -76,4 +77,7 @@ def test_a_student_is_trained_measured_and_used_from_the_cache_alone(
     scores = [float(line[:9]) for line in selected.splitlines()]
     assert scores == sorted(scores, reverse=True)
     assert generated.strip("\n")
+    scores = [float(line[:9]) for line in candidates.splitlines()]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
     assert (tmp_path / "student" / "model.safetensors").is_file()
