@@ -102,10 +102,10 @@ class Generator:
         Raises as `stream` does, and ConfigError for no candidates or temperature 0, at which all would be equal.
         """
         config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        if num_candidates < 1 or temperature == 0:
-            raise ConfigError(
-                f"--candidates is {num_candidates} at temperature {temperature:g}, expected 1 and above 0"
-            )
+        if num_candidates < 1:
+            raise ConfigError(f"--candidates is {num_candidates}, expected at least 1")
+        if temperature == 0:
+            raise ConfigError("--candidates are drawn: expected a --temperature above 0, at which they can differ")
         prompt_ids = self._fitting_ids(prompt, config, keep_end)
         drawn = [list[int]() for _ in range(num_candidates)]
         for tokens in self._steps(prompt_ids, config, num_candidates):
