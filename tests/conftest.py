@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig, precompute
 from storage import Cache
+from tests.browser import headless_chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 EOS = "<|endoftext|>"
 _PROSE = "the teacher ran once and wrote down what it knew so that a student may learn from it alone"
@@ -103,3 +109,10 @@ def bucketed_cache(teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.
     settings = SoftTargetsConfig(top_k=8, tail_weight=None, temperatures=(1.0, 2.0))
     out = tmp_path_factory.mktemp("bucketed") / "cache"
     return precompute(tiny_config(teacher_dir, text_file, out, soft_targets=settings))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium (see tests/browser.py); of a module, because its event loop keeps others from running."""
+    with headless_chromium() as chromium:
+        yield chromium
