@@ -59,6 +59,20 @@ def check_claims(file: Any) -> None:
         raise ClaimError(f"its {len(content)} bytes claim to unpack to {unpacked_bytes}, more than the {most} allowed")
 
 
+def stored_buffer_bytes(file: Any) -> list[int]:
+    """Bytes that each buffer of a record batch takes in a file that passed check_claims, over all record batches.
+
+    Raises ClaimError when record batches differ in their number of buffers.
+    """
+    content = memoryview(file).cast("B")
+    footer_at, blocks = _blocks(content)
+    per_batch = [_batch_buffers(content[:footer_at], block)[1]["num_bytes"] for block in blocks]
+    if len({len(num_bytes) for num_bytes in per_batch}) > 1:
+        raise ClaimError("its record batches differ in their number of buffers")
+    totals: NDArray[np.int64] = np.array(per_batch, dtype=np.int64).sum(axis=0)
+    return [int(total) for total in np.atleast_1d(totals)] if per_batch else []
+
+
 class _Table:
     """A flatbuffer table inside `data`: fields by their number."""
 
@@ -122,6 +136,12 @@ def _blocks(content: memoryview) -> tuple[int, list[tuple[int, int, int]]]:
 
 def _unpacked_bytes(content: memoryview, block: tuple[int, int, int]) -> int:
     """What the buffers of a record batch claim to unpack to."""
+    body, buffers = _batch_buffers(content, block)
+    return sum(_claims(body, buffers))
+
+
+def _batch_buffers(content: memoryview, block: tuple[int, int, int]) -> tuple[memoryview, NDArray[Any]]:
+    """The body of a record batch and where its buffers lie in it."""
     offset, metadata_bytes, body_bytes = block
     metadata = _part(content, offset, metadata_bytes)
     body = _part(content, offset + metadata_bytes, body_bytes)
@@ -136,7 +156,7 @@ def _unpacked_bytes(content: memoryview, block: tuple[int, int, int]) -> int:
     compression = batch.table(_BATCH_COMPRESSION)
     if compression is None or compression.scalar(_COMPRESSION_CODEC, "<b", 0) != _ZSTD:
         raise ClaimError("its buffers are not compressed with zstd")
-    return sum(_claims(body, batch.structs(_BATCH_BUFFERS, _BUFFER)))
+    return body, batch.structs(_BATCH_BUFFERS, _BUFFER)
 
 
 def _claims(body: memoryview, buffers: NDArray[Any]) -> list[int]:

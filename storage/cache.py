@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,11 @@ class Cache:
     def num_rows(self, kind: str, split: str) -> int:
         """Rows of one kind and split, 0 when the cache holds none."""
         return sum(shard.num_rows for shard in self.manifest.shards_of(kind, split))
+
+    @property
+    def rows_sha256(self) -> str:
+        """Hex sha256 over the hashes of all shards in order: equal for caches with the same rows in the same bytes."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
 
     @property
     def num_planned_shards(self) -> int:

@@ -71,6 +71,20 @@ def head(
     return 0
 
 
+def report(cache: Positional[str], out: Path = Path("cache.html")) -> int:
+    """Write a page that shows what is in a cache, in pictures: one file, which fetches and runs nothing.
+
+    Args:
+        cache: Directory of the cache, or its URL.
+        out: The page.
+    """
+    from storage.report.cache_page import report as write
+
+    page_bytes = write(cache, out)
+    print(f"{out}: {page_bytes:,} bytes; open it in a browser")
+    return 0
+
+
 def pack(cache: Positional[Path], file: Positional[Path], quiet: bool = False) -> int:
     """Write a finished cache as one file, the same bytes whoever packs it.
 
@@ -184,6 +198,7 @@ def main() -> None:
         "inspect": inspect,
         "verify": verify,
         "head": head,
+        "report": report,
         "pack": pack,
         "unpack": unpack,
         "push": push,

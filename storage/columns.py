@@ -34,6 +34,15 @@ def required_fixed_list(value_type: pa.DataType, size: int) -> pa.DataType:
     return pa.list_(pa.field("item", value_type, nullable=False), size)
 
 
+def num_buffers(column_type: pa.DataType) -> int:
+    """Buffers of a column in a record batch: which are null, offsets where lengths vary, and values."""
+    if pa.types.is_fixed_size_list(column_type):
+        return 1 + num_buffers(column_type.value_type)
+    if pa.types.is_large_list(column_type):
+        return 2 + num_buffers(column_type.value_type)
+    return 3 if pa.types.is_string(column_type) or pa.types.is_large_string(column_type) else 2
+
+
 def to_fixed(values_RN: Array, column_type: pa.DataType) -> pa.Array:
     """[rows, n] to a fixed-size list column."""
     flat = pa.array(values_RN.reshape(-1), type=column_type.value_type)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from storage import beams, columns, samples, soft_targets
-from storage.arrow_claims import ClaimError, check_claims
+from storage.arrow_claims import ClaimError, check_claims, stored_buffer_bytes
 from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError
 from storage.files import publishing, safe_join
 from storage.hashing import sha256_file
@@ -162,7 +163,8 @@ class Shard:
             # Bytes of another order are not swapped, so that the schema tells.
             self._reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(ensure_native_endian=False))
             found, found_names = self._reader.schema, self._reader.schema.names
-            check_claims(file.read_buffer())
+            self._content = file.read_buffer()
+            check_claims(self._content)
         except ClaimError as error:
             raise ShardFormatError(str(self._path), str(error)) from error
         except _UNREADABLE as error:
@@ -184,6 +186,19 @@ class Shard:
     def num_record_batches(self) -> int:
         """Number of record batches in the file."""
         return int(self._reader.num_record_batches)
+
+    def column_bytes(self) -> dict[str, int]:
+        """Bytes of the file that each column's compressed buffers take; raises ShardFormatError."""
+        num_buffers = {field.name: columns.num_buffers(field.type) for field in self._reader.schema}
+        num_all = sum(num_buffers.values())
+        try:
+            stored = stored_buffer_bytes(self._content) or [0] * num_all
+        except ClaimError as error:
+            raise ShardFormatError(str(self._path), str(error)) from error
+        if len(stored) != num_all:
+            raise ShardFormatError(str(self._path), f"has {len(stored)} buffers, expected {num_all}")
+        sizes = iter(stored)
+        return {name: sum(islice(sizes, count)) for name, count in num_buffers.items()}
 
     def read_batch(self, index: int, *, is_checked: bool = False) -> pa.RecordBatch:
         """Record batch `index`; raises ShardFormatError or RowError.

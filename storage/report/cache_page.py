@@ -1,0 +1,169 @@
+"""The report about a cache: what is in it, in pictures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from storage.cache import Cache, open_cache
+from storage.hashing import sha256_file
+from storage.inspection import summarize
+from storage.manifest import MANIFEST_NAME
+from storage.report.cache_charts import beams_charts, samples_charts, soft_targets_charts
+from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets
+from storage.report.markup import Markup, element, join
+from storage.report.numbers import ABSENT, count, decimal, significant, size, whole
+from storage.report.page import Section, note, page, publish_page, require_file_name
+from storage.report.svg import require_matplotlib
+from storage.report.tables import Cell, facts, table, tiles
+
+_KIND_NAMES = {"soft_targets": "soft targets", "samples": "sampled texts", "beams": "prompts with beam candidates"}
+
+
+def report(cache_path: str, out: Path) -> int:
+    """Write a page about a finished cache and return its bytes.
+
+    Raises MissingExtraError without matplotlib, ConfigError or DiskFullError for a page that cannot be written, and
+    CacheError for a cache that cannot be read.
+    """
+    require_matplotlib()
+    require_file_name(out)
+    content = cache_page(open_cache(cache_path), cache_path)
+    publish_page(out, content)
+    return len(content)
+
+
+def cache_page(cache: Cache, cache_path: str) -> bytes:
+    """The page; cache_path: what the user called it. The same bytes for the same cache."""
+    summary = summarize(cache)
+    soft, texts, beams = look_at_soft_targets(cache), look_at_samples(cache), look_at_beams(cache)
+    sections = [
+        Section(key="contents", title="What is in it", content=_contents(summary)),
+        *([Section(key="soft-targets", title="Soft targets", content=soft_targets_charts(soft))] if soft else []),
+        *([Section(key="samples", title="Sampled texts", content=samples_charts(texts))] if texts else []),
+        *([Section(key="beams", title="Beam candidates", content=beams_charts(beams))] if beams else []),
+        Section(key="settings", title="Settings and provenance", content=_settings(cache, summary)),
+        Section(key="reproduce", title="Check and use it", content=_use(cache, cache_path)),
+    ]
+    title = f"What {summary['teacher']['id']} wrote down about {summary['data']['source']}"
+    return page(title=title, lead=_lead(summary), sections=sections)
+
+
+def _lead(summary: dict[str, Any]) -> Markup:
+    teacher, kinds = summary["teacher"], summary["kinds"]
+    held = {kind: _total(splits, "num_rows") for kind, splits in kinds.items() if splits}
+    num_bytes = sum(_total(splits, "shard_bytes") for splits in kinds.values())
+    parts = [f"{count(num_rows)} {_KIND_NAMES[kind]}" for kind, num_rows in held.items() if kind != "soft_targets"]
+    sentence = f"A teacher with {count(teacher['num_parameters'])} parameters ran once over this text. Its cache holds "
+    if "soft_targets" in held:
+        num_targets = _total(kinds["soft_targets"], "num_targets")
+        parts.insert(0, f"its next-token distribution at {count(num_targets)} positions")
+    sentence += (
+        f"{', '.join(parts) or 'no rows'} in {size(num_bytes)}. Students are trained from it without the teacher."
+    )
+    return element("div", element("p", sentence), _tiles(summary, num_bytes), class_="summary")
+
+
+def _tiles(summary: dict[str, Any], num_bytes: float) -> Markup:
+    soft = summary["kinds"]["soft_targets"]
+    bytes_per_token = _total(soft, "shard_bytes") / _total(soft, "num_tokens") if soft else None
+    perplexity, entropy = summary["teacher_perplexity"], summary["teacher_entropy_nats"]
+    split = "validation" if perplexity["validation"] is not None else "train"
+    figures = [
+        ("All shards", size(num_bytes)),
+        ("Soft targets, bytes per token", decimal(bytes_per_token, 1)),
+        (f"Teacher's perplexity, {split}", decimal(perplexity[split])),
+        (f"Mean entropy, {split}", ABSENT if entropy[split] is None else f"{entropy[split]:.2f} nats"),
+    ]
+    return tiles(figures)
+
+
+def _total(splits: dict[str, dict[str, float]], name: str) -> float:
+    return sum(totals[name] for totals in splits.values())
+
+
+def _contents(summary: dict[str, Any]) -> Markup:
+    rows: list[list[Cell]] = []
+    for kind, splits in summary["kinds"].items():
+        for split, totals in splits.items():
+            perplexity = summary["teacher_perplexity"][split] if kind == "soft_targets" else None
+            rows.append(
+                [
+                    f"{kind} {split}",
+                    *[whole(totals[name]) for name in ("num_rows", "num_tokens", "num_targets", "shard_bytes")],
+                    decimal(totals["shard_bytes"] / max(totals["num_tokens"], 1), 2),
+                    decimal(perplexity),
+                ]
+            )
+    columns = ("Rows of", "rows", "tokens", "targets", "bytes", "bytes/token", "teacher's perplexity")
+    explanation = (
+        "Exact, from the manifest. A target is a position with a next token in its document, a completion token, or a "
+        "candidate. Bytes are those of the compressed shards."
+    )
+    return join([table(columns, rows, label="Rows, tokens and bytes by kind and split"), note(explanation)])
+
+
+def _settings(cache: Cache, summary: dict[str, Any]) -> Markup:
+    teacher, data, identity = summary["teacher"], summary["data"], cache.identity
+    provenance: list[tuple[str, Cell]] = [
+        ("Teacher", teacher["id"]),
+        ("Revision", _plain(teacher.get("revision"))),
+        ("Architecture", teacher["architecture"]),
+        ("Parameters", teacher["num_parameters"]),
+        ("Run in", teacher["dtype"]),
+        ("Context", _plain(teacher.get("context_length"))),
+        ("sha256 of its weights", code(teacher.get("weights_sha256"))),
+        ("Text", data["source"]),
+        *[(f"Licence of {source['source']}", _licence(source)) for source in data.get("sources", [data])],
+        ("Fingerprint of the text", code(data.get("fingerprint"))),
+        ("Vocabulary", identity.vocab_size),
+        ("Targets in a block", identity.block_size),
+        ("Written by", ", ".join(f"{name} {version}" for name, version in sorted(identity.software.items()))),
+    ]
+    settings = [(name, _plain(value)) for name, value in sorted(_flat(identity.config))]
+    return join([facts(provenance), element("details", element("summary", "Settings"), facts(settings))])
+
+
+def _use(cache: Cache, cache_path: str) -> Markup:
+    manifest = cache.path / MANIFEST_NAME
+    name = shlex.quote(cache_path)
+    commands = "\n".join(
+        (
+            f"teachonce-cache verify {name}",
+            f"teachonce-cache head {name}",
+            f"teachonce-student train {name} --out student",
+        )
+    )
+    return join([facts([("sha256 of manifest.json", code(sha256_file(manifest)))]), commands_block(commands)])
+
+
+def commands_block(commands: str) -> Markup:
+    """Lines as a user would type them."""
+    return element("pre", element("code", commands))
+
+
+def _licence(source: dict[str, Any]) -> str:
+    return _plain(source.get("licence")) if source.get("licence") else "not stated by the source"
+
+
+def code(value: object) -> Markup:
+    """A value of a stranger's JSON as it is written."""
+    return element("code", _plain(value))
+
+
+def _plain(value: object) -> str:
+    """A value of a stranger's JSON in one line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return json.dumps(value, ensure_ascii=False)
+    return significant(value)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return found

@@ -1,0 +1,162 @@
+"""What a cache's report looks at: a bounded number of record batches, spread over the shards of each kind.
+
+Totals come from the manifest and are exact; distributions come from here. Shape legend: P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage import beams, samples, soft_targets
+from storage.cache import Cache
+from storage.manifest import SPLITS, ShardRecord
+from storage.shard import Shard
+
+# Of each kind; a shard is hashed whole before it is read, and copied here first when the cache is at a URL.
+MOST_SHARDS, MOST_RECORD_BATCHES = 4, 32
+
+Floats = NDArray[np.float64]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of a kind was looked at. column_bytes: of the opened shards, compressed; other_bytes: their rest."""
+
+    num_rows: int
+    total_rows: int
+    num_shards: int
+    total_shards: int
+    column_bytes: dict[str, int]
+    other_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetsSeen:
+    """Of each valid target [P]: entropy in nats, entries of head and tail, probability outside the head."""
+
+    coverage: Coverage
+    entropy: Floats
+    head_size: Floats
+    tail_size: Floats
+    tail_mass: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesSeen:
+    """Of each text: its length in tokens, and why it ended."""
+
+    coverage: Coverage
+    num_tokens: Floats
+    finish_reasons: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamsSeen:
+    """Of each prompt: its candidates' scores in nats, best first; of each candidate: its length in tokens."""
+
+    coverage: Coverage
+    scores: list[list[float]]
+    num_tokens: Floats
+
+
+def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
+    """None for a cache without soft targets."""
+    entropy, head_size, tail_size, tail_mass = [], [], [], []
+    coverage = _Counter(cache, "soft_targets")
+    for batch in coverage.batches():
+        rows = soft_targets.decode(batch)
+        is_valid = rows.is_valid_target
+        entropy.append(rows.entropy[is_valid].astype(np.float64))
+        head_size.append(rows.head_size[is_valid].astype(np.float64))
+        tail_size.append(rows.tail_size[is_valid].astype(np.float64))
+        tail_mass.append(np.exp(rows.tail_logprob[is_valid].astype(np.float64)))
+    if not entropy:
+        return None
+    return SoftTargetsSeen(
+        coverage=coverage.found(),
+        entropy=np.concatenate(entropy),
+        head_size=np.concatenate(head_size),
+        tail_size=np.concatenate(tail_size),
+        tail_mass=np.concatenate(tail_mass),
+    )
+
+
+def look_at_samples(cache: Cache) -> SamplesSeen | None:
+    """None for a cache without samples."""
+    coverage = _Counter(cache, "samples")
+    rows = [row for batch in coverage.batches() for row in samples.decode(batch)]
+    if not rows:
+        return None
+    return SamplesSeen(
+        coverage=coverage.found(),
+        num_tokens=np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
+        finish_reasons=[row.finish_reason for row in rows],
+    )
+
+
+def look_at_beams(cache: Cache) -> BeamsSeen | None:
+    """None for a cache without beams."""
+    coverage = _Counter(cache, "beams")
+    rows = [row for batch in coverage.batches() for row in beams.decode(batch)]
+    if not rows:
+        return None
+    return BeamsSeen(
+        coverage=coverage.found(),
+        scores=[[candidate.score for candidate in row.candidates] for row in rows],
+        num_tokens=np.array([len(c.candidate_ids) for row in rows for c in row.candidates], dtype=np.float64),
+    )
+
+
+class _Counter:
+    """Reads record batches of a kind and keeps count of them."""
+
+    def __init__(self, cache: Cache, kind: str) -> None:
+        self._cache = cache
+        held = [shard for split in SPLITS for shard in cache.manifest.shards_of(kind, split) if shard.num_rows]
+        self._held, self._chosen = held, spread(held, MOST_SHARDS)
+        self._num_rows, self._stored_bytes = 0, 0
+        self._column_bytes: dict[str, int] = {}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Record batches, as many of each chosen shard."""
+        for record in self._chosen:
+            shard = self._cache.open_shard(record)
+            try:
+                self._count_bytes(shard, record)
+                for index in spread(range(shard.num_record_batches), MOST_RECORD_BATCHES // len(self._chosen)):
+                    batch = shard.read_batch(index)
+                    self._num_rows += batch.num_rows
+                    yield batch
+            finally:
+                self._cache.close_shard(shard)
+
+    def _count_bytes(self, shard: Shard, record: ShardRecord) -> None:
+        self._stored_bytes += record.shard_bytes
+        for name, num_bytes in shard.column_bytes().items():
+            self._column_bytes[name] = self._column_bytes.get(name, 0) + num_bytes
+
+    def found(self) -> Coverage:
+        """What was looked at."""
+        return Coverage(
+            num_rows=self._num_rows,
+            total_rows=sum(shard.num_rows for shard in self._held),
+            num_shards=len(self._chosen),
+            total_shards=len(self._held),
+            column_bytes=self._column_bytes,
+            other_bytes=self._stored_bytes - sum(self._column_bytes.values()),
+        )
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` items at equal distances, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    places: list[int] = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
+    return [items[place] for place in places]
