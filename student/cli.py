@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from storage.command import run_command
 from storage.errors import ConfigError
-from student.config import EvaluateConfig, SamplingConfig, TrainConfig
+from student.config import EvaluateConfig, ReportConfig, SamplingConfig, TrainConfig
 
 
 def train(config: Annotated[TrainConfig, arg(name="")]) -> int:
@@ -42,6 +42,15 @@ def evaluate(
         print(json.dumps(found, indent=1))
     else:
         print(render(found))
+    return 0
+
+
+def report(config: Annotated[ReportConfig, arg(name="")]) -> int:
+    """Write a page about one or more students: what they learnt from the teacher, and what they lost."""
+    from student.report.whole import report as write
+
+    page_bytes = write(config)
+    print(f"{config.out}: {page_bytes:,} bytes; open it in a browser")
     return 0
 
 
@@ -100,6 +109,7 @@ def main() -> None:
     commands: dict[str, Callable[..., int]] = {
         "train": train,
         "evaluate": evaluate,
+        "report": report,
         "select": select,
         "generate": generate,
     }

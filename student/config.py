@@ -171,3 +171,29 @@ class SamplingConfig:
         )
         _require(0 < self.top_p <= 1, f"--top-p is {self.top_p}, expected above 0 and at most 1")
         _require(0 <= self.seed < 1 << 63, f"--seed is {self.seed}, expected 0 or more and below 2^63")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a page about one or more students: what they learnt from the teacher, and what they lost."""
+
+    students: Positional[tuple[Path, ...]]
+    """Directories of the students, the most important first; one trained on plain text alone is the baseline."""
+    cache: str | Path
+    """Directory of a finished cache, or its URL."""
+    out: Path = Path("report.html")
+    """The page: one file, which fetches and runs nothing."""
+    num_prompts: int = 32
+    """Held-out prompts that each student continues, to measure how varied its texts are; 0 leaves that out."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.students) > 0, "no student was named; give at least one directory")
+        _require(
+            len({student.resolve() for student in self.students}) == len(self.students),
+            "the same student is named twice",
+        )
+        _require(self.num_prompts >= 0, f"--num-prompts is {self.num_prompts}, expected 0 or more")

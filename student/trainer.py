@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -178,7 +177,7 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
     """What decides the weights of a run: its settings, and the rows it reads."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
     facts = {
-        "cache_sha256": hashlib.sha256("".join(shard.sha256 for shard in cache.manifest.shards).encode()).hexdigest(),
+        "cache_sha256": cache.rows_sha256,
         **settings,
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))

@@ -1,0 +1,182 @@
+"""Charts of the report: training, divergence and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from storage.report.charts import Axes, Chart, Line, lines
+from storage.report.markup import Markup
+from storage.report.page import grid
+from storage.report.tables import Cell
+from student.report.runs import Point, Run
+
+_LOSSES = {
+    "soft_targets_nats": ("Loss on soft targets", "Divergence from the teacher's next-token distributions in training"),
+    "samples_nats": ("Loss on the teacher's texts", "Next-token loss on texts that the teacher drew"),
+    "beams_nats": ("Loss of choosing", "Cross-entropy from the teacher's choice among its candidates to the student's"),
+    "labels_nats": ("Loss on real text", "Next-token loss on the text itself"),
+}
+_VALIDATION = {
+    "perplexity": ("Perplexity as training went on", "perplexity"),
+    "kl_nats": ("KL to the teacher as training went on", "KL, nats per token"),
+}
+
+
+def training_charts(runs: Sequence[Run]) -> Markup | None:
+    """Parts of the loss and held-out measures over steps; None where no student has a log."""
+    names = dict.fromkeys(name for run in runs for name in run.loss_names)
+    charts = [
+        _over_steps(
+            runs,
+            {run.name: run.logged(name) for run in runs},
+            key=f"train-{place}",
+            title=_LOSSES.get(name, (name, name))[0],
+            what=_LOSSES.get(name, (name, name))[1],
+            y_label="nats",
+        )
+        for place, name in enumerate(names)
+    ]
+    held_out = [
+        _over_steps(
+            runs,
+            points,
+            key=f"validation-{name.replace('_', '-')}",
+            title=title,
+            what="Held-out measure on the first blocks of the validation split",
+            y_label=y_label,
+        )
+        for name, (title, y_label) in _VALIDATION.items()
+        if any((points := {run.name: run.validated(name) for run in runs}).values())
+    ]
+    return grid(*held_out, *charts) if charts or held_out else None
+
+
+def _over_steps(
+    runs: Sequence[Run], points: dict[str, list[Point]], *, key: str, title: str, what: str, y_label: str
+) -> Markup:
+    series = [
+        Line(
+            name=run.name,
+            x=[step for step, _ in points[run.name]],
+            y=[value for _, value in points[run.name]],
+            colour=place,
+            has_markers=len(points[run.name]) < 20,
+        )
+        for place, run in enumerate(runs, 1)
+        if points[run.name]
+    ]
+    rows: list[list[Cell]] = [[run.name, step, value] for run in runs for step, value in points[run.name]]
+    chart = Chart(
+        key=key,
+        title=title,
+        caption=f"{what}; lower is better.",
+        x_label="optimiser steps",
+        y_label=y_label,
+        columns=("student", "step", y_label),
+        rows=rows,
+    )
+    return lines(chart, series, Axes(from_zero=False))
+
+
+def divergence_charts(runs: Sequence[Run]) -> Markup:
+    """KL against position and against the teacher's entropy."""
+    return grid(_by_position(runs), _by_entropy(runs))
+
+
+def _by_position(runs: Sequence[Run]) -> Markup:
+    found = {run.name: run.measures["kl_by_position"] for run in runs}
+    chart = Chart(
+        key="kl-by-position",
+        title="KL by position",
+        caption="How far the student is from the teacher after that many tokens of context; the band is two standard "
+        "errors wide on each side. A rise to the right means that it makes less of long contexts.",
+        x_label="position in the document's piece",
+        y_label="KL, nats per token",
+        columns=("student", "from", "to", "targets", "KL", "standard error"),
+        rows=[
+            [name, b["first_position"], b["last_position"], b["num_targets"], b["kl_nats"], b["kl_standard_error"]]
+            for name, bins in found.items()
+            for b in bins
+        ],
+    )
+    places = sorted({(b["first_position"], b["last_position"]) for bins in found.values() for b in bins})
+    x_of = {span: float(x) for x, span in enumerate(places)}
+    series = [
+        _binned(run.name, place, bins, [x_of[b["first_position"], b["last_position"]] for b in bins])
+        for place, run in enumerate(runs, 1)
+        for bins in [found[run.name]]
+    ]
+    ticks = [(x, str(first)) for (first, _), x in x_of.items()]
+    return lines(chart, series, Axes(x_ticks=ticks))
+
+
+def _by_entropy(runs: Sequence[Run]) -> Markup:
+    found = {run.name: run.measures["kl_by_entropy"] for run in runs}
+    chart = Chart(
+        key="kl-by-entropy",
+        title="KL by the teacher's entropy",
+        caption="Left the teacher is sure of the next token, right it is guessing: where along it the student falls "
+        "behind. The band is two standard errors wide on each side.",
+        x_label="teacher's entropy, nats",
+        y_label="KL, nats per token",
+        columns=("student", "from, nats", "to, nats", "targets", "KL", "standard error"),
+        rows=[
+            [name, b["low_nats"], b["high_nats"], b["num_targets"], b["kl_nats"], b["kl_standard_error"]]
+            for name, bins in found.items()
+            for b in bins
+        ],
+    )
+    series = [
+        _binned(run.name, place, bins, [(b["low_nats"] + b["high_nats"]) / 2 for b in bins])
+        for place, run in enumerate(runs, 1)
+        for bins in [found[run.name]]
+    ]
+    return lines(chart, series)
+
+
+def _binned(name: str, colour: int, bins: list[dict[str, Any]], x: list[float]) -> Line:
+    kl = [float(b["kl_nats"]) for b in bins]
+    errors = [2 * (b["kl_standard_error"] or 0.0) for b in bins]
+    return Line(
+        name=name,
+        x=x,
+        y=kl,
+        colour=colour,
+        low=[value - error for value, error in zip(kl, errors, strict=True)],
+        high=[value + error for value, error in zip(kl, errors, strict=True)],
+    )
+
+
+def calibration_charts(runs: Sequence[Run]) -> Markup:
+    """The reliability diagram with the teacher and every student (Guo et al. 2017)."""
+    sides = {"teacher": (runs[0].measures["calibration"] or {}).get("teacher")} | {
+        run.name: (run.measures["calibration"] or {}).get("student") for run in runs
+    }
+    found = [(name, side["bins"]) for name, side in sides.items() if side]
+    chart = Chart(
+        key="reliability",
+        title="Can its confidence be trusted?",
+        caption="How often the most probable token is the real one, against how sure the model was of it. On the "
+        "dotted line confidence is right; below it the model is too sure of itself.",
+        x_label="confidence",
+        y_label="share that was right",
+        columns=("model", "from", "to", "targets", "mean confidence", "right"),
+        rows=[
+            [name, b["low"], b["high"], b["num_targets"], b["mean_confidence"], b["accuracy"]]
+            for name, bins in found
+            for b in bins
+        ],
+    )
+    colours = {name: place for place, name in enumerate(sides)}
+    series = [
+        Line(
+            name=name,
+            x=[b["mean_confidence"] for b in bins],
+            y=[b["accuracy"] for b in bins],
+            colour=colours[name],
+        )
+        for name, bins in found
+    ]
+    guide = Line(name="perfect", x=[0.0, 1.0], y=[0.0, 1.0], colour=None, has_markers=False)
+    return grid(lines(chart, [*series, guide], Axes(x_range=(0.0, 1.0), y_range=(0.0, 1.0))))

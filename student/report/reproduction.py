@@ -1,0 +1,111 @@
+"""What it cost, and all that is needed to have it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from storage.cache import Cache
+from storage.hashing import sha256_file
+from storage.manifest import MANIFEST_NAME
+from storage.report.cache_page import code, commands_block
+from storage.report.markup import Markup, element, join
+from storage.report.numbers import ABSENT, duration, size, whole
+from storage.report.page import note
+from storage.report.tables import Cell, facts, table
+from student.config import MixConfig, TrainConfig
+from student.report.runs import Run
+
+_PACKAGES = ("teachonce", "torch", "transformers", "pyarrow")
+
+
+def cost_table(cache: Cache, runs: Sequence[Run]) -> Markup:
+    """Bytes of the cache, and tokens and time of each training."""
+    cache_bytes = sum(shard.shard_bytes for shard in cache.manifest.shards)
+    rows: list[list[Cell]] = []
+    for run in runs:
+        seconds, tokens, steps = run.last("seconds"), run.last("tokens_seen"), run.last("step")
+        rate = tokens / seconds if tokens is not None and seconds else None
+        rows.append([run.name, whole(steps), whole(tokens), duration(seconds), whole(rate)])
+    return join(
+        [
+            element("p", f"The cache takes {size(cache_bytes)}. It was made once and serves any number of students."),
+            table(
+                ["Training of", "steps", "tokens read", "time", "tokens/s"], rows, label="Tokens and time of training"
+            ),
+            note(
+                f"As each run logged it, evaluations and checkpoints included; {ABSENT} where the log does not say. "
+                "What the teacher's run took is not in a cache."
+            ),
+        ]
+    )
+
+
+def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) -> Markup:
+    """Versions, hashes, settings, and the lines to type."""
+    identity = cache.identity
+    pairs: list[tuple[str, Cell]] = [
+        ("Teacher", identity.teacher["id"]),
+        ("sha256 of its weights", code(identity.teacher.get("weights_sha256"))),
+        ("Text", identity.data["source"]),
+        ("sha256 of the cache's manifest", code(sha256_file(cache.path / MANIFEST_NAME))),
+        ("Report made with", versions()),
+    ]
+    lines = [train_line(run, cache_path) for run in runs if run.settings]
+    directories = " ".join(shlex.quote(str(run.directory)) for run in runs)
+    lines.append(
+        f"teachonce-student report {directories} --cache {shlex.quote(cache_path)} --out {shlex.quote(str(out))}"
+    )
+    strangers = [run.name for run in runs if run.settings.get("cache_sha256") not in (None, cache.rows_sha256)]
+    return join(
+        [
+            note(f"Trained on the rows of another cache than this one: {', '.join(strangers)}.") if strangers else None,
+            facts(pairs),
+            commands_block("\n".join(lines)),
+            *[_settings(run) for run in runs],
+        ]
+    )
+
+
+def train_line(run: Run, cache_path: str) -> str:
+    """The command that makes a student again: the settings that are not the defaults."""
+    flags = []
+    for field in dataclasses.fields(TrainConfig):
+        if field.name == "mix":
+            flags += _changed(MixConfig, run.settings.get("mix") or {}, "--mix.")
+        elif field.name in run.settings:
+            flags += _changed(TrainConfig, {field.name: run.settings[field.name]}, "--")
+    return shlex.join(["teachonce-student", "train", cache_path, "--out", str(run.directory), *flags])
+
+
+def _changed(config: type, settings: dict[str, Any], prefix: str) -> list[str]:
+    flags = []
+    for field in dataclasses.fields(config):
+        if field.name in settings and settings[field.name] != field.default:
+            flags += [f"{prefix}{field.name.replace('_', '-')}", str(settings[field.name])]
+    return flags
+
+
+def versions() -> str:
+    """Of Python and of the packages that figures depend on."""
+    found = [f"Python {platform.python_version()}"]
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _settings(run: Run) -> Markup:
+    if not run.settings:
+        return note(f"{run.name} has no run.json: it was not trained by teachonce-student train.")
+    pairs: list[tuple[str, Cell]] = [
+        (name, code(value)) for name, value in sorted(run.settings.items()) if name != "teacher"
+    ]
+    return element("details", element("summary", f"Settings of {run.name}"), facts(pairs))

@@ -1,0 +1,109 @@
+"""What is known about a student: its settings, its log, its measures, and how fast it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from student.errors import CheckpointError
+from student.run_log import read_metrics
+from student.trainer import RUN_NAME
+
+Point = tuple[float, float]
+_MOST_POINTS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A student of the report.
+
+    name: what the page calls it; settings: of run.json, empty for a model that teachonce did not train; metrics: lines
+    of metrics.jsonl; measures: what student.evaluate found; tokens_per_second: of generation at batch 1, here.
+    """
+
+    name: str
+    directory: Path
+    settings: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    measures: dict[str, Any]
+    tokens_per_second: float | None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it was trained on plain text alone, without anything that the teacher said."""
+        mix = self.settings.get("mix")
+        if not isinstance(mix, dict):
+            return False
+        return all(mix.get(part) == 0 for part in ("soft_targets", "samples", "beams"))
+
+    @property
+    def loss_names(self) -> list[str]:
+        """Parts of the loss in the log, in the order of their first appearance."""
+        found: dict[str, None] = {}
+        for line in self.metrics:
+            found |= dict.fromkeys(name for name in line if name.endswith("_nats"))
+        return list(found)
+
+    def logged(self, name: str) -> list[Point]:
+        """(step, value) of a logged number, thinned by means over neighbours."""
+        points = [(float(line["step"]), line[name]) for line in self.metrics if _is_number(line.get(name))]
+        return thinned(points)
+
+    def validated(self, name: str) -> list[Point]:
+        """(step, value) of a measure on the validation split, of those that training made as it went."""
+        found = [(line["step"], line.get("validation")) for line in self.metrics]
+        return [
+            (float(step), float(measures[name]))
+            for step, measures in found
+            if isinstance(measures, dict) and _is_number(measures.get(name))
+        ]
+
+    def last(self, name: str) -> float | None:
+        """The last logged value of a number that only grows, None for an older log without it."""
+        values = [line[name] for line in self.metrics if _is_number(line.get(name))]
+        return float(values[-1]) if values else None
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What run.json says, {} for a student without one; raises CheckpointError for one that is damaged."""
+    path = directory / RUN_NAME
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(str(path), str(error)) from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(str(path), "not a JSON object")
+    return settings
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl that name their step."""
+    return [line for line in read_metrics(directory) if isinstance(line, dict) and _is_number(line.get("step"))]
+
+
+def distinct_names(directories: Sequence[Path]) -> list[str]:
+    """The last part of each path, and more of it where two are alike."""
+    resolved = [directory.resolve() for directory in directories]
+    num_parts = 1
+    while True:
+        names = ["/".join(path.parts[-num_parts:]) for path in resolved]
+        if len(set(names)) == len(set(resolved)) or num_parts > max(len(path.parts) for path in resolved):
+            return names
+        num_parts += 1
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most 120 points: each the mean of as many neighbours."""
+    width = max(1, -(-len(points) // _MOST_POINTS))
+    groups = [points[start : start + width] for start in range(0, len(points), width)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,131 @@
+"""The report from end to end: measure every student, look at some rows, write the page."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.cache import Cache, open_cache
+from storage.report.markup import Markup, join
+from storage.report.page import Section, page, publish_page, require_file_name
+from storage.report.svg import require_matplotlib
+from student.config import EvaluateConfig, ReportConfig
+from student.evaluation import evaluate
+from student.generation import generation_speed
+from student.model import check_fits, choose_device, load_cache_tokenizer, load_student
+from student.report.candidates import candidates_view, rank_some_prompts
+from student.report.curves import calibration_charts, divergence_charts, training_charts
+from student.report.headline import headline
+from student.report.passage import look_at_passage, passage_view
+from student.report.reproduction import cost_table, reproduction
+from student.report.runs import Run, distinct_names, read_log, read_settings
+from student.report.summary import summary_view, told_about
+from student.report.texts import continue_some_prompts, texts_view, variety_table
+
+
+def report(config: ReportConfig) -> int:
+    """Write the page and return its bytes.
+
+    Raises MissingExtraError without matplotlib, ConfigError or DiskFullError for a page that cannot be written,
+    NoSuchStudentError, VocabularyMismatchError, CheckpointError for a damaged run.json, or a CacheError.
+    """
+    require_matplotlib()
+    require_file_name(config.out)
+    cache = open_cache(config.cache)
+    settings = [read_settings(directory) for directory in config.students]
+    device = choose_device(config.device)
+    models = [_load(directory, cache, device) for directory in config.students]
+    runs = [
+        Run(
+            name=name,
+            directory=directory,
+            settings=run_settings,
+            metrics=read_log(directory),
+            measures=evaluate(_evaluation(config, directory)),
+            tokens_per_second=generation_speed(model),
+        )
+        for name, directory, run_settings, model in zip(
+            distinct_names(config.students), config.students, settings, models, strict=True
+        )
+    ]
+    content = report_page(config, cache, runs, models, _decoder(cache), _machine(device))
+    publish_page(config.out, content)
+    return len(content)
+
+
+def report_page(
+    config: ReportConfig,
+    cache: Cache,
+    runs: Sequence[Run],
+    models: Sequence[Any],
+    decode: Callable[[Any], str],
+    machine: str,
+) -> bytes:
+    """The page: the same bytes for the same runs, models and cache.
+
+    models: of the runs; decode: token ids to text; machine: where speed was measured.
+    """
+    names, teacher = [run.name for run in runs], cache.identity.teacher
+    passage = look_at_passage(models, cache, decode)
+    candidates = rank_some_prompts(models, cache, decode)
+    texts = continue_some_prompts(models, cache, decode)
+    has_blocks = runs[0].measures["num_targets"]
+    parts: list[tuple[str, str, Markup | None]] = [
+        ("figures", "Teacher and student", headline(runs, teacher, machine)),
+        ("divergence", "Where it differs from the teacher", divergence_charts(runs) if has_blocks else None),
+        ("calibration", "Calibration", calibration_charts(runs) if has_blocks else None),
+        ("passage", "Token by token", passage_view(passage, names) if passage else None),
+        ("candidates", "Choosing among candidates", candidates_view(candidates, names) if candidates else None),
+        ("texts", "Texts", _texts(runs, texts_view(texts, names) if texts else None)),
+        ("training", "Training", training_charts(runs)),
+        ("cost", "Bytes and time", cost_table(cache, runs)),
+        ("reproduce", "Have it again", reproduction(cache, str(config.cache), runs, config.out)),
+    ]
+    sections = [Section(key=key, title=title, content=content) for key, title, content in parts if content]
+    told = told_about(runs)
+    students = " and ".join(run.name for run in told)
+    return page(
+        title=f"{students}, distilled from {teacher['id']}", lead=summary_view(runs, teacher), sections=sections
+    )
+
+
+def _texts(runs: Sequence[Run], side_by_side: Markup | None) -> Markup | None:
+    found = [part for part in (variety_table(runs), side_by_side) if part]
+    return join(found) if found else None
+
+
+def _load(directory: Path, cache: Cache, device: torch.device) -> Any:
+    model = load_student(directory).to(device).eval()
+    check_fits(model, cache, str(directory))
+    return model
+
+
+def _evaluation(config: ReportConfig, directory: Path) -> EvaluateConfig:
+    return EvaluateConfig(
+        student=directory,
+        cache=config.cache,
+        num_prompts=config.num_prompts,
+        device=config.device,
+        quiet=config.quiet,
+    )
+
+
+def _decoder(cache: Cache) -> Callable[[Any], str]:
+    tokenizer = load_cache_tokenizer(cache)
+
+    def decode(ids: Any) -> str:
+        text: str = tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    return decode
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of a machine with {os.cpu_count()} {platform.machine()} cores"

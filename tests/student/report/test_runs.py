@@ -1,0 +1,84 @@
+"""What is known about a student, also when its files say less than they should, or nonsense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student.errors import CheckpointError
+from student.report.runs import Run, distinct_names, read_log, read_settings, thinned
+
+
+def make_run(**changes: Any) -> Run:
+    settings: dict[str, Any] = {
+        "name": "student", "directory": Path("student"), "settings": {}, "metrics": [], "measures": {},
+        "tokens_per_second": 10.0,
+    }  # fmt: skip
+    return Run(**(settings | changes))
+
+
+def test_names_are_told_apart(tmp_path: Path) -> None:
+    assert distinct_names([Path("a/student"), Path("b/plain")]) == ["student", "plain"]
+    assert distinct_names([Path("a/s"), Path("b/s"), Path("b/t")]) == ["a/s", "b/s", "b/t"]
+    assert distinct_names([tmp_path]) == [tmp_path.name]
+
+
+@pytest.mark.parametrize(
+    ("mix", "is_baseline"),
+    [
+        ({"soft_targets": 0.0, "samples": 0.0, "beams": 0.0, "labels": 1.0}, True),
+        ({"soft_targets": 0.0, "samples": 0.5, "beams": 0.0, "labels": 1.0}, False),
+        ({"soft_targets": None, "samples": 0.0, "beams": 0.0, "labels": 1.0}, False),
+        ({"soft_targets": 0.0, "samples": 0.0, "beams": 0.0, "labels": None}, True),
+        (None, False),
+        ("labels", False),
+    ],
+)
+def test_a_baseline_is_what_saw_plain_text_alone(mix: object, is_baseline: bool) -> None:
+    assert make_run(settings={"mix": mix}).is_baseline == is_baseline
+
+
+def test_a_log_with_nonsense_in_it(tmp_path: Path) -> None:
+    lines = [
+        {"step": 10, "soft_targets_nats": 2.0, "tokens_seen": 100, "seconds": 1.5},
+        {"step": 10, "validation": {"kl_nats": 0.5, "perplexity": None}},
+        {"step": 20, "soft_targets_nats": "<b>", "labels_nats": float("nan"), "tokens_seen": 200},
+        {"no step": 1},
+        {"step": "x"},
+        {"step": 30, "soft_targets_nats": True, "validation": "none"},
+        [1],
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
+    run = make_run(metrics=read_log(tmp_path))
+    assert [line["step"] for line in run.metrics] == [10, 10, 20, 30]
+    assert run.loss_names == ["soft_targets_nats", "labels_nats"]
+    assert run.logged("soft_targets_nats") == [(10.0, 2.0)]
+    assert run.logged("labels_nats") == []
+    assert run.validated("kl_nats") == [(10.0, 0.5)]
+    assert run.validated("perplexity") == []
+    assert (run.last("tokens_seen"), run.last("seconds"), run.last("nothing")) == (200.0, 1.5, None)
+    assert read_log(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00"])
+def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
+    assert read_settings(tmp_path) == {}
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("num_points", [0, 1, 119, 120, 121, 1000])
+def test_thinning_keeps_the_mean_and_the_end(num_points: int) -> None:
+    points = [(float(step), float(step**2)) for step in range(1, num_points + 1)]
+    found = thinned(points)
+    assert len(found) <= 120
+    if num_points <= 120:
+        assert found == points
+    else:
+        assert found[-1][0] == num_points
+        width = -(-num_points // 120)
+        assert found[0] == (float(width), sum(value for _, value in points[:width]) / width)
