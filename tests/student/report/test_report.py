@@ -17,6 +17,7 @@ from storage import Cache
 from student.cli import main
 from student.config import ReportConfig
 from student.model import load_student
+from student.report.runs import read_log
 from student.report.whole import report_page
 from tests.storage.report.test_page import check_page
 from tests.student.report.measures import made_up_measures
@@ -55,6 +56,8 @@ def test_a_report_of_two_students(
     assert "Compared with plain" in text
     assert f"teachonce-student train {cache.path} --out {student_dirs[0]} --preset" in text
     assert "another cache" not in text
+    for directory in student_dirs:
+        assert f"<td>{read_log(directory)[-1]['tokens_seen']:,}</td>" in text
 
 
 def test_the_same_figures_give_the_same_bytes(
