@@ -96,7 +96,7 @@ def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
     owners = [b for b, row in enumerate(rows) for _ in row.candidates]
     candidates = [candidate for row in rows for candidate in row.candidates]
     slots = [slot for row in rows for slot in range(len(row.candidates))]
-    scores = torch.full((len(rows), max(slots) + 1), -torch.inf)
+    scores = torch.full((len(rows), max(slots, default=0) + 1), -torch.inf)
     scores[owners, slots] = torch.tensor([candidate.score for candidate in candidates])
     ids = [candidate.candidate_ids for candidate in candidates]
     return BeamBatch(
@@ -114,9 +114,9 @@ def text_batch(prompt_ids: list[int], continuations: list[list[int]], device: to
 
 
 def _text_batch(prompts: list[NDArray[Any]], continuations: list[NDArray[Any]], device: torch.device) -> TextBatch:
-    lengths = np.array([len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)])
-    prompt_lengths = np.array([len(p) for p in prompts])
-    ids = np.zeros((len(prompts), lengths.max()), dtype=np.int64)
+    prompt_lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    lengths = prompt_lengths + np.array([len(continuation) for continuation in continuations], dtype=np.int64)
+    ids = np.zeros((len(prompts), lengths.max(initial=1)), dtype=np.int64)
     for row, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         ids[row, : lengths[row]] = np.concatenate([prompt, continuation])
     place = np.arange(ids.shape[1] - 1)

@@ -14,6 +14,7 @@ from storage.remote_cache import DEFAULT_LOCAL_BYTES, LocalCopy, default_local_c
 
 Loss = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Parallelism = Literal["ddp", "fsdp"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -53,13 +54,14 @@ class TrainConfig:
     max_steps: int = 1000
     """Optimiser steps."""
     batch_blocks: int = 16
-    """Blocks of soft targets per step."""
+    """Blocks of soft targets per step, over all processes."""
     batch_samples: int = 16
-    """Sampled texts per step."""
+    """Sampled texts per step, over all processes."""
     batch_beams: int = 4
-    """Prompts with their candidates per step."""
+    """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
-    """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay."""
+    """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay. A GPU that runs out of
+    memory cuts into twice as many."""
     learning_rate: float = 1e-3
     """Peak learning rate; falls along a cosine to a tenth."""
     warmup_steps: int | None = None
@@ -83,8 +85,12 @@ class TrainConfig:
     """Steps between evaluations on the validation split."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    parallelism: Parallelism = "ddp"
+    """What each of several processes (torchrun) holds: all of the student (ddp), or a part of it (fsdp)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one, under torchrun each process its own."""
     dtype: Dtype = "auto"
     """Arithmetic of the forward and backward pass; auto is bfloat16 autocast on a GPU, float32 elsewhere."""
     allow_incomplete: bool = False

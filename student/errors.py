@@ -10,6 +10,8 @@ TeachonceError
     ├── TemperatureError          a temperature that the cache cannot serve
     ├── RunMismatchError          a rerun differs from the run that it would resume
     ├── CheckpointError           a checkpoint that cannot be read
+    ├── LostProcessError          another process of the run has ended
+    ├── StudentMemoryError        a step that does not fit into the device's memory
     ├── NoSuchStudentError        no trained student in that directory
     ├── CandidatesError           a candidates file without two texts to choose from
     ├── PromptError               a prompt that is not Unicode text
@@ -94,6 +96,28 @@ class CheckpointError(StudentError):
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         super().__init__(f"{path}: damaged checkpoint ({reason}); delete it to start the run again")
+
+
+class LostProcessError(StudentError):
+    """Another process of the run has ended, and this one cannot go on alone."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        super().__init__(
+            f"process {rank}: another process of this run has ended; its last checkpoint is whole: "
+            "start the run again, with as many processes as you like"
+        )
+
+
+class StudentMemoryError(StudentError):
+    """A step that does not fit into the device's memory."""
+
+    def __init__(self, micro_batches: int) -> None:
+        self.micro_batches = micro_batches
+        super().__init__(
+            f"--micro-batches {micro_batches}: out of memory; use more of them, --gradient-checkpointing, "
+            "or --parallelism fsdp with more processes"
+        )
 
 
 class NoSuchStudentError(StudentError):

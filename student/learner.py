@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from storage.cache import Cache
 from student.config import TrainConfig
+from student.errors import StudentMemoryError
 from student.model import build_student
 from student.objective import Objective
+from student.parallel import ParallelModel
+from student.processes import Processes
 from student.schedule import learning_rate, make_optimizer
 
 
@@ -20,27 +23,45 @@ from student.schedule import learning_rate, make_optimizer
 class Learner:
     """What training changes, and how."""
 
-    model: Any
+    parallel: ParallelModel
     optimizer: torch.optim.Optimizer
     objective: Objective
     config: TrainConfig
 
     def step(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Optimiser step 0, 1, … on rows of each kind; returns measures by name, and tokens read.
+        """Optimiser step 0, 1, … on this process's rows of each kind.
 
-        The measures are losses in nats, and gradient_norm of all parameters together before it is clipped.
+        Returns its shares of measures by name, whose sums over processes are the losses in nats and gradient_norm of
+        all parameters together before it is clipped; and the tokens that all processes read.
+        Raises StudentMemoryError when the step does not fit into the device's memory.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses, num_tokens = self.objective.accumulate(rows)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        losses, num_tokens = self._accumulate(rows)
+        norm = torch.nn.utils.clip_grad_norm_(self.parallel.model.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
-        return losses | {"gradient_norm": norm}, num_tokens
+        whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return losses | {"gradient_norm": whole_norm / self.parallel.processes.world_size}, num_tokens
+
+    def _accumulate(self, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
+        """Gradients of a step, in twice as many micro-batches whenever memory runs out."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self.objective.accumulate(rows)
+            except torch.OutOfMemoryError as error:
+                # Other processes wait for this one's gradients of the passes as they were cut.
+                if self.parallel.processes.world_size > 1 or not self.objective.halve_micro_batches():
+                    raise StudentMemoryError(self.objective.micro_batches) from error
 
 
-def make_learner(config: TrainConfig, cache: Cache, device: torch.device) -> Learner:
+def make_learner(
+    config: TrainConfig, cache: Cache, device: torch.device, processes: Processes | None = None
+) -> Learner:
     """The learner before its first step; raises StudentError for a student that does not fit the cache."""
     model = build_student(config.preset, cache, config.seed).to(device).train()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    parallel = ParallelModel(model, config.parallelism, processes or Processes())
     optimizer = make_optimizer(model, config)
-    return Learner(model=model, optimizer=optimizer, objective=Objective(model, cache, config, device), config=config)
+    return Learner(parallel=parallel, optimizer=optimizer, objective=Objective(parallel, cache, config), config=config)

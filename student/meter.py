@@ -6,12 +6,18 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from student.processes import Processes
 
 
 @dataclass(kw_only=True)
 class Meter:
-    """Counts since the run's first step, and sums over the steps since the last reading."""
+    """Counts since the run's first step, and sums over the steps since the last reading.
+
+    `read` and `state` are called by all processes.
+    """
 
     tokens_seen: int = 0
     """Tokens that the student has read in training."""
@@ -22,9 +28,13 @@ class Meter:
     num_steps: int = 0
     num_tokens: int = 0
     step_seconds: float = 0.0
+    processes: Processes = Processes()
+    """Who takes part: each adds up its shares of the measures."""
 
     def __post_init__(self) -> None:
         self._mark = time.perf_counter()
+        if not self.processes.is_first:
+            self.sums = dict.fromkeys(self.sums, 0.0)  # what a checkpoint has is the sum of all shares
 
     def add_step(self, measures: dict[str, Tensor], num_tokens: int) -> None:
         """Count a step with everything that happened since the last call of this or of `pass_time`."""
@@ -42,7 +52,7 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Means and speed over the steps since the last reading, and begin anew."""
-        means = {name: float(total) / self.num_steps for name, total in self.sums.items()}
+        means = {name: total / self.num_steps for name, total in self._whole_sums().items()}
         self.step_seconds += self.pass_time()  # a GPU was waited for just now
         found = means | {"tokens_per_second": round(self.num_tokens / self.step_seconds, 1)}
         self.sums, self.num_steps, self.num_tokens, self.step_seconds = {}, 0, 0, 0.0
@@ -56,12 +66,15 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """Plain values that make an equal meter: Meter(**state)."""
         self.pass_time()
-        sums = {name: float(total) for name, total in self.sums.items()}
         return {
             "tokens_seen": self.tokens_seen,
             "seconds": self.seconds,
-            "sums": sums,
+            "sums": self._whole_sums(),
             "num_steps": self.num_steps,
             "num_tokens": self.num_tokens,
             "step_seconds": self.step_seconds,
         }
+
+    def _whole_sums(self) -> dict[str, float]:
+        shares = torch.tensor([float(share) for share in self.sums.values()], dtype=torch.float64)
+        return dict(zip(self.sums, self.processes.sum(shares).tolist(), strict=True))

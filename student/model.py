@@ -22,6 +22,7 @@ from student.errors import (
     VocabularyMismatchError,
 )
 from student.matmul_precision import use_fast_matmul
+from student.processes import local_rank
 
 # GPT-2 architecture: layers, width, heads. distil is the shape of DistilGPT2.
 PRESETS: dict[str, dict[str, int]] = {
@@ -166,7 +167,7 @@ def context_length_of(model: Any) -> int:
 def choose_device(name: str) -> torch.device:
     """The device that --device names, its float32 products on the fast path where that is exact."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -1,11 +1,13 @@
 """The parts of the loss: what each takes from the cache and how it becomes gradients.
 
 Every part is a mean: over all valid positions, all completion tokens or all prompts of the step's whole
-batch, however many micro-batches it is cut into.
+batch, however many processes share it and micro-batches it is cut into.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +24,12 @@ from student.losses.selection import length_normalised_scores, selection_loss
 from student.losses.targets import SparseTargets
 from student.losses.token_logprobs import token_logprobs
 from student.model import head_weight, hidden_states
+from student.parallel import ParallelModel
 
 _DEFAULT_WEIGHTS = {"soft_targets": 1.0, "samples": 0.5, "beams": 0.25, "labels": 0.1}
 _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
+
+_Batch = BlockBatch | TextBatch | BeamBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +90,12 @@ def resolve_head_loss(config: TrainConfig, cache: Cache, weights: dict[str, floa
 class Objective:
     """Adds up gradients of the weighted parts for one step; returns what each part's loss was."""
 
-    def __init__(self, model: Any, cache: Cache, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, parallel: ParallelModel, cache: Cache, config: TrainConfig) -> None:
         self.weights = resolve_weights(config, cache)
         self.head_loss = resolve_head_loss(config, cache, self.weights)
-        self._model, self._config, self._device = model, config, device
+        self.micro_batches = config.micro_batches
+        self._parallel, self._config = parallel, config
+        self._model, self._device = parallel.model, parallel.model.device
         self._tail_weight = soft_target_settings(cache).tail_weight if self._uses_blocks else None
         self._length_penalty = (
             float(cache.setting("config", "beams", "length_penalty")) if self.weights["beams"] else 1.0
@@ -99,7 +106,7 @@ class Objective:
         return self.weights["soft_targets"] > 0 or self.weights["labels"] > 0
 
     def batch_rows(self) -> dict[str, int]:
-        """Rows per step of each kind that is used."""
+        """Rows per step of each kind that is used, over all processes."""
         rows = {}
         if self._uses_blocks:
             rows["soft_targets"] = self._config.batch_blocks
@@ -110,67 +117,85 @@ class Objective:
         return rows
 
     def accumulate(self, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Backward pass over the rows of a step; returns losses in nats by name, and the number of tokens read."""
+        """Backward pass over this process's rows of a step.
+
+        Returns its share of the losses in nats by name, whose sum over processes is the mean over the step, and the
+        number of tokens that all processes read.
+        """
+        batches = {kind: self._batches(kind, stored) for kind, stored in rows.items()}
+        num_targets, num_tokens = self._counts(batches)
+        passes = [(kind, batch) for kind, parts in batches.items() for batch in parts]
         losses: dict[str, Tensor] = {}
-        num_tokens = 0
-        if "soft_targets" in rows:
-            blocks = [self._block_batch(part) for part in _cut(rows["soft_targets"], self._config.micro_batches)]
-            losses |= self._blocks(blocks)
-            num_tokens += sum(batch.input_ids.numel() for batch in blocks)
-        if "samples" in rows:
-            texts = [sample_batch(part, self._device) for part in _cut(rows["samples"], self._config.micro_batches)]
-            losses |= self._samples(texts)
-            num_tokens += sum(batch.input_ids.numel() for batch in texts)
-        if "beams" in rows:
-            beams = [beam_batch(part, self._device) for part in _cut(rows["beams"], self._config.micro_batches)]
-            losses |= self._beams(beams)
-            num_tokens += sum(batch.texts.input_ids.numel() for batch in beams)
+        for index, (kind, batch) in enumerate(passes):
+            loss = functools.partial(self._loss, kind, batch, num_targets[kind])
+            for name, value in self._parallel.accumulate(loss, is_last=index == len(passes) - 1).items():
+                losses[name] = losses[name] + value if name in losses else value
         return losses, num_tokens
 
-    def _block_batch(self, rows: pa.RecordBatch) -> BlockBatch:
-        return block_batch(
-            rows, tail_weight=self._tail_weight, temperature=self.head_loss.temperature, device=self._device
-        )
+    def halve_micro_batches(self) -> bool:
+        """Cut every batch into twice as many parts from now on; False when no part can be smaller."""
+        most_rows = max(self.batch_rows().values())
+        if self.micro_batches >= most_rows:
+            return False
+        self.micro_batches *= 2
+        return True
 
-    def _blocks(self, batches: list[BlockBatch]) -> dict[str, Tensor]:
-        num_valid = max(sum(len(batch.targets) for batch in batches), 1)
-        soft, labels = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
-        for batch in batches:
-            total, soft_sum, label_sum = self._head_loss(batch, batch.is_valid, batch.targets, self.head_loss)
-            (total / num_valid).backward()  # type: ignore[no-untyped-call]
-            soft, labels = soft + soft_sum / num_valid, labels + label_sum / num_valid
-            if self.head_loss.unbiased and self.head_loss.temperature == 1.0:
-                soft = soft - batch.entropy.double().sum() / num_valid
-        losses = {"soft_targets_nats": soft} if self.weights["soft_targets"] else {}
-        return losses | ({"labels_nats": labels} if self.weights["labels"] else {})
+    def _batches(self, kind: str, stored: pa.RecordBatch) -> list[_Batch]:
+        """As many batches in every process, which may be without rows: each takes part in every pass."""
+        share = -(-self.batch_rows()[kind] // self._parallel.processes.world_size)
+        most_rows = max(share, stored.num_rows)
+        parts = _cut(stored, most_rows, self.micro_batches)
+        match kind:
+            case "soft_targets":
+                temperature = self.head_loss.temperature
+                return [
+                    block_batch(part, tail_weight=self._tail_weight, temperature=temperature, device=self._device)
+                    for part in parts
+                ]
+            case "samples":
+                return [sample_batch(part, self._device) for part in parts]
+            case _:
+                return [beam_batch(part, self._device) for part in parts]
 
-    def _samples(self, batches: list[TextBatch]) -> dict[str, Tensor]:
-        num_targets = sum(len(batch.label_ids) for batch in batches)
-        mean = torch.zeros((), device=self._device)
-        for batch in batches:
-            targets = SparseTargets.labels_only(batch.label_ids)
-            total, _, label_sum = self._head_loss(batch, batch.is_target, targets, _LABEL_LOSS)
-            (total * (self.weights["samples"] / num_targets)).backward()  # type: ignore[no-untyped-call]
-            mean = mean + label_sum / num_targets
-        return {"samples_nats": mean}
+    def _counts(self, batches: dict[str, list[_Batch]]) -> tuple[dict[str, int], int]:
+        """Over all processes: what the loss of each kind is a mean of, at least 1, and the tokens read."""
+        counts = [sum(map(_num_targets, parts)) for parts in batches.values()]
+        num_tokens = sum(_texts_of(batch).input_ids.numel() for parts in batches.values() for batch in parts)
+        *totals, all_tokens = self._parallel.processes.sum(torch.tensor([*counts, num_tokens])).tolist()
+        return {kind: max(total, 1) for kind, total in zip(batches, totals, strict=True)}, all_tokens
 
-    def _beams(self, batches: list[BeamBatch]) -> dict[str, Tensor]:
-        num_prompts = sum(len(batch.teacher_scores) for batch in batches)
-        mean = torch.zeros((), device=self._device)
-        for batch in batches:
-            with self.autocast():
-                scores_BN = candidate_scores(self._model, batch, self._length_penalty)
-            loss_B = selection_loss(scores_BN, batch.teacher_scores, self._config.selection_temperature)
-            (loss_B.sum() * (self.weights["beams"] / num_prompts)).backward()  # type: ignore[no-untyped-call]
-            mean = mean + loss_B.detach().sum() / num_prompts
-        return {"beams_nats": mean}
+    def _loss(self, kind: str, batch: Any, num_targets: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What to derive, whose mean over processes is this part's of the whole loss, and this process's shares."""
+        parts: dict[str, Callable[[Any], tuple[Tensor, dict[str, Tensor]]]] = {
+            "soft_targets": self._blocks, "samples": self._samples, "beams": self._beams,
+        }  # fmt: skip
+        with self.autocast():
+            total, shares = parts[kind](batch)
+        scale = self._parallel.processes.world_size / num_targets
+        return total * scale, {name: share / num_targets for name, share in shares.items()}
+
+    def _blocks(self, batch: BlockBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, soft_sum, label_sum = self._head_loss(batch, batch.is_valid, batch.targets, self.head_loss)
+        if self.head_loss.unbiased and self.head_loss.temperature == 1.0:
+            soft_sum = soft_sum - batch.entropy.double().sum()
+        shares = {"soft_targets": ("soft_targets_nats", soft_sum), "labels": ("labels_nats", label_sum)}
+        return total, dict(share for part, share in shares.items() if self.weights[part])
+
+    def _samples(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        targets = SparseTargets.labels_only(batch.label_ids)
+        total, _, label_sum = self._head_loss(batch, batch.is_target, targets, _LABEL_LOSS)
+        return total * self.weights["samples"], {"samples_nats": label_sum}
+
+    def _beams(self, batch: BeamBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        scores_BN = candidate_scores(self._model, batch, self._length_penalty)
+        loss = selection_loss(scores_BN, batch.teacher_scores, self._config.selection_temperature).sum()
+        return loss * self.weights["beams"], {"beams_nats": loss.detach()}
 
     def _head_loss(
         self, batch: BlockBatch | TextBatch, is_target: Tensor, targets: SparseTargets, loss: HeadLoss
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with self.autocast():
-            hidden_PD = hidden_states(self._model, batch.input_ids, batch.position_ids)[is_target]
-            return fused_head_loss(hidden_PD, head_weight(self._model), targets, loss)
+        hidden_PD = hidden_at(self._model, batch, is_target)
+        return fused_head_loss(hidden_PD, head_weight(self._model), targets, loss)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 arithmetic where it was asked for, or pays."""
@@ -181,9 +206,8 @@ class Objective:
 
 def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Tensor:
     """The student's length-normalised scores [B, N], −inf where a prompt has fewer candidates."""
-    texts = batch.texts
-    hidden_PD = hidden_states(model, texts.input_ids, texts.position_ids)[texts.is_target]
-    logprobs_P = token_logprobs(hidden_PD, head_weight(model), texts.label_ids)
+    hidden_PD = hidden_at(model, batch.texts, batch.texts.is_target)
+    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.texts.label_ids)
     owner_P = torch.repeat_interleave(torch.arange(len(batch.lengths), device=hidden_PD.device), batch.lengths)
     sums_L = logprobs_P.new_zeros(len(batch.lengths)).index_add(0, owner_P, logprobs_P)
     scores_L = length_normalised_scores(sums_L, batch.lengths, length_penalty)
@@ -191,7 +215,30 @@ def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Ten
     return scores_BN.index_put((batch.prompt_index, batch.slot), scores_L)
 
 
-def _cut(rows: pa.RecordBatch, parts: int) -> list[pa.RecordBatch]:
-    """Rows in at most `parts` nearly equal parts."""
-    size = -(-rows.num_rows // parts)
-    return [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
+def hidden_at(model: Any, batch: BlockBatch | TextBatch, is_target: Tensor) -> Tensor:
+    """Hidden states [P, D] at the targets; without rows, the model still passes over a token that leaves nothing."""
+    if not len(batch.input_ids):
+        token_11 = is_target.new_zeros((1, 1), dtype=torch.int64)
+        return hidden_states(model, token_11, token_11)[:, :0].flatten(0, 1)
+    return hidden_states(model, batch.input_ids, batch.position_ids)[is_target]
+
+
+def _texts_of(batch: _Batch) -> BlockBatch | TextBatch:
+    return batch.texts if isinstance(batch, BeamBatch) else batch
+
+
+def _num_targets(batch: _Batch) -> int:
+    """What the loss on a batch is a sum over: valid positions, tokens of completions, or prompts."""
+    match batch:
+        case BlockBatch():
+            return len(batch.targets)
+        case TextBatch():
+            return len(batch.label_ids)
+        case _:
+            return len(batch.teacher_scores)
+
+
+def _cut(rows: pa.RecordBatch, most_rows: int, parts: int) -> list[pa.RecordBatch]:
+    """Rows in at most `parts` nearly equal parts, as many as `most_rows` rows are cut into."""
+    size = -(-most_rows // parts)
+    return [rows.slice(start, size) for start in range(0, most_rows, size)]

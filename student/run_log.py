@@ -46,6 +46,20 @@ class RunLog:
             self._tensorboard.close()
 
 
+class NoLog:
+    """In the place of a RunLog where another process writes it."""
+
+    def has_validation(self, step: int) -> bool:
+        """Whether this process misses an evaluation: never."""
+        return True
+
+    def write(self, step: int, **metrics: Any) -> None:
+        """Leave it to the other process."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics."""
     path = out / METRICS_NAME

@@ -22,14 +22,22 @@ from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
 from storage.shard import check_file
-from student.checkpoint import CHECKPOINT_NAME, load_checkpoint, remove_checkpoint, save_checkpoint
+from student.checkpoint import (
+    CHECKPOINT_NAME,
+    SHARDED_PREFIX,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+    whole_model,
+)
 from student.config import TrainConfig
 from student.errors import CheckpointError, RunMismatchError
 from student.evaluation import evaluate_model
 from student.learner import Learner, make_learner
 from student.meter import Meter
 from student.model import choose_device, load_cache_tokenizer
-from student.run_log import METRICS_NAME, RunLog
+from student.processes import Processes, joined_processes
+from student.run_log import METRICS_NAME, NoLog, RunLog
 from student.schedule import learning_rate
 from student.tensorboard_log import TENSORBOARD_NAME, require_tensorboard
 
@@ -40,7 +48,8 @@ _EVALUATION_BLOCKS = 128
 # Fields that may change between a run and the one that resumes it.
 _FREE_FIELDS = (
     "cache", "out", "device", "evaluate_every", "checkpoint_every", "quiet", "micro_batches",
-    "tensorboard", "allow_incomplete", "local_cache_dir", "local_cache_bytes",
+    "tensorboard", "allow_incomplete", "local_cache_dir", "local_cache_bytes", "parallelism",
+    "gradient_checkpointing",
 )  # fmt: skip
 
 
@@ -52,28 +61,55 @@ def train(config: TrainConfig) -> Path:
     """
     if config.tensorboard:
         require_tensorboard()
-    cache = _open_cache(config)
-    run = _run_facts(config, cache)
-    if (config.out / RUN_NAME).is_file():
-        _require_same_run(config.out, run)
-        _clean_up(config.out)  # a run killed after its last file left its checkpoint
-        if config.tensorboard:  # of a run made without it too
-            RunLog(config.out, config.max_steps, tensorboard=True).close()
+    with joined_processes() as processes:
+        return _train(config, processes)
+
+
+def _train(config: TrainConfig, processes: Processes) -> Path:
+    _require_processes(config, processes)
+    with processes.together():
+        cache = _open_cache(config)
+        # More may be committed of an incomplete cache when another process looks.
+        cache = cache.restricted_to(processes.same([shard.path for shard in cache.manifest.shards]))
+        run = _run_facts(config, cache)
+        is_finished = (config.out / RUN_NAME).is_file()
+        if is_finished:
+            _require_same_run(config.out, run)
+        else:
+            _require_own_directory(config.out)
+            for file in cache.manifest.files:
+                check_file(cache.path, file)
+            tokenizer = load_cache_tokenizer(cache)
+            learner = make_learner(config, cache, choose_device(config.device), processes)
+    if is_finished:
+        if processes.is_first:
+            _finish_again(config)
         return config.out
-    _require_own_directory(config.out)
-    for file in cache.manifest.files:
-        check_file(cache.path, file)
-    tokenizer = load_cache_tokenizer(cache)
-    device = choose_device(config.device)
-    learner = make_learner(config, cache, device)
-    config.out.mkdir(parents=True, exist_ok=True)
-    _note_incomplete(config.out, cache)
-    first_step, states, meter = load_checkpoint(config.out, model=learner.model, optimizer=learner.optimizer, run=run)
-    loop = _Loop(config, cache, learner, meter, run)
+    with processes.together():
+        config.out.mkdir(parents=True, exist_ok=True)
+        if processes.is_first:
+            _note_incomplete(config.out, cache)
+        first_step, states, meter = load_checkpoint(config.out, learner=learner, run=run)
     with _stop_signals() as stop:
-        loop.run(first_step, states, stop)
-    _save_student(learner.model, tokenizer, cache, config, run)
+        _Loop(config, cache, learner, meter, run).run(first_step, states, stop)
+    model = whole_model(learner)
+    with processes.together():
+        if processes.is_first:
+            _save_student(model, tokenizer, cache, config, run)
     return config.out
+
+
+def _require_processes(config: TrainConfig, processes: Processes) -> None:
+    """Refuse what the number of processes does not allow."""
+    if config.parallelism == "fsdp" and processes.world_size < 2:
+        raise ConfigError("--parallelism fsdp: one process has no other to share with; start several by torchrun")
+
+
+def _finish_again(config: TrainConfig) -> None:
+    """What a finished run may lack: a run killed after its last file left its checkpoint."""
+    _clean_up(config.out)
+    if config.tensorboard:  # of a run made without it too
+        RunLog(config.out, config.max_steps, tensorboard=True).close()
 
 
 def _open_cache(config: TrainConfig) -> Cache:
@@ -94,13 +130,15 @@ def _note_incomplete(out: Path, cache: Cache) -> None:
 class _Loop:
     def __init__(self, config: TrainConfig, cache: Cache, learner: Learner, meter: Meter, run: dict[str, Any]) -> None:
         self._config, self._cache, self._learner, self._meter, self._run = config, cache, learner, meter, run
+        self._processes = learner.parallel.processes
 
     def run(self, first_step: int, states: dict[str, StreamState], stop: list[int]) -> None:
         """Steps first_step … max_steps − 1, with logs, evaluations and checkpoints."""
-        config = self._config
+        config, processes = self._config, self._processes
         streams = self._streams(states)
-        with closing(RunLog(config.out, first_step, tensorboard=config.tensorboard)) as log:
-            with Progress(config.max_steps, "train", "steps", quiet=config.quiet, initial=first_step) as bar:
+        is_quiet = config.quiet or not processes.is_first
+        with closing(self._open_log(first_step)) as log:
+            with Progress(config.max_steps, "train", "steps", quiet=is_quiet, initial=first_step) as bar:
                 for step in range(first_step, config.max_steps):
                     batches = {kind: next(stream) for kind, stream in streams.items()}
                     rows = {kind: batch.rows for kind, batch in batches.items()}
@@ -111,44 +149,51 @@ class _Loop:
                     bar.update(1, **(self._log_steps(log, done) if logs else {}))
                     if done % config.evaluate_every == 0 and done < config.max_steps:
                         self._log_validation(log, done)
-                    if done % config.checkpoint_every == 0 or stop or done == config.max_steps:
+                    is_stopping = processes.any(bool(stop))
+                    if done % config.checkpoint_every == 0 or is_stopping or done == config.max_steps:
                         self._checkpoint(done, states)
-                    if stop and done < config.max_steps:
+                    if is_stopping and done < config.max_steps:
                         raise KeyboardInterrupt
-            if not log.has_validation(config.max_steps):  # a run killed after its last step resumes here
+            if processes.any(not log.has_validation(config.max_steps)):  # a run killed after its last step resumes here
                 self._log_validation(log, config.max_steps)
 
-    def _log_steps(self, log: RunLog, done: int) -> dict[str, str]:
+    def _open_log(self, first_step: int) -> RunLog | NoLog:
+        if not self._processes.is_first:
+            return NoLog()
+        return RunLog(self._config.out, first_step, tensorboard=self._config.tensorboard)
+
+    def _log_steps(self, log: RunLog | NoLog, done: int) -> dict[str, str]:
         """Add a line about the steps since the last one; returns what the progress bar shows of it."""
         found = self._meter.read()
         log.write(done, **found, learning_rate=learning_rate(done - 1, self._config), **self._meter.totals())
         rate = found.pop("tokens_per_second")
         return {name: f"{value:.3f}" for name, value in found.items()} | {"tok/s": f"{rate:,.0f}"}
 
-    def _log_validation(self, log: RunLog, done: int) -> None:
-        model = self._learner.model.eval()
-        found = evaluate_model(model, self._cache, max_blocks=_EVALUATION_BLOCKS)
-        model.train()
+    def _log_validation(self, log: RunLog | NoLog, done: int) -> None:
+        """Every process measures the same, for a student in parts needs all of them."""
+        parallel = self._learner.parallel
+        parallel.model.eval()
+        found = parallel.measure(lambda: evaluate_model(parallel.model, self._cache, max_blocks=_EVALUATION_BLOCKS))
+        parallel.model.train()
         log.write(done, validation=found, **self._meter.totals())
 
     def _streams(self, states: dict[str, StreamState]) -> dict[str, Iterator[StreamBatch]]:
         return {
-            kind: RowStream(self._cache, kind, "train", batch_rows=batch_rows, seed=self._config.seed).batches(
-                states.get(kind)
-            )
+            kind: RowStream(
+                self._cache,
+                kind,
+                "train",
+                batch_rows=batch_rows,
+                seed=self._config.seed,
+                rank=self._processes.rank,
+                world_size=self._processes.world_size,
+            ).batches(states.get(kind))
             for kind, batch_rows in self._learner.objective.batch_rows().items()
         }
 
     def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
-        model, optimizer = self._learner.model, self._learner.optimizer
         save_checkpoint(
-            self._config.out,
-            step=step,
-            model=model,
-            optimizer=optimizer,
-            streams=states,
-            meter=self._meter,
-            run=self._run,
+            self._config.out, step=step, learner=self._learner, streams=states, meter=self._meter, run=self._run
         )
 
 
@@ -186,7 +231,7 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 def _require_own_directory(out: Path) -> None:
     """Refuse to write a student over something else."""
-    ours = (TEMPORARY_PREFIX, METRICS_NAME, TENSORBOARD_NAME, CHECKPOINT_NAME, _SHARDS_NAME)
+    ours = (TEMPORARY_PREFIX, METRICS_NAME, TENSORBOARD_NAME, CHECKPOINT_NAME, SHARDED_PREFIX, _SHARDS_NAME)
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)] if out.is_dir() else []
     if strangers and not (out / CHECKPOINT_NAME).is_file():
         raise ConfigError(f"--out {out}: not empty and not a run (found {strangers[0]!r}); name another directory")

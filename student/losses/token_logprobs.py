@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student.losses.head_matmul import ChunkedHead, chunk_positions_on, exponentiate, matmul_dtype_of
+from student.losses.head_matmul import ChunkedHead, chunk_positions_on, exponentiate, matmul_dtype_of, upcast
 
 
 def token_logprobs(hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
         ctx.matmul_dtype = matmul_dtype_of(hidden_PD)
         ctx.save_for_backward(hidden_PD, head_weight_VD, token_ids_P)
-        parts = []
+        parts = [upcast(hidden_PD.new_empty(0))]
         for positions, logits_CV in _head(hidden_PD, head_weight_VD, ctx.matmul_dtype).chunks():
             token_logit_C1 = logits_CV.gather(1, token_ids_P[positions, None])
             _, log_partition_C1 = exponentiate(logits_CV)

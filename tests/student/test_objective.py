@@ -19,8 +19,12 @@ from storage.errors import MissingKindError
 from student import MixConfig, TrainConfig, train
 from student.errors import TemperatureError
 from student.objective import Objective, resolve_head_loss, resolve_weights
+from student.parallel import ParallelModel
+from student.processes import Processes
 
-CPU = torch.device("cpu")
+
+def alone(model: Any) -> ParallelModel:
+    return ParallelModel(model, "ddp", Processes())
 
 
 @dataclass
@@ -133,7 +137,7 @@ def test_losses_and_gradients_equal_the_dense_truth(
     cache: Cache = request.getfixturevalue("cache" if kind == "sampled" else "bucketed_cache")
     weights, model = PARTS[mix], make_student()
     config = train_config(mix=MixConfig(**weights), temperature=temperature, selection_temperature=0.3)
-    objective = Objective(model, cache, config, CPU)
+    objective = Objective(alone(model), cache, config)
     rows = rows_of(cache, {"soft_targets": 3, "samples": 5, "beams": 3})
     used = {name: batch for name, batch in rows.items() if name in objective.batch_rows()}
     losses, num_tokens = objective.accumulate(used)
@@ -164,7 +168,7 @@ def test_micro_batches_change_nothing(
     for micro_batches in (1, 3, 100):
         model = make_student()
         config = train_config(mix=MixConfig(**PARTS[mix]), micro_batches=micro_batches)
-        objective = Objective(model, cache, config, CPU)
+        objective = Objective(alone(model), cache, config)
         kinds = dict.fromkeys(objective.batch_rows(), 7)
         losses, _ = objective.accumulate(rows_of(cache, kinds))
         results.append((gradients(model), {name: float(value) for name, value in losses.items()}))
@@ -177,7 +181,7 @@ def test_gradients_of_several_calls_add_up(
     cache: Cache, make_student: Callable[..., Any], train_config: Callable[..., TrainConfig]
 ) -> None:
     model = make_student()
-    objective = Objective(model, cache, train_config(), CPU)
+    objective = Objective(alone(model), cache, train_config())
     rows = rows_of(cache, {"soft_targets": 3, "samples": 3, "beams": 3})
     objective.accumulate(rows)
     once = gradients(model)
@@ -191,7 +195,7 @@ def test_bfloat16_stays_close(
     results = []
     for dtype in ("float32", "bfloat16"):
         model = make_student()
-        losses, _ = Objective(model, cache, train_config(dtype=dtype), CPU).accumulate(
+        losses, _ = Objective(alone(model), cache, train_config(dtype=dtype)).accumulate(
             rows_of(cache, {"soft_targets": 8, "samples": 8, "beams": 8})
         )
         assert all(gradient.dtype == torch.float32 for gradient in gradients(model))
@@ -294,7 +298,7 @@ def test_candidates_are_scored_with_the_caches_length_penalty(
     cache, model = make_cache(kinds=("beams",), beams=beams), make_student()
     config = train_config(mix=MixConfig(labels=0.0), selection_temperature=None)
     rows = rows_of(cache, {"beams": 3})
-    losses, _ = Objective(model, cache, config, CPU).accumulate(rows)
+    losses, _ = Objective(alone(model), cache, config).accumulate(rows)
     dense, expected = Dense(model, 1.0), []
     for row in rows["beams"].to_pylist():
         ids = iter(row["candidate_ids"])

@@ -1,0 +1,97 @@
+"""This process among those that torchrun started, or alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from storage.errors import TeachonceError
+from student.errors import LostProcessError
+
+_EXIT_BEHIND_ANOTHER = 2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Processes that train one student together; each method but `is_first` is called by all of them."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and the messages."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sums over the processes, of a tensor on the host; alone, the values themselves."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true in some process."""
+        return bool(self.sum(torch.tensor(float(value))))
+
+    def same(self, value: T) -> T:
+        """The first process's value."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A stage that all processes pass, or none: the first that fails says why, the others end without a word."""
+        failure: TeachonceError | None = None
+        try:
+            yield
+        except TeachonceError as error:
+            failure = error
+        has_failed = torch.zeros(self.world_size)
+        has_failed[self.rank] = float(failure is not None)
+        failed = self.sum(has_failed).nonzero()[:, 0].tolist()
+        if failure is not None and self.rank == failed[0]:
+            raise failure
+        if failed:
+            raise SystemExit(_EXIT_BEHIND_ANOTHER)
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """The processes that torchrun started, connected until this is left; without torchrun, this one alone.
+
+    Small facts are exchanged by gloo, between hosts; gradients on GPUs by NCCL. Raises LostProcessError when another
+    process ends in the middle.
+    """
+    if not dist.is_torchelastic_launched():
+        yield Processes()
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
+    except RuntimeError as error:
+        if not _tells_of_a_lost_process(error):
+            raise
+        raise LostProcessError(dist.get_rank()) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Which of the processes on this host this is, by torchrun's count."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
