@@ -101,9 +101,9 @@ def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
     ids = [candidate.candidate_ids for candidate in candidates]
     return BeamBatch(
         texts=_text_batch([rows[b].prompt_ids for b in owners], ids, device),
-        prompt_index=torch.tensor(owners, device=device),
-        slot=torch.tensor(slots, device=device),
-        lengths=torch.tensor([len(candidate_ids) for candidate_ids in ids], device=device),
+        prompt_index=torch.tensor(owners, dtype=torch.int64, device=device),
+        slot=torch.tensor(slots, dtype=torch.int64, device=device),
+        lengths=torch.tensor([len(candidate_ids) for candidate_ids in ids], dtype=torch.int64, device=device),
         teacher_scores=scores.to(device),
     )
 

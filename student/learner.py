@@ -61,7 +61,8 @@ def make_learner(
     """The learner before its first step; raises StudentError for a student that does not fit the cache."""
     model = build_student(config.preset, cache, config.seed).to(device).train()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # Later versions of transformers have a new name for it.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     parallel = ParallelModel(model, config.parallelism, processes or Processes())
     optimizer = make_optimizer(model, config)
     return Learner(parallel=parallel, optimizer=optimizer, objective=Objective(parallel, cache, config), config=config)
