@@ -53,15 +53,15 @@ class TrainConfig:
     """mini, small, distil, a config .json, or a checkpoint directory to start from."""
     max_steps: int = 1000
     """Optimiser steps."""
-    batch_blocks: int = 16
-    """Blocks of soft targets per step, over all processes."""
+    batch_blocks: int | Literal["auto"] = 16
+    """Blocks of soft targets per step, over all processes; auto takes as many as make 16,384 tokens."""
     batch_samples: int = 16
     """Sampled texts per step, over all processes."""
     batch_beams: int = 4
     """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
-    """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay. A GPU that runs out of
-    memory cuts into twice as many."""
+    """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay. When memory
+    runs out, a single process goes on with twice as many."""
     learning_rate: float = 1e-3
     """Peak learning rate; falls along a cosine to a tenth."""
     warmup_steps: int | None = None
@@ -113,7 +113,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.local_cache_bytes >= 1, f"--local-cache-bytes is {self.local_cache_bytes}, expected at least 1")
         _require(self.max_steps >= 1, f"--max-steps is {self.max_steps}, expected at least 1")
-        sizes = (self.batch_blocks, self.batch_samples, self.batch_beams, self.micro_batches)
+        batch_blocks = 1 if self.batch_blocks == "auto" else self.batch_blocks
+        sizes = (batch_blocks, self.batch_samples, self.batch_beams, self.micro_batches)
         _require(
             min(sizes) >= 1, "--batch-blocks, --batch-samples, --batch-beams and --micro-batches must be at least 1"
         )

@@ -115,8 +115,8 @@ class StudentMemoryError(StudentError):
     def __init__(self, micro_batches: int) -> None:
         self.micro_batches = micro_batches
         super().__init__(
-            f"--micro-batches {micro_batches}: out of memory; use more of them, --gradient-checkpointing, "
-            "or --parallelism fsdp with more processes"
+            f"--micro-batches {micro_batches}: out of memory; use more of them, a smaller batch, "
+            "--gradient-checkpointing, or --parallelism fsdp in more processes"
         )
 
 

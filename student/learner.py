@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from storage.cache import Cache
+from student.batch_size import is_out_of_memory
 from student.config import TrainConfig
 from student.errors import StudentMemoryError
 from student.model import build_student
@@ -49,10 +51,16 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 return self.objective.accumulate(rows)
-            except torch.OutOfMemoryError as error:
-                # Other processes wait for this one's gradients of the passes as they were cut.
-                if self.parallel.processes.world_size > 1 or not self.objective.halve_micro_batches():
-                    raise StudentMemoryError(self.objective.micro_batches) from error
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Behind the except clause, so that the traceback no longer holds the tensors of the pass. Other processes
+            # would wait for this one's gradients of the passes as they were cut.
+            if self.parallel.processes.world_size > 1 or not self.objective.halve_micro_batches():
+                raise StudentMemoryError(self.objective.micro_batches)
+            print(f"out of memory: going on with {self.objective.micro_batches} micro-batches", file=sys.stderr)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def make_learner(

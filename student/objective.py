@@ -109,7 +109,7 @@ class Objective:
         """Rows per step of each kind that is used, over all processes."""
         rows = {}
         if self._uses_blocks:
-            rows["soft_targets"] = self._config.batch_blocks
+            rows["soft_targets"] = int(self._config.batch_blocks)
         if self.weights["samples"]:
             rows["samples"] = self._config.batch_samples
         if self.weights["beams"]:

@@ -22,6 +22,7 @@ from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
 from storage.shard import check_file
+from student.batch_size import with_batch_blocks
 from student.checkpoint import (
     CHECKPOINT_NAME,
     SHARDED_PREFIX,
@@ -71,6 +72,7 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
         cache = _open_cache(config)
         # More may be committed of an incomplete cache when another process looks.
         cache = cache.restricted_to(processes.same([shard.path for shard in cache.manifest.shards]))
+        config = with_batch_blocks(config, cache)
         run = _run_facts(config, cache)
         is_finished = (config.out / RUN_NAME).is_file()
         if is_finished:

@@ -124,7 +124,7 @@ def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, Ou
     optimizer = make_optimizer(defaults, learner.config)
     return {
         _OURS: ours,
-        _REFERENCE: LabelStep(learner.model, learner.optimizer, input_ids_NT, autocast, norm),
+        _REFERENCE: LabelStep(learner.parallel.model, learner.optimizer, input_ids_NT, autocast, norm),
         _DEFAULTS: LabelStep(defaults, optimizer, input_ids_NT, autocast, norm),
     }
 
