@@ -18,10 +18,15 @@ from student.config import EvaluateConfig, ReportConfig, SamplingConfig, TrainCo
 
 def train(config: Annotated[TrainConfig, arg(name="")]) -> int:
     """Train a student from a cache alone; a rerun with the same settings resumes."""
+    from student.processes import is_first_process
     from student.trainer import train as run
 
     out = run(config)
-    print(f"{out}: complete; measure it with: teachonce-student evaluate {out} --cache {config.cache}", file=sys.stderr)
+    if is_first_process():
+        print(
+            f"{out}: complete; measure it with: teachonce-student evaluate {out} --cache {config.cache}",
+            file=sys.stderr,
+        )
     return 0
 
 

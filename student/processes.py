@@ -88,6 +88,11 @@ def joined_processes() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all, by torchrun's count."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_rank() -> int:
     """Which of the processes on this host this is, by torchrun's count."""
     return int(os.environ.get("LOCAL_RANK", "0"))
