@@ -62,9 +62,7 @@ def save_checkpoint(
         _remove_sharded(out, keep=state.get("sharded"))
 
 
-def load_checkpoint(
-    out: Path, *, learner: Learner, run: dict[str, Any]
-) -> tuple[int, dict[str, StreamState], Meter]:
+def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tuple[int, dict[str, StreamState], Meter]:
     """Restore the last checkpoint: steps done, stream states and counts; those of a run's begin without one.
 
     Called by all processes.

@@ -28,7 +28,7 @@ class Meter:
     num_steps: int = 0
     num_tokens: int = 0
     step_seconds: float = 0.0
-    processes: Processes = Processes()
+    processes: Processes = field(default_factory=Processes)
     """Who takes part: each adds up its shares of the measures."""
 
     def __post_init__(self) -> None:

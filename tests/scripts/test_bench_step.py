@@ -25,7 +25,7 @@ def test_both_sides_change_every_parameter_of_one_model(tmp_path: Path) -> None:
     assert isinstance(ours, OurStep)
     assert isinstance(reference, LabelStep)
     assert isinstance(defaults, LabelStep)
-    model = ours.learner.model
+    model = ours.learner.parallel.model
     for step in (ours, reference):
         before = copy.deepcopy(model.state_dict())
         step()

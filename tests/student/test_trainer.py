@@ -162,7 +162,7 @@ def test_the_gradient_norm_is_that_before_clipping(
         rows = {kind: next(cache.record_batches(kind, "train")) for kind in ("soft_targets", "samples", "beams")}
         torch.manual_seed(0)  # dropout
         measures, _ = made.step(0, rows)
-        return float(measures["gradient_norm"]), [p.grad for p in made.model.parameters()]
+        return float(measures["gradient_norm"]), [p.grad for p in made.parallel.model.parameters()]
 
     _, unclipped = gradients(1e9)
     found, clipped = gradients(max_gradient_norm)
