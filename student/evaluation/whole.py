@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode, whose tensors FSDP2 would keep for training
 def evaluate_model(
     model: Any, cache: Cache, *, batch_blocks: int = 16, max_blocks: int | None = None, quiet: bool = True
 ) -> dict[str, Any]:
