@@ -127,11 +127,8 @@ def logprobs_of(out: Path) -> torch.Tensor:
 def numbers_of(line: dict[str, Any]) -> dict[str, float]:
     """What training decides of a line of metrics."""
     facts = line | line.get("validation", {})
-    return {
-        name: facts[name]
-        for name in facts
-        if name.endswith("_nats") or name in ("perplexity", "learning_rate", "gradient_norm", "tokens_seen")
-    }
+    others = ("perplexity", "learning_rate", "gradient_norm")
+    return {name: facts[name] for name in facts if name.endswith("_nats") or name in others}
 
 
 def rows_of_one_reader(cache: Cache) -> dict[int, dict[str, list[int]]]:
