@@ -7,6 +7,7 @@ processes' exit codes. Their messages, and the rows that they trained on, are fi
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import socket
@@ -21,6 +22,8 @@ import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 from student import trainer
 from student.cli import main
 from student.learner import Learner
+
+_LONGEST_S = 120
 
 
 def run(job: dict[str, Any]) -> list[int]:
@@ -51,6 +54,7 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
     }
+    faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
     torch.set_num_threads(1)
     watch(rank, job["faults"], log_dir)
     sys.argv = ["teachonce-student", *job["argv"]]
