@@ -160,6 +160,36 @@ def write_file(path: Path, content: bytes, if_taken: IfTaken = "replace") -> Non
         file.write(content)
 
 
+@contextlib.contextmanager
+def publishing_path(path: Path) -> Iterator[Path]:
+    """Yield a path for a file or a directory; when the block ends well it appears as `path`, otherwise nothing does.
+
+    Raises DiskFullError when the operating system refuses a write.
+    """
+    scratch = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
+    staged = scratch / path.name
+    try:
+        with refusals(path):
+            scratch.mkdir(parents=True)
+        yield staged
+        with refusals(path):
+            _sync_tree(staged)
+            os.rename(staged, path)
+            sync_directory(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync_tree(root: Path) -> None:
+    """Force a file, or all that is below a directory, onto the disk."""
+    for path in [root, *root.rglob("*")]:
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def link_or_copy(source: Path, path: Path) -> None:
     """Publish the bytes of `source` as `path`: as a second name of the same file where the system allows, else a copy.
 

@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from student.config import EvaluateConfig, MixConfig, TrainConfig
+from student.export.config import ExportConfig
 
 if TYPE_CHECKING:
+    from student.export.trial import Trial
     from student.generation import Generator
 
-__all__ = ["EvaluateConfig", "Generator", "MixConfig", "TrainConfig", "evaluate", "train"]
+__all__ = [
+    "EvaluateConfig",
+    "ExportConfig",
+    "Generator",
+    "MixConfig",
+    "TrainConfig",
+    "evaluate",
+    "export_student",
+    "train",
+]
 
 
 def train(config: TrainConfig) -> Path:
@@ -23,6 +34,13 @@ def train(config: TrainConfig) -> Path:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measures of a student on the validation split (see student.evaluation)."""
     from student.evaluation import evaluate as run
+
+    return run(config)
+
+
+def export_student(config: ExportConfig) -> Trial:
+    """Write a student for another runtime, if what was written agrees with it (see student.export.command)."""
+    from student.export.command import export_student as run
 
     return run(config)
 

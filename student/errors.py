@@ -15,7 +15,11 @@ TeachonceError
     ├── NoSuchStudentError        no trained student in that directory
     ├── CandidatesError           a candidates file without two texts to choose from
     ├── PromptError               a prompt that is not Unicode text
-    └── BrokenStudentError        a student whose logits are not finite
+    ├── BrokenStudentError        a student whose logits are not finite
+    ├── NotExportableError        a student that a format cannot express
+    ├── HeldOutTextError          no text to compare an exported file on
+    ├── DisagreementError         an exported file that does not compute what the student does
+    └── RuntimeFailedError        the library that runs an exported file ends
 ```
 """
 
@@ -149,3 +153,38 @@ class BrokenStudentError(StudentError):
 
     def __init__(self, student: str) -> None:
         super().__init__(f"{student}: its logits are not finite; train it again, with a lower --learning-rate")
+
+
+class NotExportableError(StudentError):
+    """A student that a format cannot express."""
+
+    def __init__(self, student: str, format: str, problem: str) -> None:
+        self.format, self.problem = format, problem
+        super().__init__(f"{student}: cannot be exported as {format}: it {problem}")
+
+
+class HeldOutTextError(StudentError):
+    """A file or cache without text to compare on."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: no held-out text ({problem}); name other text with --text, or a cache with --cache")
+
+
+class DisagreementError(StudentError):
+    """What was exported does not compute what the student does; it was removed."""
+
+    def __init__(self, out: str, kl_nats: float, tolerance_nats: float) -> None:
+        self.kl_nats, self.tolerance_nats = kl_nats, tolerance_nats
+        super().__init__(
+            f"{out}: not kept: run by its own runtime it is {kl_nats:.3g} nats/token (KL) from the student, "
+            f"allowed are {tolerance_nats:g}; export without --quantize, or report a bug if that is what you did"
+        )
+
+
+class RuntimeFailedError(StudentError):
+    """The library that runs an exported file ended instead of answering."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: its runtime fails ({reason}); the file was not kept")

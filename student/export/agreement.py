@@ -1,0 +1,88 @@
+"""How far an exported file is from the student it was made of, token by token.
+
+Legend: T tokens of a sequence that have a next one, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from storage.progress import Progress
+from student.export.child import LoneReader
+from student.export.held_out import Sequences
+from student.export.readers import Logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Means over num_targets tokens that have a next one.
+
+    kl_nats: KL(student‖exported); top1_agreement: share of positions with the same most probable token;
+    max_logit_difference; perplexity and student_perplexity on the same real next tokens.
+    """
+
+    num_targets: int
+    kl_nats: float
+    top1_agreement: float
+    max_logit_difference: float
+    perplexity: float
+    student_perplexity: float
+
+    def is_within(self, tolerance_nats: float) -> bool:
+        """Whether KL is at most this; what is not a number never is."""
+        return self.kl_nats <= tolerance_nats
+
+
+@torch.inference_mode()
+def measure_agreement(model: Any, reader: LoneReader, sequences: Sequences, *, quiet: bool) -> Agreement:
+    """Both read every sequence alone; the student in float32 by PyTorch."""
+    parts = []
+    with Progress(len(sequences), "compare", "texts", quiet=quiet) as bar:
+        for ids_S in sequences:
+            expected_TV = model(input_ids=torch.from_numpy(ids_S[None, :-1]), use_cache=False).logits[0].numpy()
+            parts.append(compare(expected_TV, reader.logits(ids_S[:-1].tolist()), ids_S[1:]))
+            bar.update(1)
+    return pool(parts)
+
+
+def compare(expected_TV: Logits, found_TV: Logits, label_ids_T: NDArray[np.int64]) -> Agreement:
+    """Of one sequence, in float64: KL = Σ p (log p − log q), p the student's."""
+    logp_TV, logq_TV = _log_softmax(expected_TV), _log_softmax(found_TV)
+    rows = np.arange(len(label_ids_T))
+    return Agreement(
+        num_targets=len(label_ids_T),
+        kl_nats=float((np.exp(logp_TV) * (logp_TV - logq_TV)).sum(axis=1).mean()),
+        top1_agreement=float((expected_TV.argmax(axis=1) == found_TV.argmax(axis=1)).mean()),
+        max_logit_difference=float(np.abs(expected_TV.astype(np.float64) - found_TV).max()),
+        perplexity=math.exp(-logq_TV[rows, label_ids_T].mean()),
+        student_perplexity=math.exp(-logp_TV[rows, label_ids_T].mean()),
+    )
+
+
+def pool(parts: list[Agreement]) -> Agreement:
+    """Of all sequences together, every token counting once."""
+    counts = np.array([part.num_targets for part in parts])
+
+    def mean(values: list[float]) -> float:
+        return float(np.dot(values, counts) / counts.sum())
+
+    return Agreement(
+        num_targets=int(counts.sum()),
+        kl_nats=mean([part.kl_nats for part in parts]),
+        top1_agreement=mean([part.top1_agreement for part in parts]),
+        max_logit_difference=float(np.max([part.max_logit_difference for part in parts])),
+        perplexity=math.exp(mean([math.log(part.perplexity) for part in parts])),
+        student_perplexity=math.exp(mean([math.log(part.student_perplexity) for part in parts])),
+    )
+
+
+def _log_softmax(logits_TV: Logits) -> NDArray[np.float64]:
+    shifted_TV = logits_TV.astype(np.float64) - logits_TV.max(axis=1, keepdims=True)
+    logprobs_TV: NDArray[np.float64] = shifted_TV - np.log(np.exp(shifted_TV).sum(axis=1, keepdims=True))
+    return logprobs_TV

@@ -1,0 +1,101 @@
+"""An export from beginning to end: write it aside, run it, and give it its name only if it agrees with the student."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.cache import Cache
+from storage.errors import ConfigError, DiskFullError, first_line
+from storage.files import is_refused_write, publishing_path
+from student.export.config import ExportConfig
+from student.export.held_out import cached_sequences, text_sequences
+from student.export.model_card import model_card
+from student.export.readers import require
+from student.export.trial import Trial, run_trial
+from student.model import load_student, load_tokenizer
+from student.trainer import RUN_NAME
+
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",), "safetensors": ()}
+
+
+def export_student(config: ExportConfig) -> Trial:
+    """Write, run, compare and publish; what was found.
+
+    Raises ConfigError for an --out that is taken, MissingExtraError, NoSuchStudentError, NotExportableError,
+    HeldOutTextError or a CacheError, or, for a file that turns out not to work, RuntimeFailedError or
+    DisagreementError; nothing is left then.
+    """
+    require(f"--format {config.format}", *_PACKAGES[config.format])
+    if config.out.exists():
+        raise ConfigError(f"--out {config.out}: something is there already; remove it, or name another place")
+    model, tokenizer = load_student(config.student).eval(), load_tokenizer(config.student)
+    model.set_attn_implementation("eager")  # the same function in operations that every format has
+    cache: Cache | None = None
+    if config.cache is not None:
+        cache, sequences = cached_sequences(config.cache, model, str(config.student), config.max_tokens)
+    else:
+        assert config.text is not None
+        sequences = text_sequences(config.text, model, tokenizer, config.max_tokens)
+    with publishing_path(config.out) as staged:
+        with _refusals(config.out):
+            write_export(config, model, tokenizer, staged)
+        trial = run_trial(config, model, staged, sequences)
+        if staged.is_dir():
+            (staged / "README.md").write_text(model_card(config.student, cache, trial, config.out.name))
+    return trial
+
+
+@contextlib.contextmanager
+def _refusals(out: Path) -> Iterator[None]:
+    """A full disk, as libraries tell of it."""
+    try:
+        yield
+    except Exception as error:
+        if is_refused_write(error):
+            raise DiskFullError(str(out), first_line(error)) from error
+        raise
+
+
+def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
+    """The files of an export, unproved; raises NotExportableError."""
+    match config.format:
+        case "gguf":
+            from student.export.gguf_file import check_gguf, write_gguf
+
+            check_gguf(model, tokenizer, str(config.student))
+            write_gguf(model, tokenizer, path, config.quantize)
+        case "onnx":
+            _write_onnx_directory(config, model, tokenizer, path)
+        case _:
+            copy.deepcopy(model).to(torch.float16).save_pretrained(path)
+            _write_companions(config, tokenizer, path)
+
+
+def _write_onnx_directory(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
+    """onnx/model.onnx or, as transformers.js calls it, onnx/model_quantized.onnx, with what belongs to it."""
+    from student.export.onnx_graph import write_onnx
+    from student.export.onnx_int8 import quantize_onnx
+
+    plain = path / "onnx" / "model.onnx"
+    write_onnx(model, str(config.student), plain)
+    if config.quantize == "int8":
+        quantize_onnx(plain, path / "onnx" / "model_quantized.onnx")
+        plain.unlink()
+    model.config.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
+    _write_companions(config, tokenizer, path)
+
+
+def _write_companions(config: ExportConfig, tokenizer: Any, path: Path) -> None:
+    """The tokenizer, and what training wrote about itself, which selection reads."""
+    tokenizer.save_pretrained(path)
+    run = config.student / RUN_NAME
+    if run.is_file():
+        shutil.copyfile(run, path / RUN_NAME)

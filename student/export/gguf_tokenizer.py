@@ -1,0 +1,66 @@
+"""A byte-level BPE tokenizer as llama.cpp's "gpt2" vocabulary."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from student.errors import NotExportableError
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Raise NotExportableError unless llama.cpp would cut text into the same tokens.
+
+    That is a BPE over bytes, split by GPT-2's pattern, as GPT-2's own and scripts/make_teacher.py's are.
+    """
+    stated = _stated(tokenizer)
+    model, splitter = stated["model"], stated["pre_tokenizer"] or {}
+    is_gpt2 = (
+        model["type"] == "BPE"
+        and not model.get("byte_fallback")
+        and stated["normalizer"] is None
+        and splitter.get("type") == "ByteLevel"
+        and splitter.get("use_regex", True)
+        and not splitter.get("add_prefix_space")
+    )
+    if not is_gpt2:
+        raise NotExportableError(name, "gguf", "has a tokenizer other than GPT-2's byte-level BPE")
+    if not model["merges"]:
+        raise NotExportableError(name, "gguf", "has a tokenizer without merges, which llama.cpp does not read")
+    if tokenizer.eos_token_id is None:
+        # A file that states no end of text is taken to have llama's, which is some token of this vocabulary.
+        raise NotExportableError(name, "gguf", "has a tokenizer without an end-of-text token, which llama.cpp needs")
+
+
+def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+    """Tokens, their types, merges and special ids; rows of the output that stand for no token are marked unused."""
+    from gguf import TokenType
+
+    stated = _stated(tokenizer)
+    added = {token["id"]: token for token in stated["added_tokens"]}
+    text_of = {i: text for text, i in tokenizer.get_vocab().items()}
+    tokens, types = [], []
+    for i in range(vocab_size):
+        tokens.append(text_of.get(i, f"[PAD{i}]"))
+        if i not in text_of:
+            types.append(TokenType.UNUSED)
+        elif i in added:
+            types.append(TokenType.CONTROL if added[i]["special"] else TokenType.USER_DEFINED)
+        else:
+            types.append(TokenType.NORMAL)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stated["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    end = tokenizer.eos_token_id
+    writer.add_bos_token_id(end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    writer.add_eos_token_id(end)
+    writer.add_add_bos_token(False)
+
+
+def _stated(tokenizer: Any) -> dict[str, Any]:
+    """What tokenizer.json says."""
+    stated: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return stated

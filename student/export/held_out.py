@@ -1,0 +1,71 @@
+"""Token sequences that a student has not learnt from, to compare it with what was exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import soft_targets
+from storage.cache import Cache, open_cache
+from storage.errors import ConfigError, first_line
+from student.errors import HeldOutTextError, VocabularyMismatchError
+from student.model import context_length_of, head_weight
+
+_LONGEST_PIECE = 256
+
+Sequences = list[NDArray[np.int64]]
+
+
+def cached_sequences(source: str | Path, model: Any, name: str, max_tokens: int) -> tuple[Cache, Sequences]:
+    """The cache, and its validation documents as far as they lie in blocks, in order, about max_tokens in all.
+
+    Raises a CacheError, or VocabularyMismatchError for a student of another vocabulary.
+    """
+    cache = open_cache(source)
+    vocab_size = head_weight(model).shape[0]
+    if vocab_size != cache.identity.vocab_size:
+        raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
+    return cache, _take(_segments(cache), str(cache.path), context_length_of(model), max_tokens)
+
+
+def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> Sequences:
+    """The text of a file in pieces of up to 256 tokens; raises HeldOutTextError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HeldOutTextError(str(path), first_line(error)) from error
+    ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    if len(ids) and ids.max() >= head_weight(model).shape[0]:
+        raise ConfigError(f"{path}: the tokenizer beside the student has ids beyond its vocabulary")
+    return _take(iter([ids]), str(path), min(context_length_of(model), _LONGEST_PIECE), max_tokens)
+
+
+def _segments(cache: Cache) -> Iterator[NDArray[np.int64]]:
+    """Each document's part of each block."""
+    for batch in cache.record_batches("soft_targets", "validation"):
+        rows = soft_targets.decode(batch)
+        for ids, lengths in zip(rows.input_ids, rows.segment_lengths, strict=True):
+            for start, end in pairwise([0, *np.cumsum(lengths)]):
+                yield ids[start:end].astype(np.int64)
+
+
+def _take(documents: Iterator[NDArray[np.int64]], where: str, longest: int, max_tokens: int) -> Sequences:
+    """Pieces of at most `longest` tokens with at least two each, until there are max_tokens."""
+    sequences: Sequences = []
+    num_left = max_tokens
+    for document in documents:
+        for start in range(0, len(document), longest):
+            piece = document[start : min(start + longest, start + num_left)]
+            if len(piece) > 1:
+                sequences.append(piece)
+                num_left -= len(piece)
+            if num_left < 2:
+                return sequences
+    if not sequences:
+        raise HeldOutTextError(where, "holds fewer than two tokens")
+    return sequences

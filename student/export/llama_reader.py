@@ -1,0 +1,70 @@
+"""A GGUF file in llama.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from student.export.readers import Logits
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_nothing(level: int, text: bytes, data: object) -> None:
+    """llama.cpp tells on standard error how it reads a file."""
+
+
+class LlamaReader:
+    """llama.cpp's own loop over a sequence, on the processor; keys and values in float16, as it does by default."""
+
+    def __init__(self, path: Path) -> None:
+        llama_cpp.llama_log_set(_log_nothing, ctypes.c_void_p())
+        llama_cpp.llama_backend_init()
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        # Rearranged for AMX, q8_0 weights end the process on some machines; the plain kernels are everywhere.
+        model_params.use_extra_bufts = False
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+        if not self._model:
+            raise RuntimeError("llama.cpp cannot load the file")
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = llama_cpp.llama_model_n_ctx_train(self._model)
+        params.n_threads = params.n_threads_batch = 1
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._num_seen = 0
+
+    def read(self, input_ids: Sequence[int]) -> Logits:
+        """Read on; logits [T, V]."""
+        num_new = len(input_ids)
+        batch = llama_cpp.llama_batch_init(num_new, 0, 1)
+        try:
+            batch.n_tokens = num_new
+            for place, token in enumerate(input_ids):
+                batch.token[place], batch.pos[place] = int(token), self._num_seen + place
+                batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
+            status = llama_cpp.llama_decode(self._context, batch)
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status}")
+        self._num_seen += num_new
+        logits = llama_cpp.llama_get_logits(self._context)
+        logits_TV: Logits = np.ctypeslib.as_array(logits, shape=(num_new, self._vocab_size)).copy()
+        return logits_TV
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of plain text by llama.cpp's tokenizer, without special tokens around it."""
+        content = text.encode()
+        ids = (llama_cpp.llama_token * (len(content) + 1))()
+        num_ids = llama_cpp.llama_tokenize(self._vocab, content, len(content), ids, len(ids), False, False)
+        return list(ids[:num_ids])

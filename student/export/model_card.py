@@ -1,0 +1,76 @@
+"""The README.md of an exported directory: where the student comes from, and what was measured of this very export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from storage.cache import Cache
+from student.export.trial import Trial
+from student.trainer import RUN_NAME, rows_sha256
+
+
+def model_card(student: Path, cache: Cache | None, trial: Trial, title: str) -> str:
+    """Markdown with YAML front matter (as JSON, which is YAML).
+
+    Data and licence are stated when `cache` is the one that the student was trained from, else said to be unknown.
+    """
+    run = read_run(student)
+    data = cache.identity.data if cache and run.get("cache_sha256") == rows_sha256(cache) else {}
+    header: dict[str, Any] = {"tags": ["teachonce", "knowledge-distillation"], "library_name": trial.library}
+    if data.get("licence"):
+        header["license"] = data["licence"]
+    return f"""---
+{json.dumps(header, indent=1)}
+---
+
+# {_code(title)}
+
+{_origin(run)}
+
+{_data_lines(data)}
+
+Exported as {trial.format}, quantisation {trial.quantize}, and run by {trial.runtime} on one thread before it was kept:
+
+{trial.markdown_table()}
+
+The student is the float32 original in PyTorch. Perplexity, top-1 agreement and KL(student‖exported) are over
+{trial.agreement.num_targets:,} held-out tokens.
+"""
+
+
+def read_run(student: Path) -> dict[str, Any]:
+    """What training wrote about itself; empty for a student that came from elsewhere."""
+    path = student / RUN_NAME
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+def _origin(run: dict[str, Any]) -> str:
+    teacher = run.get("teacher")
+    if not isinstance(teacher, dict):
+        return "No record of its training was found beside this model."
+    return (
+        f"Distilled by teachonce from {_code(teacher.get('id'))} ({_code(teacher.get('architecture'))}, "
+        f"{_code(teacher.get('num_parameters'))} parameters, sha256 of weights {_code(teacher.get('weights_sha256'))}) "
+        f"in {_code(run.get('max_steps'))} steps, preset {_code(run.get('preset'))}, loss {_code(run.get('loss'))}."
+    )
+
+
+def _data_lines(data: dict[str, Any]) -> str:
+    if not data:
+        return "Data and their licence: not known; the cache that it was trained from was not at hand."
+    return "\n".join(
+        f"- Data: {_code(source.get('source'))}, licence {_code(source.get('licence') or 'not stated by the source')}"
+        for source in data.get("sources", [data])
+    )
+
+
+def _code(value: object) -> str:
+    """A stranger's words as code, in which nothing is markup."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return f"`{text.replace('`', chr(39))}`"

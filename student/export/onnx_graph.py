@@ -1,0 +1,158 @@
+"""A student as an ONNX graph with a key-value cache, in the layout that optimum and transformers.js load.
+
+Legend: B sequences, T new tokens, P tokens before them, H key-value heads, D width of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from student.errors import NotExportableError
+from student.model import head_weight, num_parameters
+
+# torch's own set of ONNX functions: nothing is converted, and every onnxruntime from 1.14 on reads it.
+OPSET = 18
+# The exporter's own limit of 8,192 numbers lets it store the transpose of a small tied head beside the embedding.
+_MOST_FOLDED = 16
+_MOST_BYTES = 2**31 - 2**24  # protobuf holds 2 GiB
+
+KeyValues = list[tuple[Tensor, Tensor]]
+
+
+class CachedForward(nn.Module):
+    """input_ids, position_ids [B, T], attention_mask [B, P + T], keys and values [B, H, P, D] → logits [B, T, V].
+
+    attention_mask is 0 where a sequence is padded. Keys and values [B, H, P + T, D] come out behind the logits.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: KeyValues
+    ) -> tuple[Tensor, KeyValues]:
+        """One call with what earlier calls left."""
+        num_new, num_past = input_ids.shape[1], past_key_values[0][0].shape[2]
+        query_T1 = torch.arange(num_new)[:, None] + num_past
+        key_S = torch.arange(num_past + num_new)
+        is_seen_BTS = (key_S <= query_T1) & (attention_mask[:, None, :] > 0)
+        bias_B1TS = torch.where(is_seen_BTS, 0.0, torch.finfo(torch.float32).min)[:, None]
+        output = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=bias_B1TS,
+            position_ids=position_ids,
+            past_key_values=DynamicCache(past_key_values),
+            use_cache=True,
+        )
+        logits_BTV = output.last_hidden_state @ head_weight(self.model).T
+        return logits_BTV, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
+def write_onnx(model: Any, name: str, path: Path) -> None:
+    """Write the float32 graph of a student as one file; raises NotExportableError for one beyond 2 GiB."""
+    if 4 * num_parameters(model) > _MOST_BYTES:
+        raise NotExportableError(name, "onnx", f"has {num_parameters(model):,} parameters, and the file holds 2 GiB")
+    import onnxscript.optimizer
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quietly():
+        program = torch.onnx.export(
+            CachedForward(model).eval(),
+            _example_inputs(model),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=_dynamic_shapes(len(_empty_key_values(model))),
+            input_names=["input_ids", "attention_mask", "position_ids", *_key_value_names(model, "past_key_values")],
+            output_names=["logits", *_key_value_names(model, "present")],
+            external_data=False,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_MOST_FOLDED)
+    save_plain(program.model_proto, path)
+
+
+def save_plain(proto: Any, path: Path) -> None:
+    """Write a graph without the exporter's notes on every node, its axes named."""
+    import onnx
+
+    _name_axes(proto.graph)
+    del proto.graph.value_info[:], proto.metadata_props[:], proto.graph.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.checker.check_model(proto)
+    onnx.save_model(proto, path)
+
+
+def _name_axes(graph: Any) -> None:
+    """The names of axes that other readers print: P tokens before, T new ones."""
+    for value in (*graph.input, *graph.output):
+        axes = value.type.tensor_type.shape.dim
+        axes[0].dim_param = "batch_size"
+        if value.name.startswith("past_key_values."):
+            axes[2].dim_param = "past_sequence_length"
+        elif value.name.startswith("present."):
+            axes[2].dim_param = "total_sequence_length"
+        else:
+            axes[1].dim_param = "total_sequence_length" if value.name == "attention_mask" else "sequence_length"
+
+
+def _example_inputs(model: Any) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
+    """Sizes that no two axes share, so that none is taken for another."""
+    num_sequences, num_new, num_past = 2, 3, 5
+    past = [tuple(t.new_zeros(2, t.shape[1], num_past, t.shape[3]) for t in pair) for pair in _empty_key_values(model)]
+    return (
+        torch.ones(num_sequences, num_new, dtype=torch.int64),
+        torch.ones(num_sequences, num_past + num_new, dtype=torch.int64),
+        torch.arange(num_past, num_past + num_new).repeat(num_sequences, 1),
+        past,  # type: ignore[return-value]
+    )
+
+
+@torch.no_grad()
+def _empty_key_values(model: Any) -> KeyValues:
+    """What a model keeps of one token, layer by layer, which tells heads and widths for any architecture."""
+    output = model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
+    return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
+def _key_value_names(model: Any, prefix: str) -> list[str]:
+    return [f"{prefix}.{i}.{part}" for i in range(len(_empty_key_values(model))) for part in ("key", "value")]
+
+
+def _dynamic_shapes(num_layers: int) -> dict[str, Any]:
+    any_size = torch.export.Dim.DYNAMIC
+    text = {0: any_size, 1: any_size}
+    pair = ({0: any_size, 2: any_size}, {0: any_size, 2: any_size})
+    return {
+        "input_ids": text,
+        "attention_mask": text,
+        "position_ids": text,
+        "past_key_values": [pair] * num_layers,
+    }
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter tells of packages that it would also know, and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
