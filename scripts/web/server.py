@@ -1,0 +1,129 @@
+"""A server on localhost for the page, its library and one exported student."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from scripts.web.packages import VENDOR_FILES
+from storage.errors import ConfigError, UnsafePathError
+from storage.files import safe_join
+
+_PAGE = Path(__file__).parent
+_PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/worker.js": "worker.js", "/style.css": "style.css"}
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".json": "application/json",
+}
+_HEADERS = {
+    # Whatever the page or its library try, the browser asks nobody but this server.
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; script-src 'self' 'wasm-unsafe-eval' blob:; "
+        "connect-src 'self' blob:; worker-src 'self' blob:"
+    ),
+    # With these two a browser lets a page use several threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+# How transformers.js calls the two files that an export may hold.
+_DTYPES = {"model.onnx": "fp32", "model_quantized.onnx": "q8"}
+
+
+def make_server(exported: Path, packages: Path, port: int) -> ThreadingHTTPServer:
+    """A server that is bound and not yet serving; ConfigError for another directory, or a port that is taken."""
+    facts = json.dumps(describe(exported)).encode()
+
+    class Handler(_Handler):
+        def find(self, address: str) -> Path | bytes | None:
+            if address == "/student.json":
+                return facts
+            return _find_file(address, exported, packages)
+
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise ConfigError(f"--port {port}: {error.strerror}; name another, or 0 for any") from error
+
+
+def describe(exported: Path) -> dict[str, Any]:
+    """What the page says of a student: name, dtype as transformers.js calls it, bytes and context length."""
+    found = [name for name in _DTYPES if (exported / "onnx" / name).is_file()]
+    if not found:
+        expected = "expected a directory that teachonce-student export --format onnx made"
+        raise ConfigError(f"{exported}: holds no onnx/model.onnx or onnx/model_quantized.onnx; {expected}")
+    config = json.loads((exported / "config.json").read_text())
+    return {
+        "name": exported.resolve().name,
+        "dtype": _DTYPES[found[0]],
+        "bytes": (exported / "onnx" / found[0]).stat().st_size,
+        "context_length": config.get("n_positions") or config.get("max_position_embeddings"),
+    }
+
+
+def _find_file(address: str, exported: Path, packages: Path) -> Path | None:
+    top, _, rest = address.removeprefix("/").partition("/")
+    if address in _PAGE_FILES:
+        return _PAGE / _PAGE_FILES[address]
+    if top == "vendor" and rest in VENDOR_FILES:
+        return packages / "node_modules" / VENDOR_FILES[rest]
+    if top == "student":
+        try:
+            return safe_join(exported, rest, "request")
+        except UnsafePathError:
+            return None
+    return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def find(self, address: str) -> Path | bytes | None:
+        """What stands at a path of the server."""
+        raise NotImplementedError
+
+    def do_GET(self) -> None:
+        """Send a file, or say that it is not there."""
+        address = unquote(urlsplit(self.path).path)
+        found = self.find(address)
+        if isinstance(found, bytes):
+            self._head(HTTPStatus.OK, len(found), _TYPES[".json"])
+            self._body(found)
+        elif found is None or not found.is_file():
+            self._head(HTTPStatus.NOT_FOUND, 0, "text/plain")
+        else:
+            suffix = found.suffix
+            self._head(HTTPStatus.OK, found.stat().st_size, _TYPES.get(suffix, "application/octet-stream"))
+            self._body(found)
+
+    do_HEAD = do_GET
+
+    def _head(self, status: HTTPStatus, num_bytes: int, content_type: str) -> None:
+        self.send_response(status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(num_bytes))
+        self.end_headers()
+
+    def _body(self, content: Path | bytes) -> None:
+        if self.command == "HEAD":
+            return
+        if isinstance(content, bytes):
+            self.wfile.write(content)
+        else:
+            with content.open("rb") as file:
+                shutil.copyfileobj(file, self.wfile)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent: the terminal belongs to the address of the page."""
