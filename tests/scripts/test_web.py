@@ -21,7 +21,7 @@ from scripts.web.server import describe, make_server
 from storage.errors import ConfigError
 from student.export.command import write_export
 from student.export.config import ExportConfig
-from student.generation import generate_text
+from student.generation import Generator
 from student.model import load_student, load_tokenizer
 from tests.browser import visiting
 
@@ -190,7 +190,7 @@ def complete(page: Page, prompt: str, *, temperature: float, length: int) -> Non
 def test_the_browser_writes_what_pytorch_writes_and_asks_nobody_else(
     browser: Browser, page_address: str, student_dir: Path
 ) -> None:
-    expected = generate_text(student_dir, PROMPT, max_new_tokens=40, temperature=0, top_p=1, seed=0)
+    expected = Generator(student_dir, device="cpu").generate(PROMPT, max_new_tokens=40, temperature=0)
     with visiting(browser, width=390, height=844, dark=True) as visit:
         visit.open(page_address)
         complete(visit.page, PROMPT, temperature=0, length=40)
