@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.cache import Cache
 from student.export.trial import Trial
-from student.trainer import RUN_NAME, rows_sha256
+from student.trainer import RUN_NAME
 
 
 def model_card(student: Path, cache: Cache | None, trial: Trial, title: str) -> str:
@@ -17,7 +17,7 @@ def model_card(student: Path, cache: Cache | None, trial: Trial, title: str) -> 
     Data and licence are stated when `cache` is the one that the student was trained from, else said to be unknown.
     """
     run = read_run(student)
-    data = cache.identity.data if cache and run.get("cache_sha256") == rows_sha256(cache) else {}
+    data = cache.identity.data if cache and run.get("cache_sha256") == cache.rows_sha256 else {}
     header: dict[str, Any] = {"tags": ["teachonce", "knowledge-distillation"], "library_name": trial.library}
     if data.get("licence"):
         header["license"] = data["licence"]

@@ -26,7 +26,7 @@ from student.export.command import export_student
 from student.export.config import TOLERANCES_NATS, ExportConfig
 from student.export.model_card import model_card
 from student.export.trial import Trial
-from student.trainer import RUN_NAME, rows_sha256
+from student.trainer import RUN_NAME
 
 Make = Callable[..., ExportConfig]
 COMBINATIONS = "onnx with none or int8; gguf with none or q8_0; safetensors with none"
@@ -37,7 +37,7 @@ def trained(cached_student: tuple[Path, Cache], tmp_path_factory: pytest.TempPat
     """A student with the record of a run on the cache."""
     directory = shutil.copytree(cached_student[0], tmp_path_factory.mktemp("trained") / "student")
     facts = {
-        "cache_sha256": rows_sha256(cached_student[1]), "preset": "mini", "loss": "forward_kl", "max_steps": 8,
+        "cache_sha256": cached_student[1].rows_sha256, "preset": "mini", "loss": "forward_kl", "max_steps": 8,
         "length_penalty": 0.5, "teacher": cached_student[1].identity.teacher,
     }  # fmt: skip
     (directory / RUN_NAME).write_text(json.dumps(facts))
