@@ -20,7 +20,7 @@ from storage import beams, samples, soft_targets
 from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.files import TEMPORARY_PREFIX, IfTaken, let_in, safe_join, waiting_path
-from storage.records import read_record, write_record
+from storage.records import parse_record, read_record, read_record_bytes, write_record
 from storage.settings import check_settings
 
 FORMAT_NAME = "teachonce-cache"
@@ -246,13 +246,20 @@ def settle_commit(cache_dir: Path, record: ShardRecord) -> None:
 
 def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
     """A shard's commit record, None when the shard is not committed."""
+    found = _read_commit(cache_dir, key)
+    return found[0] if found else None
+
+
+def _read_commit(cache_dir: Path, key: ShardKey) -> tuple[ShardRecord, bytes] | None:
+    """The commit record, and the bytes that it was read from."""
     path = safe_join(cache_dir, key.commit_path, str(cache_dir))
     if not path.exists():
         return None
-    record = _parse_shard(read_record(path), path)
+    content = read_record_bytes(path)
+    record = _parse_shard(parse_record(content, path), path)
     if record.path != key.path:
         raise RecordError(str(path), f"speaks of {record.path!r}, expected {key.path!r}")
-    return record
+    return record, content
 
 
 def check_plan(cache_dir: Path, manifest: Manifest) -> None:
@@ -261,10 +268,13 @@ def check_plan(cache_dir: Path, manifest: Manifest) -> None:
         raise RecordError(str(cache_dir / PLAN_NAME), f"differs from {MANIFEST_NAME}")
 
 
-def check_commit(cache_dir: Path, record: ShardRecord) -> None:
-    """Raise RecordError unless a shard's commit record is there and says what the manifest says."""
-    if read_commit(cache_dir, record.key) != record:
-        raise RecordError(str(cache_dir / record.key.commit_path), f"missing, or differs from {MANIFEST_NAME}")
+def check_commit(cache_dir: Path, record: ShardRecord) -> bytes:
+    """The bytes of a shard's commit record; RecordError unless it is there and says what the manifest says."""
+    key = record.key
+    found = _read_commit(cache_dir, key)
+    if found is None or found[0] != record:
+        raise RecordError(str(cache_dir / key.commit_path), f"missing, or differs from {MANIFEST_NAME}")
+    return found[1]
 
 
 def write_manifest(cache_dir: Path, manifest: Manifest) -> None:

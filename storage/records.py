@@ -30,6 +30,11 @@ def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "repla
 
 def read_record(path: Path) -> dict[str, Any]:
     """Content of a record without its checksum; raises MissingFileError or RecordError."""
+    return parse_record(read_record_bytes(path), path)
+
+
+def read_record_bytes(path: Path) -> bytes:
+    """The bytes of a file of a record's size, unchecked; raises MissingFileError or RecordError."""
     try:
         status = path.stat()
     except OSError as error:
@@ -39,8 +44,12 @@ def read_record(path: Path) -> dict[str, Any]:
     num_bytes = status.st_size
     if num_bytes > MAX_RECORD_BYTES:
         raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
+    return path.read_bytes()
+
+
+def parse_record(text: bytes, path: Path) -> dict[str, Any]:
+    """Content of a record without its checksum; raises RecordError, which names `path`."""
     try:
-        text = path.read_bytes()
         content = json.loads(text.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise RecordError(str(path), f"not valid JSON ({error})") from error

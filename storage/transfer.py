@@ -88,7 +88,9 @@ def push(
     manifest = open_cache(cache_dir).manifest
     crew = Crew(num_connections, progress)
     sender = _Sender(cache_dir, RemoteDirectory(url, policy, sleep=crew.sleep), crew)
-    plan, last = _record_unit(cache_dir, PLAN_NAME), _record_unit(cache_dir, MANIFEST_NAME)
+    plan, last = (
+        _Unit(files=(_as_file(name, (cache_dir / name).read_bytes()),)) for name in (PLAN_NAME, MANIFEST_NAME)
+    )
     units = _units(cache_dir, manifest)
     _refuse_another_cache(sender.remote, manifest)
     sender.send([plan])  # from now on another push sees whose place this is
@@ -212,17 +214,14 @@ def _units(cache_dir: Path, manifest: Manifest) -> list[_Unit]:
     check_plan(cache_dir, manifest)
     units = []
     for shard in manifest.shards:
-        check_commit(cache_dir, shard)
-        (commit,) = _record_unit(cache_dir, shard.key.commit_path).files
+        commit = _as_file(shard.key.commit_path, check_commit(cache_dir, shard))
         file = FileRecord(path=shard.path, file_bytes=shard.shard_bytes, sha256=shard.sha256)
         units.append(_Unit(files=(file, commit), told_bytes=shard.shard_bytes))
     return units + [_Unit(files=(file,), told_bytes=file.file_bytes) for file in manifest.files]
 
 
-def _record_unit(cache_dir: Path, path: str) -> _Unit:
-    content = (cache_dir / path).read_bytes()
-    record = FileRecord(path=path, file_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    return _Unit(files=(record,))
+def _as_file(path: str, content: bytes) -> FileRecord:
+    return FileRecord(path=path, file_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _refuse_another_cache(remote: RemoteDirectory, manifest: Manifest) -> None:
