@@ -29,7 +29,7 @@ def verify_cache(path: str | Path, progress: Callable[[int], object] = lambda nu
     manifest to verify against; every other problem is returned.
     """
     cache = open_cache(path)
-    problems = _check_records(cache)
+    problems = check_records(cache)
     for file in cache.manifest.files:
         problems += _caught(lambda file=file: check_file(cache.path, file))  # type: ignore[misc]
         progress(file.file_bytes)
@@ -52,7 +52,8 @@ def _caught(check: Callable[[], object]) -> list[CacheError]:
     return []
 
 
-def _check_records(cache: Cache) -> list[CacheError]:
+def check_records(cache: Cache) -> list[CacheError]:
+    """One error per record that does not say what the manifest of an opened cache says; no shard is read."""
     problems = _caught(lambda: check_plan(cache.path, cache.manifest))
     for record in cache.manifest.shards:
         problems += _caught(lambda record=record: check_commit(cache.path, record))  # type: ignore[misc]

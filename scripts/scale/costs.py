@@ -1,0 +1,281 @@
+"""What a cache of 10^12 tokens costs, and which resource ends first: arithmetic on stated rates.
+
+No GPU was measured. Every number that enters is a field of `Assumptions`, with where it comes from.
+
+Shapes: L layers of width D, V entries of the vocabulary, T targets in a block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from scripts.scale.made_up import BLOCK_SIZE, BYTES_PER_TOKEN, TOKENS_PER_SHARD, VOCAB_SIZE
+from storage.epoch_order import SHARDS_PER_GROUP
+from storage.errors import ConfigError
+from storage.remote import PIECE_BYTES
+
+_BENCHMARKS = "measured, docs/benchmarks.md"
+_TARGETS = "measured, docs/targets.md"
+_HERE = "measured once for this page"
+_CODE = "read from our code"
+_SHAPE = "the model"
+_VENDOR = "vendor's figure"
+_ASSUMED = "assumed"
+_GIVEN = "command line"
+
+_HOUR_S = 3600.0
+
+
+def _number(default: float, unit: str, source: str) -> Any:
+    return field(default=default, metadata={"unit": unit, "source": source})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """Numbers that the cost model is made of; all per second are per one of its kind."""
+
+    num_tokens: float = _number(1e12, "tokens", "the question")
+    """Tokens of the text."""
+    tokens_per_shard: float = _number(TOKENS_PER_SHARD, "tokens", _ASSUMED)
+    """--shard-tokens, rounded to whole record batches; the default of precompute is 2.1 million."""
+    block_size: int = _number(BLOCK_SIZE, "targets", _ASSUMED)
+    """T, targets in a block."""
+    vocab_size: int = _number(VOCAB_SIZE, "ids", _SHAPE)
+    """V, GPT-2's vocabulary."""
+    teacher_layers: int = _number(48, "layers", _SHAPE)
+    """Layers of GPT-2 XL."""
+    teacher_width: int = _number(1600, "features", _SHAPE)
+    """Width of GPT-2 XL."""
+    student_layers: int = _number(6, "layers", _SHAPE)
+    """Layers of the student, --preset distil."""
+    student_width: int = _number(768, "features", _SHAPE)
+    """Width of the student."""
+
+    gpu_flops_per_s: float = _number(989e12, "FLOP/s", _VENDOR)
+    """Dense bfloat16 of an H200 SXM."""
+    gpu_memory_bytes_per_s: float = _number(4.8e12, "B/s", _VENDOR)
+    """Memory bandwidth of an H200 SXM."""
+    pcie_bytes_per_s: float = _number(64e9, "B/s", _VENDOR)
+    """PCIe 5.0 x16, one direction."""
+    store_gets_per_s: float = _number(5500, "GET/s", _VENDOR)
+    """Requests that an object store answers under one prefix (Amazon S3)."""
+
+    flops_utilisation: float = _number(0.4, "of the peak", _ASSUMED)
+    """Share of the peak that the teacher's and the student's products reach."""
+    logit_passes: float = _number(12, "passes", _ASSUMED)
+    """Times that sparse targets read or write a position's float32 logits on the GPU."""
+    gpus_per_box: int = _number(8, "GPUs", _ASSUMED)
+    """GPUs in a box."""
+    disk_write_bytes_per_s: float = _number(2e9, "B/s", _ASSUMED)
+    """What a box writes to its disk or shared file system, flushed."""
+    network_bytes_per_s: float = _number(3e9, "B/s", _ASSUMED)
+    """What a box gets from an object store."""
+    lookup_s: float = _number(5e-4, "s", _ASSUMED)
+    """A look-up in a shared file system, when the answer is on another machine."""
+
+    bytes_per_token: float = _number(BYTES_PER_TOKEN, "B/token", _TARGETS)
+    """The whole row at V = 50,257 and 3.3 nats of entropy; a more certain teacher takes fewer."""
+    encode_tokens_per_s: float = _number(1.37e6, "tokens/s", _BENCHMARKS)
+    """write: encode, check, compress, hash, flush and rename on one core."""
+    verify_tokens_per_s: float = _number(16 * 1024 / 5.59e-3, "tokens/s", _BENCHMARKS)
+    """scale: verify, 16 blocks of 1,024 targets in 5.59 ms on one core."""
+    stream_tokens_per_s: float = _number(2.11e6, "tokens/s", _BENCHMARKS)
+    """stream: the first epoch, shuffled, proved and checked, as tensors."""
+    tokenize_tokens_per_s: float = _number(0.97e6, "tokens/s", _HERE)
+    """GPT-2's fast tokenizer on English in documents of 4,000 characters, one core of two that were busy."""
+    hash_bytes_per_s: float = _number(1.9e9, "B/s", _HERE)
+    """sha256 on one core."""
+    text_bytes_per_token: float = _number(4.3, "B/token", _ASSUMED)
+    """UTF-8 bytes of the text."""
+
+    device_bytes_per_token: float = _number(33 * (4 + 4 + 1) + 33 * (4 + 1) + 3 * 4, "B/token", _CODE)
+    """pipeline/sparsify.py, PaddedTargets at the default tail_weight 1/32: 33 places for a head, 33 for draws."""
+    stored_token_bytes: float = _number(2, "B/token", _CODE)
+    """pipeline/token_store.py: uint16 below 65,536 ids."""
+    piece_bytes: int = _number(PIECE_BYTES, "B", _CODE)
+    """storage/remote.py: what one request asks for."""
+    group_shards: int = _number(SHARDS_PER_GROUP, "shards", _CODE)
+    """storage/epoch_order.py: shards that a stream proves before its first batch."""
+    commit_lookups: float = _number(5, "look-ups", _CODE)
+    """storage/manifest.py, read_commit: two links, is it there, its size, its bytes."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"--assume.{name.replace('_', '-')} is {value}, expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """One line of a table: so much of what."""
+
+    what: str
+    value: float
+    unit: str
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What is asked of a resource, and what there is of it."""
+
+    resource: str
+    asked: float
+    available: float
+    unit: str
+
+    @property
+    def share(self) -> float:
+        """Of what there is; above 1 the resource sets the pace."""
+        return self.asked / self.available
+
+
+def assumed(assumptions: Assumptions) -> list[Amount]:
+    """Every number that enters; one that was given on the command line says so."""
+    return [
+        Amount(
+            what=number.name,
+            value=getattr(assumptions, number.name),
+            unit=number.metadata["unit"],
+            how=number.metadata["source"] if getattr(assumptions, number.name) == number.default else _GIVEN,
+        )
+        for number in fields(assumptions)
+    ]
+
+
+def forward_flops_per_token(layers: int, width: int, vocab_size: int, block_size: int) -> float:
+    """2 (12 L D² + D V) in products with weights, head included, and 4 L D T/2 in causal attention.
+
+    A multiplication and an addition count as two (Kaplan et al. 2020, section 2.1, with the attention of T/2 tokens on
+    average and with the head).
+    """
+    return 2 * (12 * layers * width**2 + width * vocab_size) + 4 * layers * width * block_size / 2
+
+
+def teacher_seconds_per_token(a: Assumptions) -> float:
+    """Products at the utilisation that is assumed, and passes over float32 logits bound by memory."""
+    flops = forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
+    return flops / (a.gpu_flops_per_s * a.flops_utilisation) + _logit_bytes(a) / a.gpu_memory_bytes_per_s
+
+
+def student_tokens_per_s(a: Assumptions) -> float:
+    """A training step takes three times its forward pass."""
+    flops = 3 * forward_flops_per_token(a.student_layers, a.student_width, a.vocab_size, a.block_size)
+    return a.gpu_flops_per_s * a.flops_utilisation / flops
+
+
+def _logit_bytes(a: Assumptions) -> float:
+    return a.logit_passes * 4 * a.vocab_size
+
+
+def costs(a: Assumptions) -> list[Amount]:
+    """What the whole cache takes."""
+    seconds = teacher_seconds_per_token(a)
+    flops = forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
+    cache_bytes = a.num_tokens * a.bytes_per_token
+    num_shards = a.num_tokens / a.tokens_per_shard
+    shard_bytes = a.tokens_per_shard * a.bytes_per_token
+    return [
+        Amount(what="teacher", value=flops / 1e6, unit="MFLOP/token", how="forward pass, head included"),
+        Amount(what="teacher", value=1 / seconds, unit="tokens/s per GPU", how="products, and passes over logits"),
+        Amount(what="teacher", value=a.num_tokens * seconds / _HOUR_S, unit="GPU-hours", how="all tokens"),
+        Amount(what="cache", value=cache_bytes / 1e12, unit="TB", how="bytes_per_token"),
+        Amount(what="shards", value=num_shards, unit=f"of {shard_bytes / 1e6:.0f} MB", how="tokens_per_shard"),
+        Amount(
+            what="work lost with a killed process",
+            value=a.tokens_per_shard * seconds / 60,
+            unit="GPU-minutes",
+            how="at most one shard",
+        ),
+        Amount(
+            what="tokens beside the cache",
+            value=a.num_tokens * a.stored_token_bytes / 1e12,
+            unit="TB",
+            how="work files, until it is finished",
+        ),
+        Amount(
+            what="tokenizing",
+            value=a.num_tokens / a.tokenize_tokens_per_s / _HOUR_S,
+            unit="core-hours",
+            how="one process, before the first shard",
+        ),
+        Amount(
+            what="hashing the text",
+            value=a.num_tokens * a.text_bytes_per_token / a.hash_bytes_per_s / _HOUR_S,
+            unit="hours",
+            how="one core, at every start on files; not for hub data",
+        ),
+        Amount(
+            what="encoding and writing",
+            value=a.num_tokens / a.encode_tokens_per_s / _HOUR_S,
+            unit="core-hours",
+            how="behind the teacher",
+        ),
+        Amount(
+            what="verify",
+            value=a.num_tokens / a.verify_tokens_per_s / _HOUR_S,
+            unit="core-hours",
+            how="every byte and row; one process",
+        ),
+        Amount(
+            what="reading an epoch",
+            value=num_shards * math.ceil(shard_bytes / a.piece_bytes),
+            unit="GET requests",
+            how="from an object store, piece_bytes each",
+        ),
+        Amount(
+            what="first batch",
+            value=shard_bytes / a.hash_bytes_per_s,
+            unit="s",
+            how="beyond opening: a group of shards is hashed, each on a core",
+        ),
+        Amount(
+            what="first batch from a URL",
+            value=a.group_shards * shard_bytes / a.network_bytes_per_s,
+            unit="s",
+            how="the group is fetched and hashed on the way",
+        ),
+        Amount(
+            what="resume on a shared file system",
+            value=num_shards / 2 * a.commit_lookups * a.lookup_s,
+            unit="s",
+            how="half of the commit records, nothing cached",
+        ),
+    ]
+
+
+def precompute_limits(a: Assumptions) -> list[Limit]:
+    """What one GPU with the teacher asks for, and what there is for it; the scarcest first."""
+    tokens_per_s = 1 / teacher_seconds_per_token(a)
+    flops = forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
+    disk = a.disk_write_bytes_per_s / a.gpus_per_box
+    return _scarcest_first(
+        ("the GPU's arithmetic, of its peak", tokens_per_s * flops, a.gpu_flops_per_s, "FLOP/s"),
+        ("the GPU's memory, by logits alone", tokens_per_s * _logit_bytes(a), a.gpu_memory_bytes_per_s, "B/s"),
+        ("PCIe, by sparse targets", tokens_per_s * a.device_bytes_per_token, a.pcie_bytes_per_s, "B/s"),
+        ("the thread that encodes and writes", tokens_per_s, a.encode_tokens_per_s, "tokens/s"),
+        ("a GPU's share of the disk", tokens_per_s * a.bytes_per_token, disk, "B/s"),
+    )
+
+
+def training_limits(a: Assumptions) -> list[Limit]:
+    """What a box of students' GPUs asks for, one rank on each, and what there is for it; the scarcest first.
+
+    As the code is, every rank reads the rows of all ranks, and from a URL keeps copies of its own.
+    """
+    tokens_per_s = a.gpus_per_box * student_tokens_per_s(a)
+    fetched = a.gpus_per_box * tokens_per_s * a.bytes_per_token
+    flops = 3 * forward_flops_per_token(a.student_layers, a.student_width, a.vocab_size, a.block_size)
+    return _scarcest_first(
+        ("a GPU's arithmetic, of its peak", student_tokens_per_s(a) * flops, a.gpu_flops_per_s, "FLOP/s"),
+        ("the stream of a rank", tokens_per_s, a.stream_tokens_per_s, "tokens/s"),
+        ("the network, from a URL", fetched, a.network_bytes_per_s, "B/s"),
+        ("requests to one prefix, from a URL", fetched / a.piece_bytes, a.store_gets_per_s, "GET/s"),
+    )
+
+
+def _scarcest_first(*limits: tuple[str, float, float, str]) -> list[Limit]:
+    found = [Limit(resource=name, asked=asked, available=has, unit=unit) for name, asked, has, unit in limits]
+    return sorted(found, key=lambda limit: -limit.share)

@@ -1,0 +1,312 @@
+"""What real code takes over made-up records: seconds and memory, each in a process of its own.
+
+A measurement prepares what an earlier step leaves and returns the action that is measured, which gives figures that
+can be checked against the plan. Where real code goes on to a shard it ends with an error at the first one, for there
+are none: its planning is done by then.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NoReturn, cast
+
+from pipeline.config import PrecomputeConfig
+from pipeline.plan import Producer, make_producers, planned_shards, shard_ranges
+from pipeline.shard_writing import write_missing_shards
+from pipeline.teacher import Teacher
+from pipeline.tokenization import TokenizationCounts, TokenizedCorpus
+from scripts.bench.measure import peak_extra_bytes, seconds_of
+from scripts.scale.made_up import BLOCK_SIZE, TOKENS_PER_SHARD, VOCAB_SIZE, MadeUp, identity_of, tokens_of
+from storage.cache import Cache, open_cache
+from storage.epoch_order import EpochOrder
+from storage.errors import MissingFileError, TransferError
+from storage.hashing import sha256_file
+from storage.inspection import render_summary, summarize
+from storage.manifest import MANIFEST_NAME, read_plan
+from storage.merging import merge
+from storage.publication import begin_or_resume, finish
+from storage.remote import RemoteDirectory
+from storage.remote_cache import LocalCopy
+from storage.transfer import pull, push
+from storage.verification import check_records
+
+KIND, SPLIT = "soft_targets", "train"
+STREAM_POSITION = 10**9
+_LOCAL_COPY_BYTES = 16 << 30
+_SEED = 0
+
+Figures = dict[str, int | str]
+Action = Callable[[], Figures]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is measured; a run waits for it before its first work when it is start-up."""
+
+    what: str
+    is_start_up: bool
+    prepare: Callable[[MadeUp], Action]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """peak_bytes: most resident memory beyond the interpreter, its imports and what was prepared."""
+
+    what: str
+    is_start_up: bool
+    seconds: float
+    peak_bytes: int
+    figures: Figures
+
+
+def measure_all(made_up: MadeUp) -> Iterator[Measured]:
+    """Every measurement, one after the other."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
+        for index in range(len(MEASUREMENTS)):
+            yield processes.submit(_measure, index, made_up).result()
+
+
+def _measure(index: int, made_up: MadeUp) -> Measured:
+    measurement = MEASUREMENTS[index]
+    action = measurement.prepare(made_up)
+    seconds: list[float] = []
+    figures: Figures = {}
+    peak_bytes = peak_extra_bytes(lambda: seconds.append(seconds_of(lambda: figures.update(action()))))
+    return Measured(
+        what=measurement.what,
+        is_start_up=measurement.is_start_up,
+        seconds=seconds[0],
+        peak_bytes=peak_bytes,
+        figures=figures,
+    )
+
+
+def plan(made_up: MadeUp) -> Action:
+    """Which rows go into which shard."""
+
+    def action() -> Figures:
+        producers = _producers(made_up)
+        ranges = list(shard_ranges(producers, TOKENS_PER_SHARD))
+        num_shards = planned_shards(producers, TOKENS_PER_SHARD)[KIND][SPLIT]
+        return {"shards": num_shards, "rows": sum(shard.end_row - shard.first_row for shard in ranges)}
+
+    return action
+
+
+def _producers(made_up: MadeUp) -> dict[str, Producer]:
+    config = PrecomputeConfig(
+        teacher="none",
+        data="none",
+        out=made_up.scratch,
+        kinds=("soft_targets",),
+        block_size=BLOCK_SIZE,
+        batch_tokens=BLOCK_SIZE,
+        shard_tokens=TOKENS_PER_SHARD,
+    )
+    counts = TokenizationCounts(
+        num_documents=1, num_documents_skipped=0, num_prompts_skipped=0, validation_is_end_of_text=False
+    )
+    tokenized = TokenizedCorpus(documents=tokens_of(made_up), prompts={}, counts=counts)
+    teacher = SimpleNamespace(vocab_size=VOCAB_SIZE)  # no more of it is asked for before it runs
+    return make_producers(cast(Teacher, teacher), tokenized, config)
+
+
+class _TeacherNeededError(Exception):
+    """Here the teacher would make its first row."""
+
+
+def resume(made_up: MadeUp) -> Action:
+    """Plan, and go past every committed shard to the first row that is still to be made."""
+
+    def record_batches(split: str, start: int, *others: int) -> NoReturn:
+        raise _TeacherNeededError(start)
+
+    def action() -> Figures:
+        committed_rows: list[int] = []
+        ranges = list(shard_ranges(_producers(made_up), TOKENS_PER_SHARD))
+        identity = begin_or_resume(made_up.begun, identity_of(made_up.num_shards))
+        teacher = cast(Producer, SimpleNamespace(record_batches=record_batches))
+        try:
+            write_missing_shards(made_up.begun, identity, teacher, ranges, committed_rows.append)
+        except _TeacherNeededError as needed:
+            return {"committed shards": len(committed_rows), "next row": needed.args[0]}
+        raise AssertionError("nothing was left to be made")
+
+    return action
+
+
+def join(made_up: MadeUp) -> Action:
+    """Every commit record into the manifest, after the last shard."""
+    identity = identity_of(made_up.num_shards)
+
+    def action() -> Figures:
+        finish(made_up.finished, identity, [])
+        manifest = made_up.finished / MANIFEST_NAME
+        return {"manifest bytes": manifest.stat().st_size, "sha256": sha256_file(manifest)[:16]}
+
+    return action
+
+
+def open_finished(made_up: MadeUp) -> Action:
+    """What every command does first."""
+    return lambda: _size(open_cache(made_up.finished))
+
+
+def open_from_url(made_up: MadeUp) -> Action:
+    """The same from a URL, with a local copy that holds no shard yet."""
+    url = made_up.finished.as_uri()
+    RemoteDirectory(url)  # imports what is behind the protocol
+    local_copy = LocalCopy(directory=made_up.scratch / "local", max_bytes=_LOCAL_COPY_BYTES)
+    return lambda: _size(open_cache(url, local_copy=local_copy))
+
+
+def open_begun(made_up: MadeUp) -> Action:
+    """What train --allow-incomplete does first while precompute is half-way."""
+    return lambda: _size(open_cache(made_up.begun, allow_incomplete=True))
+
+
+def inspect(made_up: MadeUp) -> Action:
+    """Open and add up."""
+
+    def action() -> Figures:
+        summary = summarize(open_cache(made_up.finished))
+        render_summary(summary)
+        totals = summary["kinds"][KIND][SPLIT]
+        return {"tokens": totals["num_tokens"], "bytes": totals["shard_bytes"]}
+
+    return action
+
+
+def first_window(made_up: MadeUp) -> Action:
+    """The order of an epoch's shards, and of the rows of its first window."""
+    cache = open_cache(made_up.finished)
+
+    def action() -> Figures:
+        order = epoch_order(cache, 0)
+        return {"rows": order.num_rows, "rows in the window": len(order.windows_from(0)[0].row_order)}
+
+    return action
+
+
+def whole_epoch(made_up: MadeUp) -> Action:
+    """The order of every row of an epoch."""
+    cache = open_cache(made_up.finished)
+
+    def action() -> Figures:
+        order = epoch_order(cache, 0)
+        position = num_windows = num_batches = 0
+        while position < order.num_rows:
+            for window in order.windows_from(position):
+                position += len(window.row_order)
+                num_windows += 1
+                num_batches += len(window.batches)
+        return {"rows": position, "record batches": num_batches, "windows": num_windows}
+
+    return action
+
+
+def find_position(made_up: MadeUp) -> Action:
+    """The row that a stream hands out after STREAM_POSITION others, over as many epochs as that takes."""
+    cache = open_cache(made_up.finished)
+
+    def action() -> Figures:
+        epoch, position = divmod(STREAM_POSITION, cache.num_rows(KIND, SPLIT))
+        window = epoch_order(cache, epoch).windows_from(position)[0]
+        batch, row = window.places_from(position)[0]
+        shard, record_batch = window.batches[batch]
+        first_row = cache.shards(KIND, SPLIT)[shard].first_row_id + record_batch * cache.identity.record_batch_rows
+        return {"epoch": epoch, "position": position, "row_id": first_row + row}
+
+    return action
+
+
+def epoch_order(cache: Cache, epoch: int) -> EpochOrder:
+    """As RowStream makes it."""
+    rows = cache.identity.record_batch_rows
+    return EpochOrder(cache.shards(KIND, SPLIT), rows, seed=_SEED, epoch=epoch, shuffle=True)
+
+
+def verify(made_up: MadeUp) -> Action:
+    """The manifest was checked when the cache was opened; this is the plan and every commit record against it."""
+    cache = open_cache(made_up.finished)
+    return lambda: {"commit records": len(cache.manifest.shards), "problems": len(check_records(cache))}
+
+
+def begin_push(made_up: MadeUp) -> Action:
+    """Check every record, and ask for every shard at an empty place."""
+    there = made_up.scratch / "pushed"
+    RemoteDirectory(there.as_uri())
+
+    def action() -> Figures:
+        _until_first_shard(lambda: push(made_up.finished, there.as_uri()))
+        return {"shards to send": _num_planned(read_plan(there).planned_shards)}
+
+    return action
+
+
+def begin_pull(made_up: MadeUp) -> Action:
+    """Fetch and check the manifest, and begin a copy."""
+    here, url = made_up.scratch / "pulled", made_up.finished.as_uri()
+    RemoteDirectory(url)
+
+    def action() -> Figures:
+        _until_first_shard(lambda: pull(url, here))
+        return {"shards to fetch": _num_planned(read_plan(here).planned_shards)}
+
+    return action
+
+
+def begin_merge(made_up: MadeUp) -> Action:
+    """Open both, compare what their rows mean, and begin the merged cache."""
+    out = made_up.scratch / "merged"
+
+    def action() -> Figures:
+        _until_first_shard(lambda: merge([made_up.finished, made_up.other], out))
+        return {"shards to link": _num_planned(read_plan(out).planned_shards)}
+
+    return action
+
+
+def _until_first_shard(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except (MissingFileError, TransferError) as error:
+        if f"{KIND}/{SPLIT}-" not in str(error):
+            raise
+        return
+    raise AssertionError("no shard was missed")
+
+
+def _size(cache: Cache) -> Figures:
+    return {"shards": len(cache.manifest.shards), "rows": cache.num_rows(KIND, SPLIT)}
+
+
+def _num_planned(planned: dict[str, dict[str, int]]) -> int:
+    return sum(sum(per_split.values()) for per_split in planned.values())
+
+
+MEASUREMENTS = tuple(
+    Measurement(what=what, is_start_up=is_start_up, prepare=prepare)
+    for what, is_start_up, prepare in (
+        ("plan", True, plan),
+        ("resume, half of it committed", True, resume),
+        ("join commit records into the manifest", False, join),
+        ("open", True, open_finished),
+        ("open from a URL", True, open_from_url),
+        ("open while half of it is committed", True, open_begun),
+        ("inspect", True, inspect),
+        ("order of an epoch: first window", True, first_window),
+        ("order of an epoch: all of it", False, whole_epoch),
+        (f"find position {STREAM_POSITION:,} of the stream", True, find_position),
+        ("verify records, without shards", False, verify),
+        ("push, up to the first shard", False, begin_push),
+        ("pull, up to the first shard", False, begin_pull),
+        ("merge with as large a cache, up to the first shard", False, begin_merge),
+    )
+)

@@ -1,0 +1,98 @@
+"""Measurements and the cost model as Markdown for docs/scale.md, or as one document for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from scripts.scale.costs import Amount, Assumptions, Limit, assumed, costs, precompute_limits, training_limits
+from scripts.scale.measurements import Measured
+
+_MOST_SECONDS, _MOST_BYTES = 5.0, 500e6
+_PREFIXES = ("", "k", "M", "G", "T")
+_PREFIXED = ("B/s", "FLOP/s")
+
+
+def render_measurements(measured: Iterable[Measured], facts: dict[str, Any]) -> str:
+    """A table with the target of start-up, and the machine below it."""
+    rows = [
+        (
+            m.what,
+            f"{m.seconds:.2f} s",
+            f"{m.peak_bytes / 1e6:.0f} MB",
+            _verdict(m),
+            ", ".join(f"{name} {_exact(value)}" for name, value in m.figures.items()),
+        )
+        for m in measured
+    ]
+    machine = ", ".join(f"{name} {value}" for name, value in facts.items())
+    return f"{_table(('what', 'time', 'peak memory', 'target', 'figures'), rows)}\n\nMachine: {machine}."
+
+
+def render_costs(assumptions: Assumptions) -> str:
+    """What it costs, what runs out first for the teacher and for students, and every number that enters."""
+    heads = ("resource", "asked", "there is", "share")
+    return "\n\n".join(
+        (
+            "### Costs",
+            _table(("what", "value", "how"), ((c.what, _figure(c.value, c.unit), c.how) for c in costs(assumptions))),
+            "### Where it saturates: one GPU with the teacher",
+            _table(heads, map(_limit_row, precompute_limits(assumptions))),
+            f"### Where it saturates: students on a box of {assumptions.gpus_per_box} GPUs",
+            _table(heads, map(_limit_row, training_limits(assumptions))),
+            "### What enters",
+            _table(
+                ("assumption", "value", "source"),
+                ((f"`{n.what}`", _figure(n.value, n.unit), n.how) for n in assumed(assumptions)),
+            ),
+        )
+    )
+
+
+def as_json(measured: list[Measured], assumptions: Assumptions | None, facts: dict[str, Any]) -> str:
+    """Everything as one document."""
+    model = {} if assumptions is None else _as_records(assumptions)
+    records = [dataclasses.asdict(m) for m in measured]
+    return json.dumps({"machine": facts, "measurements": records} | model, indent=1, ensure_ascii=False)
+
+
+def _as_records(assumptions: Assumptions) -> dict[str, Any]:
+    parts: dict[str, list[Amount] | list[Limit]] = {
+        "costs": costs(assumptions),
+        "precompute_limits": precompute_limits(assumptions),
+        "training_limits": training_limits(assumptions),
+        "assumptions": assumed(assumptions),
+    }
+    return {name: [dataclasses.asdict(line) for line in lines] for name, lines in parts.items()}
+
+
+def _verdict(measured: Measured) -> str:
+    if not measured.is_start_up:
+        return ""
+    return "met" if measured.seconds < _MOST_SECONDS and measured.peak_bytes < _MOST_BYTES else "MISSED"
+
+
+def _limit_row(limit: Limit) -> tuple[str, ...]:
+    asked, available = (_figure(value, limit.unit) for value in (limit.asked, limit.available))
+    return limit.resource, asked, available, f"{limit.share:.2%}"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(heads)]
+    lines += [["---"] * len(lines[0]), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _exact(value: int | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def _figure(value: float, unit: str) -> str:
+    """Rates of bytes and operations with a prefix, counts in full, small numbers with four digits."""
+    if unit in _PREFIXED:
+        power = min(max(int(math.log10(value)) // 3, 0), len(_PREFIXES) - 1)
+        return f"{value / 1000**power:.4g} {_PREFIXES[power]}{unit}"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"

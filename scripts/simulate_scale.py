@@ -1,0 +1,80 @@
+"""What planning, opening, resuming and shuffling a cache of 10^12 tokens take, and what such a cache costs.
+
+    python -m scripts.simulate_scale
+    python -m scripts.simulate_scale --num-shards 480000 --parts measurements
+    python -m scripts.simulate_scale --parts costs --assume.flops-utilisation 0.3
+
+Records of 64,000 shards are made up, below TMPDIR, and the real code is run on them, each measurement in a process of
+its own; some minutes. The cost model is arithmetic on stated rates. Prints the tables of docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from scripts.bench.report import machine
+from scripts.scale.costs import Assumptions
+from scripts.scale.made_up import make_up
+from scripts.scale.measurements import MEASUREMENTS, Measured, measure_all
+from scripts.scale.report import as_json, render_costs, render_measurements
+from storage.command import run_command
+from storage.errors import ConfigError
+from storage.progress import Progress
+
+Part = Literal["measurements", "costs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateScaleConfig:
+    """How large a cache, and what to do with it."""
+
+    num_shards: int = 64_000
+    """Shards of 15.6 million tokens to make up records of."""
+    parts: tuple[Part, ...] = ("measurements", "costs")
+    """What to print."""
+    json: bool = False
+    """Print one JSON document instead of tables."""
+    assume: Assumptions = field(default_factory=Assumptions)
+    """Numbers of the cost model."""
+
+    def __post_init__(self) -> None:
+        if self.num_shards < 2:
+            raise ConfigError(f"--num-shards is {self.num_shards}, expected at least 2")
+        if not self.parts:
+            raise ConfigError("--parts is empty, expected some of measurements, costs")
+
+
+def main() -> None:
+    """Measure, calculate and print."""
+    config = tyro.cli(SimulateScaleConfig, prog="python -m scripts.simulate_scale", description=__doc__)
+    facts = machine("cpu")
+    measured = measurements(config.num_shards) if "measurements" in config.parts else []
+    assumptions = config.assume if "costs" in config.parts else None
+    if config.json:
+        print(as_json(measured, assumptions, facts))
+        return
+    if measured:
+        print(render_measurements(measured, facts))
+    if assumptions:
+        print(render_costs(assumptions))
+
+
+def measurements(num_shards: int) -> list[Measured]:
+    """Make records up in a temporary directory and measure what real code takes over them."""
+    with tempfile.TemporaryDirectory(prefix="teachonce-scale-") as directory:
+        made_up = make_up(Path(directory), num_shards)
+        with Progress(len(MEASUREMENTS), "measure", "parts") as bar:
+            measured = []
+            for one in measure_all(made_up):
+                measured.append(one)
+                bar.update(1, last=one.what)
+            return measured
+
+
+if __name__ == "__main__":
+    run_command(main)
