@@ -20,7 +20,7 @@ from storage import beams, samples, soft_targets
 from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.files import TEMPORARY_PREFIX, IfTaken, let_in, safe_join, waiting_path
-from storage.records import parse_record, read_record, read_record_bytes, write_record
+from storage.records import MAX_RECORD_BYTES, parse_record, read_record, read_record_bytes, write_record
 from storage.settings import check_settings
 
 FORMAT_NAME = "teachonce-cache"
@@ -37,8 +37,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_VOCAB_SIZE = 1 << 31
 _MAX_BLOCK_SIZE = 1 << 20
 _MAX_RECORD_BATCH_ROWS = 1 << 16
-# A shard takes more than 256 bytes of a record that may have 256 MiB.
-_MAX_SHARDS = 1 << 20
+# A shard takes up to 512 bytes of a manifest: whatever can be planned can be read when it is finished.
+_MAX_SHARDS = MAX_RECORD_BYTES // 512
 # As many rows in as many shards still are an int64.
 _MAX_SHARD_ROWS = 1 << 40
 _MAX_TEMPERATURE = 1e6

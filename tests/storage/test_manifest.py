@@ -12,8 +12,10 @@ from storage.errors import FormatVersionError, MissingFileError, RecordError, Un
 from storage.manifest import (
     CacheIdentity,
     FileRecord,
+    Manifest,
     ShardKey,
     ShardRecord,
+    check_commit,
     parse_shard_path,
     read_commit,
     read_manifest,
@@ -22,6 +24,7 @@ from storage.manifest import (
     write_manifest,
     write_plan,
 )
+from storage.records import MAX_RECORD_BYTES
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -107,6 +110,45 @@ def test_commit_comes_back_as_it_was_and_is_none_before(tmp_path: Path, small_ca
     assert read_commit(tmp_path, record.key) is None
     write_commit(tmp_path, record)
     assert read_commit(tmp_path, record.key) == record
+
+
+def test_the_bytes_of_a_checked_commit_record_are_those_of_its_file(small_cache: Path, forge: SimpleNamespace) -> None:
+    record = read_manifest(small_cache).shards[0]
+    path = small_cache / record.key.commit_path
+    assert check_commit(small_cache, record) == path.read_bytes()
+    another_layout = forge.seal(dataclasses.asdict(record))
+    assert another_layout != path.read_bytes()
+    path.write_bytes(another_layout)
+    assert check_commit(small_cache, record) == another_layout
+
+
+def test_the_largest_plan_has_a_manifest_that_can_be_read(tmp_path: Path, make: SimpleNamespace) -> None:
+    """Every field of every record at its longest, apart from numbers that no shard has."""
+    most = MAX_RECORD_BYTES // 512
+    longest = ShardRecord(
+        path=ShardKey(kind="soft_targets", split="validation", index=most - 1, num_shards=most).path,
+        first_row_id=10**15,
+        num_rows=10**12,
+        num_tokens=10**15,
+        num_targets=10**15,
+        entropy_sum_nats=-1 / 3 * 1e-99,
+        label_nll_sum_nats=-1 / 3 * 1e-99,
+        shard_bytes=10**15,
+        sha256="0" * 64,
+    )
+    identity = make.identity()
+    sizes = []
+    for num_shards in (1, 2):
+        write_manifest(tmp_path, Manifest(identity=identity, shards=(longest,) * num_shards, files=()))
+        sizes.append((tmp_path / "manifest.json").stat().st_size)
+    assert (sizes[1] - sizes[0]) * most + sizes[0] <= MAX_RECORD_BYTES
+    for num_shards in (most, most + 1):
+        write_plan(tmp_path, dataclasses.replace(identity, planned_shards={"soft_targets": {"train": num_shards}}))
+        if num_shards == most:
+            assert read_plan(tmp_path).planned_shards["soft_targets"]["train"] == most
+        else:
+            with pytest.raises(RecordError, match="more than 524288 shards"):
+                read_plan(tmp_path)
 
 
 def test_perplexity_and_entropy_are_means_over_targets(small_cache: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from storage import open_cache, verify_cache
 from storage.cache import Cache
 from storage.errors import HashMismatchError, MissingFileError, RecordError, RowError
+from storage.verification import check_records
 
 COMMIT = "commits/soft_targets-train-00001.json"
 
@@ -30,6 +31,19 @@ def test_progress_adds_up_to_every_listed_byte(small_cache: Path) -> None:
     listed = [*manifest.files, *manifest.shards]
     assert sum(told) == sum((small_cache / item.path).stat().st_size for item in listed)
     assert len(told) == len(listed)
+
+
+def test_records_are_checked_without_a_shard(small_cache: Path, forge: SimpleNamespace) -> None:
+    for shard in small_cache.rglob("*.arrow"):
+        shard.unlink()
+    cache = open_cache(small_cache)
+    assert check_records(cache) == []
+    (small_cache / "plan.json").unlink()
+    forge.record(small_cache / COMMIT, lambda record: record.update(num_tokens=1))
+    (plan, commit) = check_records(cache)
+    assert isinstance(plan, MissingFileError)
+    assert isinstance(commit, RecordError)
+    assert COMMIT in str(commit)
 
 
 @pytest.mark.parametrize("name", ["plan.json", COMMIT])
