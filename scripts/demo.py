@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +29,8 @@ from storage.errors import ConfigError
 from storage.samples import decode
 
 _PROMPTS_SHOWN = 3
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_PICTURE_SIZE = "1280,1500"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,9 @@ def main() -> int:
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(_table(results))
     print(_continuations(config, open_cache(cache)))
+    report = _report(config, cache)
     print(f"\n{config.out / 'results.json'} holds these figures; {_cost(started)}")
+    print(f"what the student learnt and lost: {report}")
     return 0
 
 
@@ -143,9 +149,9 @@ def _results(config: DemoConfig, cache: Cache) -> dict[str, dict[str, Any]]:
     }
     for name in ("student", "ce_only"):
         directory = config.out / name
-        found = json.loads(_run("student.cli", "evaluate", str(directory), "--cache", str(cache.path), "--json"))
-        found["model_bytes"] = (directory / "model.safetensors").stat().st_size
-        results[name] = found
+        results[name] = json.loads(
+            _run("student.cli", "evaluate", str(directory), "--cache", str(cache.path), "--json")
+        )
     return results
 
 
@@ -179,6 +185,26 @@ def _continuations(config: DemoConfig, cache: Cache) -> str:
             )  # fmt: skip
             lines.append(f"{name:<8} {text[:-1]!r}")
     return "\n".join(lines)
+
+
+def _report(config: DemoConfig, cache: Path) -> Path:
+    """The page about both students and, where there is a Chromium, its picture beside it."""
+    report = config.out / "report.html"
+    students = [str(config.out / name) for name in ("student", "ce_only")]
+    _run("student.cli", "report", *students, "--cache", str(cache), "--out", str(report))
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser:
+        with tempfile.TemporaryDirectory() as profile:
+            subprocess.run(
+                [
+                    browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+                    f"--user-data-dir={profile}", f"--window-size={_PICTURE_SIZE}",
+                    f"--screenshot={report.with_suffix('.png').resolve()}", report.resolve().as_uri(),
+                ],
+                capture_output=True,
+                check=False,
+            )  # fmt: skip
+    return report
 
 
 def _decode(cache: Cache, ids: Any) -> str:
