@@ -14,6 +14,7 @@ from storage.errors import ConfigError
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["local", "ray"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -154,6 +155,12 @@ class PrecomputeConfig:
     memory runs out, passes over blocks are halved."""
     shard_tokens: int = 2_097_152
     """Tokens per shard, about 80 MB of soft targets; what is lost at most when a run is killed."""
+    engine: Engine = "local"
+    """local works in this process; ray starts workers, one per GPU or per share of the CPUs (docs/cluster.md)."""
+    num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Workers of --engine ray; None takes one per GPU, or without any one per machine."""
+    address: str | None = None
+    """Ray cluster of --engine ray: auto for the one on this machine, or HOST:PORT; None starts one for this run."""
     plan: bool = False
     """Print tokens, bytes, time and the break-even against online distillation, and write nothing."""
     quiet: bool = False
@@ -172,4 +179,18 @@ class PrecomputeConfig:
         sizes = (self.batch_tokens or 1, self.shard_tokens)
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
+        self._check_engine()
         _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")
+
+    def _check_engine(self) -> None:
+        if self.engine == "local":
+            _require(self.num_workers is None and self.address is None, "--num-workers and --address need --engine ray")
+            return
+        _require(
+            self.num_workers is None or self.num_workers >= 1,
+            f"--num-workers is {self.num_workers}, expected at least 1",
+        )
+        _require(
+            self.device in ("auto", "cpu", "cuda"),
+            f"--device {self.device}: Ray gives each worker its GPU; expected auto, cpu or cuda with --engine ray",
+        )

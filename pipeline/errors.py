@@ -6,6 +6,7 @@ TeachonceError
 │   ├── NoSuchDataError        nothing at that path or hub id
 │   ├── ColumnError            rows lack the column asked for
 │   └── NoUsableTextError      not even one block of text
+├── WorkerError                a worker of another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     nothing that transformers can load
     ├── TokenizerMismatchError the tokenizer has ids that the teacher does not know
@@ -52,6 +53,14 @@ class NoUsableTextError(DataError):
             f"({num_skipped} documents skipped as shorter than 2 tokens), fewer than one training block of "
             f"{block_tokens}; give more text or a smaller --block-size"
         )
+
+
+class WorkerError(TeachonceError):
+    """A worker of --engine ray on `host` failed for a reason that starting it again does not mend."""
+
+    def __init__(self, host: str, reason: str) -> None:
+        self.host = host
+        super().__init__(f"worker on {host}: {reason}")
 
 
 class TeacherError(TeachonceError):

@@ -5,16 +5,13 @@ Killed anywhere and run again, it ends with the same bytes as an undisturbed run
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,23 +20,17 @@ from typing import Any
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
 from pipeline.errors import TokenizerMismatchError
-from pipeline.plan import RECORD_BATCH_ROWS, Producer, make_producers, planned_shards, shard_ranges
-from pipeline.shard_writing import write_missing_shards
+from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange, make_producers, planned_shards, shard_ranges
 from pipeline.teacher import Teacher, load_teacher
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
+from pipeline.work_directory import work_directory
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
 from storage.columns import token_type
 from storage.errors import ConfigError, DiskFullError, first_line
-from storage.files import is_refused_write, refusals, remove_directory, remove_leftovers, write_file
+from storage.files import is_refused_write, refusals, write_file
 from storage.hashing import directory_sha256
-from storage.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    SPLITS,
-    CacheIdentity,
-)
-from storage.progress import Progress
-from storage.publication import WORK_DIR, begin_or_resume, finish, require_own_directory
+from storage.manifest import MANIFEST_NAME, CacheIdentity
+from storage.publication import begin_or_resume, finish, require_own_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +42,15 @@ class Job:
     corpus: Corpus
     tokenized: TokenizedCorpus
     producers: dict[str, Producer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A cache whose plan is published: its shards, and what it takes to finish it when they are committed."""
+
+    identity: CacheIdentity
+    shards: list[ShardRange]
+    tokenizer_files: list[str]
 
 
 def precompute(config: PrecomputeConfig) -> Cache:
@@ -69,13 +69,14 @@ def precompute(config: PrecomputeConfig) -> Cache:
 
 
 def _run(config: PrecomputeConfig) -> None:
-    with _work_directory(config.out) as work_dir:
-        job = load_job(config, work_dir)
-        saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
-        identity = begin_or_resume(config.out, _identity(job, directory_sha256(saved_tokenizer)))
-        _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
-        _write_shards(job, identity)
-        finish(config.out, identity, [f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()])
+    # The engines import this module, and Ray is there only for those who ask for it.
+    if config.engine == "ray":
+        from pipeline.engines.ray_driver import write_cache
+    else:
+        from pipeline.engines.local import write_cache
+    with work_directory(config.out) as work_dir:
+        begun = write_cache(config, work_dir)
+        finish(config.out, begun.identity, begun.tokenizer_files)
 
 
 def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
@@ -101,47 +102,17 @@ def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
     )
 
 
-@contextlib.contextmanager
-def _work_directory(out: Path) -> Iterator[Path]:
-    """The directory for what a run keeps beside the cache.
-
-    Every run holds a shared lock on it; whoever leaves last cleans up after a finished cache, and after a
-    directory in which nothing was begun.
-    """
-    work_dir = out / WORK_DIR
-    lock = _shared_lock(work_dir)
-    try:
-        yield work_dir
-    finally:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clean_up(out)
-        os.close(lock)
-
-
-def _shared_lock(work_dir: Path) -> int:
-    """Make the directory and lock it; descriptor of the lock."""
-    while True:
-        with refusals(work_dir):
-            work_dir.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = os.open(work_dir / "lock", os.O_CREAT | os.O_RDWR)
-            except FileNotFoundError:  # the last run before this one has just cleaned up
-                continue
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), (work_dir / "lock").stat()):
-                return lock
-        os.close(lock)
-
-
-def _clean_up(out: Path) -> None:
-    is_finished, is_begun = (out / MANIFEST_NAME).exists(), (out / PLAN_NAME).exists()
-    if is_finished or not is_begun:
-        remove_directory(out / WORK_DIR)
-        remove_leftovers(out)
-    with contextlib.suppress(OSError):
-        out.rmdir()  # only when it is empty
+def begin(job: Job, work_dir: Path) -> Begun:
+    """Publish plan and tokenizer, or check that they are those of this run; raises CacheMismatchError."""
+    config = job.config
+    saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
+    identity = begin_or_resume(config.out, _identity(job, directory_sha256(saved_tokenizer)))
+    _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
+    return Begun(
+        identity=identity,
+        shards=list(shard_ranges(job.producers, config.shard_tokens)),
+        tokenizer_files=[f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()],
+    )
 
 
 def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:
@@ -255,16 +226,6 @@ def _publish_tokenizer(saved: Path, directory: Path) -> None:
     for path in sorted(saved.iterdir()):
         if not (directory / path.name).exists():
             write_file(directory / path.name, path.read_bytes())
-
-
-def _write_shards(job: Job, identity: CacheIdentity) -> None:
-    """Write and commit the shards that have no commit record, kind after kind."""
-    ranges = list(shard_ranges(job.producers, job.config.shard_tokens))
-    for kind, producer in job.producers.items():
-        total = sum(producer.num_rows(split) for split in SPLITS)
-        with Progress(total, kind, "rows", quiet=job.config.quiet) as bar:
-            shards = [shard for shard in ranges if shard.key.kind == kind]
-            write_missing_shards(job.config.out, identity, producer, shards, bar.update)
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:

@@ -43,6 +43,11 @@ class ShardRange:
     first_row: int
     end_row: int
 
+    @property
+    def num_rows(self) -> int:
+        """Rows in it."""
+        return self.end_row - self.first_row
+
 
 def make_producers(teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, Producer]:
     """A producer for each kind asked for."""

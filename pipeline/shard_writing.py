@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
+from pipeline.claims import Claims
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange
 from pipeline.write_behind import write_behind
-from storage.manifest import CacheIdentity, read_commit, write_commit
+from storage.manifest import CacheIdentity, ShardKey, read_commit, write_commit
+from storage.publication import WORK_DIR
 from storage.shard import write_shard
 
 # Record batches that wait for the writer: enough for the fsync of a shard to pass unnoticed.
@@ -22,26 +24,47 @@ _Part = tuple[ShardRange, pa.RecordBatch]
 
 def write_missing_shards(
     out: Path, identity: CacheIdentity, producer: Producer, shards: list[ShardRange], count: Callable[[int], None]
-) -> None:
+) -> list[ShardRange]:
     """Write and commit the shards of one producer that have no commit record.
 
     count: told the rows of each record batch that was written, and of each shard that was there.
+
+    Returns the shards that were left out because other processes are at them; they are for whoever finds them
+    free and still without a commit record.
     """
-    with write_behind(functools.partial(_write, out, identity, count=count), _MAX_WAITING) as put:
-        for shard in shards:
-            record = read_commit(out, shard.key)
-            if record is not None:
-                count(record.num_rows)
-                continue
-            for batch in producer.record_batches(shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS):
-                put((shard, batch))
+    taken = []
+    with Claims(out / WORK_DIR) as claims:
+        write = functools.partial(_write, out, identity, claims=claims, count=count)
+        with write_behind(write, _MAX_WAITING) as put:
+            for shard in shards:
+                record = read_commit(out, shard.key)
+                if record is None and not claims.take(_claim_name(shard.key)):
+                    taken.append(shard)
+                    continue
+                if record is None and (record := read_commit(out, shard.key)):  # committed before it was given back
+                    claims.give_back(_claim_name(shard.key))
+                if record is not None:
+                    count(record.num_rows)
+                    continue
+                for batch in producer.record_batches(
+                    shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS
+                ):
+                    put((shard, batch))
+    return taken
 
 
-def _write(out: Path, identity: CacheIdentity, parts: Iterator[_Part], count: Callable[[int], None]) -> None:
+def _claim_name(key: ShardKey) -> str:
+    return PurePosixPath(key.commit_path).stem
+
+
+def _write(
+    out: Path, identity: CacheIdentity, parts: Iterator[_Part], claims: Claims, count: Callable[[int], None]
+) -> None:
     for shard, shard_parts in itertools.groupby(parts, key=lambda part: part[0]):
         batches = _counted((batch for _, batch in shard_parts), count)
         record = write_shard(out, identity, shard.key, shard.first_row, batches)
         write_commit(out, record, if_taken="drop")
+        claims.give_back(_claim_name(shard.key))
 
 
 def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) -> Iterator[pa.RecordBatch]:

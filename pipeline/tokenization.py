@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.claims import claimed
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, Document, Prompt
 from pipeline.errors import ColumnError, NoUsableTextError
@@ -71,17 +72,9 @@ def tokenize_corpus(
     """
     prompt_limits = _prompt_limits(config, context_length)
     if not work_dir.exists():
-        # Another process may be at the same work: each builds its own and the first to finish wins.
-        staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
-        counts = _Tokenization(corpus, tokenizer, config, dtype, staging, prompt_limits).run()
-        write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
-        with refusals(work_dir):
-            try:
-                staging.rename(work_dir)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                shutil.rmtree(staging)
+        with claimed(work_dir.parent, work_dir.name):
+            if not work_dir.exists():  # nobody finished it while this process waited
+                _tokenize(corpus, tokenizer, config, dtype, work_dir, prompt_limits)
     counts = TokenizationCounts(**json.loads((work_dir / _COUNTS_NAME).read_bytes()))
     tokenized = TokenizedCorpus(
         documents={split: TokenStore(work_dir / split, dtype) for split in SPLITS},
@@ -100,6 +93,27 @@ def tokenize_corpus(
             config.block_size + 1,
         )
     return tokenized
+
+
+def _tokenize(
+    corpus: Corpus,
+    tokenizer: Any,
+    config: PrecomputeConfig,
+    dtype: Any,
+    work_dir: Path,
+    prompt_limits: dict[str, int],
+) -> None:
+    """Where claims exclude nobody, each process builds its own directory and the first to finish wins."""
+    staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
+    counts = _Tokenization(corpus, tokenizer, config, dtype, staging, prompt_limits).run()
+    write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
+    with refusals(work_dir):
+        try:
+            staging.rename(work_dir)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(staging)
 
 
 def _prompt_dir(work_dir: Path, column_index: int, split: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.cache import TOKENIZER_DIR, Cache
 from storage.dataset_card import dataset_card
-from storage.errors import CacheMismatchError, ConfigError
+from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError
 from storage.files import TEMPORARY_PREFIX, safe_join, write_file
 from storage.hashing import sha256_file
 from storage.manifest import (
@@ -72,8 +72,14 @@ def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
 
 
 def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> None:
-    """Join what is committed on disk, whoever committed it, and the tokenizer's files (paths in the cache)."""
-    records = [record for key in identity.planned_keys() if (record := read_commit(out, key)) is not None]
+    """Join what is committed on disk, whoever committed it, and the tokenizer's files (paths in the cache).
+
+    Raises IncompleteCacheError when the system shows fewer commit records than are planned.
+    """
+    planned = identity.planned_keys()
+    records = [record for key in planned if (record := read_commit(out, key)) is not None]
+    if len(records) < len(planned):
+        raise IncompleteCacheError(str(out), len(records), len(planned))
     for record in records:
         settle_commit(out, record)
     write_file(out / CARD_NAME, dataset_card(identity, tuple(records)).encode())

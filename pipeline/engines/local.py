@@ -1,0 +1,55 @@
+"""--engine local: this process makes every shard that nobody has made and nobody is at.
+
+Any number of such processes, on any machines that share the directory, divide a cache among themselves. A process
+that ends before its shard does leaves it to those that are still there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import platform
+import sys
+from pathlib import Path
+
+from pipeline.claims import Claims
+from pipeline.config import PrecomputeConfig
+from pipeline.job import Begun, begin, load_job
+from pipeline.kind_progress import KindProgress
+from pipeline.plan import ShardRange
+from pipeline.shard_writing import write_missing_shards
+
+
+def write_cache(config: PrecomputeConfig, work_dir: Path) -> Begun:
+    """Load, begin, and return when every shard is committed, by whomever."""
+    job = load_job(config, work_dir)
+    begun = begin(job, work_dir)
+    waiting = in_order_of_host(begun.shards, platform.node())
+    has_told = config.quiet
+    with KindProgress(begun.shards, quiet=config.quiet) as progress:
+        while waiting:
+            taken: list[ShardRange] = []
+            for kind, shards in itertools.groupby(waiting, key=lambda shard: shard.key.kind):
+                count = functools.partial(progress.count, kind)
+                taken += write_missing_shards(config.out, begun.identity, job.producers[kind], list(shards), count)
+            waiting = taken
+            if waiting and not has_told:
+                print(f"waiting for {len(waiting)} shards that other processes are at", file=sys.stderr)
+                has_told = True
+            if waiting:
+                Claims.wait()
+    return begun
+
+
+def in_order_of_host(shards: list[ShardRange], host: str) -> list[ShardRange]:
+    """The shards kind after kind, within a kind in an order that differs from host to host.
+
+    Hosts whose file system does not tell them of each other's claims then seldom make the same shard.
+    """
+
+    def place(shard: ShardRange) -> bytes:
+        return hashlib.sha256(f"{host} {shard.key.path}".encode()).digest()
+
+    by_kind = itertools.groupby(shards, key=lambda shard: shard.key.kind)
+    return [shard for _, of_kind in by_kind for shard in sorted(of_kind, key=place)]

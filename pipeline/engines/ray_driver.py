@@ -1,0 +1,181 @@
+"""--engine ray: workers that Ray places, one per GPU or per share of the CPUs, make the shards of the plan.
+
+The driver loads nothing. It hands each shard to an idle worker, asks Ray for another worker when one dies, and hands
+that one's shard out again: a shard is a pure function of configuration and data, and only whole ones are committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PrecomputeConfig
+from pipeline.engines.ray_session import Share, ray_session, share_out
+from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
+from pipeline.errors import WorkerError
+from pipeline.job import Begun
+from pipeline.kind_progress import KindProgress
+from pipeline.plan import ShardRange
+from storage.errors import first_line
+from storage.files import refusals
+
+# A worker that dies this often at one and the same thing is not unlucky.
+_MOST_DEATHS = 4
+_TELL_OF_WAITING_AFTER_S = 60.0
+_NO_PLACE_YET = "a host that Ray has not chosen"
+_CAUSE_OF_DEATH = re.compile(r"The actor is dead because (.+?)\.(?:\s|$)")
+
+
+def write_cache(config: PrecomputeConfig, work_dir: Path) -> Begun:
+    """Return when every shard is committed; raises WorkerError, ConfigError or DiskFullError."""
+    with contextlib.ExitStack() as stack:
+        ray = stack.enter_context(ray_session(config))
+        share = share_out(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        _announce(config, share)
+        with refusals(work_dir):
+            meeting_point = stack.enter_context(tempfile.NamedTemporaryFile(dir=work_dir, prefix="driver-"))
+        start = functools.partial(
+            ray.remote(RayWorker).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus).remote,
+            worker_config(config, on_gpu=share.num_gpus > 0),
+            work_dir.absolute(),
+            Path(meeting_point.name).name,
+            max(share.num_cpus, 1),
+        )
+        return stack.enter_context(_Crew(ray, start, quiet=config.quiet)).run(share.num_workers)
+
+
+def _announce(config: PrecomputeConfig, share: Share) -> None:
+    if not config.quiet:
+        each = f"{share.num_gpus} GPU and {share.num_cpus} CPUs" if share.num_gpus else f"{share.num_cpus} CPUs"
+        print(f"{share.num_workers} workers with {each} each load teacher and text", file=sys.stderr)
+
+
+@dataclass
+class _Worker:
+    """An actor, the number of its place in the crew, and its host once Ray has chosen one."""
+
+    actor: Any
+    place: int
+    host: str = _NO_PLACE_YET
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker is at: "host", "load", or a shard."""
+
+    worker: _Worker
+    work: str | ShardRange
+
+    @property
+    def name(self) -> str:
+        """For counting deaths: a shard may be any worker's, loading is each place's own."""
+        return f"{self.work} {self.worker.place}" if isinstance(self.work, str) else self.work.key.path
+
+
+class _Crew:
+    """The workers of a run and what each is at."""
+
+    def __init__(self, ray: Any, start: Callable[[], Any], *, quiet: bool) -> None:
+        self._ray, self._start, self._quiet = ray, start, quiet
+        self._workers: dict[int, _Worker] = {}
+        self._tasks: dict[Any, _Task] = {}
+        self._idle: list[_Worker] = []
+        self._waiting: deque[ShardRange] = deque()
+        self._deaths: Counter[str] = Counter()
+        self._begun: Begun | None = None
+        self._stack = contextlib.ExitStack()
+        self._progress: KindProgress | None = None
+        errors = ray.exceptions
+        self._ends = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError)
+
+    def __enter__(self) -> _Crew:
+        self._stack.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for worker in self._workers.values():
+            self._ray.kill(worker.actor)
+        self._stack.__exit__(*error)
+
+    def run(self, num_workers: int) -> Begun:
+        """Hire, hand out, and see every shard committed."""
+        for place in range(num_workers):
+            self._hire(place)
+        while self._begun is None or self._waiting or self._num_at_shards:
+            while self._idle and self._waiting:
+                self._give(self._idle.pop(), self._waiting.popleft())
+            done, _ = self._ray.wait(list(self._tasks), timeout=_TELL_OF_WAITING_AFTER_S)
+            for answer in done:
+                self._settle(answer)
+            if not done and self._begun is None and not self._quiet:
+                placed = sum(worker.host != _NO_PLACE_YET for worker in self._workers.values())
+                print(f"waiting: Ray has found a place for {placed} of {num_workers} workers", file=sys.stderr)
+        return self._begun
+
+    @property
+    def _num_at_shards(self) -> int:
+        return sum(isinstance(task.work, ShardRange) for task in self._tasks.values())
+
+    def _hire(self, place: int) -> None:
+        worker = self._workers[place] = _Worker(self._start(), place)
+        self._tasks[worker.actor.host.remote()] = _Task(worker, "host")
+
+    def _give(self, worker: _Worker, shard: ShardRange) -> None:
+        self._tasks[worker.actor.write.remote(shard)] = _Task(worker, shard)
+
+    def _settle(self, answer: Any) -> None:
+        task = self._tasks.pop(answer)
+        worker = task.worker
+        try:
+            result = self._ray.get(answer)
+        except self._ends as error:
+            self._replace(task, error)
+            return
+        if isinstance(result, Failure):
+            raise WorkerError(worker.host, result.reason)
+        if task.work == "host":
+            worker.host = result
+            self._tasks[worker.actor.load.remote()] = _Task(worker, "load")
+            return
+        self._idle.append(worker)
+        if task.work == "load":
+            self._begin(result)
+        elif isinstance(task.work, ShardRange):
+            self._count(task.work, is_committed=result)
+
+    def _begin(self, begun: Begun) -> None:
+        if self._begun is None:
+            self._begun = begun
+            self._waiting.extend(begun.shards)
+            self._progress = self._stack.enter_context(KindProgress(begun.shards, quiet=self._quiet))
+
+    def _count(self, shard: ShardRange, *, is_committed: bool) -> None:
+        assert self._progress is not None
+        if is_committed:
+            self._progress.count(shard.key.kind, shard.num_rows)
+        else:
+            self._waiting.append(shard)
+
+    def _replace(self, task: _Task, error: Exception) -> None:
+        """A worker is gone: what it was at is still to be done, by it that comes in its place or by another."""
+        self._deaths[task.name] += 1
+        if self._deaths[task.name] >= _MOST_DEATHS:
+            doing = "loading teacher and text" if isinstance(task.work, str) else f"making {task.work.key.path}"
+            cause = _CAUSE_OF_DEATH.search(str(error))
+            raise WorkerError(
+                task.worker.host,
+                f"died {_MOST_DEATHS} times while {doing} ({cause[1] if cause else first_line(error)}); "
+                "look there for lack of memory; what was committed is safe",
+            )
+        if isinstance(task.work, ShardRange):
+            self._waiting.appendleft(task.work)
+        self._ray.kill(task.worker.actor)  # it may only be out of reach
+        self._hire(task.worker.place)

@@ -1,0 +1,93 @@
+"""A connection to Ray, and how its machines are divided among workers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import PrecomputeConfig
+from storage.errors import ConfigError, first_line
+
+# A socket's path has at most 107 bytes, and Ray adds some 70 to its directory.
+_LONGEST_TEMPORARY_DIRECTORY = 16
+# What passes through Ray's object store are answers of a few bytes.
+_OBJECT_STORE_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """How many workers there are, and what each has of its machine: whole GPUs (1 or 0), and CPUs."""
+
+    num_workers: int
+    num_gpus: int
+    num_cpus: int
+
+
+@contextlib.contextmanager
+def ray_session(config: PrecomputeConfig) -> Iterator[Any]:
+    """The ray module, connected to a cluster, or to a Ray of this process alone that ends with it.
+
+    What Ray prints beside its log files is dropped. Raises ConfigError when Ray is not installed or not there.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            f"--engine ray: Ray cannot be imported ({first_line(error)}); pip install -c constraints.txt -e .[ray]"
+        ) from error
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        place = {"address": config.address} if config.address else _own_ray(config, stack)
+        try:
+            ray.init(**place, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"--address {config.address}: no connection to Ray ({first_line(error)}); start it with ray start, "
+                "or leave --address out"
+            ) from error
+        stack.callback(ray.shutdown)
+        yield ray
+
+
+def _own_ray(config: PrecomputeConfig, stack: contextlib.ExitStack) -> dict[str, Any]:
+    base = tempfile.gettempdir()
+    directory = tempfile.TemporaryDirectory(
+        prefix="teachonce-ray-",
+        dir=base if len(base) <= _LONGEST_TEMPORARY_DIRECTORY else "/tmp",
+        ignore_cleanup_errors=True,
+    )
+    return {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, config.num_workers or 1),
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": stack.enter_context(directory),
+    }
+
+
+def share_out(config: PrecomputeConfig, nodes: list[dict[str, float]]) -> Share:
+    """Divide machines, whose `GPU` and `CPU` are given, among workers of one size; raises ConfigError.
+
+    A worker has a GPU when there are any, unless --device says cpu, and the most CPUs that all workers can have.
+    """
+    gpus, cpus = ([int(node.get(resource, 0)) for node in nodes] for resource in ("GPU", "CPU"))
+    use_gpus = config.device != "cpu" and sum(gpus) > 0
+    if config.device == "cuda" and not use_gpus:
+        raise ConfigError("--device cuda: Ray knows of no GPU; start Ray with --num-gpus, or give --device cpu")
+    largest, unit = (sum(gpus), "GPUs") if use_gpus else (sum(cpus), "CPUs")
+    num_workers = config.num_workers or (largest if use_gpus else sum(1 for count in cpus if count))
+    if not 1 <= num_workers <= largest:
+        raise ConfigError(f"--num-workers is {num_workers}: Ray has {largest} {unit}; expected 1 to {largest}")
+    share = max(cpus)
+    while share and num_workers > sum(
+        min(cpu // share, gpu) if use_gpus else cpu // share for cpu, gpu in zip(cpus, gpus, strict=True)
+    ):
+        share -= 1
+    return Share(num_workers=num_workers, num_gpus=int(use_gpus), num_cpus=share)
