@@ -19,8 +19,10 @@ from typing import Any
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
+from pipeline.engines.local import write_shards
+from pipeline.engines.ray_driver import write_on_ray
 from pipeline.errors import TokenizerMismatchError
-from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange, make_producers, planned_shards, shard_ranges
+from pipeline.plan import RECORD_BATCH_ROWS, Begun, Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher import Teacher, load_teacher
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from pipeline.work_directory import work_directory
@@ -44,15 +46,6 @@ class Job:
     producers: dict[str, Producer]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Begun:
-    """A cache whose plan is published: its shards, and what it takes to finish it when they are committed."""
-
-    identity: CacheIdentity
-    shards: list[ShardRange]
-    tokenizer_files: list[str]
-
-
 def precompute(config: PrecomputeConfig) -> Cache:
     """Run the teacher over the data and return the finished cache; shards already committed are kept.
 
@@ -69,14 +62,17 @@ def precompute(config: PrecomputeConfig) -> Cache:
 
 
 def _run(config: PrecomputeConfig) -> None:
-    # The engines import this module, and Ray is there only for those who ask for it.
-    if config.engine == "ray":
-        from pipeline.engines.ray_driver import write_cache
-    else:
-        from pipeline.engines.local import write_cache
+    write = {"local": _write_here, "ray": write_on_ray}[config.engine]
     with work_directory(config.out) as work_dir:
-        begun = write_cache(config, work_dir)
+        begun = write(config, work_dir)
         finish(config.out, begun.identity, begun.tokenizer_files)
+
+
+def _write_here(config: PrecomputeConfig, work_dir: Path) -> Begun:
+    job = load_job(config, work_dir)
+    begun = begin(job, work_dir)
+    write_shards(config, job.producers, begun)
+    return begun
 
 
 def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:

@@ -16,7 +16,7 @@ from pipeline.soft_targets import SoftTargetsProducer
 from pipeline.teacher import Teacher
 from pipeline.tokenization import TokenizedCorpus
 from storage import beams, samples, soft_targets
-from storage.manifest import KINDS, SPLITS, ShardKey
+from storage.manifest import KINDS, SPLITS, CacheIdentity, ShardKey
 
 # 8 to 16 rows a batch cost 1.5 % of size and give range reads.
 RECORD_BATCH_ROWS = 16
@@ -47,6 +47,15 @@ class ShardRange:
     def num_rows(self) -> int:
         """Rows in it."""
         return self.end_row - self.first_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A cache whose plan is published: its shards, and what it takes to finish it when they are committed."""
+
+    identity: CacheIdentity
+    shards: list[ShardRange]
+    tokenizer_files: list[str]
 
 
 def make_producers(teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, Producer]:

@@ -11,20 +11,16 @@ import hashlib
 import itertools
 import platform
 import sys
-from pathlib import Path
 
 from pipeline.claims import Claims
 from pipeline.config import PrecomputeConfig
-from pipeline.job import Begun, begin, load_job
 from pipeline.kind_progress import KindProgress
-from pipeline.plan import ShardRange
+from pipeline.plan import Begun, Producer, ShardRange
 from pipeline.shard_writing import write_missing_shards
 
 
-def write_cache(config: PrecomputeConfig, work_dir: Path) -> Begun:
-    """Load, begin, and return when every shard is committed, by whomever."""
-    job = load_job(config, work_dir)
-    begun = begin(job, work_dir)
+def write_shards(config: PrecomputeConfig, producers: dict[str, Producer], begun: Begun) -> None:
+    """Return when every shard is committed, by whomever."""
     waiting = in_order_of_host(begun.shards, platform.node())
     has_told = config.quiet
     with KindProgress(begun.shards, quiet=config.quiet) as progress:
@@ -32,14 +28,13 @@ def write_cache(config: PrecomputeConfig, work_dir: Path) -> Begun:
             taken: list[ShardRange] = []
             for kind, shards in itertools.groupby(waiting, key=lambda shard: shard.key.kind):
                 count = functools.partial(progress.count, kind)
-                taken += write_missing_shards(config.out, begun.identity, job.producers[kind], list(shards), count)
+                taken += write_missing_shards(config.out, begun.identity, producers[kind], list(shards), count)
             waiting = taken
             if waiting and not has_told:
                 print(f"waiting for {len(waiting)} shards that other processes are at", file=sys.stderr)
                 has_told = True
             if waiting:
                 Claims.wait()
-    return begun
 
 
 def in_order_of_host(shards: list[ShardRange], host: str) -> list[ShardRange]:

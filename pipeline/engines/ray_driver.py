@@ -21,9 +21,8 @@ from pipeline.config import PrecomputeConfig
 from pipeline.engines.ray_session import Share, ray_session, share_out
 from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
 from pipeline.errors import WorkerError
-from pipeline.job import Begun
 from pipeline.kind_progress import KindProgress
-from pipeline.plan import ShardRange
+from pipeline.plan import Begun, ShardRange
 from storage.errors import first_line
 from storage.files import refusals
 
@@ -34,7 +33,7 @@ _NO_PLACE_YET = "a host that Ray has not chosen"
 _CAUSE_OF_DEATH = re.compile(r"The actor is dead because (.+?)\.(?:\s|$)")
 
 
-def write_cache(config: PrecomputeConfig, work_dir: Path) -> Begun:
+def write_on_ray(config: PrecomputeConfig, work_dir: Path) -> Begun:
     """Return when every shard is committed; raises WorkerError, ConfigError or DiskFullError."""
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session(config))

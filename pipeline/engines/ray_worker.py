@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.config import PrecomputeConfig
-from pipeline.plan import ShardRange
+from pipeline.plan import Begun, ShardRange
 from storage.errors import ConfigError, TeachonceError, first_line
 
 _LOOK_AGAIN_AFTER_S = 1.0
@@ -38,15 +38,15 @@ class RayWorker:
         """Where this is; the first answer of a worker that Ray has found a place for."""
         return platform.node()
 
-    def load(self) -> object:
-        """Load teacher and text and begin the cache: what there is to do (Begun), or a Failure."""
+    def load(self) -> Begun | Failure:
+        """Load teacher and text, and begin the cache: what there is to do."""
         return _attempt(self._load)
 
     def write(self, shard: ShardRange) -> bool | Failure:
         """Make a shard that has no commit record; False when a process that is none of this run's is at it."""
         return _attempt(lambda: self._write(shard))
 
-    def _load(self) -> object:
+    def _load(self) -> Begun:
         if not (self._work_dir / self._meeting_point).exists():
             raise ConfigError(
                 f"--out {self._config.out}: not the directory that the driver sees; expected one that all hosts share"

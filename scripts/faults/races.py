@@ -1,7 +1,7 @@
 """Two writers of one cache at the same time: it ends as one of them would have left it, or one of them says why not.
 
-A writer is paused at one of its steps, a second one is run up to one of its own, then the first to its end and
-the second to its end; all pairs of steps are tried in turn, as far as there is time.
+A writer is paused at one of its steps, a second one is run up to one of its own, or to where it waits for the first,
+then the first to its end and the second to its end; all pairs of steps are tried in turn, as far as there is time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 import pipeline.shard_writing
+from pipeline.claims import Claims
 from scripts.faults.bench import Bench, difference
 from scripts.faults.children import Child, Ending
 from scripts.faults.kills import Target
@@ -143,7 +144,7 @@ def _problem_of_mixture(rival: Rival, out: Path) -> str | None:
 
 
 def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | None) -> Child:
-    """A child that waits to be let go, then writes, pausing where it is told to."""
+    """A child that waits to be let go, then writes, pausing once: where it is told to, or for what another is at."""
     out = rival.first.out
 
     def work(child: Child) -> None:
@@ -152,11 +153,23 @@ def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | No
             rival.run(target, out)
         else:
             with observed_steps(out, pausing(child)):
+                _pause_instead_of_waiting(child)
                 rival.run(target, out)
 
     child = Child(work)
     child.wait_for_pause()
     return child
+
+
+def _pause_instead_of_waiting(child: Child) -> None:
+    """A paused writer never gives back what it has claimed, so that waiting for it would not end."""
+    wait = Claims.wait
+
+    def pause() -> None:
+        Claims.wait = staticmethod(wait)  # type: ignore[method-assign]
+        child.pause()
+
+    Claims.wait = staticmethod(pause)  # type: ignore[method-assign]
 
 
 def _pairs(moments: list[Moment], rng: random.Random) -> Iterator[tuple[int, Moment]]:
