@@ -158,7 +158,7 @@ class PrecomputeConfig:
     engine: Engine = "local"
     """local works in this process; ray starts workers, one per GPU or per share of the CPUs (docs/cluster.md)."""
     num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Workers of --engine ray; None takes one per GPU, or without any one per machine."""
+    """Workers of --engine ray; None takes one per GPU, or without any as many as machines."""
     address: str | None = None
     """Ray cluster of --engine ray: auto for the one on this machine, or HOST:PORT; None starts one for this run."""
     plan: bool = False
