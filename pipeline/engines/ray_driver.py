@@ -53,8 +53,8 @@ def write_on_ray(config: PrecomputeConfig, work_dir: Path) -> Begun:
 
 def _announce(config: PrecomputeConfig, share: Share) -> None:
     if not config.quiet:
-        each = f"{share.num_gpus} GPU and {share.num_cpus} CPUs" if share.num_gpus else f"{share.num_cpus} CPUs"
-        print(f"{share.num_workers} workers with {each} each load teacher and text", file=sys.stderr)
+        gpus = ", each with a GPU" if share.num_gpus else ""
+        print(f"Ray workers: {share.num_workers}{gpus}, CPUs each: {share.num_cpus}; loading", file=sys.stderr)
 
 
 @dataclass

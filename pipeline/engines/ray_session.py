@@ -47,7 +47,7 @@ def ray_session(config: PrecomputeConfig) -> Iterator[Any]:
         place = {"address": config.address} if config.address else _own_ray(config, stack)
         try:
             ray.init(**place, log_to_driver=False, logging_level=logging.CRITICAL)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"--address {config.address}: no connection to Ray ({first_line(error)}); start it with ray start, "
                 "or leave --address out"

@@ -138,7 +138,7 @@ def test_workers_of_a_ray_of_their_own_leave_the_bytes_of_one_process(
     assert snapshot(tmp_path / "cache") == snapshot(expected)
     assert output == ""
     first, *bars, last = errors.splitlines()
-    assert first == "2 workers with 1 CPUs each load teacher and text"
+    assert first == "Ray workers: 2, CPUs each: 1; loading"
     assert sorted(bar.partition(":")[0] for bar in bars) == ["beams", "samples", "soft_targets"]
     assert "complete" in last
 
@@ -194,6 +194,6 @@ def test_a_worker_that_cannot_load_the_teacher_is_one_line(
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 2
     [announced, line] = errors.splitlines()
-    assert "2 workers" in announced
+    assert "Ray workers: 2" in announced
     assert f"worker on {os.uname().nodename}: --teacher {tmp_path}/nothing: cannot be loaded" in line
     assert not (tmp_path / "cache").exists()
