@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_ALL_SPACES = ("--net", "--mount", "--uts")
+_SPACES = ("--net", "--mount", "--uts", "--pid")
+# The first process of a host takes all others with it, and falls with unshare.
+_MAKE_SPACES = ("unshare", *_SPACES, "--fork", "--kill-child", "sh", "-c")
+_FIRST_PROCESS = "read -r pid rest < /proc/self/stat && mount -t proc proc /proc && echo $pid && exec sleep 1000"
 
 
 def can_separate() -> bool:
     """Whether this machine lets us make spaces and connect them."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
         return False
-    command = [
-        "unshare",
-        *_ALL_SPACES,
-        "sh",
-        "-c",
-        "ip link add one type veth peer name two && mount -t tmpfs none /mnt",
-    ]
+    command = [*_MAKE_SPACES, "ip link add one type veth peer name two && mount -t tmpfs none /mnt"]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
@@ -38,11 +34,10 @@ class Host:
         self.me = base / "me" if is_separate else self._disk
         self._processes: list[subprocess.Popen[str]] = []
         if is_separate:
-            self._spaces = subprocess.Popen(["unshare", *_ALL_SPACES, "sh", "-c", "echo made; exec sleep 1000"],
-                                            stdout=subprocess.PIPE, text=True)  # fmt: skip
-            self._processes.append(self._spaces)
-            assert self._spaces.stdout is not None
-            assert self._spaces.stdout.readline() == "made\n"
+            spaces = subprocess.Popen([*_MAKE_SPACES, _FIRST_PROCESS], stdout=subprocess.PIPE, text=True)
+            self._processes.append(spaces)
+            assert spaces.stdout is not None
+            self._first_pid = spaces.stdout.readline().strip()
             self.call("hostname", name)
             self.call("ip", "link", "set", "lo", "up")
             self.call("mount", "--bind", self._disk, self.me, cwd=base)
@@ -56,7 +51,7 @@ class Host:
         }
         environment |= {"HOME": str(self.me), "TMPDIR": str(self.me / "tmp"), "PYTHONPATH": str(ROOT)}
         environment |= {"OMP_NUM_THREADS": "1"} | variables
-        enter = ["nsenter", "-t", str(self._spaces.pid), *_ALL_SPACES] if self.is_separate else []
+        enter = ["nsenter", "-t", self._first_pid, *_SPACES] if self.is_separate else []
         process = subprocess.Popen(
             [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(cwd or self.me), *map(str, command)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -78,21 +73,19 @@ class Host:
 
     def connect(self, other: Host, own_ip: str, other_ip: str) -> None:
         """A cable to another host."""
-        self.call("ip", "link", "add", f"to-{other.name}", "type", "veth", "peer", "name", f"to-{self.name}",
-                  "netns", other._spaces.pid)  # fmt: skip
+        # From the spaces of this test, in which the other host's first process has its number.
+        add = ["ip", "link", "add", f"to-{other.name}", "type", "veth", "peer", "name", f"to-{self.name}"]
+        enter = ["nsenter", "-t", self._first_pid, "--net"]
+        subprocess.run([*enter, *add, "netns", other._first_pid], check=True)
         for host, peer, ip in ((self, other, own_ip), (other, self, other_ip)):
             host.call("ip", "address", "add", f"{ip}/24", "dev", f"to-{peer.name}")
             host.call("ip", "link", "set", f"to-{peer.name}", "up")
 
     def stop(self) -> None:
-        """End all that was started here, the newest first."""
-        for process in reversed(self._processes):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.communicate(timeout=10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+        """End all that was started here."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
             process.communicate()
 
 

@@ -23,14 +23,13 @@ from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
 from pipeline.errors import WorkerError
 from pipeline.kind_progress import KindProgress
 from pipeline.plan import Begun, ShardRange
-from storage.errors import first_line
 from storage.files import refusals
 
 # A worker that dies this often at one and the same thing is not unlucky.
 _MOST_DEATHS = 4
 _TELL_OF_WAITING_AFTER_S = 60.0
-_NO_PLACE_YET = "a host that Ray has not chosen"
 _CAUSE_OF_DEATH = re.compile(r"The actor is dead because (.+?)\.(?:\s|$)")
+_IP = re.compile(r"\bip[=:] ?([0-9a-f.:]*[0-9a-f])")
 
 
 def write_on_ray(config: PrecomputeConfig, work_dir: Path) -> Begun:
@@ -59,11 +58,11 @@ def _announce(config: PrecomputeConfig, share: Share) -> None:
 
 @dataclass
 class _Worker:
-    """An actor, the number of its place in the crew, and its host once Ray has chosen one."""
+    """An actor, the number of its place in the crew, and its host once it has told."""
 
     actor: Any
     place: int
-    host: str = _NO_PLACE_YET
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class _Crew:
             for answer in done:
                 self._settle(answer)
             if not done and self._begun is None and not self._quiet:
-                placed = sum(worker.host != _NO_PLACE_YET for worker in self._workers.values())
+                placed = sum(bool(worker.host) for worker in self._workers.values())
                 print(f"waiting: Ray has found a place for {placed} of {num_workers} workers", file=sys.stderr)
         return self._begun
 
@@ -165,16 +164,28 @@ class _Crew:
 
     def _replace(self, task: _Task, error: Exception) -> None:
         """A worker is gone: what it was at is still to be done, by it that comes in its place or by another."""
+        if getattr(error, "actor_init_failed", False):
+            reason = f"cannot start ({_last_line(error)}); install the same teachonce on every machine of the cluster"
+            raise WorkerError(_host_of(task, error), reason)
         self._deaths[task.name] += 1
         if self._deaths[task.name] >= _MOST_DEATHS:
             doing = "loading teacher and text" if isinstance(task.work, str) else f"making {task.work.key.path}"
             cause = _CAUSE_OF_DEATH.search(str(error))
             raise WorkerError(
-                task.worker.host,
-                f"died {_MOST_DEATHS} times while {doing} ({cause[1] if cause else first_line(error)}); "
+                _host_of(task, error),
+                f"died {_MOST_DEATHS} times while {doing} ({cause[1] if cause else _last_line(error)}); "
                 "look there for lack of memory; what was committed is safe",
             )
         if isinstance(task.work, ShardRange):
             self._waiting.appendleft(task.work)
         self._ray.kill(task.worker.actor)  # it may only be out of reach
         self._hire(task.worker.place)
+
+
+def _host_of(task: _Task, error: Exception) -> str:
+    ip = _IP.search(str(error))
+    return task.worker.host or (ip[1] if ip else "an unknown host")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

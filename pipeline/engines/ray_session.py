@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from storage.errors import ConfigError, first_line
 
 # A socket's path has at most 107 bytes, and Ray adds some 70 to its directory.
 _LONGEST_TEMPORARY_DIRECTORY = 16
+_CONNECT_WITHIN_S = 10.0
 # What passes through Ray's object store are answers of a few bytes.
 _OBJECT_STORE_BYTES = 100_000_000
 
@@ -46,6 +48,7 @@ def ray_session(config: PrecomputeConfig) -> Iterator[Any]:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         place = {"address": config.address} if config.address else _own_ray(config, stack)
         try:
+            _require_listener(config.address)
             ray.init(**place, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
@@ -54,6 +57,13 @@ def ray_session(config: PrecomputeConfig) -> Iterator[Any]:
             ) from error
         stack.callback(ray.shutdown)
         yield ray
+
+
+def _require_listener(address: str | None) -> None:
+    """Raise OSError when nothing listens at HOST:PORT: Ray would go on trying for minutes."""
+    host, _, port = (address or "").rpartition("/")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_WITHIN_S).close()
 
 
 def _own_ray(config: PrecomputeConfig, stack: contextlib.ExitStack) -> dict[str, Any]:

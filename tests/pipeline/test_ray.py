@@ -48,13 +48,15 @@ def configure(helpers: ModuleType, teacher_dir: Path, text: Path) -> Callable[..
     """A run whose shards of soft targets take a third of a second: a row in each of the teacher's passes."""
 
     def configure(out: Path, **changes: object) -> PrecomputeConfig:
-        settings = {
+        settings: dict[str, object] = {
+            "document_separator": "\n",
             "batch_tokens": 32,
             "shard_tokens": 3000,
             "samples": SamplesConfig(num_prompts=40, prompt_tokens=5, max_new_tokens=5),
             "beams": BeamsConfig(num_prompts=40, prompt_tokens=5, max_new_tokens=4),
         }
-        return helpers.tiny_config(teacher_dir, text, out, document_separator="\n", **(settings | changes))
+        teacher = changes.pop("teacher", teacher_dir)
+        return helpers.tiny_config(teacher, text, out, **(settings | changes))
 
     return configure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,17 +47,18 @@ class FakeRay:
 
 
 class FakeActor:
-    """Does what a script says: shard paths to answers or exceptions, "load" too; True where it says nothing."""
+    """Answers or raises what a script says about shards (by path), "host" and "load"; otherwise all goes well."""
 
     def __init__(self, number: int, begun: Begun, script: dict[str, list[object]], log: list[tuple[int, str]]) -> None:
         def answer(name: str, usual: object) -> object:
-            log.append((number, name))
+            if name != "host":
+                log.append((number, name))
             found = script[name].pop(0) if script.get(name) else usual
             if isinstance(found, Exception):
                 raise found
             return found
 
-        self.host = SimpleNamespace(remote=lambda: lambda: f"host-{number}")
+        self.host = SimpleNamespace(remote=lambda: functools.partial(answer, "host", f"host-{number}"))
         self.load = SimpleNamespace(remote=lambda: functools.partial(answer, "load", begun))
         self.write = SimpleNamespace(remote=lambda shard: functools.partial(answer, shard.key.path, True))
 
@@ -70,6 +72,7 @@ def planned(num_shards: int) -> list[ShardRange]:
     ]
 
 
+CALLS = ("host", "load")
 PATHS = [shard.key.path for shard in planned(5)]
 
 
@@ -81,7 +84,7 @@ def run(identity: Any) -> Callable[..., tuple[list[tuple[int, str]], FakeRay]]:
         begun = Begun(identity=identity, shards=planned(5), tokenizer_files=[])
         log: list[tuple[int, str]] = []
         numbers, ray = itertools.count(), FakeRay()
-        named = {PATHS[int(name[-1])] if name != "load" else name: answers for name, answers in script.items()}
+        named = {PATHS[int(name[-1])] if name not in CALLS else name: answers for name, answers in script.items()}
         with _Crew(ray, lambda: FakeActor(next(numbers), begun, named, log), quiet=True) as crew:
             assert crew.run(num_workers) is begun
         return log, ray
@@ -126,6 +129,24 @@ def test_a_worker_that_dies_whenever_it_loads_ends_the_run_and_names_its_host(ru
     ) as caught:
         run(1, load=[Died("killed")] * 4)
     assert caught.value.host == "host-3"
+
+
+def test_a_worker_that_cannot_start_ends_the_run_at_once(run: Callable[..., Any]) -> None:
+    error = Died("because of an error (pid=1, ip=10.0.0.7, repr=x)\n  File x\nModuleNotFoundError: No module named 'y'")
+    error.actor_init_failed = True  # type: ignore[attr-defined]
+    with pytest.raises(WorkerError, match=r"worker on 10.0.0.7: cannot start \(ModuleNotFoundError: No module"):
+        run(1, host=[error])
+
+
+def test_nothing_at_an_address_is_told_within_seconds() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[ray]")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        pytest.raises(ConfigError, match=r"--address 127.0.0.1:\d+: no connection to Ray .*ray start"),
+        ray_session(config(address=f"127.0.0.1:{port}")),
+    ):
+        pass
 
 
 def test_a_failure_is_told_with_its_host(run: Callable[..., Any]) -> None:
