@@ -1,7 +1,7 @@
 """Two writers of one cache at the same time: it ends as one of them would have left it, or one of them says why not.
 
 A writer is paused at one of its steps, a second one is run up to one of its own, or to where it waits for the first,
-then the first to its end and the second to its end; all pairs of steps are tried in turn, as far as there is time.
+then each in turn to its end, or to where it waits again; all pairs of steps are tried, as far as there is time.
 """
 
 from __future__ import annotations
@@ -83,23 +83,29 @@ def race_freely(rival: Rival, num_races: int, rng: random.Random, tally: Tally) 
 
 
 def race_in_turns(rival: Rival, num_races: int, rng: random.Random, tally: Tally) -> None:
-    """The first stops at a step, the second at a step, the first goes on to its end, then the second."""
+    """The first stops at a step, the second at a step or where it waits for the first, then both go on in turn."""
     for first_index, moment in itertools.islice(_pairs(rival.first.moments, rng), num_races):
         rival.first.fresh()
         first = _started(rival, rival.first, pausing=lambda child: at_moment(first_index, lambda moment: child.pause()))  # noqa: B023
         first.go_on()
-        early = [first.wait_for_pause()]
+        endings = [first.wait_for_pause()]
         second = _started(rival, rival.second, pausing=lambda child: _at_first(moment, child.pause))  # noqa: B023
         second.go_on()
-        early.append(second.wait_for_pause())
-        endings = []
-        for child, ending in zip((first, second), early, strict=True):
-            if ending is None:
-                child.go_on()
-            endings.append(ending or child.wait())
-        problem = problem_of_race(rival, endings)
+        endings.append(second.wait_for_pause())
+        problem = problem_of_race(rival, _endings_in_turns([first, second], endings))
         stops = f"first at moment {first_index} ({rival.first.moments[first_index]}), second {moment}"
         tally.add("race, step by step", rival.name, None if problem is None else f"{stops}: {problem}")
+
+
+def _endings_in_turns(children: list[Child], early: list[Ending | None]) -> list[Ending]:
+    """Let paused children go on one after the other; who waits for what another is at holds nothing himself."""
+    endings = early
+    while None in endings:
+        for number, child in enumerate(children):
+            if endings[number] is None:
+                child.go_on()
+                endings[number] = child.wait_for_pause()
+    return [ending for ending in endings if ending is not None]
 
 
 def problem_of_race(rival: Rival, endings: list[Ending]) -> str | None:
@@ -144,7 +150,7 @@ def _problem_of_mixture(rival: Rival, out: Path) -> str | None:
 
 
 def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | None) -> Child:
-    """A child that waits to be let go, then writes, pausing once: where it is told to, or for what another is at."""
+    """A child that waits to be let go, then writes, pausing where it is told to, and for what the other is at."""
     out = rival.first.out
 
     def work(child: Child) -> None:
@@ -153,23 +159,13 @@ def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | No
             rival.run(target, out)
         else:
             with observed_steps(out, pausing(child)):
-                _pause_instead_of_waiting(child)
+                # What a paused writer has claimed it never gives back: waiting for it would not end.
+                Claims.wait = staticmethod(child.pause)  # type: ignore[method-assign]
                 rival.run(target, out)
 
     child = Child(work)
     child.wait_for_pause()
     return child
-
-
-def _pause_instead_of_waiting(child: Child) -> None:
-    """A paused writer never gives back what it has claimed, so that waiting for it would not end."""
-    wait = Claims.wait
-
-    def pause() -> None:
-        Claims.wait = staticmethod(wait)  # type: ignore[method-assign]
-        child.pause()
-
-    Claims.wait = staticmethod(pause)  # type: ignore[method-assign]
 
 
 def _pairs(moments: list[Moment], rng: random.Random) -> Iterator[tuple[int, Moment]]:

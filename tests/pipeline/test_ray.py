@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, precompute
+from pipeline.errors import WorkerError
 from storage.files import TEMPORARY_PREFIX
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install -e .[ray]")
@@ -131,10 +132,11 @@ def a_writer(out: Path) -> int:
     raise AssertionError("no worker was seen to write")
 
 
-def test_workers_of_a_ray_of_their_own_leave_the_bytes_of_one_process(
+def test_a_worker_killed_in_the_middle_of_a_shard_is_replaced_and_the_bytes_are_those_of_one_process(
     start: Callable[..., subprocess.Popen[str]], expected: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     run = start(tmp_path / "cache", num_workers=2)
+    os.kill(a_writer(tmp_path / "cache"), signal.SIGKILL)
     output, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert snapshot(tmp_path / "cache") == snapshot(expected)
@@ -143,19 +145,6 @@ def test_workers_of_a_ray_of_their_own_leave_the_bytes_of_one_process(
     assert first == "Ray workers: 2, CPUs each: 1; loading"
     assert sorted(bar.partition(":")[0] for bar in bars) == ["beams", "samples", "soft_targets"]
     assert "complete" in last
-
-
-def test_a_worker_killed_in_the_middle_of_a_shard_is_replaced(
-    start: Callable[..., subprocess.Popen[str]], address: str, expected: Path, tmp_path: Path, snapshot: Snapshot
-) -> None:
-    run = start(tmp_path / "cache", address=address)
-    killed = a_writer(tmp_path / "cache")
-    os.kill(killed, signal.SIGKILL)
-    output, errors = run.communicate(timeout=120)
-    assert run.returncode == 0, errors
-    assert snapshot(tmp_path / "cache") == snapshot(expected)
-    assert output == ""
-    assert "Worker" not in errors
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
@@ -189,13 +178,11 @@ def test_a_driver_that_is_stopped_leaves_shards_to_a_rerun_of_either_engine(
     assert snapshot(out) == snapshot(expected)
 
 
-def test_a_worker_that_cannot_load_the_teacher_is_one_line(
-    start: Callable[..., subprocess.Popen[str]], address: str, tmp_path: Path
+def test_a_worker_that_cannot_load_the_teacher_is_told_with_its_host(
+    configure: Callable[..., PrecomputeConfig], address: str, tmp_path: Path
 ) -> None:
-    run = start(tmp_path / "cache", address=address, teacher=str(tmp_path / "nothing"))
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 2
-    [announced, line] = errors.splitlines()
-    assert "Ray workers: 2" in announced
-    assert f"worker on {os.uname().nodename}: --teacher {tmp_path}/nothing: cannot be loaded" in line
+    config = configure(tmp_path / "cache", engine="ray", address=address, teacher=str(tmp_path / "nothing"))
+    with pytest.raises(WorkerError) as caught:
+        precompute(config)
+    assert str(caught.value).startswith(f"worker on {os.uname().nodename}: --teacher {tmp_path}/nothing: cannot be")
     assert not (tmp_path / "cache").exists()
