@@ -135,9 +135,9 @@ class NoSuchStudentError(StudentError):
 class CandidatesError(StudentError):
     """A candidates file without two texts to choose from."""
 
-    def __init__(self, path: str, found: int) -> None:
+    def __init__(self, path: str, found: str) -> None:
         self.path, self.found = path, found
-        super().__init__(f"{path}: holds {found} candidates, expected at least 2, one a line")
+        super().__init__(f"{path}: {found}; expected at least 2 candidates, one a line, as UTF-8 text")
 
 
 class PromptError(StudentError):

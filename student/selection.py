@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from storage.errors import first_line
 from student.batches import text_batch
 from student.errors import CandidatesError, StudentContextError
 from student.losses.selection import length_normalised_scores
@@ -26,13 +27,13 @@ class RankedCandidate:
 
 
 def read_candidates(path: Path) -> list[str]:
-    """Candidates, one a line; raises CandidatesError for fewer than two."""
+    """Candidates, one a line of UTF-8; raises CandidatesError for fewer than two."""
     try:
-        candidates = [line for line in path.read_text().splitlines() if line.strip()]
+        candidates = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise CandidatesError(f"{path} ({error.__class__.__name__})", 0) from error
+        raise CandidatesError(str(path), f"cannot be read ({first_line(error)})") from error
     if len(candidates) < 2:
-        raise CandidatesError(str(path), len(candidates))
+        raise CandidatesError(str(path), f"holds {len(candidates)} candidates")
     return candidates
 
 

@@ -81,6 +81,9 @@ def require_file_name(out: Path) -> None:
     """Raise ConfigError when --out cannot become a file, before hours go into it."""
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a directory; name a file, such as {out / 'report.html'}")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--out {out}: {above} is a file, not a directory; name another place")
 
 
 def grid(*figures: Markup | None) -> Markup:

@@ -94,10 +94,13 @@ def _selection(measures: dict[str, Any]) -> str | None:
     accuracy, chance = measures["selection_accuracy"], measures["selection_chance"]
     if accuracy is None:
         return None
-    return (
+    text = (
         f"Of the teacher's candidates it picks the best for {percent(accuracy, 0)} of {measures['num_selections']} "
-        f"prompts; guessing would for {percent(chance, 0)}."
+        f"prompts; guessing would for {percent(chance, 0)}"
     )
+    ends = measures.get("selection_accuracy_interval")
+    may_be_chance = ends is None or ends[0] <= chance <= ends[1]
+    return f"{text}, from which these prompts cannot tell it." if may_be_chance else f"{text}."
 
 
 def _diversity(generation: dict[str, Any] | None) -> str | None:

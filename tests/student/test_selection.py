@@ -89,13 +89,13 @@ def test_fewer_than_two_candidates_are_refused(tmp_path: Path, content: str, fou
     path.write_text(content)
     with pytest.raises(CandidatesError) as caught:
         read_candidates(path)
-    assert caught.value.found == found
+    assert caught.value.found == f"holds {found} candidates"
 
 
 def test_a_candidates_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "nothing.txt", tmp_path, tmp_path / "binary"):
-        with pytest.raises(CandidatesError):
+        with pytest.raises(CandidatesError, match=f"{path.name}: cannot be read"):
             read_candidates(path)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from storage.errors import ConfigError
 from storage.report.markup import element
-from storage.report.page import THEME, Section, page, publish_page
+from storage.report.page import THEME, Section, page, publish_page, require_file_name
 
 VOID = {"br", "input", "meta"}
 
@@ -84,6 +84,12 @@ def test_a_directory_is_no_page(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a directory"):
         publish_page(tmp_path, b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("1")
+    with pytest.raises(ConfigError, match=r"page\.html is a file, not a directory"):
+        require_file_name(tmp_path / "page.html" / "x" / "y.html")
 
 
 def test_publishing_makes_directories_and_replaces(tmp_path: Path) -> None:

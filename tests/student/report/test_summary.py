@@ -25,10 +25,16 @@ def test_a_summary_says_every_number() -> None:
         "student has 250,000 parameters, 25.0 % of the teacher's 1.0 million, and takes 1.0 MB, 4.0 times less",
         "clearly worse than its teacher: its perplexity is 100.2, the teacher's 50.1 (100 % higher)",
         "lost 0.500 nats per token of what the teacher says (KL) and names the teacher's first choice at 56 %",
-        "picks the best for 62 % of 32 prompts; guessing would for 25 %",
+        "picks the best for 62 % of 32 prompts; guessing would for 25 %.",
         "about as varied as the teacher's: 81 % of its token pairs are different ones, 82 % of the teacher's",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("interval", [[0.17, 0.83], None])
+def test_a_choice_that_may_be_chance_is_called_so(interval: list[float] | None) -> None:
+    text = words(selection_accuracy=0.5, num_selections=6, selection_accuracy_interval=interval)
+    assert "for 50 % of 6 prompts; guessing would for 25 %, from which these prompts cannot tell it." in text
 
 
 @pytest.mark.parametrize(
