@@ -113,7 +113,14 @@ def ray_address(hosts: Hosts, makers: list[Host]) -> str:
         (node, ["--node-ip-address", "10.77.2.2", "--address", "10.77.2.1:6379"]),
     ):
         started = host.start_python(
-            "ray.scripts.scripts", "start", *place, *common, "--temp-dir", host.me / "ray", RAY_AUTH_MODE="disabled"
+            "ray.scripts.scripts",
+            "start",
+            *place,
+            *common,
+            "--temp-dir",
+            host.me / "ray",
+            RAY_AUTH_MODE="disabled",
+            RAY_worker_niceness="0",
         )
         assert started.stdout is not None
         while "Ray runtime started" not in (line := started.stdout.readline()):

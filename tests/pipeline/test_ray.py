@@ -28,10 +28,12 @@ Snapshot = Callable[[Path], dict[str, str]]
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Two nodes of one CPU each, as on two machines."""
-    settings = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=settings)
+    settings = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    # As a rule workers are nice to other processes, which on a busy machine would leave them no time.
+    head = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}} | settings
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        cluster.add_node(**settings)
         yield cluster.address
     finally:
         cluster.shutdown()
@@ -121,22 +123,23 @@ def committed_shards(out: Path) -> dict[str, int]:
     return {name: (out / "commits" / name).stat().st_mtime_ns for name in names}
 
 
-def a_writer(out: Path) -> int:
+def a_writer(out: Path, run: subprocess.Popen[str]) -> int:
     """The process id of a worker in the middle of a shard, once one is committed."""
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+    while run.poll() is None and time.monotonic() < deadline:
         found = writers(out)
         if found and committed_shards(out):
             return found[0]
         time.sleep(0.005)
-    raise AssertionError("no worker was seen to write")
+    run.kill()
+    raise AssertionError(f"no worker was seen to write; {list(out.rglob('*'))}; {run.communicate()}")
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_is_replaced_and_the_bytes_are_those_of_one_process(
     start: Callable[..., subprocess.Popen[str]], expected: Path, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     run = start(tmp_path / "cache", num_workers=2)
-    os.kill(a_writer(tmp_path / "cache"), signal.SIGKILL)
+    os.kill(a_writer(tmp_path / "cache", run), signal.SIGKILL)
     output, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert snapshot(tmp_path / "cache") == snapshot(expected)
@@ -160,7 +163,7 @@ def test_a_driver_that_is_stopped_leaves_shards_to_a_rerun_of_either_engine(
 ) -> None:
     out = tmp_path / "cache"
     run = start(out, address=address)
-    orphan = a_writer(out)
+    orphan = a_writer(out, run)
     committed = committed_shards(out)
     os.killpg(run.pid, sent)
     precompute(configure(out))  # at once, while the driver's workers may still be there
