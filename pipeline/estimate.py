@@ -44,6 +44,8 @@ def render_plan(job: Job) -> str:
         lines.append(
             f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks"
         )
+    if job.tokenized.counts.num_documents_skipped:
+        lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
     estimates = estimate(job)
     for e in estimates:
         lines.append(

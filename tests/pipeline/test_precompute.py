@@ -480,5 +480,14 @@ def test_a_plan_writes_nothing(configure: Callable[..., PrecomputeConfig], finis
         assert f"{num_rows:,} rows in {num_shards} shards" in text
 
 
+def test_a_plan_tells_of_documents_without_text(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": "the student learns alone " * 20}, {"text": None}, {"text": ""}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configure(tmp_path / "cache", data=str(data), document_separator=None, kinds=("soft_targets",), plan=True)
+    (line,) = [line for line in plan_only(config, render_plan).splitlines() if line.startswith("skipped")]
+    assert line.split()[1:] == ["2", "documents", "without", "text"]
+
+
 def test_opening_needs_the_manifest(finished: Cache, copied: Path) -> None:
     assert open_cache(copied).manifest == finished.manifest
