@@ -57,10 +57,10 @@ class Progress:
         seconds = max(self._last_log - self._started, 1e-9)
         rate = (self._count - self._initial) / seconds
         total = "" if self._total is None else f"/{self._total:,}"
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
         note = f", {self._note}" if self._note else ""
         print(
-            f"{self._description}: {self._count:,}{total} {self._unit}, {rate:,.0f} {self._unit}/s, "
-            f"{seconds:.0f} s{note}",
+            f"{self._description}: {self._count:,}{total} {self._unit}, {speed} {self._unit}/s, {seconds:.0f} s{note}",
             file=sys.stderr,
             flush=True,
         )
