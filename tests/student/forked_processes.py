@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+from torch.distributed import TCPStore
 
 from student import trainer
 from student.cli import main
@@ -27,16 +27,10 @@ _LONGEST_S = 120
 
 
 def run(job: dict[str, Any]) -> list[int]:
-    port = free_port()
-    children = [start(job, rank, port) for rank in range(job["world_size"])]
+    """Exit codes by rank. The meeting point is this process's, as it is torchrun's: its port is nobody else's."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    children = [start(job, rank, store.port) for rank in range(job["world_size"])]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def start(job: dict[str, Any], rank: int, port: int) -> int:
@@ -53,6 +47,8 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
     torch.set_num_threads(1)
