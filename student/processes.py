@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from storage.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from storage.errors import TeachonceError
 from student.errors import LostProcessError
 
-_EXIT_BEHIND_ANOTHER = 2
 T = TypeVar("T")
 
 
@@ -64,7 +64,7 @@ class Processes:
         if failure is not None and self.rank == failed[0]:
             raise failure
         if failed:
-            raise SystemExit(_EXIT_BEHIND_ANOTHER)
+            raise SystemExit(EXIT_BAD_INPUT)
 
 
 @contextmanager
@@ -80,6 +80,10 @@ def joined_processes() -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
+    except KeyboardInterrupt:
+        if dist.get_rank() > 0:  # the first process says how to go on
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        raise
     except RuntimeError as error:
         if not _tells_of_a_lost_process(error):
             raise

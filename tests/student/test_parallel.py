@@ -184,6 +184,7 @@ def test_a_run_stopped_in_some_processes_goes_on_in_others(
     (parallelism, world_size), stop = before, [(before[1] - 1, 4, signal.SIGTERM)]
     stopped = launch(world_size, *train_arguments(out, "--parallelism", parallelism), faults=stop)
     assert stopped.exit_codes == [130] * world_size, stopped.messages(0)
+    assert [len(stopped.messages(rank)) > 0 for rank in range(world_size)] == [True] + [False] * (world_size - 1)
     (parallelism, world_size) = after
     ended = launch(world_size, *train_arguments(out, "--parallelism", parallelism))
     assert ended.exit_codes == [0] * world_size, ended.messages(0)
