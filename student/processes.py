@@ -77,6 +77,8 @@ def joined_processes() -> Iterator[Processes]:
     if not dist.is_torchelastic_launched():
         yield Processes()
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
