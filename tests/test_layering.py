@@ -60,4 +60,8 @@ def test_everything_in_all_is_there_and_sorted(package: str) -> None:
 def test_every_module_can_be_imported(package: str) -> None:
     for file in sorted((ROOT / package).rglob("*.py")):
         parts = file.relative_to(ROOT).with_suffix("").parts
-        importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        try:
+            importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        except ModuleNotFoundError as error:
+            if error.name != "llama_cpp":  # the extra llama, which is compiled for minutes
+                raise
