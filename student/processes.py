@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,16 +84,23 @@ def joined_processes() -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
-    except KeyboardInterrupt:
-        if dist.get_rank() > 0:  # the first process says how to go on
-            raise SystemExit(EXIT_INTERRUPTED) from None
+    except BaseException as error:
+        # Its frames hold the student. Freed after the processes' connections are closed, DDP may wait for ever.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        _say_for_all(error)
         raise
-    except RuntimeError as error:
-        if not _tells_of_a_lost_process(error):
-            raise
-        raise LostProcessError(dist.get_rank()) from error
     finally:
         dist.destroy_process_group()
+
+
+def _say_for_all(error: BaseException) -> None:
+    """Raise what stands for `error` when it concerns other processes; nothing for one of this process's own."""
+    if isinstance(error, KeyboardInterrupt):
+        if dist.get_rank() > 0:  # the first process says how to go on
+            raise SystemExit(EXIT_INTERRUPTED) from None
+    elif isinstance(error, RuntimeError) and _tells_of_a_lost_process(error):
+        raise LostProcessError(dist.get_rank()) from error
 
 
 def is_first_process() -> bool:
