@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from storage import Cache
 from storage.report.cache_page import report as cache_report
@@ -103,6 +105,30 @@ def test_dark_changes_page_and_charts(browser: Any, pages: dict[str, Path], name
             )
     assert colours[0][0] == "rgb(255, 255, 255)"
     assert all(light != dark for light, dark in zip(*colours, strict=True))
+
+
+@pytest.mark.parametrize("name", ["cache", "student"])
+def test_a_screenshot_shows_every_chart(
+    browser: Any, pages: dict[str, Path], name: str, dark: bool, tmp_path: Path
+) -> None:
+    with visiting(browser, dark=dark) as visit:
+        visit.open(pages[name])
+        visit.page.screenshot(path=tmp_path / "page.png", full_page=True)
+        charts = visit.page.locator("figure svg").all()
+        assert len(charts) >= 5
+        for number, chart in enumerate(charts):
+            chart.screenshot(path=tmp_path / f"{number}.png")
+    page = imread(tmp_path / "page.png")[..., :3]
+    assert page.shape[1] == 1280
+    assert (np.median(page) < 0.2) == dark
+    for number in range(len(charts)):
+        pixels = imread(tmp_path / f"{number}.png")[..., :3]
+        ground = pixels[0, 0]
+        inked = np.abs(pixels - ground).max(axis=2) > 0.1
+        coloured = np.ptp(pixels, axis=2) > 0.2  # lines and bars; text, axes and ground are nearly grey
+        assert 0.01 < inked.mean() < 0.9
+        assert coloured.mean() > 0.001
+        assert (ground.mean() < 0.2) == dark
 
 
 def visible_cards(visit: Visit) -> list[str]:
