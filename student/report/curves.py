@@ -29,13 +29,14 @@ def training_charts(runs: Sequence[Run]) -> Markup | None:
     charts = [
         _over_steps(
             runs,
-            {run.name: run.logged(name) for run in runs},
+            points,
             key=f"train-{place}",
             title=_LOSSES.get(name, (name, name))[0],
             what=_LOSSES.get(name, (name, name))[1],
             y_label="nats",
         )
         for place, name in enumerate(names)
+        if any((points := {run.name: run.logged(name) for run in runs}).values())
     ]
     held_out = [
         _over_steps(

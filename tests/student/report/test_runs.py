@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from student.errors import CheckpointError
+from student.report.curves import training_charts
 from student.report.runs import Run, distinct_names, read_log, read_settings, thinned
 
 
@@ -61,6 +62,14 @@ def test_a_log_with_nonsense_in_it(tmp_path: Path) -> None:
     assert run.validated("perplexity") == []
     assert (run.last("tokens_seen"), run.last("seconds"), run.last("nothing")) == (200.0, 1.5, None)
     assert read_log(tmp_path / "nowhere") == []
+
+
+def test_a_part_of_the_loss_without_a_number_has_no_chart() -> None:
+    broken = make_run(metrics=[{"step": 10, "soft_targets_nats": float("nan")}])
+    assert training_charts([broken]) is None
+    charts = training_charts([broken, make_run(name="b", metrics=[{"step": 10, "labels_nats": 2.0}])])
+    assert charts is not None
+    assert charts.count("<figure ") == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00"])
