@@ -24,6 +24,8 @@ from student.model import head_weight, hidden_states
 
 _MOST_TARGETS = 160
 _ALTERNATIVES = 5
+# page.css has tints for so many students.
+_MOST_TINTED = 6
 # KL in nats from which on a token is tinted, and the tints' number.
 _HEAT_FROM_NATS = (0.1, 0.4, 1.0, 2.0)
 
@@ -162,7 +164,7 @@ def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
 
 
 def _switch(names: Sequence[str]) -> Markup | None:
-    """Whose KL tints the tokens."""
+    """Whose KL tints the tokens: one of the first six students."""
     if len(names) < 2:
         return None
     choices = [
@@ -172,7 +174,7 @@ def _switch(names: Sequence[str]) -> Markup | None:
             " ",
             name,
         )
-        for place, name in enumerate(names)
+        for place, name in enumerate(names[:_MOST_TINTED])
     ]
     return element("fieldset", element("legend", "Tinted by the KL of"), *choices)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 
 from storage import Cache
 from storage.beams import decode as decode_beams
+from storage.report import page
 from student import MixConfig, TrainConfig
 from student.report.candidates import candidates_view, places, rank_some_prompts
 from student.report.passage import heat, look_at_passage, passage_view, quoted
@@ -80,6 +82,17 @@ def test_the_passage_escapes_tokens_and_names(cache: Cache, make_student: Callab
     alone = look_at_passage(models[:1], cache, token_name)
     assert alone is not None
     assert "<input " not in passage_view(alone, ["a"])
+
+
+def test_every_student_that_can_be_chosen_tints(cache: Cache, make_student: Callable[..., Any]) -> None:
+    sheet = (Path(page.__file__).parent / "page.css").read_text()
+    passage = look_at_passage([make_student()] * 7, cache, token_name)
+    assert passage is not None
+    choices = re.findall(r'<input [^>]*value="(\d)"', passage_view(passage, list("abcdefg")))
+    assert choices
+    for student in choices:
+        for level in range(1, 5):
+            assert f'.passage:has(input[value="{student}"]:checked) .m{student}-{level}' in sheet
 
 
 @pytest.mark.parametrize(("kl", "level"), [(-0.1, 0), (0.0, 0), (0.0999, 0), (0.1, 1), (0.4, 2), (1.99, 3), (50.0, 4)])
