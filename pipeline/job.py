@@ -28,8 +28,8 @@ from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corp
 from pipeline.work_directory import work_directory
 from storage.cache import TOKENIZER_DIR, Cache, open_cache
 from storage.columns import token_type
-from storage.errors import ConfigError, DiskFullError, first_line
-from storage.files import is_refused_write, refusals, write_file
+from storage.errors import ConfigError, DiskFullError
+from storage.files import refusals, write_file
 from storage.hashing import directory_sha256
 from storage.manifest import MANIFEST_NAME, CacheIdentity
 from storage.publication import begin_or_resume, finish, require_own_directory
@@ -209,12 +209,8 @@ def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
     """The tokenizer's files in a directory that no other run shares."""
     with refusals(work_dir):
         directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
-    try:
+    with refusals(directory):
         teacher.tokenizer.save_pretrained(directory)
-    except Exception as error:
-        if is_refused_write(error):
-            raise DiskFullError(str(directory), first_line(error)) from error
-        raise
     return directory
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from storage.errors import DiskFullError, UnsafePathError
+from storage.errors import DiskFullError, UnsafePathError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
 # What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
@@ -142,14 +142,16 @@ def let_in(path: Path, sha256: str) -> None:
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal of a write to `path` into DiskFullError."""
+    """Turn the operating system's refusal of a write to `path` into DiskFullError, also as libraries tell of it."""
     try:
         yield
-    except OSError as error:
-        raise DiskFullError(str(path), error.strerror or str(error)) from error
+    except Exception as error:
+        if not _is_refused_write(error):
+            raise
+        raise DiskFullError(str(path), getattr(error, "strerror", None) or first_line(error)) from error
 
 
-def is_refused_write(error: BaseException) -> bool:
+def _is_refused_write(error: Exception) -> bool:
     """Whether an error is the operating system's refusal, also as safetensors and tokenizers tell it: in words."""
     return isinstance(error, OSError) or "(os error " in str(error)
 

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 from storage.cache import Cache, open_cache
-from storage.errors import ConfigError, DiskFullError, first_line
-from storage.files import TEMPORARY_PREFIX, is_refused_write, refusals, remove_leftovers
+from storage.errors import ConfigError
+from storage.files import TEMPORARY_PREFIX, refusals, remove_leftovers
 from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
@@ -254,12 +254,11 @@ def _save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig,
     staging = config.out / f"{TEMPORARY_PREFIX}student"
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-    except Exception as error:
+        with refusals(staging):
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+    except Exception:
         shutil.rmtree(staging, ignore_errors=True)
-        if is_refused_write(error):
-            raise DiskFullError(str(staging), first_line(error)) from error
         raise
     length_penalty = cache.identity.config.get("beams", {}).get("length_penalty")
     facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from storage.cache import Cache
-from storage.errors import ConfigError, DiskFullError, first_line
-from storage.files import is_refused_write, publishing_path
+from storage.errors import ConfigError
+from storage.files import publishing_path, refusals
 from student.export.config import ExportConfig
 from student.export.held_out import cached_sequences, text_sequences
 from student.export.model_card import model_card
@@ -44,23 +42,14 @@ def export_student(config: ExportConfig) -> Trial:
         assert config.text is not None
         sequences = text_sequences(config.text, model, tokenizer, config.max_tokens)
     with publishing_path(config.out) as staged:
-        with _refusals(config.out):
+        with refusals(config.out):
             write_export(config, model, tokenizer, staged)
         trial = run_trial(config, model, staged, sequences)
         if staged.is_dir():
-            (staged / "README.md").write_text(model_card(config.student, cache, trial, config.out.name))
+            with refusals(config.out):
+                card = model_card(config.student, cache, trial, config.out.name)
+                (staged / "README.md").write_text(card, encoding="utf-8")
     return trial
-
-
-@contextlib.contextmanager
-def _refusals(out: Path) -> Iterator[None]:
-    """A full disk, as libraries tell of it."""
-    try:
-        yield
-    except Exception as error:
-        if is_refused_write(error):
-            raise DiskFullError(str(out), first_line(error)) from error
-        raise
 
 
 def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:

@@ -177,13 +177,20 @@ def test_a_file_that_its_runtime_cannot_read_is_not_kept(
 
 
 @pytest.mark.usefixtures("nothing_is_left")
-def test_a_full_disk_is_one_line(export_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("refused", "format"), [("write_export", "gguf"), ("model_card", "safetensors")])
+def test_a_full_disk_is_one_line(
+    export_config: Make, monkeypatch: pytest.MonkeyPatch, refused: str, format: str
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command, "write_export", refuse)
-    with pytest.raises(DiskFullError, match=r"exported\.gguf: the write failed \(.*No space left on device"):
-        export_student(export_config())
+    monkeypatch.setattr(command, "write_export", lambda config, model, tokenizer, path: path.mkdir())
+    monkeypatch.setattr(command, "run_trial", lambda *_: None)
+    monkeypatch.setattr(command, refused, refuse)
+    config = export_config(format=format)
+    said = rf"{re.escape(config.out.name)}: the write failed \(.*No space left on device"
+    with pytest.raises(DiskFullError, match=said):
+        export_student(config)
 
 
 @pytest.mark.usefixtures("nothing_is_left")
