@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from student.errors import CandidatesError, StudentContextError
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
 from student.model import context_length_of, head_weight, hidden_states
-from student.trainer import RUN_NAME
+from student.run_record import read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,6 @@ def continuation_scores(
 
 
 def trained_length_penalty(student: Path) -> float:
-    """The length penalty that the student was trained with, 1 when it saw no beams."""
-    run = student / RUN_NAME
-    found = json.loads(run.read_text()).get("length_penalty") if run.is_file() else None
+    """The length penalty that the student was trained with, 1 when it saw no beams; see read_run for what it raises."""
+    found = read_run(student).get("length_penalty")
     return 1.0 if found is None else float(found)

@@ -32,17 +32,17 @@ from student.checkpoint import (
     whole_model,
 )
 from student.config import TrainConfig
-from student.errors import CheckpointError, RunMismatchError
+from student.errors import RunMismatchError
 from student.evaluation import evaluate_model
 from student.learner import Learner, make_learner
 from student.meter import Meter
 from student.model import choose_device, load_cache_tokenizer
 from student.processes import Processes, joined_processes
 from student.run_log import METRICS_NAME, NoLog, RunLog
+from student.run_record import RUN_NAME, read_run
 from student.schedule import learning_rate
 from student.tensorboard_log import TENSORBOARD_NAME, require_tensorboard
 
-RUN_NAME = "run.json"
 _SHARDS_NAME = "shards.json"
 _LOG_EVERY = 10
 _EVALUATION_BLOCKS = 128
@@ -240,10 +240,7 @@ def _require_own_directory(out: Path) -> None:
 
 
 def _require_same_run(out: Path, run: dict[str, Any]) -> None:
-    try:
-        begun = json.loads((out / RUN_NAME).read_text())
-    except ValueError as error:
-        raise CheckpointError(str(out / RUN_NAME), str(error)) from error
+    begun = read_run(out)
     for field in run:
         if begun.get(field) != run[field]:
             raise RunMismatchError(str(out), field, begun.get(field), run[field])

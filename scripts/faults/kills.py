@@ -17,7 +17,7 @@ from scripts.faults.steps import Moment, at_moment, observed_steps, recorded_mom
 from scripts.faults.tally import Tally
 from storage.manifest import MANIFEST_NAME, PLAN_NAME
 from student.checkpoint import CHECKPOINT_NAME
-from student.trainer import RUN_NAME
+from student.run_record import RUN_NAME
 
 _MOST_KILLS_IN_A_ROW = 3
 

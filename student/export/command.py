@@ -18,7 +18,7 @@ from student.export.model_card import model_card
 from student.export.readers import require
 from student.export.trial import Trial, run_trial
 from student.model import load_student, load_tokenizer
-from student.trainer import RUN_NAME
+from student.run_record import RUN_NAME, read_run
 
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",), "safetensors": ()}
 
@@ -26,14 +26,15 @@ _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",), "
 def export_student(config: ExportConfig) -> Trial:
     """Write, run, compare and publish; what was found.
 
-    Raises ConfigError for an --out that is taken, MissingExtraError, NoSuchStudentError, NotExportableError,
-    HeldOutTextError or a CacheError, or, for a file that turns out not to work, RuntimeFailedError or
-    DisagreementError; nothing is left then.
+    Raises ConfigError for an --out that is taken, MissingExtraError, NoSuchStudentError, CheckpointError for a damaged
+    run.json, NotExportableError, HeldOutTextError or a CacheError, or, for a file that turns out not to work,
+    RuntimeFailedError or DisagreementError; nothing is left then.
     """
     require(f"--format {config.format}", *_PACKAGES[config.format])
     if config.out.exists():
         raise ConfigError(f"--out {config.out}: something is there already; remove it, or name another place")
     model, tokenizer = load_student(config.student).eval(), load_tokenizer(config.student)
+    run = read_run(config.student)
     model.set_attn_implementation("eager")  # the same function in operations that every format has
     cache: Cache | None = None
     if config.cache is not None:
@@ -47,7 +48,7 @@ def export_student(config: ExportConfig) -> Trial:
         trial = run_trial(config, model, staged, sequences)
         if staged.is_dir():
             with refusals(config.out):
-                card = model_card(config.student, cache, trial, config.out.name)
+                card = model_card(run, cache, trial, config.out.name)
                 (staged / "README.md").write_text(card, encoding="utf-8")
     return trial
 

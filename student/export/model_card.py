@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from storage.cache import Cache
 from student.export.trial import Trial
-from student.trainer import RUN_NAME
 
 
-def model_card(student: Path, cache: Cache | None, trial: Trial, title: str) -> str:
-    """Markdown with YAML front matter (as JSON, which is YAML).
+def model_card(run: dict[str, Any], cache: Cache | None, trial: Trial, title: str) -> str:
+    """Markdown with YAML front matter (as JSON, which is YAML). run: the student's run.json, {} without one.
 
     Data and licence are stated when `cache` is the one that the student was trained from, else said to be unknown.
     """
-    run = read_run(student)
     data = cache.identity.data if cache and run.get("cache_sha256") == cache.rows_sha256 else {}
     header: dict[str, Any] = {"tags": ["teachonce", "knowledge-distillation"], "library_name": trial.library}
     if data.get("licence"):
@@ -38,16 +35,6 @@ Exported as {trial.format}, quantisation {trial.quantize}, and run by {trial.run
 The student is the float32 original in PyTorch. Perplexity, top-1 agreement and KL(student‖exported) are over
 {trial.agreement.num_targets:,} held-out tokens.
 """
-
-
-def read_run(student: Path) -> dict[str, Any]:
-    """What training wrote about itself; empty for a student that came from elsewhere."""
-    path = student / RUN_NAME
-    try:
-        run = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return run if isinstance(run, dict) else {}
 
 
 def _origin(run: dict[str, Any]) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from student.errors import CheckpointError
 from student.run_log import read_metrics
-from student.trainer import RUN_NAME
 
 Point = tuple[float, float]
 _MOST_POINTS = 120
@@ -66,20 +63,6 @@ class Run:
         """The last logged value of a number that only grows, None for an older log without it."""
         values = [line[name] for line in self.metrics if _is_number(line.get(name))]
         return float(values[-1]) if values else None
-
-
-def read_settings(directory: Path) -> dict[str, Any]:
-    """What run.json says, {} for a student without one; raises CheckpointError for one that is damaged."""
-    path = directory / RUN_NAME
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(str(path), str(error)) from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(str(path), "not a JSON object")
-    return settings
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:

@@ -23,9 +23,10 @@ from student.report.curves import calibration_charts, divergence_charts, trainin
 from student.report.headline import headline
 from student.report.passage import look_at_passage, passage_view
 from student.report.reproduction import cost_table, reproduction
-from student.report.runs import Run, distinct_names, read_log, read_settings
+from student.report.runs import Run, distinct_names, read_log
 from student.report.summary import summary_view, told_about
 from student.report.texts import continue_some_prompts, texts_view, variety_table
+from student.run_record import read_run
 
 
 def report(config: ReportConfig) -> int:
@@ -37,7 +38,7 @@ def report(config: ReportConfig) -> int:
     require_matplotlib()
     require_file_name(config.out)
     cache = open_cache(config.cache)
-    settings = [read_settings(directory) for directory in config.students]
+    settings = [read_run(directory) for directory in config.students]
     device = choose_device(config.device)
     models = [_load(directory, cache, device) for directory in config.students]
     runs = [

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from storage import Cache
-from student.errors import CandidatesError, StudentContextError
+from student.errors import CandidatesError, CheckpointError, StudentContextError
 from student.losses.selection import length_normalised_scores, selection_loss
 from student.selection import rank_candidates, read_candidates, trained_length_penalty
 
@@ -148,3 +148,6 @@ def test_the_length_penalty_is_that_of_the_training_run(tmp_path: Path) -> None:
     for recorded, expected in ((None, 1.0), (0.5, 0.5), (0.0, 0.0)):
         (tmp_path / "run.json").write_text(json.dumps({"length_penalty": recorded}))
         assert trained_length_penalty(tmp_path) == expected
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        trained_length_penalty(tmp_path)

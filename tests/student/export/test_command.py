@@ -26,7 +26,7 @@ from student.export.command import export_student
 from student.export.config import TOLERANCES_NATS, ExportConfig
 from student.export.model_card import model_card
 from student.export.trial import Trial
-from student.trainer import RUN_NAME
+from student.run_record import RUN_NAME, read_run
 
 Make = Callable[..., ExportConfig]
 COMBINATIONS = "onnx with none or int8; gguf with none or q8_0; safetensors with none"
@@ -98,9 +98,9 @@ def test_a_card_states_data_and_licence_of_the_very_cache_alone(
 ) -> None:
     cache = cached_student[1]
     source = cache.identity.data["source"]
-    assert f"Data: `{source}`" in model_card(trained, cache, kept[1], "small")
+    assert f"Data: `{source}`" in model_card(read_run(trained), cache, kept[1], "small")
     for other in (bucketed_cache, None):
-        card = model_card(trained, other, kept[1], "small")
+        card = model_card(read_run(trained), other, kept[1], "small")
         assert "not known" in card
         assert source not in card
 
@@ -111,7 +111,7 @@ def test_a_strangers_words_are_no_markup(kept: tuple[Path, Trial], trained: Path
     directory = tmp_path / "student"
     directory.mkdir()
     (directory / RUN_NAME).write_text(json.dumps(run))
-    card = model_card(directory, None, kept[1], "small\n# big")
+    card = model_card(read_run(directory), None, kept[1], "small\n# big")
     (line,) = (line for line in card.splitlines() if "script" in line)
     assert re.sub(r"`[^`]*`", "", line).count("<") == 0
     assert "\x1b" not in card

@@ -10,7 +10,8 @@ import pytest
 
 from student.errors import CheckpointError
 from student.report.curves import training_charts
-from student.report.runs import Run, distinct_names, read_log, read_settings, thinned
+from student.report.runs import Run, distinct_names, read_log, thinned
+from student.run_record import read_run
 
 
 def make_run(**changes: Any) -> Run:
@@ -74,10 +75,10 @@ def test_a_part_of_the_loss_without_a_number_has_no_chart() -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00"])
 def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
-    assert read_settings(tmp_path) == {}
+    assert read_run(tmp_path) == {}
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"run\.json"):
-        read_settings(tmp_path)
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("num_points", [0, 1, 119, 120, 121, 1000])

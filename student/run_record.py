@@ -1,0 +1,25 @@
+"""run.json: what decided the weights of a finished student, as training wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from student.errors import CheckpointError
+
+RUN_NAME = "run.json"
+
+
+def read_run(student: Path) -> dict[str, Any]:
+    """What run.json says, {} for a student without one; raises CheckpointError for one that is damaged."""
+    path = student / RUN_NAME
+    if not path.is_file():
+        return {}
+    try:
+        run = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(str(path), str(error)) from error
+    if not isinstance(run, dict):
+        raise CheckpointError(str(path), "not a JSON object")
+    return run
