@@ -101,11 +101,6 @@ class Cache:
         """Hex sha256 over the hashes of all shards in order: equal for caches with the same rows in the same bytes."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
 
-    @property
-    def num_planned_shards(self) -> int:
-        """Shards that the cache will hold when precompute has finished."""
-        return sum(sum(per_split.values()) for per_split in self.identity.planned_shards.values())
-
     def open_shard(self, record: ShardRecord) -> Shard:
         """Open a shard, its sha256 checked; give it back with close_shard."""
         path = self.files.acquire(record)

@@ -158,6 +158,11 @@ class CacheIdentity:
         counts = (planned.get(kind, {}).get(split, 0) for planned in parts)
         return frozenset(itertools.accumulate(counts, initial=0))
 
+    @property
+    def num_planned_shards(self) -> int:
+        """Shards that the finished cache will hold."""
+        return sum(sum(per_split.values()) for per_split in self.planned_shards.values())
+
     def planned_keys(self) -> list[ShardKey]:
         """Every shard that the finished cache will hold, in order."""
         return [
@@ -298,7 +303,7 @@ def read_manifest(cache_dir: Path) -> Manifest:
         raise RecordError(str(path), "'files' has a path twice")
     means = {name: content.pop(name, None) for name in ("teacher_perplexity", "teacher_entropy_nats")}
     identity = _parse_identity(content, path)
-    if len(shards) != sum(sum(per_split.values()) for per_split in identity.planned_shards.values()):
+    if len(shards) != identity.num_planned_shards:
         raise RecordError(str(path), "its shards are not the planned ones, each once and in order")
     planned = identity.planned_keys()
     if [shard.path for shard in shards] != [key.path for key in planned]:
@@ -375,7 +380,7 @@ def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
         if not 1 <= getattr(identity, name) <= most:
             raise RecordError(str(path), f"{name!r} is {getattr(identity, name)}, expected 1 to {most}")
     _check_planned_shards(identity.planned_shards, path)
-    if sum(sum(per_split.values()) for per_split in identity.planned_shards.values()) > _MAX_SHARDS:
+    if identity.num_planned_shards > _MAX_SHARDS:
         raise RecordError(str(path), f"'planned_shards' has more than {_MAX_SHARDS} shards")
     if "sources" in identity.data:
         _check_sources(identity, path)

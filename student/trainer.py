@@ -123,7 +123,7 @@ def _open_cache(config: TrainConfig) -> Cache:
 
 def _note_incomplete(out: Path, cache: Cache) -> None:
     """Say how much of an incomplete cache is used, and remember it for runs that resume."""
-    num_shards, num_planned = len(cache.manifest.shards), cache.num_planned_shards
+    num_shards, num_planned = len(cache.manifest.shards), cache.identity.num_planned_shards
     if num_shards < num_planned:
         print(f"{cache.path}: incomplete: training on {num_shards} of {num_planned} shards", file=sys.stderr)
         write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})

@@ -245,7 +245,7 @@ def begin_push(made_up: MadeUp) -> Action:
 
     def action() -> Figures:
         _until_first_shard(lambda: push(made_up.finished, there.as_uri()))
-        return {"shards to send": _num_planned(read_plan(there).planned_shards)}
+        return {"shards to send": read_plan(there).num_planned_shards}
 
     return action
 
@@ -257,7 +257,7 @@ def begin_pull(made_up: MadeUp) -> Action:
 
     def action() -> Figures:
         _until_first_shard(lambda: pull(url, here))
-        return {"shards to fetch": _num_planned(read_plan(here).planned_shards)}
+        return {"shards to fetch": read_plan(here).num_planned_shards}
 
     return action
 
@@ -268,7 +268,7 @@ def begin_merge(made_up: MadeUp) -> Action:
 
     def action() -> Figures:
         _until_first_shard(lambda: merge([made_up.finished, made_up.other], out))
-        return {"shards to link": _num_planned(read_plan(out).planned_shards)}
+        return {"shards to link": read_plan(out).num_planned_shards}
 
     return action
 
@@ -285,10 +285,6 @@ def _until_first_shard(work: Callable[[], object]) -> None:
 
 def _size(cache: Cache) -> Figures:
     return {"shards": len(cache.manifest.shards), "rows": cache.num_rows(KIND, SPLIT)}
-
-
-def _num_planned(planned: dict[str, dict[str, int]]) -> int:
-    return sum(sum(per_split.values()) for per_split in planned.values())
 
 
 MEASUREMENTS = tuple(

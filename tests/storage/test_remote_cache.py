@@ -169,7 +169,7 @@ def test_an_incomplete_cache_is_read_only_when_asked_for(origin: Path) -> None:
     with pytest.raises(ValueError, match="10 of 13 shards"):
         open_cache(origin)
     part = open_cache(origin, allow_incomplete=True)
-    assert (len(part.manifest.shards), part.num_planned_shards) == (10, 13)
+    assert (len(part.manifest.shards), part.identity.num_planned_shards) == (10, 13)
     missing = {row for index in (1, 5, 11) for row in range(index * 8, index * 8 + 8)}
     epoch = [row for batch in rows_of(part, 15) for row in batch][: part.num_rows("samples", "train")]
     assert sorted(epoch) == sorted(set(range(96)) - missing)
