@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from types import TracebackType
 
@@ -18,6 +19,7 @@ class KindProgress:
         for shard in shards:
             self._left[shard.key.kind] += shard.num_rows
         self._open: dict[str, Progress] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> KindProgress:
         return self
@@ -29,10 +31,11 @@ class KindProgress:
             bar.__exit__(kind, error, trace)
 
     def count(self, kind: str, num_rows: int) -> None:
-        """Count rows that are written."""
-        if kind not in self._open:
-            self._open[kind] = Progress(self._left[kind], kind, "rows", quiet=self._quiet)
-        self._open[kind].update(num_rows)
-        self._left[kind] -= num_rows
-        if self._left[kind] == 0:
-            self._open.pop(kind).__exit__(None, None, None)
+        """Count rows that are written; any thread may call this."""
+        with self._lock:
+            if kind not in self._open:
+                self._open[kind] = Progress(self._left[kind], kind, "rows", quiet=self._quiet)
+            self._open[kind].update(num_rows)
+            self._left[kind] -= num_rows
+            if self._left[kind] == 0:
+                self._open.pop(kind).__exit__(None, None, None)
