@@ -50,13 +50,16 @@ def ray_session(config: PrecomputeConfig) -> Iterator[Any]:
         try:
             _require_listener(config.address)
             ray.init(**place, log_to_driver=False, logging_level=logging.CRITICAL)
-        except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"--address {config.address}: no connection to Ray ({first_line(error)}); start it with ray start, "
-                "or leave --address out"
-            ) from error
+        except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(_no_ray(config.address, first_line(error))) from error
         stack.callback(ray.shutdown)
         yield ray
+
+
+def _no_ray(address: str | None, reason: str) -> str:
+    if address:
+        return f"--address {address}: no connection to Ray ({reason}); start it with ray start, or leave --address out"
+    return f"--engine ray: Ray cannot be started here ({reason}); start it with ray start and give its --address"
 
 
 def _require_listener(address: str | None) -> None:

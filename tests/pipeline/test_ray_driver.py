@@ -209,6 +209,19 @@ def test_without_ray_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def test_a_ray_of_ones_own_that_cannot_start_is_not_told_as_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("no room in /dev/shm\nand more")
+
+    exceptions = SimpleNamespace(RayError=Died)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, exceptions=exceptions))
+    with (
+        pytest.raises(ConfigError, match=r"^--engine ray: .*\(no room in /dev/shm\); .*--address$"),
+        ray_session(config()),
+    ):
+        pass
+
+
 def test_a_worker_is_told_paths_that_hold_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("text")
     monkeypatch.chdir(tmp_path)
