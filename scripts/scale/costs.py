@@ -154,16 +154,25 @@ def forward_flops_per_token(layers: int, width: int, vocab_size: int, block_size
     return 2 * (12 * layers * width**2 + width * vocab_size) + 4 * layers * width * block_size / 2
 
 
+def teacher_flops_per_token(a: Assumptions) -> float:
+    """Its forward pass."""
+    return forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
+
+
+def student_flops_per_token(a: Assumptions) -> float:
+    """A training step takes three times its forward pass."""
+    return 3 * forward_flops_per_token(a.student_layers, a.student_width, a.vocab_size, a.block_size)
+
+
 def teacher_seconds_per_token(a: Assumptions) -> float:
     """Products at the utilisation that is assumed, and passes over float32 logits bound by memory."""
-    flops = forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
-    return flops / (a.gpu_flops_per_s * a.flops_utilisation) + _logit_bytes(a) / a.gpu_memory_bytes_per_s
+    products = teacher_flops_per_token(a) / (a.gpu_flops_per_s * a.flops_utilisation)
+    return products + _logit_bytes(a) / a.gpu_memory_bytes_per_s
 
 
 def student_tokens_per_s(a: Assumptions) -> float:
-    """A training step takes three times its forward pass."""
-    flops = 3 * forward_flops_per_token(a.student_layers, a.student_width, a.vocab_size, a.block_size)
-    return a.gpu_flops_per_s * a.flops_utilisation / flops
+    """One GPU at the utilisation that is assumed."""
+    return a.gpu_flops_per_s * a.flops_utilisation / student_flops_per_token(a)
 
 
 def _logit_bytes(a: Assumptions) -> float:
@@ -173,12 +182,16 @@ def _logit_bytes(a: Assumptions) -> float:
 def costs(a: Assumptions) -> list[Amount]:
     """What the whole cache takes."""
     seconds = teacher_seconds_per_token(a)
-    flops = forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
     cache_bytes = a.num_tokens * a.bytes_per_token
     num_shards = a.num_tokens / a.tokens_per_shard
     shard_bytes = a.tokens_per_shard * a.bytes_per_token
     return [
-        Amount(what="teacher", value=flops / 1e6, unit="MFLOP/token", how="forward pass, head included"),
+        Amount(
+            what="teacher",
+            value=teacher_flops_per_token(a) / 1e6,
+            unit="MFLOP/token",
+            how="forward pass, head included",
+        ),
         Amount(what="teacher", value=1 / seconds, unit="tokens/s per GPU", how="products, and passes over logits"),
         Amount(what="teacher", value=a.num_tokens * seconds / _HOUR_S, unit="GPU-hours", how="all tokens"),
         Amount(what="cache", value=cache_bytes / 1e12, unit="TB", how="bytes_per_token"),
@@ -249,10 +262,9 @@ def costs(a: Assumptions) -> list[Amount]:
 def precompute_limits(a: Assumptions) -> list[Limit]:
     """What one GPU with the teacher asks for, and what there is for it; the scarcest first."""
     tokens_per_s = 1 / teacher_seconds_per_token(a)
-    flops = forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
     disk = a.disk_write_bytes_per_s / a.gpus_per_box
     return _scarcest_first(
-        ("the GPU's arithmetic, of its peak", tokens_per_s * flops, a.gpu_flops_per_s, "FLOP/s"),
+        ("the GPU's arithmetic, of its peak", tokens_per_s * teacher_flops_per_token(a), a.gpu_flops_per_s, "FLOP/s"),
         ("the GPU's memory, by logits alone", tokens_per_s * _logit_bytes(a), a.gpu_memory_bytes_per_s, "B/s"),
         ("PCIe, by sparse targets", tokens_per_s * a.device_bytes_per_token, a.pcie_bytes_per_s, "B/s"),
         ("the thread that encodes and writes", tokens_per_s, a.encode_tokens_per_s, "tokens/s"),
@@ -267,9 +279,13 @@ def training_limits(a: Assumptions) -> list[Limit]:
     """
     tokens_per_s = a.gpus_per_box * student_tokens_per_s(a)
     fetched = a.gpus_per_box * tokens_per_s * a.bytes_per_token
-    flops = 3 * forward_flops_per_token(a.student_layers, a.student_width, a.vocab_size, a.block_size)
     return _scarcest_first(
-        ("a GPU's arithmetic, of its peak", student_tokens_per_s(a) * flops, a.gpu_flops_per_s, "FLOP/s"),
+        (
+            "a GPU's arithmetic, of its peak",
+            student_tokens_per_s(a) * student_flops_per_token(a),
+            a.gpu_flops_per_s,
+            "FLOP/s",
+        ),
         ("the stream of a rank", tokens_per_s, a.stream_tokens_per_s, "tokens/s"),
         ("the network, from a URL", fetched, a.network_bytes_per_s, "B/s"),
         ("requests to one prefix, from a URL", fetched / a.piece_bytes, a.store_gets_per_s, "GET/s"),
