@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -166,20 +165,24 @@ class Generator:
         return text
 
 
-def generation_speed(model: Any, *, prompt_tokens: int = 16, new_tokens: int = 64, repeats: int = 5) -> float:
-    """Tokens per second of greedy generation at batch 1 with the key-value cache, where the model is.
+def generation_speeds(
+    models: Sequence[Any], *, prompt_tokens: int = 16, new_tokens: int = 64, rounds: int = 7
+) -> list[float]:
+    """Tokens per second of each model's greedy generation at batch 1 with the key-value cache, where the model is.
 
-    The median of `repeats` runs after one that is not counted. A run's time goes from the call to the last token, so
-    it includes reading a prompt of prompt_tokens; a shorter context shortens both. On a processor it uses as
-    many threads as PyTorch is set to.
+    The models take turns, and the fastest of a model's `rounds` runs counts, for what else runs on a machine only
+    slows it. A run's time goes from the call to the last token, so it includes reading a prompt of prompt_tokens; a
+    shorter context shortens both. On a processor it uses as many threads as PyTorch is set to.
     """
+    runs = [[_timed_tokens_per_second(model, prompt_tokens, new_tokens) for model in models] for _ in range(rounds)]
+    return [max(speeds) for speeds in zip(*runs, strict=True)]
+
+
+def _timed_tokens_per_second(model: Any, prompt_tokens: int, new_tokens: int) -> float:
     context_length = context_length_of(model)
     prompt_tokens = min(prompt_tokens, max(1, context_length // 4))
     new_tokens = min(new_tokens, max(1, context_length - prompt_tokens))
-    rates = []
-    for _ in range(1 + repeats):
-        started = time.perf_counter()
-        for _ in islice(draw_tokens(model, [0] * prompt_tokens, [0], temperature=0.0, top_p=1.0), new_tokens):
-            pass
-        rates.append(new_tokens / (time.perf_counter() - started))
-    return statistics.median(rates[1:])
+    started = time.perf_counter()
+    for _ in islice(draw_tokens(model, [0] * prompt_tokens, [0], temperature=0.0, top_p=1.0), new_tokens):
+        pass
+    return new_tokens / (time.perf_counter() - started)

@@ -16,7 +16,7 @@ from storage.report.page import Section, page, publish_page, require_file_name
 from storage.report.svg import require_matplotlib
 from student.config import EvaluateConfig, ReportConfig
 from student.evaluation import evaluate
-from student.generation import generation_speed
+from student.generation import generation_speeds
 from student.model import check_fits, choose_device, load_cache_tokenizer, load_student
 from student.report.candidates import candidates_view, rank_some_prompts
 from student.report.curves import calibration_charts, divergence_charts, training_charts
@@ -48,10 +48,10 @@ def report(config: ReportConfig) -> int:
             settings=run_settings,
             metrics=read_log(directory),
             measures=evaluate(_evaluation(config, directory)),
-            tokens_per_second=generation_speed(model),
+            tokens_per_second=speed,
         )
-        for name, directory, run_settings, model in zip(
-            distinct_names(config.students), config.students, settings, models, strict=True
+        for name, directory, run_settings, speed in zip(
+            distinct_names(config.students), config.students, settings, generation_speeds(models), strict=True
         )
     ]
     content = report_page(config, cache, runs, models, _decoder(cache), _machine(device))
