@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from pipeline.config import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 
 if TYPE_CHECKING:
-    from storage.cache import Cache
+    from storage.manifest import Manifest
 
 __all__ = ["BeamsConfig", "PrecomputeConfig", "SamplesConfig", "SoftTargetsConfig", "precompute"]
 
 
-def precompute(config: PrecomputeConfig) -> Cache:
-    """Run the teacher over the data and return the finished cache; a rerun resumes (see pipeline.job)."""
+def precompute(config: PrecomputeConfig) -> Manifest:
+    """Run the teacher over the data and return what the finished cache holds; a rerun resumes (see pipeline.job)."""
     from pipeline.job import precompute as run
 
     return run(config)

@@ -23,5 +23,5 @@ def _main() -> int:
 
         print(plan_only(config, render_plan))
     else:
-        announce(precompute(config))
+        announce(config, precompute(config))
     return 0

@@ -11,6 +11,7 @@ import tyro
 
 from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import ConfigError
+from storage.remote import is_remote_url
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -128,8 +129,8 @@ class PrecomputeConfig:
     """Directory or hub id of a causal language model."""
     data: str
     """stdlib, a text, jsonl or parquet file (.gz, .zst too), a directory of them, or a hub id (name:config)."""
-    out: Path
-    """Directory of the cache; a rerun with the same settings resumes."""
+    out: str | Path
+    """Directory of the cache, or a URL that fsspec writes (s3://…); a rerun with the same settings resumes."""
     kinds: tuple[Kind, ...] = ("soft_targets", "samples", "beams")
     """What to write."""
     revision: str | None = None
@@ -163,6 +164,9 @@ class PrecomputeConfig:
     """Ray cluster of --engine ray: auto for the one on this machine, or HOST:PORT; None starts one for this run."""
     plan: bool = False
     """Print tokens, bytes, time and the break-even against online distillation, and write nothing."""
+    work_dir: Path | None = None
+    """Where tokenized text, and shards on their way to a URL, are kept meanwhile; None is the user's cache directory.
+    A directory keeps them in itself."""
     quiet: bool = False
     """Show no progress."""
     soft_targets: SoftTargetsConfig = field(default_factory=SoftTargetsConfig)
@@ -180,6 +184,7 @@ class PrecomputeConfig:
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
         self._check_engine()
+        _require(self.work_dir is None or is_remote_url(str(self.out)), "--work-dir is for an --out that is a URL")
         _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")
 
     def _check_engine(self) -> None:

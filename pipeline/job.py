@@ -26,13 +26,13 @@ from pipeline.plan import RECORD_BATCH_ROWS, Begun, Producer, make_producers, pl
 from pipeline.teacher import Teacher, load_teacher
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from pipeline.work_directory import work_directory
-from storage.cache import TOKENIZER_DIR, Cache, open_cache
+from storage.cache import TOKENIZER_DIR
 from storage.columns import token_type
+from storage.destinations import Destination, open_destination
 from storage.errors import ConfigError, DiskFullError
-from storage.files import refusals, write_file
+from storage.files import refusals
 from storage.hashing import directory_sha256
-from storage.manifest import MANIFEST_NAME, CacheIdentity
-from storage.publication import begin_or_resume, finish, require_own_directory
+from storage.manifest import CacheIdentity, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,32 +46,32 @@ class Job:
     producers: dict[str, Producer]
 
 
-def precompute(config: PrecomputeConfig) -> Cache:
-    """Run the teacher over the data and return the finished cache; shards already committed are kept.
+def precompute(config: PrecomputeConfig) -> Manifest:
+    """Run the teacher over the data and return what the finished cache holds; shards already committed are kept.
 
-    Raises DataError, TeacherError, CacheMismatchError, ConfigError or DiskFullError.
+    Raises DataError, TeacherError, CacheMismatchError, ConfigError, DiskFullError or TransferError.
     """
-    require_own_directory(config.out)
     try:
-        _run(config)
+        return _run(config)
     except (FileNotFoundError, DiskFullError):
-        if not (config.out / MANIFEST_NAME).exists():
+        if not open_destination(config.out, config.work_dir).is_finished():
             raise
-        _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
-    return open_cache(config.out)
+    return _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
 
 
-def _run(config: PrecomputeConfig) -> None:
+def _run(config: PrecomputeConfig) -> Manifest:
     write = {"local": _write_here, "ray": write_on_ray}[config.engine]
-    with work_directory(config.out) as work_dir:
-        begun = write(config, work_dir)
-        finish(config.out, begun.identity, begun.tokenizer_files)
+    destination = open_destination(config.out, config.work_dir)
+    destination.require_own()
+    with work_directory(destination):
+        begun = write(config, destination)
+        return destination.finish(begun.identity, begun.tokenizer_files)
 
 
-def _write_here(config: PrecomputeConfig, work_dir: Path) -> Begun:
-    job = load_job(config, work_dir)
-    begun = begin(job, work_dir)
-    write_shards(config, job.producers, begun)
+def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
+    job = load_job(config, destination.work_dir)
+    begun = begin(job, destination)
+    write_shards(config, destination, job.producers, begun)
     return begun
 
 
@@ -98,16 +98,17 @@ def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
     )
 
 
-def begin(job: Job, work_dir: Path) -> Begun:
+def begin(job: Job, destination: Destination) -> Begun:
     """Publish plan and tokenizer, or check that they are those of this run; raises CacheMismatchError."""
-    config = job.config
-    saved_tokenizer = _save_tokenizer(job.teacher, work_dir)
-    identity = begin_or_resume(config.out, _identity(job, directory_sha256(saved_tokenizer)))
-    _publish_tokenizer(saved_tokenizer, config.out / TOKENIZER_DIR)
+    saved_tokenizer = _save_tokenizer(job.teacher, destination.work_dir)
+    identity = destination.begin_or_resume(_identity(job, directory_sha256(saved_tokenizer)))
+    tokenizer_files = {f"{TOKENIZER_DIR}/{path.name}": path for path in sorted(saved_tokenizer.iterdir())}
+    for name, path in tokenizer_files.items():
+        destination.add_file(name, path.read_bytes())
     return Begun(
         identity=identity,
-        shards=list(shard_ranges(job.producers, config.shard_tokens)),
-        tokenizer_files=[f"{TOKENIZER_DIR}/{path.name}" for path in saved_tokenizer.iterdir()],
+        shards=list(shard_ranges(job.producers, job.config.shard_tokens)),
+        tokenizer_files=list(tokenizer_files),
     )
 
 
@@ -214,19 +215,14 @@ def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
     return directory
 
 
-def _publish_tokenizer(saved: Path, directory: Path) -> None:
-    for path in sorted(saved.iterdir()):
-        if not (directory / path.name).exists():
-            write_file(directory / path.name, path.read_bytes())
-
-
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     """Load everything, write nothing outside a temporary directory, and return `report` of the job."""
     with tempfile.TemporaryDirectory() as directory:
         return report(load_job(config, Path(directory)))
 
 
-def announce(cache: Cache) -> None:
+def announce(config: PrecomputeConfig, manifest: Manifest) -> None:
     """Say on standard error where the cache is."""
-    total = sum(shard.shard_bytes for shard in cache.manifest.shards)
-    print(f"{cache.path}: complete, {len(cache.manifest.shards)} shards, {total:,} bytes", file=sys.stderr)
+    where = open_destination(config.out, config.work_dir).where
+    total = sum(shard.shard_bytes for shard in manifest.shards)
+    print(f"{where}: complete, {len(manifest.shards)} shards, {total:,} bytes", file=sys.stderr)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 
 from pipeline.claims import Claims
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange
 from pipeline.write_behind import write_behind
-from storage.manifest import CacheIdentity, ShardKey, read_commit, write_commit
-from storage.publication import WORK_DIR
-from storage.shard import write_shard
+from storage.destinations import Destination
+from storage.manifest import CacheIdentity, ShardKey
 
 # Record batches that wait for the writer: enough for the fsync of a shard to pass unnoticed.
 _MAX_WAITING = 32
@@ -23,7 +23,11 @@ _Part = tuple[ShardRange, pa.RecordBatch]
 
 
 def write_missing_shards(
-    out: Path, identity: CacheIdentity, producer: Producer, shards: list[ShardRange], count: Callable[[int], None]
+    destination: Destination,
+    identity: CacheIdentity,
+    producer: Producer,
+    shards: list[ShardRange],
+    count: Callable[[int], None],
 ) -> list[ShardRange]:
     """Write and commit the shards of one producer that have no commit record.
 
@@ -33,15 +37,17 @@ def write_missing_shards(
     free and still without a commit record.
     """
     taken = []
-    with Claims(out / WORK_DIR) as claims:
-        write = functools.partial(_write, out, identity, claims=claims, count=count)
-        with write_behind(write, _MAX_WAITING) as put:
+    with Claims(destination.work_dir) as claims:
+        write = functools.partial(_write, destination, identity, claims=claims, count=count)
+        with write_behind(write, _MAX_WAITING) as put, _hurrying(destination):
             for shard in shards:
-                record = read_commit(out, shard.key)
+                record = destination.read_commit(shard.key)
                 if record is None and not claims.take(_claim_name(shard.key)):
                     taken.append(shard)
                     continue
-                if record is None and (record := read_commit(out, shard.key)):  # committed before it was given back
+                if record is None and (
+                    record := destination.read_commit(shard.key)
+                ):  # committed before it was given back
                     claims.give_back(_claim_name(shard.key))
                 if record is not None:
                     count(record.num_rows)
@@ -57,13 +63,26 @@ def _claim_name(key: ShardKey) -> str:
     return PurePosixPath(key.commit_path).stem
 
 
+@contextlib.contextmanager
+def _hurrying(destination: Destination) -> Iterator[None]:
+    """When the teacher fails, or the user stops it, the writer commits what is whole and waits for no network."""
+    try:
+        yield
+    except BaseException:
+        destination.hurry()
+        raise
+
+
 def _write(
-    out: Path, identity: CacheIdentity, parts: Iterator[_Part], claims: Claims, count: Callable[[int], None]
+    destination: Destination,
+    identity: CacheIdentity,
+    parts: Iterator[_Part],
+    claims: Claims,
+    count: Callable[[int], None],
 ) -> None:
     for shard, shard_parts in itertools.groupby(parts, key=lambda part: part[0]):
         batches = _counted((batch for _, batch in shard_parts), count)
-        record = write_shard(out, identity, shard.key, shard.first_row, batches)
-        write_commit(out, record, if_taken="drop")
+        destination.add_shard(identity, shard.key, shard.first_row, batches)
         claims.give_back(_claim_name(shard.key))
 
 

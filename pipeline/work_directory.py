@@ -8,26 +8,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.files import refusals, remove_directory, remove_leftovers
-from storage.manifest import MANIFEST_NAME, PLAN_NAME
-from storage.publication import WORK_DIR
+from storage.destinations import Destination
+from storage.files import refusals
 
 
 @contextlib.contextmanager
-def work_directory(out: Path) -> Iterator[Path]:
-    """The work directory of the cache at `out`.
+def work_directory(destination: Destination) -> Iterator[None]:
+    """Inside, the destination's work directory is there.
 
-    Every run holds a shared lock on it; whoever leaves last cleans up after a finished cache, and after a
-    directory in which nothing was begun.
+    Every run holds a shared lock on it; whoever leaves last cleans up.
     """
-    work_dir = out / WORK_DIR
-    lock = _shared_lock(work_dir)
+    lock = _shared_lock(destination.work_dir)
+    is_done = False
     try:
-        yield work_dir
+        yield
+        is_done = True
     finally:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clean_up(out)
+            destination.clean_up(is_done=is_done)
         os.close(lock)
 
 
@@ -45,12 +44,3 @@ def _shared_lock(work_dir: Path) -> int:
             if os.path.samestat(os.fstat(lock), (work_dir / "lock").stat()):
                 return lock
         os.close(lock)
-
-
-def _clean_up(out: Path) -> None:
-    is_finished, is_begun = (out / MANIFEST_NAME).exists(), (out / PLAN_NAME).exists()
-    if is_finished or not is_begun:
-        remove_directory(out / WORK_DIR)
-        remove_leftovers(out)
-    with contextlib.suppress(OSError):
-        out.rmdir()  # only when it is empty

@@ -29,11 +29,15 @@ class Crew:
         if num_connections < 1:
             raise ConfigError(f"num_connections is {num_connections}, expected at least 1")
         self._num_connections, self._progress = num_connections, progress
-        self._stop, self._telling = threading.Event(), threading.Lock()
+        self._stop, self._hurry, self._telling = threading.Event(), threading.Event(), threading.Lock()
+
+    def hurry(self) -> None:
+        """From now on nobody waits: what goes well is done, what would be tried again is given up."""
+        self._hurry.set()
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless the others stop."""
-        if self._stop.wait(seconds):
+        if self._hurry.wait(seconds):
             raise StoppedError
 
     def tell(self, num_bytes: int) -> None:
@@ -54,12 +58,14 @@ class Crew:
         outcomes: queue.SimpleQueue[tuple[int, Result] | BaseException] = queue.SimpleQueue()
 
         def work() -> None:
-            while not self._stop.is_set():
+            while True:
                 try:
                     index, item = waiting.popleft()
                 except IndexError:
                     return
                 try:
+                    if self._stop.is_set():
+                        raise StoppedError
                     outcomes.put((index, function(item)))
                 except BaseException as error:
                     outcomes.put(error)
@@ -78,6 +84,7 @@ class Crew:
                 results[outcome[0]] = outcome[1]
         except BaseException:
             self._stop.set()
+            self._hurry.set()
             until = time.monotonic() + _GRACE_S
             for thread in (thread for thread in threads if thread.is_alive()):  # some may not have been started
                 thread.join(max(until - time.monotonic(), 0))

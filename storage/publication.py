@@ -1,8 +1,9 @@
-"""How a cache comes to be: its plan first, and its card and manifest when every shard is committed."""
+"""How a cache comes to be on a disk: its plan first, and its card and manifest when every shard is committed."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from storage.manifest import (
     CacheIdentity,
     FileRecord,
     Manifest,
+    ShardRecord,
     read_commit,
     read_plan,
     settle_commit,
@@ -51,11 +53,16 @@ def begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
     if not (out / PLAN_NAME).exists():
         write_plan(out, identity, if_taken="drop")
     begun = read_plan(out)  # perhaps of a run that began at the same time
+    require_same_plan(str(out), begun, identity)
+    return begun
+
+
+def require_same_plan(where: str, begun: CacheIdentity, identity: CacheIdentity) -> None:
+    """Raise CacheMismatchError unless the cache begun at `where` is the wanted one, whatever software began it."""
     found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
     for field in sorted(found.keys() | wanted.keys()):
         if found.get(field) != wanted.get(field):
-            raise CacheMismatchError(str(out), field, found.get(field), wanted.get(field))
-    return begun
+            raise CacheMismatchError(where, field, found.get(field), wanted.get(field))
 
 
 def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
@@ -71,7 +78,7 @@ def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
     return names
 
 
-def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> None:
+def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> Manifest:
     """Join what is committed on disk, whoever committed it, and the tokenizer's files (paths in the cache).
 
     Raises IncompleteCacheError when the system shows fewer commit records than are planned.
@@ -82,12 +89,23 @@ def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> No
         raise IncompleteCacheError(str(out), len(records), len(planned))
     for record in records:
         settle_commit(out, record)
+    return describe(out, identity, records, tokenizer_files)
+
+
+def describe(
+    out: Path, identity: CacheIdentity, records: Sequence[ShardRecord], tokenizer_files: Sequence[str]
+) -> Manifest:
+    """Write the card and the manifest of a cache with these shards beside its tokenizer's files."""
     write_file(out / CARD_NAME, dataset_card(identity, tuple(records)).encode())
-    files = tuple(
-        FileRecord(path=name, file_bytes=(out / name).stat().st_size, sha256=sha256_file(out / name))
-        for name in [CARD_NAME, *sorted(tokenizer_files)]
-    )
-    write_manifest(out, Manifest(identity=identity, shards=tuple(records), files=files))
+    files = tuple(file_record(out, name) for name in [CARD_NAME, *sorted(tokenizer_files)])
+    manifest = Manifest(identity=identity, shards=tuple(records), files=files)
+    write_manifest(out, manifest)
+    return manifest
+
+
+def file_record(out: Path, name: str) -> FileRecord:
+    """What the manifest says of a file that is no shard."""
+    return FileRecord(path=name, file_bytes=(out / name).stat().st_size, sha256=sha256_file(out / name))
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,8 +42,12 @@ class LocalCopy:
 
 def default_local_copy() -> LocalCopy:
     """Up to DEFAULT_LOCAL_BYTES in the user's cache directory."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return LocalCopy(directory=base / "teachonce", max_bytes=DEFAULT_LOCAL_BYTES)
+    return LocalCopy(directory=user_cache_dir(), max_bytes=DEFAULT_LOCAL_BYTES)
+
+
+def user_cache_dir() -> Path:
+    """Where this machine keeps what can be had again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
 
 
 def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, DownloadedShards]:

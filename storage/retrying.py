@@ -141,6 +141,7 @@ _TIMEOUTS = (TimeoutError, asyncio.TimeoutError)
 # Of the client's errors: time-out, conflict, failed precondition, locked, too early, too many requests; and 400,
 # which Google and S3 also answer to a body that broke off.
 _PASSING_STATUSES = frozenset((400, 408, 409, 412, 423, 425, 429))
+_NOT_IMPLEMENTED = 501
 
 
 def _is_final(error: Exception) -> bool:
@@ -148,7 +149,9 @@ def _is_final(error: Exception) -> bool:
     names = {name.__name__ for name in type(error).__mro__}
     response = getattr(error, "response", None)
     statuses = [getattr(response, "status_code", None), getattr(error, "status", None), getattr(error, "code", None)]
-    is_refused = any(type(s) is int and 400 <= s < 500 and s not in _PASSING_STATUSES for s in statuses)
+    is_refused = any(
+        type(s) is int and (s == _NOT_IMPLEMENTED or (400 <= s < 500 and s not in _PASSING_STATUSES)) for s in statuses
+    )
     return isinstance(error, _FINAL_OS_ERRORS) or (_is_network(error) and (is_refused or bool(names & _FINAL_NAMES)))
 
 

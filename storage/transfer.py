@@ -10,25 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import functools
-import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from storage.cache import open_cache
 from storage.crew import Crew
-from storage.errors import (
-    CacheError,
-    CacheMismatchError,
-    ConfigError,
-    RecordError,
-    TransferError,
-    first_line,
-)
+from storage.errors import CacheMismatchError, ConfigError, TransferError
 from storage.files import TEMPORARY_PREFIX, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
@@ -45,14 +35,13 @@ from storage.manifest import (
     write_commit,
     write_plan,
 )
-from storage.records import MAX_RECORD_BYTES
 from storage.remote import ProgressHook, RemoteDirectory
+from storage.remote_records import read_remote
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
-from storage.shard import check_file, ensure_file
+from storage.sending import Sender, Unit, as_file
+from storage.shard import ensure_file
 
 NUM_CONNECTIONS = 4
-# Where a put is a commit, this many shards with their records share one.
-_SHARDS_PER_COMMIT = 32
 
 Parsed = TypeVar("Parsed", CacheIdentity, Manifest)
 
@@ -87,10 +76,8 @@ def push(
     """
     manifest = open_cache(cache_dir).manifest
     crew = Crew(num_connections, progress)
-    sender = _Sender(cache_dir, RemoteDirectory(url, policy, sleep=crew.sleep), crew)
-    plan, last = (
-        _Unit(files=(_as_file(name, (cache_dir / name).read_bytes()),)) for name in (PLAN_NAME, MANIFEST_NAME)
-    )
+    sender = Sender(cache_dir, RemoteDirectory(url, policy, sleep=crew.sleep), crew)
+    plan, last = (Unit(files=(as_file(name, (cache_dir / name).read_bytes()),)) for name in (PLAN_NAME, MANIFEST_NAME))
     units = _units(cache_dir, manifest)
     _refuse_another_cache(sender.remote, manifest)
     sender.send([plan])  # from now on another push sees whose place this is
@@ -130,7 +117,7 @@ def pull(
     """
     crew = Crew(num_connections, progress)
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)
-    found = _read_remote(remote, MANIFEST_NAME, read_manifest)
+    found = read_remote(remote, MANIFEST_NAME, read_manifest)
     if found is None:
         raise TransferError(remote.url, f"holds no {MANIFEST_NAME}: no cache, or one whose push has not finished")
     manifest, content = found
@@ -152,84 +139,23 @@ def pull(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Unit:
-    """Files that are published one after the other: a shard and its commit record, or one other file.
-
-    The last speaks for those before it. told_bytes: what counts as progress.
-    """
-
-    files: tuple[FileRecord, ...]
-    told_bytes: int = 0
-
-
-class _Sender:
-    """Puts units that are missing, and proves those that are there."""
-
-    def __init__(self, cache_dir: Path, remote: RemoteDirectory, crew: Crew) -> None:
-        self.remote = remote
-        self.sent: list[FileRecord] = []
-        self._cache_dir, self._crew = cache_dir, crew
-
-    def send(self, units: Sequence[_Unit]) -> None:
-        """Put what is not there."""
-        is_there = self._crew.map(self._is_there, units)
-        missing = [unit for unit, there in zip(units, is_there, strict=True) if not there]
-        self._crew.tell(sum(unit.told_bytes for unit, there in zip(units, is_there, strict=True) if there))
-        if self.remote.puts_are_commits:
-            batches = [missing[i : i + _SHARDS_PER_COMMIT] for i in range(0, len(missing), _SHARDS_PER_COMMIT)]
-            self._crew.map(self._put, batches, num_threads=1)  # two commits at once would conflict
-        else:
-            self._crew.map(self._put, [[unit] for unit in missing])
-        self.sent += [file for unit in missing for file in unit.files]
-
-    def prove(self, units: Sequence[_Unit]) -> None:
-        """Read every byte back; put again what differs."""
-        self._crew.map(self._prove, units)
-
-    def _is_there(self, unit: _Unit) -> bool:
-        *earlier, last = unit.files
-        sizes_match = all(self.remote.num_bytes(file.path) == file.file_bytes for file in earlier)
-        return sizes_match and self.remote.holds(last.path, last.file_bytes, last.sha256)
-
-    def _put(self, units: Sequence[_Unit]) -> None:
-        files = [file for unit in units for file in unit.files]
-        # Locally damaged bytes would never prove right.
-        self.remote.put_all([(check_file(self._cache_dir, file), file.path) for file in files])
-        self._crew.tell(sum(unit.told_bytes for unit in units))
-
-    def _prove(self, unit: _Unit) -> None:
-        for file in unit.files:
-            self.remote.retrying(file.path, functools.partial(self._read_back, file))
-        self._crew.tell(unit.told_bytes)
-
-    def _read_back(self, file: FileRecord) -> None:
-        if not self.remote.holds(file.path, file.file_bytes, file.sha256, lambda num_bytes: self._crew.tell(0)):
-            self.remote.put(check_file(self._cache_dir, file), file.path)
-            raise OSError("what was read back differs from the local file, which was sent again")
-
-
-def _units(cache_dir: Path, manifest: Manifest) -> list[_Unit]:
+def _units(cache_dir: Path, manifest: Manifest) -> list[Unit]:
     """What is published between plan.json and manifest.json; RecordError when the local records disagree."""
     check_plan(cache_dir, manifest)
     units = []
     for shard in manifest.shards:
-        commit = _as_file(shard.key.commit_path, check_commit(cache_dir, shard))
+        commit = as_file(shard.key.commit_path, check_commit(cache_dir, shard))
         file = FileRecord(path=shard.path, file_bytes=shard.shard_bytes, sha256=shard.sha256)
-        units.append(_Unit(files=(file, commit), told_bytes=shard.shard_bytes))
-    return units + [_Unit(files=(file,), told_bytes=file.file_bytes) for file in manifest.files]
-
-
-def _as_file(path: str, content: bytes) -> FileRecord:
-    return FileRecord(path=path, file_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        units.append(Unit(files=(file, commit), told_bytes=shard.shard_bytes))
+    return units + [Unit(files=(file,), told_bytes=file.file_bytes) for file in manifest.files]
 
 
 def _refuse_another_cache(remote: RemoteDirectory, manifest: Manifest) -> None:
     """CacheMismatchError when the plan or the manifest there is another cache's."""
-    plan = _read_remote(remote, PLAN_NAME, read_plan)
+    plan = read_remote(remote, PLAN_NAME, read_plan)
     if plan is not None:
         _require_same(remote.url, plan[0], manifest.identity)
-    finished = _read_remote(remote, MANIFEST_NAME, read_manifest)
+    finished = read_remote(remote, MANIFEST_NAME, read_manifest)
     if finished is not None:
         _require_same(remote.url, finished[0], manifest)
 
@@ -251,38 +177,6 @@ def _differences(found: object, wanted: object, name: str) -> Iterator[tuple[str
             yield from _differences(*pair, f"{name}[{index}]")
     elif found != wanted:
         yield name, found, wanted
-
-
-def _read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parsed]) -> tuple[Parsed, bytes] | None:
-    """A remote record as the strict reader sees it, and its bytes; None when there is none.
-
-    A record that does not read is fetched once more: if the same bytes come again, it was not the wire.
-    """
-    unreadable: set[bytes] = set()
-
-    def attempt() -> tuple[Parsed, bytes] | None:
-        content = remote.read_small(name, MAX_RECORD_BYTES)
-        if content is None:
-            return None
-        with tempfile.TemporaryDirectory() as staging:
-            Path(staging, name).write_bytes(content)
-            try:
-                return read(Path(staging)), content
-            except CacheError as error:
-                _say_where(error, staging, remote.url)
-                if isinstance(error, RecordError) and content not in unreadable:
-                    unreadable.add(content)
-                    raise OSError(first_line(error)) from error
-                raise
-
-    return remote.retrying(name, attempt)
-
-
-def _say_where(error: CacheError, staging: str, url: str) -> None:
-    """Let an error about a staged record speak of its URL."""
-    error.args = (str(error).replace(staging, url),)
-    texts = {name: value.replace(staging, url) for name, value in vars(error).items() if isinstance(value, str)}
-    vars(error).update(texts)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig, precompute
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 from storage import Cache
 from tests.browser import headless_chromium
+from tests.precomputed import precomputed
+from tests.storage.object_store import S3Proxy, s3_proxy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -100,7 +103,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache(teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """A finished cache with a sampled tail; tests that change it copy it first."""
-    return precompute(tiny_config(teacher_dir, text_file, tmp_path_factory.mktemp("cache") / "cache"))
+    return precomputed(tiny_config(teacher_dir, text_file, tmp_path_factory.mktemp("cache") / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +111,7 @@ def bucketed_cache(teacher_dir: Path, text_file: Path, tmp_path_factory: pytest.
     """The same with the tail kept as one number."""
     settings = SoftTargetsConfig(top_k=8, tail_weight=None, temperatures=(1.0, 2.0))
     out = tmp_path_factory.mktemp("bucketed") / "cache"
-    return precompute(tiny_config(teacher_dir, text_file, out, soft_targets=settings))
+    return precomputed(tiny_config(teacher_dir, text_file, out, soft_targets=settings))
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,39 @@ def browser() -> Iterator[Browser]:
     """A headless Chromium (see tests/browser.py); of a module, because its event loop keeps others from running."""
     with headless_chromium() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="session")
+def _proxy() -> Iterator[S3Proxy]:
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with s3_proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3(_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> S3Proxy:
+    """The proxy, while neither s3fs nor botocore tries anything again by itself."""
+    from s3fs import S3FileSystem
+
+    _proxy.reset()
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": _proxy.url,
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    return _proxy
+
+
+@pytest.fixture
+def bucket(s3: S3Proxy) -> str:
+    """An empty bucket."""
+    return s3.make_bucket()

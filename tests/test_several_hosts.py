@@ -1,19 +1,22 @@
-"""Hosts with nothing in common but a shared directory make one cache; one without even that learns from it."""
+"""Hosts with nothing in common but a directory, or a URL, make one cache; another learns from it by URL alone."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, precompute
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
 from scripts.faults.bench import difference, snapshot
 from tests.hosts import Host, Hosts
+from tests.precomputed import precomputed
 
 FLAGS = [
     "--document-separator", "\\n", "--block-size", 32, "--batch-tokens", 64, "--shard-tokens", 1100,
@@ -52,10 +55,15 @@ def expected(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path, text_f
         samples=SamplesConfig(num_prompts=20, prompt_tokens=6, max_new_tokens=6),
         beams=BeamsConfig(num_prompts=20, prompt_tokens=6, max_new_tokens=5),
     )  # fmt: skip
-    return precompute(config).path
+    return precomputed(config).path
 
 
-def arguments(host: Host, out: Path) -> list[object]:
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def arguments(host: Host, out: Path | str) -> list[object]:
     return ["--teacher", host.me / "teacher", "--data", host.me / "text.txt", "--out", out, *FLAGS]
 
 
@@ -97,6 +105,69 @@ def test_a_reader_on_a_third_host_learns_from_a_url_alone(hosts: Hosts, shared_c
     assert training.returncode == 0, errors
     assert (hosts.disk("reader") / "student" / "model.safetensors").is_file()
     assert list(hosts.disk("reader").rglob("*.arrow")), "shards come to the reader's own disk"
+
+
+@pytest.fixture(scope="module")
+def object_store(hosts: Hosts) -> tuple[Host, dict[str, str]]:
+    """A host that serves S3 and shares no directory with any other, and what it takes to use it."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -e .[s3]")
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install -e .[dev]")
+    host = hosts.add("object-store", has_store=False)
+    port = 9000 if hosts.are_separate else free_port()
+    serving = host.start_python("moto.server", "--host", "0.0.0.0", "--port", port)
+    assert serving.stderr is not None
+    while "Running on" not in (line := serving.stderr.readline()):
+        assert line, serving.communicate()
+    threading.Thread(target=serving.stderr.read, daemon=True).start()  # or it waits for somebody to read its log
+    variables = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    variables |= {"AWS_EC2_METADATA_DISABLED": "true", "PORT": str(port)}
+    make = "import s3fs, sys; s3fs.S3FileSystem(endpoint_url=sys.argv[1]).mkdir('bucket')"
+    making = host.start(sys.executable, "-c", make, f"http://127.0.0.1:{port}", **variables)
+    assert making.wait(60) == 0, making.communicate()
+    return host, variables
+
+
+def test_hosts_that_share_a_url_and_nothing_else(
+    hosts: Hosts, object_store: tuple[Host, dict[str, str]], expected: Path, teacher_dir: Path, text_file: Path
+) -> None:
+    store, variables = object_store
+    port = variables["PORT"]
+
+    def at_store(host: Host, number: int) -> dict[str, str]:
+        ip = "127.0.0.1"
+        if hosts.are_separate:
+            ip = f"10.78.{number}.1"
+            store.connect(host, ip, f"10.78.{number}.2")
+        return variables | {"AWS_ENDPOINT_URL": f"http://{ip}:{port}"}
+
+    makers = [hosts.add(name, has_store=False) for name in ("maker-1", "maker-2")]
+    runs = []
+    for number, host in enumerate(makers):
+        shutil.copytree(teacher_dir, hosts.disk(host.name) / "teacher")
+        shutil.copy(text_file, hosts.disk(host.name) / "text.txt")
+        found = at_store(host, number)
+        runs.append(host.start_python("pipeline.cli", *arguments(host, "s3://bucket/cache"), **found))
+    for run in runs:
+        _, errors = run.communicate(timeout=240)
+        assert run.returncode == 0, errors
+        assert "s3://bucket/cache: complete" in errors
+    for host in makers:
+        assert not list(hosts.disk(host.name).rglob("*.arrow")), "nothing stays on the way"
+        assert not list((hosts.disk(host.name) / ".cache").rglob("precompute-*"))
+
+    reader = hosts.add("url-reader", has_store=False)
+    at_reader = at_store(reader, 7)
+    pulling = reader.start_python("storage.cli", "pull", "s3://bucket/cache", reader.me / "pulled", **at_reader)
+    _, errors = pulling.communicate(timeout=120)
+    assert pulling.returncode == 0, errors
+    assert difference(snapshot(hosts.disk("url-reader") / "pulled"), snapshot(expected)) is None
+    training = reader.start_python(
+        "student.cli", "train", "s3://bucket/cache", "--out", reader.me / "student", "--preset", "mini",
+        "--max-steps", 3, "--batch-blocks", 4, "--batch-samples", 2, "--batch-beams", 2, "--device", "cpu", **at_reader,
+    )  # fmt: skip
+    _, errors = training.communicate(timeout=120)
+    assert training.returncode == 0, errors
+    assert (hosts.disk("url-reader") / "student" / "model.safetensors").is_file()
 
 
 @pytest.fixture(scope="module")

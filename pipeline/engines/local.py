@@ -1,7 +1,7 @@
 """--engine local: this process makes every shard that nobody has made and nobody is at.
 
-Any number of such processes, on any machines that share the directory, divide a cache among themselves. A process
-that ends before its shard does leaves it to those that are still there.
+Any number of such processes, on any machines that share the directory or the URL, divide a cache among themselves. A
+process that ends before its shard does leaves it to those that are still there.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from pipeline.config import PrecomputeConfig
 from pipeline.kind_progress import KindProgress
 from pipeline.plan import Begun, Producer, ShardRange
 from pipeline.shard_writing import write_missing_shards
+from storage.destinations import Destination
 
 
-def write_shards(config: PrecomputeConfig, producers: dict[str, Producer], begun: Begun) -> None:
+def write_shards(
+    config: PrecomputeConfig, destination: Destination, producers: dict[str, Producer], begun: Begun
+) -> None:
     """Return when every shard is committed, by whomever."""
     waiting = in_order_of_host(begun.shards, platform.node())
     has_told = config.quiet
     with KindProgress(begun.shards, quiet=config.quiet) as progress:
         while waiting:
+            destination.look_up([shard.key for shard in waiting])
             taken: list[ShardRange] = []
             for kind, shards in itertools.groupby(waiting, key=lambda shard: shard.key.kind):
                 count = functools.partial(progress.count, kind)
-                taken += write_missing_shards(config.out, begun.identity, producers[kind], list(shards), count)
+                taken += write_missing_shards(destination, begun.identity, producers[kind], list(shards), count)
             waiting = taken
             if waiting and not has_told:
                 print(f"waiting for {len(waiting)} shards that other processes are at", file=sys.stderr)

@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,44 @@ from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
 from pipeline.errors import WorkerError
 from pipeline.kind_progress import KindProgress
 from pipeline.plan import Begun, ShardRange
+from storage.destinations import Destination
 from storage.files import refusals
+from storage.remote import is_remote_url
 
 # A worker that dies this often at one and the same thing is not unlucky.
 _MOST_DEATHS = 4
 _TELL_OF_WAITING_AFTER_S = 60.0
+_LEAVE_WITHIN_S = 10.0
 _CAUSE_OF_DEATH = re.compile(r"The actor is dead because (.+?)\.(?:\s|$)")
 _IP = re.compile(r"\bip[=:] ?([0-9a-f.:]*[0-9a-f])")
 
 
-def write_on_ray(config: PrecomputeConfig, work_dir: Path) -> Begun:
+def write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
     """Return when every shard is committed; raises WorkerError, ConfigError or DiskFullError."""
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session(config))
         share = share_out(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         _announce(config, share)
-        with refusals(work_dir):
-            meeting_point = stack.enter_context(tempfile.NamedTemporaryFile(dir=work_dir, prefix="driver-"))
+        meeting_point = stack.enter_context(_meeting_point(config, destination))
         start = functools.partial(
             ray.remote(RayWorker).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus).remote,
             worker_config(config, on_gpu=share.num_gpus > 0),
-            work_dir.absolute(),
-            Path(meeting_point.name).name,
+            meeting_point,
             max(share.num_cpus, 1),
         )
         return stack.enter_context(_Crew(ray, start, quiet=config.quiet)).run(share.num_workers)
+
+
+@contextlib.contextmanager
+def _meeting_point(config: PrecomputeConfig, destination: Destination) -> Iterator[str | None]:
+    """Name of a file by which workers see that they and the driver share a directory; None when they need not."""
+    if is_remote_url(str(config.out)):
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        with refusals(destination.work_dir):
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=destination.work_dir, prefix="driver-"))
+        yield Path(file.name).name
 
 
 def _announce(config: PrecomputeConfig, share: Share) -> None:
@@ -98,10 +111,13 @@ class _Crew:
         self._stack.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            leaving = [worker.actor.leave.remote() for worker in self._idle]
+            self._ray.wait(leaving, num_returns=len(leaving), timeout=_LEAVE_WITHIN_S)
         for worker in self._workers.values():
             self._ray.kill(worker.actor)
-        self._stack.__exit__(*error)
+        self._stack.__exit__(kind, *error)
 
     def run(self, num_workers: int) -> Begun:
         """Hire, hand out, and see every shard committed."""

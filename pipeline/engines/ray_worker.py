@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import time
@@ -12,7 +13,10 @@ from typing import TypeVar
 
 from pipeline.config import PrecomputeConfig
 from pipeline.plan import Begun, ShardRange
+from pipeline.work_directory import work_directory
+from storage.destinations import open_destination
 from storage.errors import ConfigError, TeachonceError, first_line
+from storage.remote import is_remote_url
 
 _LOOK_AGAIN_AFTER_S = 1.0
 
@@ -29,10 +33,11 @@ class Failure:
 class RayWorker:
     """An actor; what it returns is small and plain."""
 
-    def __init__(self, config: PrecomputeConfig, work_dir: Path, meeting_point: str, num_threads: int) -> None:
-        """meeting_point: name of a file that the driver put into work_dir."""
-        self._config, self._work_dir, self._meeting_point = config, work_dir, meeting_point
-        self._num_threads = num_threads
+    def __init__(self, config: PrecomputeConfig, meeting_point: str | None, num_threads: int) -> None:
+        """meeting_point: name of a file that the driver put into the work directory, if all are to share that."""
+        self._config, self._meeting_point, self._num_threads = config, meeting_point, num_threads
+        self._destination = open_destination(config.out, config.work_dir)
+        self._stack = contextlib.ExitStack()
 
     def host(self) -> str:
         """Where this is; the first answer of a worker that Ray has found a place for."""
@@ -46,8 +51,12 @@ class RayWorker:
         """Make a shard that has no commit record; False when a process that is none of this run's is at it."""
         return _attempt(lambda: self._write(shard))
 
+    def leave(self) -> None:
+        """Every shard is committed."""
+        self._stack.close()
+
     def _load(self) -> Begun:
-        if not (self._work_dir / self._meeting_point).exists():
+        if self._meeting_point and not (self._destination.work_dir / self._meeting_point).exists():
             raise ConfigError(
                 f"--out {self._config.out}: not the directory that the driver sees; expected one that all hosts share"
             )
@@ -56,15 +65,16 @@ class RayWorker:
         from pipeline.job import begin, load_job
 
         torch.set_num_threads(self._num_threads)
-        self._job = load_job(self._config, self._work_dir)
-        self._begun = begin(self._job, self._work_dir)
+        self._stack.enter_context(work_directory(self._destination))
+        self._job = load_job(self._config, self._destination.work_dir)
+        self._begun = begin(self._job, self._destination)
         return self._begun
 
     def _write(self, shard: ShardRange) -> bool:
         from pipeline.shard_writing import write_missing_shards
 
         producer = self._job.producers[shard.key.kind]
-        taken = write_missing_shards(self._config.out, self._begun.identity, producer, [shard], lambda num_rows: None)
+        taken = write_missing_shards(self._destination, self._begun.identity, producer, [shard], lambda num_rows: None)
         if taken:
             time.sleep(_LOOK_AGAIN_AFTER_S)
         return not taken
@@ -76,7 +86,7 @@ def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig
         config,
         teacher=_absolute(config.teacher),
         data=_absolute(config.data),
-        out=config.out.absolute(),
+        out=config.out if is_remote_url(str(config.out)) else Path(config.out).absolute(),
         device="cuda" if on_gpu else "cpu",
         quiet=True,
     )

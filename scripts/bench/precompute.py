@@ -32,6 +32,7 @@ from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
 from storage import soft_targets
+from storage.destinations import open_destination
 from storage.manifest import ShardKey
 
 _TIME_TARGETS = {("float32", "top-k 64"): 1.02, ("bfloat16", "top-k 64"): 1.08}
@@ -156,7 +157,7 @@ class _Bench:
         def write() -> None:
             key = ShardKey(kind="soft_targets", split="train", index=next(self._shard_numbers), num_shards=100_000)
             shard = ShardRange(key=key, first_row=0, end_row=len(blocks))
-            write_missing_shards(options.out, identity, producer, [shard], lambda num_rows: None)
+            write_missing_shards(open_destination(options.out), identity, producer, [shard], lambda num_rows: None)
 
         return write
 

@@ -22,13 +22,14 @@ from pipeline.tokenization import TokenizationCounts, TokenizedCorpus
 from scripts.bench.measure import peak_extra_bytes, seconds_of
 from scripts.scale.made_up import BLOCK_SIZE, TOKENS_PER_SHARD, VOCAB_SIZE, MadeUp, identity_of, tokens_of
 from storage.cache import Cache, open_cache
+from storage.destinations import open_destination
 from storage.epoch_order import EpochOrder
 from storage.errors import MissingFileError, TransferError
 from storage.hashing import sha256_file
 from storage.inspection import render_summary, summarize
 from storage.manifest import MANIFEST_NAME, read_plan
 from storage.merging import merge
-from storage.publication import begin_or_resume, finish
+from storage.publication import finish
 from storage.remote import RemoteDirectory
 from storage.remote_cache import LocalCopy
 from storage.transfer import pull, push
@@ -130,10 +131,11 @@ def resume(made_up: MadeUp) -> Action:
     def action() -> Figures:
         committed_rows: list[int] = []
         ranges = list(shard_ranges(_producers(made_up), TOKENS_PER_SHARD))
-        identity = begin_or_resume(made_up.begun, identity_of(made_up.num_shards))
+        destination = open_destination(made_up.begun)
+        identity = destination.begin_or_resume(identity_of(made_up.num_shards))
         teacher = cast(Producer, SimpleNamespace(record_batches=record_batches))
         try:
-            write_missing_shards(made_up.begun, identity, teacher, ranges, committed_rows.append)
+            write_missing_shards(destination, identity, teacher, ranges, committed_rows.append)
         except _TeacherNeededError as needed:
             return {"committed shards": len(committed_rows), "next row": needed.args[0]}
         raise AssertionError("nothing was left to be made")

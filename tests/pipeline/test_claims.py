@@ -17,12 +17,13 @@ from types import ModuleType
 
 import pytest
 
-from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, precompute
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
 from pipeline.claims import Claims, claimed
 from pipeline.engines.local import in_order_of_host
 from pipeline.plan import ShardRange
 from storage.errors import DiskFullError
 from storage.manifest import ShardKey
+from tests.precomputed import precomputed
 
 ROOT = Path(__file__).parents[2]
 Snapshot = Callable[[Path], dict[str, str]]
@@ -141,19 +142,20 @@ SCRIPT = """
 import base64, os, pickle, signal, sys
 import torch
 import transformers.models.gpt2.modeling_gpt2
-from pipeline import shard_writing, tokenization
+from pipeline import tokenization
+from storage import destinations
 from pipeline.job import precompute
 torch.set_num_threads(1)
 config, num_processes, dying = pickle.loads(base64.b64decode(sys.argv[1]))
 
 def run(number):
-    write, tokenize, made = shard_writing.write_shard, tokenization._tokenize, []
+    write, tokenize, made = destinations.write_shard, tokenization._tokenize, []
     def write_shard(out, identity, key, *rest):
         if number == dying:
             os.kill(os.getpid(), signal.SIGKILL)
         made.append(key.path)
         return write(out, identity, key, *rest)
-    shard_writing.write_shard = write_shard
+    destinations.write_shard = write_shard
     tokenization._tokenize = lambda *args: (made.append("the text"), tokenize(*args))
     precompute(config)
     os.write(1, "".join(f"{number} {name}\\n" for name in made).encode())
@@ -212,7 +214,7 @@ def test_processes_divide_the_work_and_finish_what_a_dead_one_left(
             beams=BeamsConfig(num_prompts=20, prompt_tokens=5, max_new_tokens=3),
         )  # fmt: skip
 
-    alone = precompute(configure(tmp_path / "alone"))
+    alone = precomputed(configure(tmp_path / "alone"))
     codes, makers = run_together(configure(tmp_path / "together"), 3, dying)
     assert codes == [-signal.SIGKILL if number == dying else 0 for number in range(3)]
     assert snapshot(tmp_path / "together") == snapshot(tmp_path / "alone")

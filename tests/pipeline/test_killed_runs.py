@@ -58,8 +58,8 @@ print(json.dumps(codes))
 
 KILLS = [
     ("pipeline.tokenization", "write_file", 0, False),  # the text is tokenized, but its directory not yet in place
-    ("pipeline.shard_writing", "write_commit", 0, False),  # a shard is published, its commit record is not
-    ("pipeline.shard_writing", "write_commit", 1, True),  # right after a commit record
+    ("storage.destinations", "write_commit", 0, False),  # a shard is published, its commit record is not
+    ("storage.destinations", "write_commit", 1, True),  # right after a commit record
     ("storage.shard", "check_batch", 1, False),  # in the middle of a shard
     ("storage.files", "sync_directory", 2, False),  # renamed, not yet synced
     ("storage.publication", "write_manifest", 0, False),  # all shards are there, the manifest is not

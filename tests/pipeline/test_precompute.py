@@ -28,6 +28,7 @@ from pipeline.job import Job, plan_only
 from pipeline.teacher import Teacher
 from storage import Cache, beams, open_cache, samples, verify_cache
 from storage.errors import CacheMismatchError, ConfigError
+from tests.precomputed import precomputed
 
 Snapshot = Callable[[Path], dict[str, str]]
 
@@ -58,7 +59,7 @@ def configure(helpers: ModuleType, teacher_dir: Path, small_text: Path) -> Calla
 @pytest.fixture(scope="module")
 def finished(configure: Callable[..., PrecomputeConfig], tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """An undisturbed run; tests copy it before they change it."""
-    return precompute(configure(tmp_path_factory.mktemp("finished") / "cache"))
+    return precomputed(configure(tmp_path_factory.mktemp("finished") / "cache"))
 
 
 @pytest.fixture
@@ -147,11 +148,10 @@ class Stop(Exception):
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
     """Let `name` of a module of a run work a number of times and then raise."""
-    import pipeline.job
-    import pipeline.shard_writing
+    import storage.destinations
     import storage.publication
 
-    modules = (pipeline.job, pipeline.shard_writing, storage.publication)
+    modules = (storage.destinations, storage.publication)
     module = next(module for module in modules if hasattr(module, name))
     original, count = getattr(module, name), iter(range(calls))
 
@@ -165,7 +165,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("write_plan", 0), ("_publish_tokenizer", 0), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
+    [("write_plan", 0), ("write_file", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
      ("write_commit", 7), ("write_file", 0), ("write_manifest", 0)],
 )  # fmt: skip
 def test_an_interrupted_run_is_incomplete_and_finishes_with_the_same_bytes(
@@ -293,14 +293,14 @@ def test_settings_that_do_not_change_the_rows_may_differ(
 def test_the_way_of_splitting_work_into_passes_is_free(
     configure: Callable[..., PrecomputeConfig], finished: Cache, tmp_path: Path
 ) -> None:
-    found = precompute(configure(tmp_path / "cache", batch_tokens=1))
+    found = precomputed(configure(tmp_path / "cache", batch_tokens=1))
     assert [shard.path for shard in found.manifest.shards] == [shard.path for shard in finished.manifest.shards]
     assert [shard.num_rows for shard in found.manifest.shards] == [s.num_rows for s in finished.manifest.shards]
 
 
 def test_some_kinds_only(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
     for kind in ("soft_targets", "samples", "beams"):
-        cache = precompute(configure(tmp_path / kind, kinds=(kind,)))
+        cache = precomputed(configure(tmp_path / kind, kinds=(kind,)))
         assert {shard.key.kind for shard in cache.manifest.shards} == {kind}
         assert verify_cache(cache.path).problems == ()
 
@@ -308,7 +308,7 @@ def test_some_kinds_only(configure: Callable[..., PrecomputeConfig], tmp_path: P
 def test_without_validation_everything_is_for_training(
     configure: Callable[..., PrecomputeConfig], tmp_path: Path
 ) -> None:
-    cache = precompute(configure(tmp_path / "cache", validation_fraction=0.0))
+    cache = precomputed(configure(tmp_path / "cache", validation_fraction=0.0))
     assert {shard.key.split for shard in cache.manifest.shards} == {"train"}
     assert cache.num_rows("beams", "train") == 20
 
@@ -326,7 +326,7 @@ def test_prompts_from_a_column_end_up_in_the_cache(
         beams=BeamsConfig(num_prompts=4, prompt_column="ask", max_new_tokens=4),
         validation_fraction=0.0,
     )
-    cache = precompute(config)
+    cache = precomputed(config)
     expected = [tokenizer(row["ask"], add_special_tokens=False)["input_ids"] for row in rows]
     sampled = [row for batch in cache.record_batches("samples", "train") for row in samples.decode(batch)]
     assert [row.prompt_ids.tolist() for row in sampled] == [ids for ids in expected[:5] for _ in range(2)]
@@ -338,7 +338,7 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_tolerated(
     configure: Callable[..., PrecomputeConfig], helpers: ModuleType, tmp_path: Path
 ) -> None:
     teacher = helpers.make_teacher(tmp_path / "teacher", vocab_size=300)
-    cache = precompute(configure(tmp_path / "cache", teacher=str(teacher)))
+    cache = precomputed(configure(tmp_path / "cache", teacher=str(teacher)))
     assert (cache.identity.vocab_size, cache.identity.tokenizer["size"]) == (300, 257)
     assert verify_cache(cache.path).problems == ()
 
@@ -355,7 +355,7 @@ def test_a_teacher_without_end_of_text(
     configure: Callable[..., PrecomputeConfig], helpers: ModuleType, tmp_path: Path
 ) -> None:
     teacher = helpers.make_teacher(tmp_path / "teacher", vocab_size=256, eos_token=None)
-    cache = precompute(configure(tmp_path / "cache", teacher=str(teacher)))
+    cache = precomputed(configure(tmp_path / "cache", teacher=str(teacher)))
     assert cache.identity.tokenizer["eos_token_id"] is None
     reasons = {
         reason
@@ -377,7 +377,7 @@ def test_a_teacher_without_end_of_text(
 def test_unusual_soft_targets_make_a_sound_cache(
     configure: Callable[..., PrecomputeConfig], tmp_path: Path, soft_targets: SoftTargetsConfig
 ) -> None:
-    cache = precompute(configure(tmp_path / "cache", kinds=("soft_targets",), soft_targets=soft_targets))
+    cache = precomputed(configure(tmp_path / "cache", kinds=("soft_targets",), soft_targets=soft_targets))
     assert verify_cache(cache.path).problems == ()
     assert cache.identity.temperatures == soft_targets.temperatures
 
@@ -388,7 +388,7 @@ def test_every_number_of_mantissa_bits_that_the_settings_allow_can_be_written(
 ) -> None:
     settings = SoftTargetsConfig(top_k=4, tail_weight=None, mantissa_bits=mantissa_bits)
     config = configure(tmp_path / "cache", kinds=("soft_targets",), soft_targets=settings, max_tokens=400)
-    assert verify_cache(precompute(config).path).problems == ()
+    assert verify_cache(precomputed(config).path).problems == ()
 
 
 def test_an_out_that_is_somebody_elses_is_left_alone(
@@ -402,7 +402,7 @@ def test_an_out_that_is_somebody_elses_is_left_alone(
             precompute(configure(out))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
-    assert precompute(configure(tmp_path / "empty", kinds=("beams",))).path == tmp_path / "empty"
+    assert precomputed(configure(tmp_path / "empty", kinds=("beams",))).path == tmp_path / "empty"
 
 
 def test_more_probabilities_than_the_vocabulary_has(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_the_whole_context_can_be_used(configure: Callable[..., PrecomputeConfig
         samples=SamplesConfig(num_prompts=3, prompt_tokens=40, max_new_tokens=24),
         beams=BeamsConfig(num_prompts=3, prompt_tokens=40, max_new_tokens=24),
     )
-    assert verify_cache(precompute(config).path).problems == ()
+    assert verify_cache(precomputed(config).path).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def start(configure: Callable[..., PrecomputeConfig]) -> Iterator[Callable[..., 
         "sys.argv = ['teachonce-precompute', '--engine', 'ray']\n"
         "from storage.command import run_command\n"
         "from pipeline.job import announce, precompute\n"
-        "run_command(lambda: announce(precompute(config)))\n"
+        "run_command(lambda: announce(config, precompute(config)))\n"
     )
     started: list[subprocess.Popen[str]] = []
 

@@ -35,9 +35,11 @@ class FakeRay:
     def __init__(self) -> None:
         self.killed: list[object] = []
 
-    def wait(self, calls: list[Callable[[], object]], timeout: float) -> tuple[list[Any], list[Any]]:
+    def wait(
+        self, calls: list[Callable[[], object]], timeout: float, num_returns: int = 1
+    ) -> tuple[list[Any], list[Any]]:
         assert timeout > 0
-        return calls[:1], calls[1:]
+        return calls[:num_returns], calls[num_returns:]
 
     def get(self, call: Callable[[], object]) -> object:
         return call()
@@ -61,6 +63,7 @@ class FakeActor:
         self.host = SimpleNamespace(remote=lambda: functools.partial(answer, "host", f"host-{number}"))
         self.load = SimpleNamespace(remote=lambda: functools.partial(answer, "load", begun))
         self.write = SimpleNamespace(remote=lambda shard: functools.partial(answer, shard.key.path, True))
+        self.leave = SimpleNamespace(remote=lambda: log.append((number, "leave")))
 
 
 def planned(num_shards: int) -> list[ShardRange]:
@@ -72,7 +75,7 @@ def planned(num_shards: int) -> list[ShardRange]:
     ]
 
 
-CALLS = ("host", "load")
+CALLS = ("host", "load", "leave")
 PATHS = [shard.key.path for shard in planned(5)]
 
 
@@ -100,14 +103,15 @@ def identity() -> object:
 @pytest.mark.parametrize("num_workers", [1, 2, 5, 9])
 def test_every_shard_is_handed_out_once(run: Callable[..., Any], num_workers: int) -> None:
     log, ray = run(num_workers)
-    assert sorted(name for _, name in log if name != "load") == PATHS
+    assert sorted(name for _, name in log if name not in CALLS) == PATHS
+    assert sum(name == "leave" for _, name in log) == sum(name == "load" for _, name in log)
     assert len(ray.killed) == num_workers
 
 
 def test_a_dead_workers_shard_goes_to_another_at_once(run: Callable[..., Any]) -> None:
     log, ray = run(2, shard_1=[Died()])
     assert [name for _, name in log].count(PATHS[1]) == 2
-    assert {name for _, name in log} == {"load", *PATHS}
+    assert {name for _, name in log} == {"load", "leave", *PATHS}
     assert [name for _, name in log].count("load") == 3
     assert len(ray.killed) == 3
 
@@ -156,7 +160,7 @@ def test_a_failure_is_told_with_its_host(run: Callable[..., Any]) -> None:
 
 def test_a_shard_that_strangers_are_at_is_tried_again_after_the_others(run: Callable[..., Any]) -> None:
     log, _ = run(1, shard_0=[False, False])
-    assert [name for _, name in log if name != "load"] == [*PATHS, PATHS[0], PATHS[0]]
+    assert [name for _, name in log if name not in CALLS] == [*PATHS, PATHS[0], PATHS[0]]
 
 
 def config(**changes: object) -> PrecomputeConfig:
@@ -232,7 +236,7 @@ def test_a_worker_is_told_paths_that_hold_wherever_it_is(tmp_path: Path, monkeyp
 
 def test_a_worker_that_sees_another_directory_than_the_driver_says_so(tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
-    worker = RayWorker(config(out=tmp_path), tmp_path / ".work", "driver-1", 1)
+    worker = RayWorker(config(out=tmp_path), "driver-1", 1)
     found = worker.load()
     assert isinstance(found, Failure)
     assert "all hosts share" in found.reason
@@ -244,8 +248,9 @@ def test_a_worker_without_memory_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
     monkeypatch.setattr("pipeline.job.load_job", load_job)
-    (tmp_path / "driver-1").touch()
-    found = RayWorker(config(out=tmp_path), tmp_path, "driver-1", 1).load()
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "driver-1").touch()
+    found = RayWorker(config(out=tmp_path), "driver-1", 1).load()
     assert isinstance(found, Failure)
     assert found.reason.startswith("not enough memory")
 

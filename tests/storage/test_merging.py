@@ -20,7 +20,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import precompute
 from storage import RowStream, beams, open_cache, samples, soft_targets, verify_cache
 from storage.cache import Cache
 from storage.errors import (
@@ -36,6 +35,7 @@ from storage.errors import (
 )
 from storage.manifest import KINDS, SPLITS, read_manifest
 from storage.merging import merge
+from tests.precomputed import precomputed
 from tests.storage.stopping import snapshot, stop_everywhere
 
 REPOSITORY = Path(__file__).parents[2]
@@ -508,7 +508,7 @@ def real(helpers: ModuleType, teacher_dir: Path, tmp_path_factory: pytest.TempPa
     caches = []
     for seed, name in enumerate(("first", "second")):
         (base / f"{name}.txt").write_text("".join(helpers.make_text(40 + 15 * seed, seed=seed)))
-        caches.append(precompute(helpers.tiny_config(teacher_dir, base / f"{name}.txt", base / name)))
+        caches.append(precomputed(helpers.tiny_config(teacher_dir, base / f"{name}.txt", base / name)))
     return [*caches, merge([cache.path for cache in caches], base / "merged")]
 
 

@@ -164,6 +164,7 @@ def test_what_looks_like_the_network_is_tried_again(flaky: Callable[..., Flaky],
         (made_up("botocore.exceptions", "ParamValidationError"), ".*it says so"),
         (made_up("gcsfs.retry", "HttpError", code=401), ".*it says so"),
         (made_up("aiohttp", "ClientResponseError", status=403), ".*it says so"),
+        (made_up("aiohttp", "ClientResponseError", status=501), ".*it says so"),
     ],
 )
 def test_what_is_final_is_reported_at_once(flaky: Callable[..., Flaky], error: Exception, said: str) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage import open_cache, transfer, verify_cache
+from storage import open_cache, remote_records, verify_cache
 from storage.errors import (
     CacheError,
     CacheMismatchError,
@@ -31,7 +30,7 @@ from storage.errors import (
 )
 from storage.retrying import RetryPolicy
 from storage.transfer import pull, push
-from tests.storage.object_store import FAULTS, FakeHub, S3Proxy, s3_proxy
+from tests.storage.object_store import FAULTS, FakeHub, S3Proxy
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = RetryPolicy(deadline_s=20, first_wait_s=0.001, longest_wait_s=0.01)
@@ -401,7 +400,7 @@ def test_a_stranger_s_manifest_is_read_strictly(
     forge.record(source / "manifest.json", lambda manifest: manifest.update(format_version=2))
     refused(FormatVersionError, r"^memory://bucket/cache/manifest\.json: format version 2")
     (source / "manifest.json").write_bytes(content)
-    monkeypatch.setattr(transfer, "MAX_RECORD_BYTES", len(content) - 1)
+    monkeypatch.setattr(remote_records, "MAX_RECORD_BYTES", len(content) - 1)
     refused(TransferError, rf"manifest\.json: is {len(content)} bytes, more than")
 
 
@@ -507,42 +506,6 @@ def test_ctrl_c_leaves_at_once_and_what_is_there_can_be_gone_on_with(source: Pat
     pulled = pull(f"file://{tmp_path}/remote", tmp_path / "back", policy=QUICK)
     assert files(tmp_path / "back") == files(source)
     assert pulled.num_kept_files == 1
-
-
-@pytest.fixture(scope="session")
-def _proxy() -> Iterator[S3Proxy]:
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    with s3_proxy() as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def s3(_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> S3Proxy:
-    """The proxy, while neither s3fs nor botocore tries anything again by itself."""
-    from s3fs import S3FileSystem
-
-    _proxy.reset()
-    monkeypatch.setattr(S3FileSystem, "retries", 1)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": _proxy.url,
-        "AWS_MAX_ATTEMPTS": "1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    return _proxy
-
-
-@pytest.fixture
-def bucket(s3: S3Proxy) -> str:
-    """An empty bucket."""
-    return s3.make_bucket()
 
 
 def test_a_round_trip_through_s3(source: Path, s3: S3Proxy, bucket: str, tmp_path: Path) -> None:

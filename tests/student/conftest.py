@@ -62,7 +62,7 @@ def make_cache(
 
     def make(**changes: object) -> Cache:
         out = tmp_path_factory.mktemp("cache") / "cache"
-        return helpers.precompute(helpers.tiny_config(teacher_dir, text_file, out, **({"max_tokens": 2000} | changes)))
+        return helpers.precomputed(helpers.tiny_config(teacher_dir, text_file, out, **({"max_tokens": 2000} | changes)))
 
     return make
 

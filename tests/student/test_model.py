@@ -176,7 +176,7 @@ def test_a_context_too_short_for_the_samples(
 ) -> None:
     samples = SamplesConfig(num_prompts=4, prompt_tokens=6, max_new_tokens=30)
     config = helpers.tiny_config(teacher_dir, text_file, tmp_path / "cache", kinds=("samples",), samples=samples)
-    cache = helpers.precompute(config)
+    cache = helpers.precomputed(config)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(shape | {"model_type": "gpt2", "n_positions": 34}))
     with pytest.raises(StudentContextError) as caught:

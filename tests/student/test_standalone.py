@@ -47,7 +47,7 @@ def lone_cache(helpers: ModuleType, teacher_dir: Path, text_file: Path, tmp_path
     """A cache whose teacher and text are gone."""
     teacher = shutil.copytree(teacher_dir, tmp_path / "source" / "teacher")
     text = shutil.copy(text_file, tmp_path / "source" / "documents.txt")
-    helpers.precompute(helpers.tiny_config(teacher, text, tmp_path / "cache", max_tokens=2500))
+    helpers.precomputed(helpers.tiny_config(teacher, text, tmp_path / "cache", max_tokens=2500))
     shutil.rmtree(tmp_path / "source")
     return tmp_path / "cache"
 

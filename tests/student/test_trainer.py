@@ -398,7 +398,7 @@ def test_a_cache_without_validation_trains(
     train_config: Callable[..., TrainConfig],
     tmp_path: Path,
 ) -> None:
-    made = helpers.precompute(
+    made = helpers.precomputed(
         helpers.tiny_config(teacher_dir, text_file, tmp_path / "cache", validation_fraction=0.0, max_tokens=2000)
     )
     train(train_config(cache=made.path, max_steps=2))

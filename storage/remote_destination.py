@@ -1,0 +1,163 @@
+"""A cache that is made at a URL: each shard is written to a local disk, sent, read back, and only then committed.
+
+An object store renames nothing and locks nothing. A process looks for a shard's commit record before it makes the
+shard and again before it sends it, so that seldom two send the same one. When they do, the later replaces the earlier:
+harmless among processes that agree on every byte; among others, readers find it by the manifest's sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from storage.crew import Crew
+from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
+from storage.files import refusals, remove_directory, write_file
+from storage.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    FileRecord,
+    Manifest,
+    ShardKey,
+    ShardRecord,
+    read_commit,
+    read_plan,
+    write_commit,
+    write_plan,
+)
+from storage.publication import CARD_NAME, describe, file_record, require_same_plan
+from storage.records import MAX_RECORD_BYTES
+from storage.remote import RemoteDirectory
+from storage.remote_records import read_remote
+from storage.retrying import DEFAULT_POLICY, RetryPolicy
+from storage.sending import Sender, Unit
+from storage.shard import write_shard
+
+# Commit records are small: what takes time is the way there and back.
+_NUM_CONNECTIONS = 32
+
+
+class RemoteDestination:
+    """A directory behind a URL that fsspec writes."""
+
+    def __init__(self, url: str, work_dir: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
+        """Raises ConfigError for a URL that cannot be served, and for the Hub, where every shard would be a commit."""
+        self._crew = Crew(_NUM_CONNECTIONS, lambda num_bytes: None)
+        self._remote = RemoteDirectory(url, policy, sleep=self._crew.sleep)
+        self.where = self._remote.url
+        self.work_dir = work_dir
+        self._committed: dict[ShardKey, ShardRecord] = {}
+        self._is_begun = False
+        if self._remote.puts_are_commits:
+            raise ConfigError(
+                f"--out {self.where}: every shard would be a commit of its own there; write to a directory, and send "
+                "it with teachonce-cache push"
+            )
+
+    def require_own(self) -> None:
+        """Raise TransferError when the place cannot be reached; whose it is the plan tells later."""
+        self._remote.num_bytes(PLAN_NAME)
+
+    def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
+        """Put the plan, or check that it is this one; raises CacheMismatchError."""
+        begun = self._read_plan()
+        if begun is None:
+            with self._staging() as staging:
+                write_plan(staging, identity)
+                self._send(staging, file_record(staging, PLAN_NAME))
+            begun = self._read_plan() or identity  # perhaps that of a run that began at the same time
+        require_same_plan(self.where, begun, identity)
+        self._is_begun = True
+        return begun
+
+    def add_file(self, path: str, content: bytes) -> None:
+        """Put a file that is no shard unless it is there."""
+        with self._staging() as staging:
+            write_file(staging / path, content)
+            self._send(staging, file_record(staging, path))
+
+    def look_up(self, keys: Sequence[ShardKey]) -> None:
+        """Read the commit records that this process does not know, many at a time."""
+        self._crew.map(self.read_commit, [key for key in keys if key not in self._committed])
+
+    def read_commit(self, key: ShardKey) -> ShardRecord | None:
+        """A shard's commit record, None when the shard is not committed."""
+        if key not in self._committed:
+            found = read_remote(self._remote, key.commit_path, functools.partial(read_commit, key=key))
+            if found is None or found[0] is None:
+                return None
+            self._committed[key] = found[0]
+        return self._committed[key]
+
+    def add_shard(
+        self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
+    ) -> None:
+        """Write a shard here, send it and then its commit record; nothing when another process was quicker."""
+        with self._staging() as staging:
+            record = write_shard(staging, identity, key, first_row, batches)
+            if self.read_commit(key) is None:
+                write_commit(staging, record)
+                shard = FileRecord(path=record.path, file_bytes=record.shard_bytes, sha256=record.sha256)
+                self._send(staging, shard, file_record(staging, key.commit_path))
+                self._committed[key] = record
+
+    def hurry(self) -> None:
+        """A network that fails is not waited for any longer."""
+        self._crew.hurry()
+
+    def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
+        """Join what is committed, whoever committed it, and the tokenizer's files; raises IncompleteCacheError."""
+        begun = self._read_plan() or identity  # the one that stands, should two have begun at the same time
+        planned = begun.planned_keys()
+        self.look_up(planned)
+        records = [self._committed[key] for key in planned if key in self._committed]
+        if len(records) < len(planned):
+            raise IncompleteCacheError(self.where, len(records), len(planned))
+        with self._staging() as staging:
+            for name in tokenizer_files:
+                write_file(staging / name, self._content(name))
+            manifest = describe(staging, begun, records, tokenizer_files)
+            for name in (CARD_NAME, MANIFEST_NAME):
+                self._send(staging, file_record(staging, name))
+        return manifest
+
+    def is_finished(self) -> bool:
+        """Whether there is a manifest."""
+        return self._remote.num_bytes(MANIFEST_NAME) is not None
+
+    def clean_up(self, *, is_done: bool) -> None:
+        """Remove the work directory when all is done, and when nothing was begun."""
+        if is_done or not self._is_begun:
+            remove_directory(self.work_dir)
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A directory of this call's own for files on their way."""
+        with refusals(self.work_dir):
+            self.work_dir.mkdir(parents=True, exist_ok=True)
+            staging = tempfile.TemporaryDirectory(dir=self.work_dir, prefix="sending-", ignore_cleanup_errors=True)
+        with staging:
+            yield Path(staging.name)
+
+    def _send(self, staging: Path, *files: FileRecord) -> None:
+        """Put what is not there, one file after the other, and read every byte back."""
+        unit = Unit(files=files)
+        sender = Sender(staging, self._remote, self._crew)
+        sender.send([unit])
+        sender.prove([unit])
+
+    def _read_plan(self) -> CacheIdentity | None:
+        found = read_remote(self._remote, PLAN_NAME, read_plan)
+        return found[0] if found else None
+
+    def _content(self, path: str) -> bytes:
+        content = self._remote.read_small(path, MAX_RECORD_BYTES)
+        if content is None:
+            raise MissingFileError(f"{self.where}/{path}")
+        return content

@@ -1,0 +1,48 @@
+"""Records at a URL, read as strictly as those on a disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from storage.errors import CacheError, RecordError, first_line
+from storage.records import MAX_RECORD_BYTES
+from storage.remote import RemoteDirectory
+
+Parsed = TypeVar("Parsed")
+
+
+def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parsed]) -> tuple[Parsed, bytes] | None:
+    """A remote record as the strict reader sees it, and its bytes; None when there is none.
+
+    A record that does not read is fetched once more: if the same bytes come again, it was not the wire.
+    """
+    unreadable: set[bytes] = set()
+
+    def attempt() -> tuple[Parsed, bytes] | None:
+        content = remote.read_small(name, MAX_RECORD_BYTES)
+        if content is None:
+            return None
+        with tempfile.TemporaryDirectory() as staging:
+            copy = Path(staging, name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
+            try:
+                return read(Path(staging)), content
+            except CacheError as error:
+                _say_where(error, staging, remote.url)
+                if isinstance(error, RecordError) and content not in unreadable:
+                    unreadable.add(content)
+                    raise OSError(first_line(error)) from error
+                raise
+
+    return remote.retrying(name, attempt)
+
+
+def _say_where(error: CacheError, staging: str, url: str) -> None:
+    """Let an error about a staged record speak of its URL."""
+    error.args = (str(error).replace(staging, url),)
+    texts = {name: value.replace(staging, url) for name, value in vars(error).items() if isinstance(value, str)}
+    vars(error).update(texts)
