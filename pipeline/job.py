@@ -32,7 +32,7 @@ from storage.destinations import Destination, open_destination
 from storage.errors import ConfigError, DiskFullError
 from storage.files import refusals
 from storage.hashing import directory_sha256
-from storage.manifest import CacheIdentity, Manifest
+from storage.manifest import MAX_SHARDS, CacheIdentity, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,7 @@ def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
 
 def begin(job: Job, destination: Destination) -> Begun:
     """Publish plan and tokenizer, or check that they are those of this run; raises CacheMismatchError."""
+    _require_few_shards(job)
     saved_tokenizer = _save_tokenizer(job.teacher, destination.work_dir)
     identity = destination.begin_or_resume(_identity(job, directory_sha256(saved_tokenizer)))
     tokenizer_files = {f"{TOKENIZER_DIR}/{path.name}": path for path in sorted(saved_tokenizer.iterdir())}
@@ -110,6 +111,17 @@ def begin(job: Job, destination: Destination) -> Begun:
         shards=list(shard_ranges(job.producers, job.config.shard_tokens)),
         tokenizer_files=list(tokenizer_files),
     )
+
+
+def _require_few_shards(job: Job) -> None:
+    """Raise ConfigError when no manifest could hold the plan's shards."""
+    shard_tokens = job.config.shard_tokens
+    num_shards = sum(sum(splits.values()) for splits in planned_shards(job.producers, shard_tokens).values())
+    if num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"--shard-tokens {shard_tokens} makes {num_shards:,} shards, a cache holds {MAX_SHARDS:,}; "
+            f"expected --shard-tokens {-(-shard_tokens * num_shards // MAX_SHARDS):,} or more"
+        )
 
 
 def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:

@@ -38,7 +38,7 @@ _MAX_VOCAB_SIZE = 1 << 31
 _MAX_BLOCK_SIZE = 1 << 20
 _MAX_RECORD_BATCH_ROWS = 1 << 16
 # A shard takes up to 512 bytes of a manifest: whatever can be planned can be read when it is finished.
-_MAX_SHARDS = MAX_RECORD_BYTES // 512
+MAX_SHARDS = MAX_RECORD_BYTES // 512
 # As many rows in as many shards still are an int64.
 _MAX_SHARD_ROWS = 1 << 40
 _MAX_TEMPERATURE = 1e6
@@ -380,8 +380,8 @@ def _parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
         if not 1 <= getattr(identity, name) <= most:
             raise RecordError(str(path), f"{name!r} is {getattr(identity, name)}, expected 1 to {most}")
     _check_planned_shards(identity.planned_shards, path)
-    if identity.num_planned_shards > _MAX_SHARDS:
-        raise RecordError(str(path), f"'planned_shards' has more than {_MAX_SHARDS} shards")
+    if identity.num_planned_shards > MAX_SHARDS:
+        raise RecordError(str(path), f"'planned_shards' has more than {MAX_SHARDS} shards")
     if "sources" in identity.data:
         _check_sources(identity, path)
     temperatures = identity.temperatures

@@ -405,6 +405,15 @@ def test_an_out_that_is_somebody_elses_is_left_alone(
     assert precomputed(configure(tmp_path / "empty", kinds=("beams",))).path == tmp_path / "empty"
 
 
+def test_more_shards_than_a_manifest_holds(
+    configure: Callable[..., PrecomputeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.job.MAX_SHARDS", 5)
+    with pytest.raises(ConfigError, match=r"^--shard-tokens 600 makes \d+ shards, a cache holds 5; expected --shard"):
+        precompute(configure(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_more_probabilities_than_the_vocabulary_has(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"top-k is 258.*257"):
         precompute(configure(tmp_path / "cache", soft_targets=SoftTargetsConfig(top_k=258)))
