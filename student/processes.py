@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,9 +83,6 @@ def joined_processes() -> Iterator[Processes]:
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
     except BaseException as error:
-        # Its frames hold the student. Freed after the processes' connections are closed, DDP may wait for ever.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
         substitute = _substitute(error)
         if substitute is None:
             raise
