@@ -61,7 +61,7 @@ class TrainConfig:
     """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
     """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay. When memory
-    runs out, a single process goes on with twice as many."""
+    runs out, training goes on with twice as many (not with fsdp)."""
     learning_rate: float = 1e-3
     """Peak learning rate; falls along a cosine to a tenth."""
     warmup_steps: int | None = None

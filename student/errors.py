@@ -114,13 +114,18 @@ class LostProcessError(StudentError):
 
 
 class StudentMemoryError(StudentError):
-    """A step that does not fit into the device's memory."""
+    """A step that does not fit into the device's memory, after `num_steps` that did.
 
-    def __init__(self, micro_batches: int) -> None:
-        self.micro_batches = micro_batches
+    rank: the process that ran out; None when the batch is cut into single rows and all processes stop.
+    """
+
+    def __init__(self, micro_batches: int, num_steps: int, rank: int | None) -> None:
+        self.micro_batches, self.num_steps, self.rank = micro_batches, num_steps, rank
+        found = "even single rows do not fit into memory" if rank is None else f"process {rank} ran out of memory"
+        more = "" if rank is None else "more of them, "
         super().__init__(
-            f"--micro-batches {micro_batches}: out of memory; use more of them, a smaller batch, "
-            "--gradient-checkpointing, or --parallelism fsdp in more processes"
+            f"--micro-batches {micro_batches}: {found} after {num_steps} steps; use {more}--gradient-checkpointing, "
+            "or --parallelism fsdp in more processes"
         )
 
 

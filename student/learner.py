@@ -39,28 +39,46 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
-        losses, num_tokens = self._accumulate(rows)
-        norm = torch.nn.utils.clip_grad_norm_(self.parallel.model.parameters(), self.config.max_gradient_norm)
-        self.optimizer.step()
-        whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return losses | {"gradient_norm": whole_norm / self.parallel.processes.world_size}, num_tokens
+        losses, num_tokens = self._accumulate(step, rows)
+        norm = self._update(step)
+        return losses | {"gradient_norm": norm / self.parallel.processes.world_size}, num_tokens
 
-    def _accumulate(self, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
+    def _accumulate(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
         """Gradients of a step, in twice as many micro-batches whenever memory runs out."""
+        objective, processes = self.objective, self.parallel.processes
+        micro_batches = objective.micro_batches
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                return self.objective.accumulate(rows)
+                found = objective.accumulate(rows)
+                break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            # Behind the except clause, so that the traceback no longer holds the tensors of the pass. Other processes
-            # would wait for this one's gradients of the passes as they were cut.
-            if self.parallel.processes.world_size > 1 or not self.objective.halve_micro_batches():
-                raise StudentMemoryError(self.objective.micro_batches)
-            print(f"out of memory: going on with {self.objective.micro_batches} micro-batches", file=sys.stderr)
+            # Behind the except clause, so that the traceback no longer holds the tensors of the pass.
+            if self.parallel.is_sharded:
+                raise StudentMemoryError(objective.micro_batches, step, processes.rank)
+            if not objective.halve_micro_batches():
+                with processes.together():
+                    raise StudentMemoryError(objective.micro_batches, step, None)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        if objective.micro_batches > micro_batches and processes.is_first:
+            print(f"out of memory: going on with {objective.micro_batches} micro-batches", file=sys.stderr)
+        return found
+
+    def _update(self, step: int) -> Tensor:
+        """The optimiser's step on gradients of all processes; returns their norm before they are clipped."""
+        try:
+            self.parallel.join_gradients()
+            norm = torch.nn.utils.clip_grad_norm_(self.parallel.model.parameters(), self.config.max_gradient_norm)
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Some parameters may be changed, and the other processes wait: there is nothing to make again.
+            raise StudentMemoryError(self.objective.micro_batches, step, self.parallel.processes.rank) from error
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def make_learner(

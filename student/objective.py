@@ -117,33 +117,40 @@ class Objective:
         return rows
 
     def accumulate(self, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Backward pass over this process's rows of a step.
+        """Backward pass over this process's rows of a step; the gradients are yet to be joined.
 
         Returns its share of the losses in nats by name, whose sum over processes is the mean over the step, and the
-        number of tokens that all processes read.
+        number of tokens that all processes read. Raises torch.OutOfMemoryError as ParallelModel.within_memory does.
         """
-        batches = {kind: self._batches(kind, stored) for kind, stored in rows.items()}
+        batches = self._parallel.within_memory(
+            lambda: {kind: self._batches(kind, stored) for kind, stored in rows.items()}
+        )
         num_targets, num_tokens = self._counts(batches)
+        return self._parallel.within_memory(lambda: self._passes(batches, num_targets)), num_tokens
+
+    def halve_micro_batches(self) -> bool:
+        """Cut every batch into twice as many parts from now on; False when no part can be smaller."""
+        if self.micro_batches >= max(map(self._share, self.batch_rows())):
+            return False
+        self.micro_batches *= 2
+        return True
+
+    def _share(self, kind: str) -> int:
+        """Most rows of a step that a process gets."""
+        return -(-self.batch_rows()[kind] // self._parallel.processes.world_size)
+
+    def _passes(self, batches: dict[str, list[_Batch]], num_targets: dict[str, int]) -> dict[str, Tensor]:
         passes = [(kind, batch) for kind, parts in batches.items() for batch in parts]
         losses: dict[str, Tensor] = {}
         for index, (kind, batch) in enumerate(passes):
             loss = functools.partial(self._loss, kind, batch, num_targets[kind])
             for name, value in self._parallel.accumulate(loss, is_last=index == len(passes) - 1).items():
                 losses[name] = losses[name] + value if name in losses else value
-        return losses, num_tokens
-
-    def halve_micro_batches(self) -> bool:
-        """Cut every batch into twice as many parts from now on; False when no part can be smaller."""
-        most_rows = max(self.batch_rows().values())
-        if self.micro_batches >= most_rows:
-            return False
-        self.micro_batches *= 2
-        return True
+        return losses
 
     def _batches(self, kind: str, stored: pa.RecordBatch) -> list[_Batch]:
         """As many batches in every process, which may be without rows: each takes part in every pass."""
-        share = -(-self.batch_rows()[kind] // self._parallel.processes.world_size)
-        most_rows = max(share, stored.num_rows)
+        most_rows = max(self._share(kind), stored.num_rows)
         parts = _cut(stored, most_rows, self.micro_batches)
         match kind:
             case "soft_targets":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,22 +83,21 @@ def joined_processes() -> Iterator[Processes]:
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
     except BaseException as error:
-        # Its frames hold the student. Freed after the processes' connections are closed, DDP may wait for ever.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        _say_for_all(error)
-        raise
+        substitute = _substitute(error)
+        if substitute is None:
+            raise
+        raise substitute from error
     finally:
         dist.destroy_process_group()
 
 
-def _say_for_all(error: BaseException) -> None:
-    """Raise what stands for `error` when it concerns other processes; nothing for one of this process's own."""
-    if isinstance(error, KeyboardInterrupt):
-        if dist.get_rank() > 0:  # the first process says how to go on
-            raise SystemExit(EXIT_INTERRUPTED) from None
-    elif isinstance(error, RuntimeError) and _tells_of_a_lost_process(error):
-        raise LostProcessError(dist.get_rank()) from error
+def _substitute(error: BaseException) -> BaseException | None:
+    """What to raise in the place of an error that concerns other processes; None for one of this process's own."""
+    if isinstance(error, KeyboardInterrupt) and dist.get_rank() > 0:  # the first process says how to go on
+        return SystemExit(EXIT_INTERRUPTED)
+    if isinstance(error, RuntimeError) and _tells_of_a_lost_process(error):
+        return LostProcessError(dist.get_rank())
+    return None
 
 
 def is_first_process() -> bool:

@@ -88,12 +88,14 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
             _finish_again(config)
         return config.out
     with processes.together():
+        first_step, states, meter = load_checkpoint(config.out, learner=learner, run=run)
+        # Before the directory is made: of a cache that cannot be read, nothing is left.
+        streams = _open_streams(config, cache, learner, states) if first_step < config.max_steps else {}
         config.out.mkdir(parents=True, exist_ok=True)
         if processes.is_first:
             _note_incomplete(config.out, cache)
-        first_step, states, meter = load_checkpoint(config.out, learner=learner, run=run)
     with _stop_signals() as stop:
-        _Loop(config, cache, learner, meter, run).run(first_step, states, stop)
+        _Loop(config, cache, learner, meter, run).run(first_step, streams, stop)
     model = whole_model(learner)
     with processes.together():
         if processes.is_first:
@@ -129,15 +131,34 @@ def _note_incomplete(out: Path, cache: Cache) -> None:
         write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})
 
 
+def _open_streams(
+    config: TrainConfig, cache: Cache, learner: Learner, states: dict[str, StreamState]
+) -> dict[str, Iterator[StreamBatch]]:
+    """This process's rows of each kind, step by step from `states` on; the first are read already."""
+    processes = learner.parallel.processes
+    streams = {
+        kind: RowStream(
+            cache,
+            kind,
+            "train",
+            batch_rows=batch_rows,
+            seed=config.seed,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        ).batches(states.get(kind))
+        for kind, batch_rows in learner.objective.batch_rows().items()
+    }
+    return {kind: itertools.chain([next(stream)], stream) for kind, stream in streams.items()}
+
+
 class _Loop:
     def __init__(self, config: TrainConfig, cache: Cache, learner: Learner, meter: Meter, run: dict[str, Any]) -> None:
         self._config, self._cache, self._learner, self._meter, self._run = config, cache, learner, meter, run
         self._processes = learner.parallel.processes
 
-    def run(self, first_step: int, states: dict[str, StreamState], stop: list[int]) -> None:
+    def run(self, first_step: int, streams: dict[str, Iterator[StreamBatch]], stop: list[int]) -> None:
         """Steps first_step … max_steps − 1, with logs, evaluations and checkpoints."""
         config, processes = self._config, self._processes
-        streams = self._streams(states)
         is_quiet = config.quiet or not processes.is_first
         with closing(self._open_log(first_step)) as log:
             with Progress(config.max_steps, "train", "steps", quiet=is_quiet, initial=first_step) as bar:
@@ -178,20 +199,6 @@ class _Loop:
         found = parallel.measure(lambda: evaluate_model(parallel.model, self._cache, max_blocks=_EVALUATION_BLOCKS))
         parallel.model.train()
         log.write(done, validation=found, **self._meter.totals())
-
-    def _streams(self, states: dict[str, StreamState]) -> dict[str, Iterator[StreamBatch]]:
-        return {
-            kind: RowStream(
-                self._cache,
-                kind,
-                "train",
-                batch_rows=batch_rows,
-                seed=self._config.seed,
-                rank=self._processes.rank,
-                world_size=self._processes.world_size,
-            ).batches(states.get(kind))
-            for kind, batch_rows in self._learner.objective.batch_rows().items()
-        }
 
     def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
         save_checkpoint(

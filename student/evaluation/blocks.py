@@ -62,13 +62,19 @@ def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64
     return found_BM
 
 
+def joined_sums(parts: list[NDArray[np.float64]]) -> NDArray[np.float64] | None:
+    """Sums [B, M] over the blocks of all batches; None without a valid target, which leaves nothing to divide by."""
+    sums_BM = np.concatenate(parts)
+    return sums_BM if sums_BM[:, _NUM_TARGETS].any() else None
+
+
 def block_of_position(batch: BlockBatch) -> torch.Tensor:
     """The place in its batch of the block that each valid position [P] stands in, on the CPU."""
     return batch.is_valid.nonzero()[:, 0].cpu()
 
 
 def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None) -> dict[str, Any]:
-    """The figures that `evaluate_model` names; None for a cache without blocks."""
+    """The figures that `evaluate_model` names; None for a cache without blocks or targets."""
     names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "top1_agreement")
     if sums_BM is None:
         return dict.fromkeys((*names, "num_targets"), None)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from storage.cache import Cache, open_cache
 from student.config import EvaluateConfig
-from student.evaluation.blocks import block_details, block_figures, block_sums, measured_batches, tail_weight_at_one
+from student.evaluation.blocks import (
+    block_details,
+    block_figures,
+    block_sums,
+    joined_sums,
+    measured_batches,
+    tail_weight_at_one,
+)
 from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
@@ -22,7 +28,7 @@ _NUM_BEST = 5
 
 @torch.inference_mode()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measures of a saved student on the validation split; one that the cache has no rows for is None.
+    """Measures of a saved student on the validation split; as in `evaluate_model`, some may be None.
 
     Beside those of `evaluate_model`, over all blocks:
 
@@ -64,7 +70,7 @@ def evaluate_model(
     divergence on head and tail, a lower bound (kl_is_lower_bound); kl_standard_error of that mean with
     blocks as the independent draws, because positions that share a context are none (None for one block);
     top1_agreement; selection_accuracy and selection_chance over prompts with at least two candidates.
-    A measure that the cache has no rows for is None.
+    A measure that the cache has no rows for, or blocks without a valid target, is None.
     """
     found: dict[str, Any] = {"num_parameters": num_parameters(model)}
     sums_BM, tail_weight = None, None
@@ -73,15 +79,16 @@ def evaluate_model(
         batches = measured_batches(
             model, cache, num_best=1, batch_blocks=batch_blocks, max_blocks=max_blocks, quiet=quiet
         )
-        sums_BM = np.concatenate([block_sums(*pair) for pair in batches])
+        sums_BM = joined_sums([block_sums(*pair) for pair in batches])
     return found | block_figures(sums_BM, tail_weight) | selection_figures(rank_prompts(model, cache))
 
 
 def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[str, Any]:
     """Every figure about positions, from one pass."""
+    nothing: dict[str, Any] = dict.fromkeys(("kl_by_position", "kl_by_entropy", "calibration"), None)
+    nothing |= block_figures(None, None) | block_details(None)
     if not cache.num_rows("soft_targets", "validation"):
-        nothing = dict.fromkeys(("kl_by_position", "kl_by_entropy", "calibration"), None)
-        return block_figures(None, None) | block_details(None) | nothing
+        return nothing
     breakdowns = Breakdowns(cache.identity.block_size, cache.identity.vocab_size)
     sums = []
     for batch, measures in measured_batches(
@@ -89,7 +96,9 @@ def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[s
     ):
         sums.append(block_sums(batch, measures))
         breakdowns.add(batch, measures)
-    sums_BM = np.concatenate(sums)
+    sums_BM = joined_sums(sums)
+    if sums_BM is None:
+        return nothing
     return block_figures(sums_BM, tail_weight_at_one(cache)) | block_details(sums_BM) | breakdowns.figures()
 
 

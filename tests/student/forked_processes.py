@@ -1,8 +1,10 @@
 """Starts teachonce-student as torchrun does, in processes forked from one that has everything imported.
 
-Reads jobs from standard input, a line of JSON each: {"world_size", "argv", "log_dir", "faults"}; answers each with the
-processes' exit codes. Their messages, and the rows that they trained on, are files of `log_dir`. Faults are
-[rank, step, signal number]: the process gets the signal when it begins that step, counted from 0.
+Reads jobs from standard input, a line of JSON each: {"world_size", "argv", "log_dir", "faults", "shortages"}; answers
+each with the processes' exit codes. Their messages, and the rows that they trained on, are files of `log_dir`. Faults
+are [rank, step, signal number]: the process gets the signal when it begins that step, counted from 0. Shortages are
+[rank, step, place, micro-batches]: from that step on the process runs out of memory at that place of a step (see
+`run_short`) that is cut into fewer micro-batches.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from torch.distributed import TCPStore
 from student import trainer
 from student.cli import main
 from student.learner import Learner
+from student.objective import Objective
+from student.parallel import ParallelModel
 
 _LONGEST_S = 120
 
@@ -52,6 +56,9 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
     }
     faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
     torch.set_num_threads(1)
+    for shortage in job["shortages"]:
+        if shortage[0] == rank:
+            run_short(*shortage[1:])
     watch(rank, job["faults"], log_dir)
     sys.argv = ["teachonce-student", *job["argv"]]
     try:
@@ -79,6 +86,46 @@ def watch(rank: int, faults: list[list[int]], log_dir: Path) -> None:
         return done
 
     Learner.step = step  # type: ignore[method-assign]
+
+
+def run_short(first_step: int, place: str, micro_batches: int) -> None:
+    """Run out of memory "making batches", "in the first pass", "in the last pass" or "updating".
+
+    The last pass has added up its gradients then.
+    """
+    make_step, make_batches = Learner.step, Objective._batches
+    make_pass, join = ParallelModel.accumulate, ParallelModel.join_gradients
+    step_number = 0
+    is_short = False
+
+    def require(at: str) -> None:
+        if is_short and at == place:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def step(self: Learner, number: int, rows: dict[str, Any]) -> Any:
+        nonlocal step_number
+        step_number = number
+        return make_step(self, number, rows)
+
+    def batches(self: Objective, kind: str, stored: Any) -> Any:
+        nonlocal is_short
+        is_short = step_number >= first_step and self.micro_batches < micro_batches
+        require("making batches")
+        return make_batches(self, kind, stored)
+
+    def one_pass(self: ParallelModel, loss: Any, *, is_last: bool) -> Any:
+        require("in the first pass")
+        done = make_pass(self, loss, is_last=is_last)
+        if is_last:
+            require("in the last pass")
+        return done
+
+    def join_gradients(self: ParallelModel) -> None:
+        require("updating")
+        join(self)
+
+    Learner.step, Objective._batches = step, batches  # type: ignore[method-assign]
+    ParallelModel.accumulate, ParallelModel.join_gradients = one_pass, join_gradients  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

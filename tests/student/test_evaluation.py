@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -22,6 +23,7 @@ from student.batches import BlockBatch
 from student.errors import NoSuchStudentError, VocabularyMismatchError
 from student.evaluation import evaluate_model, ratio_with_error
 from student.evaluation.positions import measure_positions
+from student.evaluation.table import render
 from student.losses.targets import SparseTargets
 
 
@@ -271,6 +273,29 @@ def test_one_block_has_figures_and_no_intervals(
     assert {value for name, value in found.items() if name.endswith("_interval")} == {None}
     assert {b["kl_standard_error"] for b in found["kl_by_position"]} == {None}
     assert found["calibration"]["student"]["expected_calibration_error_by_chance"] is None
+
+
+def in_documents_of_one_token(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same blocks, whose tokens predict nothing."""
+    nothing = dict.fromkeys(("head_size", "tail_size"), [0] * 32) | {"ids": [], "logprobs": []}
+    rows = [row | nothing | {"segment_lengths": [1] * 33} for row in batch.to_pylist()]
+    return pa.RecordBatch.from_pylist(rows, schema=batch.schema)
+
+
+def test_blocks_without_a_target_have_no_figures(
+    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = {kind: list(cache.record_batches(kind, "validation")) for kind in ("soft_targets", "samples", "beams")}
+    stored["soft_targets"] = [in_documents_of_one_token(batch) for batch in stored["soft_targets"]]
+    monkeypatch.setattr(Cache, "record_batches", lambda self, kind, split: iter(stored[kind]))
+    found = evaluated(make_student(), cache)
+    of_blocks = [name for name in found if name.startswith(("perplexity", "teacher_", "kl_", "top", "calibration"))]
+    assert len(of_blocks) == 15
+    assert {name: found[name] for name in of_blocks if found[name] is not None} == {}
+    assert found["selection_accuracy"] is not None
+    assert "Next token" not in render(found)
+    logged = evaluate_model(make_student(), cache, max_blocks=2)
+    assert {logged[name] for name in ("perplexity", "kl_nats", "num_targets")} == {None}
 
 
 def test_without_heads_there_is_neither_agreement_nor_the_teachers_calibration(

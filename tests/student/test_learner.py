@@ -16,7 +16,6 @@ from student.batch_size import with_batch_blocks
 from student.errors import StudentMemoryError
 from student.learner import Learner, make_learner
 from student.parallel import ParallelModel
-from student.processes import Processes
 
 CPU = torch.device("cpu")
 
@@ -86,16 +85,17 @@ def test_a_row_that_does_not_fit_alone_is_one_clear_error(
     assert learner.objective.micro_batches == 8
 
 
-def test_of_several_processes_none_cuts_alone(
+def test_an_optimiser_that_does_not_fit_is_one_clear_error(
     cache: Cache, config: TrainConfig, rows: dict[str, pa.RecordBatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = make_learner(config, cache, CPU)
-    learner.parallel.processes = Processes(rank=0, world_size=2)
-    monkeypatch.setattr(Processes, "sum", lambda self, values: values)
-    monkeypatch.setattr(ParallelModel, "accumulate", memory_for(0, torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(StudentMemoryError):
-        learner.step(0, rows)
-    assert learner.objective.micro_batches == 1
+
+    def run_out() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(learner.optimizer, "step", run_out)
+    with pytest.raises(StudentMemoryError, match="process 0 ran out of memory after 3 steps"):
+        learner.step(3, rows)
 
 
 def test_other_failures_are_no_lack_of_memory(

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from storage import Cache, RowStream
+from student.parallel import ParallelModel
+from student.processes import Processes
 from student.run_log import read_metrics
 
 LAUNCHER = Path(__file__).parent / "forked_processes.py"
@@ -52,18 +55,24 @@ Launch = Callable[..., Ended]
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    """Runs teachonce-student in that many processes; `faults` are (rank, step, signal)."""
+    """Runs teachonce-student in that many processes, with the faults and shortages that forked_processes.py knows."""
     with subprocess.Popen(
         [sys.executable, str(LAUNCHER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
     ) as launcher:  # fmt: skip
 
-        def run(world_size: int, *argv: object, faults: list[tuple[int, int, int]] | None = None) -> Ended:
+        def run(
+            world_size: int,
+            *argv: object,
+            faults: Sequence[tuple[int, int, int]] = (),
+            shortages: Sequence[tuple[int, int, str, int]] = (),
+        ) -> Ended:
             assert launcher.stdin
             assert launcher.stdout
             log_dir = tmp_path_factory.mktemp("processes")
             job = {
-                "world_size": world_size, "argv": list(map(str, argv)), "log_dir": str(log_dir), "faults": faults or [],
+                "world_size": world_size, "argv": list(map(str, argv)), "log_dir": str(log_dir), "faults": faults,
+                "shortages": shortages,
             }  # fmt: skip
             launcher.stdin.write(json.dumps(job) + "\n")
             launcher.stdin.flush()
@@ -221,6 +230,101 @@ def test_a_failure_that_all_processes_meet_is_said_once(
     assert "--temperature 9" in ended.messages(0)
     assert ended.messages(1) == ended.messages(2) == ""
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "shortages", "micro_batches"),
+    [
+        (2, [(1, 0, "in the first pass", 2)], 2),
+        (3, [(2, 0, "in the last pass", 2)], 2),
+        (2, [(1, 0, "making batches", 3)], 4),
+        (3, [(0, 5, "in the last pass", 2)], 2),
+        (2, [(0, 0, "in the first pass", 2), (1, 0, "in the last pass", 2)], 2),
+        (3, [(0, 2, "making batches", 2), (1, 4, "in the first pass", 4), (2, 4, "in the last pass", 2)], 4),
+    ],
+)
+def test_when_one_process_runs_out_of_memory_all_go_on_in_more_parts(
+    launch: Launch,
+    train_arguments: Callable[..., list[object]],
+    alone: Path,
+    cache: Cache,
+    tmp_path: Path,
+    world_size: int,
+    shortages: list[tuple[int, int, str, int]],
+    micro_batches: int,
+) -> None:
+    out = tmp_path / "student"
+    ended = launch(world_size, *train_arguments(out), shortages=shortages)
+    assert ended.exit_codes == [0] * world_size, ended.messages(0)
+    assert ended.rows() == rows_of_one_reader(cache)
+    require_same_run(out, alone)
+    *said, complete = ended.messages(0).splitlines()
+    steps = len({step for _, step, _, _ in shortages})
+    assert len(said) == steps, "once for each step that had to be cut further"
+    assert said[-1] == f"out of memory: going on with {micro_batches} micro-batches"
+    assert "complete" in complete
+    assert [ended.messages(rank) for rank in range(1, world_size)] == [""] * (world_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "short"), [("making batches", [1]), ("in the first pass", [0, 2]), ("in the last pass", [1])]
+)
+def test_a_step_that_cannot_be_cut_further_ends_all_processes_with_one_line(
+    launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path, place: str, short: list[int]
+) -> None:
+    ended = launch(3, *train_arguments(tmp_path / "student"), shortages=[(rank, 4, place, 1000) for rank in short])
+    assert ended.exit_codes == [2, 2, 2]
+    (line,) = ended.messages(0).splitlines()
+    assert "--micro-batches 4: even single rows do not fit" in line, "a process has 3 blocks at most"
+    assert "after 4 steps" in line
+    assert ended.messages(1) == ended.messages(2) == ""
+    assert sorted(ended.rows()) == [0, 1, 2, 3]
+    assert (tmp_path / "student" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "place"), [("ddp", "updating"), ("fsdp", "in the first pass"), ("fsdp", "in the last pass")]
+)
+def test_a_process_that_runs_out_where_the_others_wait_ends_the_run(
+    launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path, parallelism: str, place: str
+) -> None:
+    arguments = train_arguments(tmp_path / "student", "--parallelism", parallelism, "--micro-batches", 2)
+    ended = launch(3, *arguments, shortages=[(1, 4, place, 1000)])
+    assert ended.exit_codes == [2, 2, 2]
+    lines = [ended.messages(rank).splitlines() for rank in range(3)]
+    assert [len(some) for some in lines] == [1, 1, 1]
+    assert "--micro-batches 2: process 1 ran out of memory after 4 steps; use more of them" in lines[1][0]
+    for rank in (0, 2):
+        assert f"process {rank}: another process of this run has ended" in lines[rank][0]
+    assert (tmp_path / "student" / "checkpoint.pt").is_file()
+
+
+def test_gradients_become_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter that another process alone has a gradient of has one, a parameter that nobody uses has none."""
+    model = torch.nn.ParameterDict({name: torch.zeros(2) for name in ("both", "none", "other")})
+    parallel = ParallelModel(model, "ddp", Processes())
+    parallel.processes = Processes(rank=0, world_size=2)
+    model["both"].grad = torch.tensor([1.0, 2.0])
+    of_other = iter([torch.tensor([3.0, 0.0]), torch.tensor([4.0, 8.0])])
+    flags_of_other = torch.tensor([1.0, 0.0, 1.0])
+    monkeypatch.setattr(Processes, "sum", lambda self, values: values + flags_of_other)
+
+    def all_reduce(gradient: torch.Tensor, async_op: bool) -> Any:
+        gradient += next(of_other)
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    parallel.join_gradients()
+    assert model["both"].grad.tolist() == [2.0, 1.0]
+    assert model["other"].grad.tolist() == [2.0, 4.0]
+    assert model["none"].grad is None
+
+
+def test_all_processes_begin_with_the_first_ones_parameters_and_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.fill_(7 + src))
+    model = torch.nn.BatchNorm1d(3)
+    ParallelModel(model, "ddp", Processes(rank=1, world_size=2))
+    assert {float(value) for tensor in model.state_dict().values() for value in tensor.flatten()} == {7.0}
 
 
 def test_one_process_has_no_other_to_share_with(

@@ -21,7 +21,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from storage import Cache
-from storage.errors import ConfigError, HashMismatchError, IncompleteCacheError, NoCacheError
+from storage.errors import (
+    ConfigError,
+    HashMismatchError,
+    IncompleteCacheError,
+    MissingFileError,
+    MissingKindError,
+    NoCacheError,
+)
 from student import EvaluateConfig, MixConfig, TrainConfig, learner, trainer
 from student.errors import RunMismatchError
 from student.objective import Objective
@@ -377,6 +384,34 @@ def test_no_cache_an_unfinished_one_and_a_damaged_one(
     with pytest.raises(IncompleteCacheError):
         train(train_config(cache=copied_cache))
     assert not (tmp_path / "student" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "error"),
+    [
+        ("damage", {}, HashMismatchError),
+        ("remove", {}, MissingFileError),
+        (None, {"mix": MixConfig(beams=1.0)}, MissingKindError),
+    ],
+)
+def test_a_cache_that_cannot_be_used_leaves_nothing(
+    make_cache: Callable[..., Cache],
+    train_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    spoil: str | None,
+    settings: dict[str, object],
+    error: type[Exception],
+) -> None:
+    cache = shutil.copytree(make_cache(kinds=("soft_targets", "samples")).path, tmp_path / "copy")
+    shard = cache / "samples" / "train-00000-of-00001.arrow"
+    if spoil == "damage":
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    elif spoil == "remove":
+        shard.unlink()
+    config = train_config(cache=cache, out=tmp_path / "runs" / "student", **settings)
+    with pytest.raises(error):
+        train(config)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[..., TrainConfig]) -> None:
