@@ -114,18 +114,13 @@ class LostProcessError(StudentError):
 
 
 class StudentMemoryError(StudentError):
-    """A step that does not fit into the device's memory, after `num_steps` that did.
+    """A step that does not fit into the memory of the process `rank`, after `num_steps` that did."""
 
-    rank: the process that ran out; None when the batch is cut into single rows and all processes stop.
-    """
-
-    def __init__(self, micro_batches: int, num_steps: int, rank: int | None) -> None:
+    def __init__(self, micro_batches: int, num_steps: int, rank: int, problem: str) -> None:
         self.micro_batches, self.num_steps, self.rank = micro_batches, num_steps, rank
-        found = "even single rows do not fit into memory" if rank is None else f"process {rank} ran out of memory"
-        more = "" if rank is None else "more of them, "
         super().__init__(
-            f"--micro-batches {micro_batches}: {found} after {num_steps} steps; use {more}--gradient-checkpointing, "
-            "or --parallelism fsdp in more processes"
+            f"--micro-batches {micro_batches}: process {rank} ran out of memory after {num_steps} steps: {problem}; "
+            "--gradient-checkpointing, and --parallelism fsdp in more processes, take less"
         )
 
 

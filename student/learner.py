@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from storage.cache import Cache
-from student.batch_size import is_out_of_memory
+from student.batch_size import is_out_of_memory, remember_micro_batches
 from student.config import TrainConfig
 from student.errors import StudentMemoryError
 from student.model import build_student
@@ -56,16 +57,26 @@ class Learner:
                 if not is_out_of_memory(error):
                     raise
             # Behind the except clause, so that the traceback no longer holds the tensors of the pass.
-            if self.parallel.is_sharded:
-                raise StudentMemoryError(objective.micro_batches, step, processes.rank)
-            if not objective.halve_micro_batches():
-                with processes.together():
-                    raise StudentMemoryError(objective.micro_batches, step, None)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self._cut_further(step)
         if objective.micro_batches > micro_batches and processes.is_first:
+            remember_micro_batches(self.config.out, objective.micro_batches)
             print(f"out of memory: going on with {objective.micro_batches} micro-batches", file=sys.stderr)
         return found
+
+    def _cut_further(self, step: int) -> None:
+        """Twice as many micro-batches: at once, or where other processes wait in the middle of a pass, next time."""
+        objective, rank = self.objective, self.parallel.processes.rank
+        tried = objective.micro_batches
+        if not objective.halve_micro_batches():
+            with contextlib.nullcontext() if self.parallel.is_sharded else self.parallel.processes.together():
+                raise StudentMemoryError(tried, step, rank, "even single rows do not fit")
+        if self.parallel.is_sharded:
+            remember_micro_batches(self.config.out, objective.micro_batches)
+            raise StudentMemoryError(
+                tried, step, rank, f"run the same line again, it goes on with {objective.micro_batches} micro-batches"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _update(self, step: int) -> Tensor:
         """The optimiser's step on gradients of all processes; returns their norm before they are clipped."""
@@ -77,7 +88,9 @@ class Learner:
             if not is_out_of_memory(error):
                 raise
             # Some parameters may be changed, and the other processes wait: there is nothing to make again.
-            raise StudentMemoryError(self.objective.micro_batches, step, self.parallel.processes.rank) from error
+            raise StudentMemoryError(
+                self.objective.micro_batches, step, self.parallel.processes.rank, "the update does not fit"
+            ) from error
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -22,7 +22,7 @@ from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
 from storage.shard import check_file
-from student.batch_size import with_batch_blocks
+from student.batch_size import MICRO_BATCHES_NAME, with_batch_blocks, with_remembered_micro_batches
 from student.checkpoint import (
     CHECKPOINT_NAME,
     SHARDED_PREFIX,
@@ -70,9 +70,10 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
     _require_processes(config, processes)
     with processes.together():
         cache = _open_cache(config)
-        # More may be committed of an incomplete cache when another process looks.
-        cache = cache.restricted_to(processes.same([shard.path for shard in cache.manifest.shards]))
-        config = with_batch_blocks(config, cache)
+    # More may be committed of an incomplete cache when another process looks.
+    cache = cache.restricted_to(processes.same([shard.path for shard in cache.manifest.shards]))
+    with processes.together():
+        config = with_remembered_micro_batches(with_batch_blocks(config, cache), processes)
         run = _run_facts(config, cache)
         is_finished = (config.out / RUN_NAME).is_file()
         if is_finished:
@@ -240,7 +241,15 @@ def _run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 def _require_own_directory(out: Path) -> None:
     """Refuse to write a student over something else."""
-    ours = (TEMPORARY_PREFIX, METRICS_NAME, TENSORBOARD_NAME, CHECKPOINT_NAME, SHARDED_PREFIX, _SHARDS_NAME)
+    ours = (
+        TEMPORARY_PREFIX,
+        METRICS_NAME,
+        TENSORBOARD_NAME,
+        CHECKPOINT_NAME,
+        SHARDED_PREFIX,
+        _SHARDS_NAME,
+        MICRO_BATCHES_NAME,
+    )
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)] if out.is_dir() else []
     if strangers and not (out / CHECKPOINT_NAME).is_file():
         raise ConfigError(f"--out {out}: not empty and not a run (found {strangers[0]!r}); name another directory")
@@ -279,4 +288,5 @@ def _save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig,
 
 def _clean_up(out: Path) -> None:
     remove_leftovers(out)
+    (out / MICRO_BATCHES_NAME).unlink(missing_ok=True)
     remove_checkpoint(out)

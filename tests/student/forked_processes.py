@@ -1,10 +1,10 @@
 """Starts teachonce-student as torchrun does, in processes forked from one that has everything imported.
 
 Reads jobs from standard input, a line of JSON each: {"world_size", "argv", "log_dir", "faults", "shortages"}; answers
-each with the processes' exit codes. Their messages, and the rows that they trained on, are files of `log_dir`. Faults
-are [rank, step, signal number]: the process gets the signal when it begins that step, counted from 0. Shortages are
-[rank, step, place, micro-batches]: from that step on the process runs out of memory at that place of a step (see
-`run_short`) that is cut into fewer micro-batches.
+each with the processes' exit codes; {rank} in a word of argv is the process's number. Their messages, and the rows that
+they trained on, are files of `log_dir`. Faults are [rank, step, signal number]: the process gets the signal when it
+begins that step, counted from 0. Shortages are [rank, step, place, micro-batches]: from that step on the process runs
+out of memory at that place of a step (see `run_short`) that is cut into fewer micro-batches.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
         if shortage[0] == rank:
             run_short(*shortage[1:])
     watch(rank, job["faults"], log_dir)
-    sys.argv = ["teachonce-student", *job["argv"]]
+    sys.argv = ["teachonce-student", *(word.replace("{rank}", str(rank)) for word in job["argv"])]
     try:
         main()
     except SystemExit as ended:

@@ -232,6 +232,20 @@ def test_a_failure_that_all_processes_meet_is_said_once(
     assert not (tmp_path / "student").exists()
 
 
+def test_a_failure_that_one_process_alone_meets_ends_all(
+    launch: Launch, train_arguments: Callable[..., list[object]], cache: Cache, tmp_path: Path
+) -> None:
+    """A host without the cache: it says so, and nobody waits for it."""
+    (tmp_path / "host-0").mkdir()
+    (tmp_path / "host-0" / "cache").symlink_to(cache.path)
+    command, _, *rest = train_arguments(tmp_path / "student")
+    ended = launch(2, command, tmp_path / "host-{rank}" / "cache", *rest)
+    assert ended.exit_codes == [2, 2]
+    assert ended.messages(0) == ""
+    assert f"{tmp_path}/host-1/cache: no cache" in ended.messages(1)
+    assert not (tmp_path / "student").exists()
+
+
 @pytest.mark.parametrize(
     ("world_size", "shortages", "micro_batches"),
     [
@@ -275,28 +289,51 @@ def test_a_step_that_cannot_be_cut_further_ends_all_processes_with_one_line(
     ended = launch(3, *train_arguments(tmp_path / "student"), shortages=[(rank, 4, place, 1000) for rank in short])
     assert ended.exit_codes == [2, 2, 2]
     (line,) = ended.messages(0).splitlines()
-    assert "--micro-batches 4: even single rows do not fit" in line, "a process has 3 blocks at most"
-    assert "after 4 steps" in line
+    assert "--micro-batches 4: process 0 ran out of memory after 4 steps: even single rows" in line, "of 3 at most"
     assert ended.messages(1) == ended.messages(2) == ""
     assert sorted(ended.rows()) == [0, 1, 2, 3]
     assert (tmp_path / "student" / "checkpoint.pt").is_file()
 
 
 @pytest.mark.parametrize(
-    ("parallelism", "place"), [("ddp", "updating"), ("fsdp", "in the first pass"), ("fsdp", "in the last pass")]
+    ("parallelism", "place", "said"),
+    [
+        ("ddp", "updating", "the update does not fit"),
+        ("fsdp", "in the first pass", "run the same line again, it goes on with 4 micro-batches"),
+        ("fsdp", "in the last pass", "run the same line again, it goes on with 4 micro-batches"),
+    ],
 )
 def test_a_process_that_runs_out_where_the_others_wait_ends_the_run(
-    launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path, parallelism: str, place: str
-) -> None:
+    launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path, parallelism: str, place: str,
+    said: str,
+) -> None:  # fmt: skip
     arguments = train_arguments(tmp_path / "student", "--parallelism", parallelism, "--micro-batches", 2)
     ended = launch(3, *arguments, shortages=[(1, 4, place, 1000)])
     assert ended.exit_codes == [2, 2, 2]
     lines = [ended.messages(rank).splitlines() for rank in range(3)]
     assert [len(some) for some in lines] == [1, 1, 1]
-    assert "--micro-batches 2: process 1 ran out of memory after 4 steps; use more of them" in lines[1][0]
+    assert f"--micro-batches 2: process 1 ran out of memory after 4 steps: {said}" in lines[1][0]
     for rank in (0, 2):
         assert f"process {rank}: another process of this run has ended" in lines[rank][0]
     assert (tmp_path / "student" / "checkpoint.pt").is_file()
+
+
+def test_an_fsdp_run_that_ran_out_goes_on_in_more_parts_when_it_is_started_again(
+    launch: Launch, train_arguments: Callable[..., list[object]], alone: Path, cache: Cache, tmp_path: Path
+) -> None:
+    """As `torchrun --max-restarts` does: the same line, until it fits."""
+    out = tmp_path / "student"
+    arguments = train_arguments(out, "--parallelism", "fsdp")
+    shortages = [(1, 0, "in the first pass", 2), (0, 5, "in the last pass", 4)]
+    codes, said = [], []
+    for _ in range(3):
+        ended = launch(2, *arguments, shortages=shortages)
+        codes.append(ended.exit_codes)
+        said.append(ended.messages(0).splitlines()[0])
+    assert codes == [[2, 2], [2, 2], [0, 0]]
+    assert said[1:] == [f"going on with {parts} micro-batches, for memory ran out before" for parts in (2, 4)]
+    require_same_run(out, alone)
+    assert not (out / "micro_batches.json").exists()
 
 
 def test_gradients_become_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
