@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from storage.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from storage.errors import TeachonceError
@@ -79,7 +81,11 @@ def joined_processes() -> Iterator[Processes]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    # After a restart by torchrun the store still has the addresses of processes that have ended.
+    store, rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
     except BaseException as error:

@@ -221,6 +221,45 @@ def test_a_process_that_dies_ends_the_run_and_leaves_the_last_checkpoint(
     require_same_run(out, alone)
 
 
+DYING_ONCE = """
+import os, signal
+from student import cli, trainer
+from student.learner import Learner
+step, trainer._LOG_EVERY = Learner.step, 1
+def dying(self, number, rows):
+    if number == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number, rows)
+Learner.step = dying
+cli.main()
+"""
+
+
+def test_torchrun_starts_a_run_again_whose_process_died(
+    train_arguments: Callable[..., list[object]], alone: Path, tmp_path: Path
+) -> None:
+    script, out = tmp_path / "dying_once.py", tmp_path / "student"
+    script.write_text(DYING_ONCE)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "--max-restarts",
+        1,
+    ]
+    done = subprocess.run(
+        [*map(str, [*torchrun, script, *train_arguments(out)])],
+        capture_output=True, text=True, check=False, timeout=150,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("another process of this run has ended") == 1
+    require_same_run(out, alone)
+
+
 def test_a_failure_that_all_processes_meet_is_said_once(
     launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path
 ) -> None:
