@@ -46,4 +46,5 @@ def with_remembered_micro_batches(config: TrainConfig, processes: Processes) -> 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether PyTorch could not allocate, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

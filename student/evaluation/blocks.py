@@ -18,6 +18,7 @@ from storage.cache import Cache
 from storage.progress import Progress
 from student.batches import BlockBatch, block_batch
 from student.evaluation.intervals import ratio_intervals
+from student.evaluation.parts import in_parts
 from student.evaluation.positions import PositionMeasures, measure_positions
 from student.evaluation.ratios import ratio_with_error
 from student.objective import soft_target_settings
@@ -37,10 +38,14 @@ def measured_batches(
     """The blocks of the validation split in order, batch by batch, at most max_blocks of them."""
     tail_weight = tail_weight_at_one(cache)
     num_blocks = cache.num_rows("soft_targets", "validation")
+
+    def measure(rows: pa.RecordBatch) -> tuple[BlockBatch, PositionMeasures]:
+        batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
+        return batch, measure_positions(model, batch, num_best)
+
     with Progress(min(num_blocks, max_blocks or num_blocks), "evaluate", "blocks", quiet=quiet) as bar:
         for rows in _row_batches(cache, batch_blocks, max_blocks):
-            batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
-            yield batch, measure_positions(model, batch, num_best)
+            yield from in_parts(model, rows, measure)
             bar.update(rows.num_rows)
 
 

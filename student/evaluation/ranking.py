@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.cache import Cache
 from student.batches import beam_batch
 from student.evaluation.intervals import mean_intervals
+from student.evaluation.parts import in_parts
 from student.objective import candidate_scores
 
 _NAMES = (
@@ -27,14 +29,17 @@ def rank_prompts(model: Any, cache: Cache) -> NDArray[np.float64]:
     ranked: list[list[float]] = []
     if cache.num_rows("beams", "validation"):
         length_penalty = float(cache.setting("config", "beams", "length_penalty"))
-        for rows in cache.record_batches("beams", "validation"):
+
+        def rank(rows: pa.RecordBatch) -> list[list[float]]:
             batch = beam_batch(rows, model.device)
             student_BN = candidate_scores(model, batch, length_penalty).double().cpu().numpy()
             teacher_BN = batch.teacher_scores.double().cpu().numpy()
-            for student_N, teacher_N in zip(student_BN, teacher_BN, strict=True):
-                is_candidate_N = teacher_N > -np.inf
-                if is_candidate_N.sum() > 1:
-                    ranked.append(_ranked(student_N[is_candidate_N], teacher_N[is_candidate_N]))
+            pairs = zip(student_BN, teacher_BN, teacher_BN > -np.inf, strict=True)
+            return [_ranked(student_N[is_N], teacher_N[is_N]) for student_N, teacher_N, is_N in pairs if is_N.sum() > 1]
+
+        for rows in cache.record_batches("beams", "validation"):
+            for part in in_parts(model, rows, rank):
+                ranked += part
     return np.array(ranked).reshape(len(ranked), len(_NAMES))
 
 

@@ -21,7 +21,7 @@ from storage.errors import NoCacheError
 from student import EvaluateConfig, evaluate
 from student.batches import BlockBatch
 from student.errors import NoSuchStudentError, VocabularyMismatchError
-from student.evaluation import evaluate_model, ratio_with_error
+from student.evaluation import blocks, evaluate_model, ranking, ratio_with_error
 from student.evaluation.positions import measure_positions
 from student.evaluation.table import render
 from student.losses.targets import SparseTargets
@@ -110,6 +110,30 @@ def test_the_way_of_batching_changes_nothing(cache: Cache, make_student: Callabl
         part = evaluate_model(model, cache, batch_blocks=5, max_blocks=max_blocks)
         rows = validation_rows(cache)[:max_blocks]
         assert part["num_targets"] == sum(length - 1 for row in rows for length in row["segment_lengths"])
+
+
+def test_what_does_not_fit_into_memory_is_measured_in_parts(
+    cache: Cache, make_student: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_student()
+    whole = evaluate_model(model, cache)
+    sizes: list[int] = []
+
+    for module, name in ((blocks, "block_batch"), (ranking, "beam_batch")):
+        original = getattr(module, name)
+
+        def limited(rows: pa.RecordBatch, *args: Any, original: Any = original, **settings: Any) -> Any:
+            if rows.num_rows > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            sizes.append(rows.num_rows)
+            return original(rows, *args, **settings)
+
+        monkeypatch.setattr(module, name, limited)
+    assert evaluate_model(model, cache) == pytest.approx(whole, rel=1e-6)
+    assert sum(sizes) == sum(cache.num_rows(kind, "validation") for kind in ("soft_targets", "beams"))
+    monkeypatch.setattr(blocks, "block_batch", lambda *_, **__: torch.empty(1 << 60))
+    with pytest.raises(RuntimeError, match=r"can't allocate memory|out of memory"):
+        evaluate_model(model, cache)
 
 
 def naive_positions(model: Any, cache: Cache, *, tail_weight: float | None) -> list[dict[str, Any]]:
