@@ -3,6 +3,10 @@
 Shards are permuted; the record batches of each group of consecutive shards are permuted together;
 rows are permuted inside windows of consecutive record batches. Finding any position touches one
 group, so resuming costs the same wherever it happens.
+
+Readers that share a stream take every W-th row. So that none need decompress everything, the rows of a window are dealt
+from STRANDS strands in turn, and a strand is cut from neighbouring record batches: a reader of W, a divisor of STRANDS,
+finds its rows in a W-th of the record batches. The order is the same for any number of readers.
 """
 
 from __future__ import annotations
@@ -12,14 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.hashing import hash_permutation
+from storage.hashing import hash_permutation, hash_u64
 from storage.manifest import ShardRecord
 
 SHARDS_PER_GROUP = 4
 BATCHES_PER_WINDOW = 64
+STRANDS = 16
+# Place of a strand among those that are cut: its number's bits reversed. Strands that follow one another are dealt from
+# record batches far apart, and those of a reader of 2, 4, 8 or 16 from a run of them.
+_PLACE_OF_STRAND = np.array([0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15])
 
-# Distinguish the three permutations that are drawn from one seed.
-_SHARDS, _BATCHES, _ROWS = 1, 2, 3
+# Distinguish the permutations that are drawn from one seed.
+_SHARDS, _BATCHES, _ROWS, _STRANDS = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +43,9 @@ class Window:
     row_order: NDArray[np.int64]
     first_position: int
 
-    def places_from(self, position: int) -> list[tuple[int, int]]:
-        """Rows from `position` of the epoch on: (index into `batches`, row of that record batch) of each."""
-        rows = self.row_order[position - self.first_position :]
+    def places(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Where the rows at these positions of the epoch are: (index into `batches`, row of that record batch) each."""
+        rows = self.row_order[positions - self.first_position]
         ends = np.cumsum(self.rows_per_batch)
         batch = np.searchsorted(ends, rows, side="right")
         first_rows = ends - self.rows_per_batch
@@ -82,17 +90,35 @@ class EpochOrder:
         first_position = int(self._group_ends[group - 1]) if group else 0
         for start in range(0, len(batches), BATCHES_PER_WINDOW):
             chosen = batches[start : start + BATCHES_PER_WINDOW]
-            num_rows = sum(rows for _, _, rows in chosen)
+            rows_per_batch = tuple(rows for _, _, rows in chosen)
             windows.append(
                 Window(
                     batches=tuple((shard, batch) for shard, batch, _ in chosen),
-                    rows_per_batch=tuple(rows for _, _, rows in chosen),
-                    row_order=self._permutation(num_rows, _ROWS, first_position),
+                    rows_per_batch=rows_per_batch,
+                    row_order=self._row_order(rows_per_batch, first_position),
                     first_position=first_position,
                 )
             )
-            first_position += num_rows
+            first_position += sum(rows_per_batch)
         return windows
+
+    def _row_order(self, rows_per_batch: tuple[int, ...], first_position: int) -> NDArray[np.int64]:
+        """The strands are cut from the rows batch after batch, each batch's shuffled, and are shuffled themselves."""
+        rows = np.arange(sum(rows_per_batch))
+        if not self._shuffle:
+            return rows
+        batch_of_row = np.repeat(np.arange(len(rows_per_batch)), rows_per_batch)
+        batch_by_batch = np.lexsort((self._keys(rows, _ROWS, first_position), batch_of_row))
+        # Counted from the beginning of the stream, as readers count.
+        place = _PLACE_OF_STRAND[(self._epoch * self.num_rows + first_position + rows) % STRANDS]
+        strand_by_strand = np.argsort(place, kind="stable")
+        shuffled = np.lexsort((self._keys(rows, _STRANDS, first_position), place[strand_by_strand]))
+        row_order = np.empty_like(rows)
+        row_order[strand_by_strand] = batch_by_batch[shuffled]
+        return row_order
+
+    def _keys(self, rows: NDArray[np.int64], purpose: int, place: int) -> NDArray[np.uint64]:
+        return hash_u64(self._seed, self._epoch, purpose, place, rows)
 
     def _members(self, group: int) -> list[int]:
         return [int(s) for s in self._shard_order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]]

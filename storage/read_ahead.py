@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from storage.cache import Cache
 from storage.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
@@ -18,7 +20,7 @@ _NUM_READERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class _WindowInReading:
-    """Rows of a window, in the stream's order, and the record batches that hold them, as they get ready.
+    """The wanted rows of a window, in the stream's order, and the record batches that hold them, as they get ready.
 
     places: (key of `batches`, row of that record batch) of each row.
     """
@@ -28,15 +30,22 @@ class _WindowInReading:
 
 
 class ReadAhead:
-    """Rows of epoch after epoch from a position on, in their order.
+    """Wanted rows of epoch after epoch from a position on, in their order.
 
     One thread goes from window to window, a window ahead; others read and decompress its record batches in the order
     in which they are needed, and check them the first time.
     """
 
-    def __init__(self, cache: Cache, shards: tuple[ShardRecord, ...], order_of: Callable[[int], EpochOrder]) -> None:
-        """`order_of` gives the order of an epoch over `shards`."""
-        self._cache, self._shards, self._order_of = cache, shards, order_of
+    def __init__(
+        self,
+        cache: Cache,
+        shards: tuple[ShardRecord, ...],
+        order_of: Callable[[int], EpochOrder],
+        is_wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+    ) -> None:
+        """order_of: the order of an epoch over `shards`. is_wanted: of rows, counted from where the reading begins."""
+        self._cache, self._shards, self._order_of, self._is_wanted = cache, shards, order_of, is_wanted
+        self._num_passed = 0
         self._opened: dict[int, Shard] = {}
         # By shard, one byte for each of its record batches; a shard's file is proved once in a process, too.
         self._is_checked: dict[int, bytearray] = {}
@@ -46,7 +55,7 @@ class ReadAhead:
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="teachonce-reader")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
-        """Each row as a slice of its record batch, as soon as that is there; to be called once."""
+        """Each wanted row as a slice of its record batch, as soon as that is there; to be called once."""
         windows = self._windows_from(epoch, position)
         try:
             ahead = self._planner.submit(self._begin_next, windows)
@@ -59,9 +68,12 @@ class ReadAhead:
             self._close()
 
     def _begin_next(self, windows: Iterator[tuple[Window, int]]) -> _WindowInReading:
-        """Queue the record batches of the next window, those first that are needed first."""
+        """Queue the record batches of the next window that hold wanted rows, those first that are needed first."""
         window, position = next(windows)
-        places = window.places_from(position)
+        positions = np.arange(position, window.first_position + len(window.row_order))
+        is_wanted = self._is_wanted(self._num_passed + positions - position)
+        self._num_passed += len(positions)
+        places = window.places(positions[is_wanted])
         in_order_of_need = dict.fromkeys(batch for batch, _ in places)
         batches = {batch: self._readers.submit(self._read, *window.batches[batch]) for batch in in_order_of_need}
         self._in_reading = list(batches.values())

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from storage.cache import Cache
 from storage.epoch_order import EpochOrder
@@ -34,8 +36,9 @@ class RowStream:
     """Global batches of `batch_rows` rows of one kind and split, without end.
 
     Epoch follows epoch and a global batch may span two. Reader `rank` of `world_size` gets rows
-    rank, rank + world_size, … of each global batch, so the union over readers never changes. A thread
-    reads, decompresses and checks record batches in the order in which they are needed, up to a window ahead.
+    rank, rank + world_size, … of each global batch, so the union over readers never changes. Threads
+    read, decompress and check the record batches that hold them in the order in which they are needed, up to a window
+    ahead.
     """
 
     def __init__(
@@ -64,11 +67,17 @@ class RowStream:
     def batches(self, start: StreamState | None = None) -> Iterator[StreamBatch]:
         """Batches from `start` on."""
         state = start or StreamState()
-        rows = ReadAhead(self._cache, self._shards, self._order).rows_from(state.epoch, state.position)
+        reading = ReadAhead(self._cache, self._shards, self._order, self._is_mine)
+        rows = reading.rows_from(state.epoch, state.position)
+        num_mine = len(range(self._rank, self._batch_rows, self._world_size))
         while True:
             state = self._advance(state)
-            mine = list(islice(rows, self._batch_rows))[self._rank :: self._world_size]
-            yield StreamBatch(rows=self._joined(mine), next_state=state)
+            yield StreamBatch(rows=self._joined(list(islice(rows, num_mine))), next_state=state)
+
+    def _is_mine(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether this reader gets rows that are counted from the beginning of a global batch on."""
+        is_mine: NDArray[np.bool_] = rows % self._batch_rows % self._world_size == self._rank
+        return is_mine
 
     def _joined(self, rows: list[pa.RecordBatch]) -> pa.RecordBatch:
         return pa.concat_batches(rows) if rows else pa.RecordBatch.from_pylist([], schema=self._schema)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scripts.scale.made_up import BLOCK_SIZE, BYTES_PER_TOKEN, TOKENS_PER_SHARD, VOCAB_SIZE
-from storage.epoch_order import SHARDS_PER_GROUP
+from storage.epoch_order import SHARDS_PER_GROUP, STRANDS
 from storage.errors import ConfigError
 from storage.remote import PIECE_BYTES
 
@@ -275,9 +275,11 @@ def precompute_limits(a: Assumptions) -> list[Limit]:
 def training_limits(a: Assumptions) -> list[Limit]:
     """What a box of students' GPUs asks for, one rank on each, and what there is for it; the scarcest first.
 
-    As the code is, every rank reads the rows of all ranks, and from a URL keeps copies of its own.
+    As the code is, a rank decodes its share of the record batches, but proves every shard, and from a URL keeps copies
+    of its own.
     """
     tokens_per_s = a.gpus_per_box * student_tokens_per_s(a)
+    decoded_per_s = tokens_per_s / min(a.gpus_per_box, STRANDS)
     fetched = a.gpus_per_box * tokens_per_s * a.bytes_per_token
     return _scarcest_first(
         (
@@ -286,7 +288,8 @@ def training_limits(a: Assumptions) -> list[Limit]:
             a.gpu_flops_per_s,
             "FLOP/s",
         ),
-        ("the stream of a rank", tokens_per_s, a.stream_tokens_per_s, "tokens/s"),
+        ("the stream of a rank", decoded_per_s, a.stream_tokens_per_s, "tokens/s"),
+        ("the proof of shards in a rank", tokens_per_s * a.bytes_per_token, a.hash_bytes_per_s, "B/s"),
         ("the network, from a URL", fetched, a.network_bytes_per_s, "B/s"),
         ("requests to one prefix, from a URL", fetched / a.piece_bytes, a.store_gets_per_s, "GET/s"),
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NoReturn, cast
 
+import numpy as np
+
 from pipeline.config import PrecomputeConfig
 from pipeline.plan import Producer, make_producers, planned_shards, shard_ranges
 from pipeline.shard_writing import write_missing_shards
@@ -220,7 +222,7 @@ def find_position(made_up: MadeUp) -> Action:
     def action() -> Figures:
         epoch, position = divmod(STREAM_POSITION, cache.num_rows(KIND, SPLIT))
         window = epoch_order(cache, epoch).windows_from(position)[0]
-        batch, row = window.places_from(position)[0]
+        batch, row = window.places(np.array([position]))[0]
         shard, record_batch = window.batches[batch]
         first_row = cache.shards(KIND, SPLIT)[shard].first_row_id + record_batch * cache.identity.record_batch_rows
         return {"epoch": epoch, "position": position, "row_id": first_row + row}

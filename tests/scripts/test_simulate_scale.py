@@ -170,11 +170,15 @@ def test_limits_are_shares_the_scarcest_first() -> None:
         assert shares == [limit.share for limit in limits] == sorted(shares, reverse=True)
     arithmetic = next(limit for limit in precompute_limits(a) if "arithmetic" in limit.resource)
     assert arithmetic.share < a.flops_utilisation
-    ranks = dataclasses.replace(a, gpus_per_box=1)
-    (one,), (eight,) = (
-        [limit.share for limit in training_limits(given) if "stream" in limit.resource] for given in (ranks, a)
+    decoding, proving = (
+        [
+            next(limit.share for limit in training_limits(given) if what in limit.resource)
+            for given in (dataclasses.replace(a, gpus_per_box=ranks) for ranks in (1, 8, 64))
+        ]
+        for what in ("stream", "proof")
     )
-    assert eight == pytest.approx(8 * one)
+    assert decoding == pytest.approx([decoding[0], decoding[0], 4 * decoding[0]])
+    assert proving == pytest.approx([proving[0], 8 * proving[0], 64 * proving[0]])
 
 
 def test_a_number_from_the_command_line_says_so() -> None:

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from storage.epoch_order import BATCHES_PER_WINDOW, SHARDS_PER_GROUP, EpochOrder
+from storage.epoch_order import BATCHES_PER_WINDOW, SHARDS_PER_GROUP, STRANDS, EpochOrder
 from storage.manifest import ShardRecord
 
 RECORD_BATCH_ROWS = 4
-GOLDEN_ORDER = [17, 6, 13, 12, 0, 1, 7, 3, 5, 4, 19, 2, 14, 18, 11, 9, 16, 8, 15, 10]
+GOLDEN_ORDER = [15, 1, 5, 8, 18, 14, 7, 11, 19, 3, 13, 10, 17, 12, 6, 2, 16, 0, 4, 9]
 ROWS_OF_SHARDS = [
     [1],
     [3],
@@ -169,5 +169,39 @@ def test_places_name_the_record_batch_and_the_row_in_it(rows: list[int]) -> None
             ]
             expected = [concatenated[row] for row in window.row_order.tolist()]
             for skipped in {0, 1, len(expected) // 2, len(expected) - 1}:
-                assert window.places_from(window.first_position + skipped) == expected[skipped:]
+                positions = window.first_position + np.arange(skipped, len(expected))
+                assert window.places(positions) == expected[skipped:]
+                assert window.places(positions[::3]) == expected[skipped::3]
             position = window.first_position + len(expected)
+
+
+@pytest.mark.parametrize("last_rows", [0, 5])
+@pytest.mark.parametrize("num_readers", [1, 2, 4, 8, 16])
+def test_the_rows_of_a_reader_are_in_its_share_of_the_record_batches(num_readers: int, last_rows: int) -> None:
+    """A short record batch lets a share reach into one more at either end. Readers count on from epoch to epoch."""
+    per_window = RECORD_BATCH_ROWS * BATCHES_PER_WINDOW
+    share = BATCHES_PER_WINDOW // num_readers + 2 * (last_rows > 0)
+    for epoch in (0, 1, 5):
+        order = order_of([per_window, per_window, last_rows], epoch=epoch)
+        for window in order.windows_from(0)[:2]:
+            positions = window.first_position + np.arange(len(window.row_order))
+            for reader in range(num_readers):
+                mine = positions[(epoch * order.num_rows + positions) % num_readers == reader]
+                assert len({batch for batch, _ in window.places(mine)}) <= share
+
+
+def test_rows_of_a_record_batch_are_strangers_to_each_other() -> None:
+    """As many rows as there are strands never hold two of one record batch, wherever they begin."""
+    window = order_of([RECORD_BATCH_ROWS * BATCHES_PER_WINDOW]).windows_from(0)[0]
+    batches = [batch for batch, _ in window.places(np.arange(len(window.row_order)))]
+    for start in range(len(batches) - STRANDS + 1):
+        assert len(set(batches[start : start + STRANDS])) == STRANDS
+
+
+def test_every_row_may_be_anywhere_in_its_window() -> None:
+    """Row by row, the share of 4,000 epochs in which it comes in each quarter is a quarter, by Bonferroni's bound."""
+    rows, num_epochs = [64], 4000
+    places = np.array([np.argsort(row_ids_from(order_of(rows, epoch=epoch), rows)) for epoch in range(num_epochs)])
+    counts = np.array([np.sum(places // 16 == quarter, axis=0) for quarter in range(4)])
+    spread = np.sqrt(num_epochs * 0.25 * 0.75)
+    assert np.abs(counts - num_epochs / 4).max() < 4.5 * spread

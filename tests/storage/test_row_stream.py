@@ -263,6 +263,32 @@ def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
     assert read[: len(expected)] == expected
 
 
+@pytest.mark.parametrize("num_readers", [2, 8])
+def test_a_reader_reads_its_share_of_the_record_batches(
+    tmp_path: Path, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, num_readers: int
+) -> None:
+    monkeypatch.undo()  # windows as large as they are
+    cache = open_cache(make.cache(tmp_path / "cache", {"samples": {"train": [256, 256]}}))
+    read: list[tuple[str, int]] = []
+    original = Shard.read_batch
+
+    def read_batch(shard: Shard, index: int, **is_checked: bool) -> pa.RecordBatch:
+        read.append((shard.record.path, index))
+        return original(shard, index, **is_checked)
+
+    monkeypatch.setattr(Shard, "read_batch", read_batch)
+    readers = []
+    for rank in range(num_readers):
+        read.clear()
+        rows = RowStream(cache, "samples", "train", batch_rows=16, seed=0, rank=rank, world_size=num_readers)
+        batches = rows.batches()
+        take(batches, 512 // 16)
+        batches.close()
+        readers.append(set(read[: 128 // num_readers]))
+    assert set().union(*readers) == {(record.path, i) for record in cache.manifest.shards for i in range(64)}
+    assert sum(map(len, readers)) == 128, "no record batch is anybody else's"
+
+
 def test_rows_of_a_proved_shard_are_checked_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
     original = storage.shard.check_batch
