@@ -41,6 +41,8 @@ from storage.shard import write_shard
 
 # Commit records are small: what takes time is the way there and back.
 _NUM_CONNECTIONS = 32
+# In a work directory with this mark a run has begun a cache: what it keeps there is for those that go on with it.
+_BEGUN_NAME = "begun"
 
 
 class RemoteDestination:
@@ -53,7 +55,6 @@ class RemoteDestination:
         self.where = self._remote.url
         self.work_dir = work_dir
         self._committed: dict[ShardKey, ShardRecord] = {}
-        self._is_begun = False
         if self._remote.puts_are_commits:
             raise ConfigError(
                 f"--out {self.where}: every shard would be a commit of its own there; write to a directory, and send "
@@ -73,7 +74,7 @@ class RemoteDestination:
                 self._send(staging, file_record(staging, PLAN_NAME))
             begun = self._read_plan() or identity  # perhaps that of a run that began at the same time
         require_same_plan(self.where, begun, identity)
-        self._is_begun = True
+        write_file(self.work_dir / _BEGUN_NAME, b"")
         return begun
 
     def add_file(self, path: str, content: bytes) -> None:
@@ -132,8 +133,8 @@ class RemoteDestination:
         return self._remote.num_bytes(MANIFEST_NAME) is not None
 
     def clean_up(self, *, is_done: bool) -> None:
-        """Remove the work directory when all is done, and when nothing was begun."""
-        if is_done or not self._is_begun:
+        """Remove the work directory when all is done, and when nothing was begun, by this process or another."""
+        if is_done or not (self.work_dir / _BEGUN_NAME).exists():
             remove_directory(self.work_dir)
 
     @contextlib.contextmanager
