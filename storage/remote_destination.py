@@ -102,7 +102,8 @@ class RemoteDestination:
         """Write a shard here, send it and then its commit record; nothing when another process was quicker."""
         with self._staging() as staging:
             record = write_shard(staging, identity, key, first_row, batches)
-            if self.read_commit(key) is None:
+            self.look_up([key])
+            if key not in self._committed:
                 write_commit(staging, record)
                 shard = FileRecord(path=record.path, file_bytes=record.shard_bytes, sha256=record.sha256)
                 self._send(staging, shard, file_record(staging, key.commit_path))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage import Cache, open_cache
+from storage import Cache, crew, open_cache
 from storage.crew import StoppedError
 from storage.destinations import DirectoryDestination, open_destination
 from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError, MissingFileError, TransferError
@@ -283,6 +283,41 @@ def test_a_writer_that_waits_for_the_network_can_be_hurried(source: Cache, at_ur
     s3.reset()
     add(source, destination, source.manifest.shards[0])
     assert destination.read_commit(source.manifest.shards[0].key) is not None, "what needs no waiting is still done"
+
+
+@pytest.mark.parametrize("request_", ["info", "put_file", "cat_file"])
+def test_a_writer_that_hurries_leaves_a_server_that_is_silent(
+    source: Cache, at_url: Open, monkeypatch: pytest.MonkeyPatch, request_: str
+) -> None:
+    """Whatever was asked of it: libraries wait for minutes."""
+    monkeypatch.setattr(crew, "_HURRIED_S", 0.01)
+    monkeypatch.setattr(crew, "_GRACE_S", 0.01)
+    answer, is_asked, is_over = getattr(MemoryFileSystem, request_), threading.Event(), threading.Event()
+
+    def silent(*arguments: object, **settings: object) -> object:
+        is_asked.set()
+        is_over.wait(60)
+        return answer(*arguments, **settings)
+
+    monkeypatch.setattr(MemoryFileSystem, request_, silent)
+    destination = at_url()
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            add(source, destination, source.manifest.shards[0])
+        except BaseException as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    assert is_asked.wait(60)
+    destination.hurry()
+    writer.join(20)
+    is_left = not writer.is_alive()
+    is_over.set()
+    assert is_left
+    assert [type(error) for error in failures] == [StoppedError]
 
 
 def test_each_url_has_a_work_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
