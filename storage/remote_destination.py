@@ -67,13 +67,11 @@ class RemoteDestination:
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Put the plan, or check that it is this one; raises CacheMismatchError."""
-        begun = self._read_plan()
-        if begun is None:
+        if self._read_plan() is None:
             with self._staging() as staging:
                 write_plan(staging, identity)
                 self._send(staging, file_record(staging, PLAN_NAME))
-            begun = self._read_plan() or identity  # perhaps that of a run that began at the same time
-        require_same_plan(self.where, begun, identity)
+        begun = self._begun(identity)
         write_file(self.work_dir / _BEGUN_NAME, b"")
         return begun
 
@@ -99,23 +97,29 @@ class RemoteDestination:
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
     ) -> None:
-        """Write a shard here, send it and then its commit record; nothing when another process was quicker."""
+        """Write a shard here, send it and then its commit record; nothing when another process was quicker.
+
+        Raises CacheMismatchError when the place went to another cache that was begun at the same time.
+        """
         with self._staging() as staging:
             record = write_shard(staging, identity, key, first_row, batches)
-            self.look_up([key])
-            if key not in self._committed:
+            [is_missing] = self._crew.map(functools.partial(self._is_missing, identity), [key])
+            if is_missing:
                 write_commit(staging, record)
                 shard = FileRecord(path=record.path, file_bytes=record.shard_bytes, sha256=record.sha256)
+                # Not remembered: it is looked up again before the cache is finished, should another have replaced it.
                 self._send(staging, shard, file_record(staging, key.commit_path))
-                self._committed[key] = record
 
     def hurry(self) -> None:
         """A network that fails is not waited for any longer."""
         self._crew.hurry()
 
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
-        """Join what is committed, whoever committed it, and the tokenizer's files; raises IncompleteCacheError."""
-        begun = self._read_plan() or identity  # the one that stands, should two have begun at the same time
+        """Join what is committed, whoever committed it, and the tokenizer's files.
+
+        Raises IncompleteCacheError, and CacheMismatchError as add_shard does.
+        """
+        begun = self._begun(identity)
         planned = begun.planned_keys()
         self.look_up(planned)
         records = [self._committed[key] for key in planned if key in self._committed]
@@ -153,6 +157,16 @@ class RemoteDestination:
         sender = Sender(staging, self._remote, self._crew)
         sender.send([unit])
         sender.prove([unit])
+
+    def _is_missing(self, identity: CacheIdentity, key: ShardKey) -> bool:
+        self._begun(identity)
+        return self.read_commit(key) is None
+
+    def _begun(self, identity: CacheIdentity) -> CacheIdentity:
+        """The plan that stands, should two have begun at the same time; CacheMismatchError when it is another one."""
+        begun = self._read_plan() or identity
+        require_same_plan(self.where, begun, identity)
+        return begun
 
     def _read_plan(self) -> CacheIdentity | None:
         found = read_remote(self._remote, PLAN_NAME, read_plan)

@@ -192,6 +192,36 @@ def test_another_cache_there_is_refused_and_kept(source: Cache, at_url: Open) ->
     assert remote_files() == before
 
 
+def test_of_two_caches_begun_at_the_same_time_one_stands(source: Cache, at_url: Open) -> None:
+    """Both saw an empty place; whose plan came first does not mix its shards with those of the other."""
+    other = dataclasses.replace(source.identity, teacher=source.identity.teacher | {"id": "somebody"})
+    first, second = at_url(), at_url()
+    first.begin_or_resume(source.identity)
+    MemoryFileSystem().rm("/bucket/cache/plan.json")
+    second.begin_or_resume(other)
+    for act in (lambda: add(source, first, source.manifest.shards[0]), lambda: first.finish(source.identity, [])):
+        with pytest.raises(CacheMismatchError, match=r"teacher\.id"):
+            act()
+    assert list(remote_files()) == ["plan.json"]
+
+
+def test_a_manifest_lists_the_commit_records_that_stand(
+    source: Cache, at_url: Open, make: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Two machines that disagree in the last bits sent one shard at the same time; either may finish."""
+    other = open_cache(make.cache(tmp_path / "other", seed=1))
+    record, others_record = source.manifest.shards[0], other.manifest.shards[0]
+    first = at_url()
+    publish(source, first, num_shards=98)
+    MemoryFileSystem().rm(f"/bucket/cache/{record.key.commit_path}")
+    first = at_url()
+    first.look_up(keys_of(source))
+    add(source, first, record)
+    MemoryFileSystem().rm(f"/bucket/cache/{record.key.commit_path}")  # the other looked before it was there
+    at_url().add_shard(source.identity, record.key, record.first_row_id, batches_of(other, others_record))
+    assert first.finish(source.identity, [TOKENIZER[0]]).shards[0] == others_record
+
+
 def test_other_software_may_finish_a_cache(source: Cache, at_url: Open, expected: dict[str, bytes]) -> None:
     publish(source, at_url(), num_shards=3)
     later = dataclasses.replace(source.identity, software={"teachonce": "0.2.0"})
@@ -259,9 +289,8 @@ def test_a_place_that_cannot_be_is_found_before_any_work(at_url: Open, hub: Fake
 
 
 def test_a_writer_that_waits_for_the_network_can_be_hurried(source: Cache, at_url: Open, s3: S3Proxy) -> None:
-    destination = at_url(
-        f"s3://{s3.make_bucket()}/cache", policy=RetryPolicy(deadline_s=600, first_wait_s=300, longest_wait_s=300)
-    )
+    patient = RetryPolicy(deadline_s=600, first_wait_s=300, longest_wait_s=300)
+    destination, another = (at_url(f"s3://{s3.make_bucket()}/cache", policy=patient) for _ in range(2))
     s3.inject("503", times=10**6)
     failures: list[BaseException] = []
 
@@ -281,8 +310,9 @@ def test_a_writer_that_waits_for_the_network_can_be_hurried(source: Cache, at_ur
     assert not writer.is_alive()
     assert [type(error) for error in failures] == [StoppedError]
     s3.reset()
-    add(source, destination, source.manifest.shards[0])
-    assert destination.read_commit(source.manifest.shards[0].key) is not None, "what needs no waiting is still done"
+    another.hurry()
+    add(source, another, source.manifest.shards[0])
+    assert another.read_commit(source.manifest.shards[0].key) is not None, "what needs no waiting is still done"
 
 
 @pytest.mark.parametrize("request_", ["info", "put_file", "cat_file"])
