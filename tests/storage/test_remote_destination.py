@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from storage import Cache, crew, open_cache
 from storage.crew import StoppedError
 from storage.destinations import DirectoryDestination, open_destination
-from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError, MissingFileError, TransferError
+from storage.errors import (
+    CacheMismatchError,
+    ConfigError,
+    DiskFullError,
+    IncompleteCacheError,
+    MissingFileError,
+    TransferError,
+)
 from storage.manifest import ShardKey, ShardRecord
 from storage.remote_destination import RemoteDestination
 from storage.retrying import RetryPolicy
@@ -248,6 +256,21 @@ def test_a_tokenizer_that_is_not_there_is_missed(source: Cache, at_url: Open) ->
         at_url().finish(source.identity, [TOKENIZER[0]])
 
 
+@pytest.mark.parametrize("refused", ["write_bytes", "mkdir"])
+def test_a_full_temporary_directory_is_no_failure_of_the_network(
+    source: Cache, at_url: Open, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    publish(source, at_url(), num_shards=1)
+
+    def refuse(self: Path, *arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    destination = at_url()
+    monkeypatch.setattr(Path, refused, refuse)
+    with pytest.raises(DiskFullError, match="No space left"):
+        destination.read_commit(source.manifest.shards[0].key)
+
+
 @pytest.mark.parametrize("is_done", [True, False])
 @pytest.mark.parametrize("is_begun", [True, False])
 def test_the_work_directory_of_a_begun_run_stays_until_all_is_done(
@@ -357,6 +380,7 @@ def test_each_url_has_a_work_directory_of_its_own(tmp_path: Path, monkeypatch: p
         for url, work_dir in ((URL, None), (URL + "-2", None), (URL, tmp_path / "mine"))
     )
     assert one != other
+    assert open_destination(f"{URL}/").work_dir == one, "the same place in other words"
     assert one.parent == tmp_path / "cache" / "teachonce"
     assert given == tmp_path / "mine" / one.name
     assert isinstance(open_destination(tmp_path / "cache"), DirectoryDestination)
