@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -39,7 +38,8 @@ def write_missing_shards(
     taken = []
     with Claims(destination.work_dir) as claims:
         write = functools.partial(_write, destination, identity, claims=claims, count=count)
-        with write_behind(write, _MAX_WAITING) as put, _hurrying(destination):
+        # A writer that is hurried commits what is whole and waits for no network.
+        with write_behind(write, _MAX_WAITING, destination.hurry) as put:
             for shard in shards:
                 record = destination.read_commit(shard.key)
                 if record is None and not claims.take(_claim_name(shard.key)):
@@ -61,16 +61,6 @@ def write_missing_shards(
 
 def _claim_name(key: ShardKey) -> str:
     return PurePosixPath(key.commit_path).stem
-
-
-@contextlib.contextmanager
-def _hurrying(destination: Destination) -> Iterator[None]:
-    """When the teacher fails, or the user stops it, the writer commits what is whole and waits for no network."""
-    try:
-        yield
-    except BaseException:
-        destination.hurry()
-        raise
 
 
 def _write(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from storage.crew import StoppedError
+
 Item = TypeVar("Item")
 
 
@@ -24,15 +26,20 @@ class _Last:
 
 
 @contextlib.contextmanager
-def write_behind(consume: Callable[[Iterator[Item]], None], depth: int) -> Iterator[Callable[[Item], None]]:
+def write_behind(
+    consume: Callable[[Iterator[Item]], None], depth: int, hurry: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[Item], None]]:
     """Run `consume` in a thread over what is put, at most `depth` items behind; gives the function that puts.
 
     A failure of `consume` is raised by the next put, or at the end of the block. When the block raises, the
-    items end in an exception instead of an end, so that `consume` does not take them for complete.
+    items end in an exception instead of an end, so that `consume` does not take them for complete. `consume` is always
+    waited for; `hurry` is called before that when it is not to take its time: the block raised, or the user did while
+    this waited.
     """
     items: queue.Queue[Item | _Last] = queue.Queue(depth)
     failures: list[BaseException] = []
     lasts: list[_Last] = []
+    is_over = threading.Event()  # after a Thread.join that Ctrl-C interrupts, Python 3.11 takes the thread for ended
 
     def received() -> Iterator[Item]:
         while not isinstance(item := items.get(), _Last):
@@ -51,6 +58,8 @@ def write_behind(consume: Callable[[Iterator[Item]], None], depth: int) -> Itera
             while not lasts:  # whoever waits for room to put goes on and sees the failure
                 item = items.get()
                 lasts.extend([item] if isinstance(item, _Last) else [])
+        finally:
+            is_over.set()
 
     def put(item: Item) -> None:
         if not failures:
@@ -58,14 +67,17 @@ def write_behind(consume: Callable[[Iterator[Item]], None], depth: int) -> Itera
         if failures:
             raise failures[0]
 
-    thread = threading.Thread(target=work, name="teachonce-writer")
-    thread.start()
-    is_complete = False
+    threading.Thread(target=work, name="teachonce-writer").start()
     try:
         yield put
-        is_complete = True
-    finally:
-        items.put(_Last(is_complete))
-        thread.join()
+        items.put(_Last(is_complete=True))
+        is_over.wait()
+    except BaseException as error:
+        hurry()
+        items.put(_Last(is_complete=False))  # behind a first one nobody reads it
+        is_over.wait()
+        if failures and isinstance(error, StoppedError):  # the block was stopped because `consume` had failed
+            raise failures[0] from None
+        raise
     if failures:
         raise failures[0]

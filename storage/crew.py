@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import queue
 import threading
 import time
@@ -13,9 +14,13 @@ from storage.errors import ConfigError
 
 # Ctrl-C waits as long for a transfer that is under way.
 _GRACE_S = 2.0
+# As long may a transfer take that is under way in another thread when a run fails: it may be the last of a shard.
+_HURRIED_S = 10.0
+_LOOK_UP_S = 0.5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 
 class StoppedError(Exception):
@@ -32,7 +37,7 @@ class Crew:
         self._stop, self._hurry, self._telling = threading.Event(), threading.Event(), threading.Lock()
 
     def hurry(self) -> None:
-        """From now on nobody waits: what goes well is done, what would be tried again is given up."""
+        """From now on nobody waits long: what goes well is done, what hangs or would be tried again is given up."""
         self._hurry.set()
 
     def sleep(self, seconds: float) -> None:
@@ -53,6 +58,7 @@ class Crew:
         """The function's results in the order of the items.
 
         The threads are daemons: Ctrl-C waits a moment for a transfer that is under way and then ends the process.
+        Raises StoppedError when others hurry and an item takes too long.
         """
         waiting = collections.deque(enumerate(items))
         outcomes: queue.SimpleQueue[tuple[int, Result] | BaseException] = queue.SimpleQueue()
@@ -78,7 +84,7 @@ class Crew:
             for thread in threads:
                 thread.start()
             while len(results) < len(items):
-                outcome = outcomes.get()
+                outcome = self._next(outcomes)
                 if isinstance(outcome, BaseException):
                     raise outcome
                 results[outcome[0]] = outcome[1]
@@ -90,3 +96,13 @@ class Crew:
                 thread.join(max(until - time.monotonic(), 0))
             raise
         return [results[index] for index in range(len(items))]
+
+    def _next(self, outcomes: queue.SimpleQueue[Outcome]) -> Outcome:
+        """Wait for an outcome: as long as it takes, but not for a server that is silent while others hurry."""
+        while not self._hurry.is_set():
+            with contextlib.suppress(queue.Empty):
+                return outcomes.get(timeout=_LOOK_UP_S)
+        try:
+            return outcomes.get(timeout=_HURRIED_S)
+        except queue.Empty:
+            raise StoppedError from None

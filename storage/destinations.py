@@ -84,7 +84,7 @@ def open_destination(out: str | Path, work_dir: Path | None = None) -> Destinati
     Raises ConfigError for a URL that cannot be served.
     """
     if is_remote_url(str(out)):
-        name = f"precompute-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
+        name = f"precompute-{hashlib.sha256(str(out).rstrip('/').encode()).hexdigest()[:16]}"
         return RemoteDestination(str(out), (work_dir or user_cache_dir()) / name)
     return DirectoryDestination(Path(out))
 

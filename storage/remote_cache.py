@@ -59,11 +59,11 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, Downlo
     remote = RemoteDirectory(url)
     content = remote.read_small(MANIFEST_NAME, MAX_RECORD_BYTES)
     if content is None:
-        raise NoCacheError(url)
+        raise NoCacheError(remote.url)
     directory, lock = _own_directory(local_copy.directory, hashlib.sha256(content).hexdigest()[:16])
     write_file(directory / MANIFEST_NAME, content)
     manifest = read_manifest(directory)
-    check_listed_files(manifest, directory, url)
+    check_listed_files(manifest, directory, remote.url)
     _require_room(manifest, local_copy.max_bytes)
 
     def fetch(record: ShardRecord | FileRecord, path: Path) -> None:

@@ -41,6 +41,8 @@ from storage.shard import write_shard
 
 # Commit records are small: what takes time is the way there and back.
 _NUM_CONNECTIONS = 32
+# In a work directory with this mark a run has begun a cache: what it keeps there is for those that go on with it.
+_BEGUN_NAME = "begun"
 
 
 class RemoteDestination:
@@ -53,7 +55,6 @@ class RemoteDestination:
         self.where = self._remote.url
         self.work_dir = work_dir
         self._committed: dict[ShardKey, ShardRecord] = {}
-        self._is_begun = False
         if self._remote.puts_are_commits:
             raise ConfigError(
                 f"--out {self.where}: every shard would be a commit of its own there; write to a directory, and send "
@@ -66,14 +67,12 @@ class RemoteDestination:
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Put the plan, or check that it is this one; raises CacheMismatchError."""
-        begun = self._read_plan()
-        if begun is None:
+        if self._read_plan() is None:
             with self._staging() as staging:
                 write_plan(staging, identity)
                 self._send(staging, file_record(staging, PLAN_NAME))
-            begun = self._read_plan() or identity  # perhaps that of a run that began at the same time
-        require_same_plan(self.where, begun, identity)
-        self._is_begun = True
+        begun = self._begun(identity)
+        write_file(self.work_dir / _BEGUN_NAME, b"")
         return begun
 
     def add_file(self, path: str, content: bytes) -> None:
@@ -98,22 +97,29 @@ class RemoteDestination:
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
     ) -> None:
-        """Write a shard here, send it and then its commit record; nothing when another process was quicker."""
+        """Write a shard here, send it and then its commit record; nothing when another process was quicker.
+
+        Raises CacheMismatchError when the place went to another cache that was begun at the same time.
+        """
         with self._staging() as staging:
             record = write_shard(staging, identity, key, first_row, batches)
-            if self.read_commit(key) is None:
+            [is_missing] = self._crew.map(functools.partial(self._is_missing, identity), [key])
+            if is_missing:
                 write_commit(staging, record)
                 shard = FileRecord(path=record.path, file_bytes=record.shard_bytes, sha256=record.sha256)
+                # Not remembered: it is looked up again before the cache is finished, should another have replaced it.
                 self._send(staging, shard, file_record(staging, key.commit_path))
-                self._committed[key] = record
 
     def hurry(self) -> None:
         """A network that fails is not waited for any longer."""
         self._crew.hurry()
 
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
-        """Join what is committed, whoever committed it, and the tokenizer's files; raises IncompleteCacheError."""
-        begun = self._read_plan() or identity  # the one that stands, should two have begun at the same time
+        """Join what is committed, whoever committed it, and the tokenizer's files.
+
+        Raises IncompleteCacheError, and CacheMismatchError as add_shard does.
+        """
+        begun = self._begun(identity)
         planned = begun.planned_keys()
         self.look_up(planned)
         records = [self._committed[key] for key in planned if key in self._committed]
@@ -132,8 +138,8 @@ class RemoteDestination:
         return self._remote.num_bytes(MANIFEST_NAME) is not None
 
     def clean_up(self, *, is_done: bool) -> None:
-        """Remove the work directory when all is done, and when nothing was begun."""
-        if is_done or not self._is_begun:
+        """Remove the work directory when all is done, and when nothing was begun, by this process or another."""
+        if is_done or not (self.work_dir / _BEGUN_NAME).exists():
             remove_directory(self.work_dir)
 
     @contextlib.contextmanager
@@ -151,6 +157,16 @@ class RemoteDestination:
         sender = Sender(staging, self._remote, self._crew)
         sender.send([unit])
         sender.prove([unit])
+
+    def _is_missing(self, identity: CacheIdentity, key: ShardKey) -> bool:
+        self._begun(identity)
+        return self.read_commit(key) is None
+
+    def _begun(self, identity: CacheIdentity) -> CacheIdentity:
+        """The plan that stands, should two have begun at the same time; CacheMismatchError when it is another one."""
+        begun = self._read_plan() or identity
+        require_same_plan(self.where, begun, identity)
+        return begun
 
     def _read_plan(self) -> CacheIdentity | None:
         found = read_remote(self._remote, PLAN_NAME, read_plan)

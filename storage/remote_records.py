@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage.errors import CacheError, RecordError, first_line
+from storage.files import refusals
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 
@@ -17,28 +18,32 @@ Parsed = TypeVar("Parsed")
 def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parsed]) -> tuple[Parsed, bytes] | None:
     """A remote record as the strict reader sees it, and its bytes; None when there is none.
 
-    A record that does not read is fetched once more: if the same bytes come again, it was not the wire.
+    A record that does not read is fetched once more: if the same bytes come again, it was not the wire. Raises
+    DiskFullError when the copy that the reader needs cannot be written.
     """
     unreadable: set[bytes] = set()
+    with refusals(Path(tempfile.gettempdir())):
+        directory = tempfile.TemporaryDirectory()
 
-    def attempt() -> tuple[Parsed, bytes] | None:
+    def attempt(staging: str) -> tuple[Parsed, bytes] | None:
         content = remote.read_small(name, MAX_RECORD_BYTES)
         if content is None:
             return None
-        with tempfile.TemporaryDirectory() as staging:
-            copy = Path(staging, name)
+        copy = Path(staging, name)
+        with refusals(copy):  # a full disk here is no failure of the network
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
-            try:
-                return read(Path(staging)), content
-            except CacheError as error:
-                _say_where(error, staging, remote.url)
-                if isinstance(error, RecordError) and content not in unreadable:
-                    unreadable.add(content)
-                    raise OSError(first_line(error)) from error
-                raise
+        try:
+            return read(Path(staging)), content
+        except CacheError as error:
+            _say_where(error, staging, remote.url)
+            if isinstance(error, RecordError) and content not in unreadable:
+                unreadable.add(content)
+                raise OSError(first_line(error)) from error
+            raise
 
-    return remote.retrying(name, attempt)
+    with directory as staging:
+        return remote.retrying(name, lambda: attempt(staging))
 
 
 def _say_where(error: CacheError, staging: str, url: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import logging
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +14,8 @@ from typing import TypeVar
 from storage.errors import ConfigError, TeachonceError, TransferError
 
 _LONGEST_REASON = 300
+# Libraries quote the address that they were given.
+_USER_INFO = re.compile(r"[^\s/@'\"]+:[^\s/@'\"]*@")
 _LOGGER = logging.getLogger("teachonce")
 _JITTER = random.Random()
 
@@ -162,7 +165,8 @@ def _is_network(error: Exception) -> bool:
 
 
 def _explained(error: Exception) -> str:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_REASON]}".removesuffix(": ")
+    text = _USER_INFO.sub("…@", " ".join(str(error).split()))
+    said = f"{type(error).__name__}: {text[:_LONGEST_REASON]}".removesuffix(": ")
     if isinstance(error, PermissionError):
         return f"permission denied ({said}): check the credentials in the environment and what they allow"
     if isinstance(error, FileNotFoundError):

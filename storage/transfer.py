@@ -119,7 +119,7 @@ def pull(
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)
     found = read_remote(remote, MANIFEST_NAME, read_manifest)
     if found is None:
-        raise TransferError(remote.url, f"holds no {MANIFEST_NAME}: no cache, or one whose push has not finished")
+        raise TransferError(remote.url, f"holds no {MANIFEST_NAME}: no cache, or one that is not finished")
     manifest, content = found
     check_listed_files(manifest, cache_dir, remote.url)
     listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]

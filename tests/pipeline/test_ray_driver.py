@@ -231,7 +231,9 @@ def test_a_worker_is_told_paths_that_hold_wherever_it_is(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     told = worker_config(config(teacher="gpt2", data="text.txt"), on_gpu=True)
     assert (told.teacher, told.data, told.out) == ("gpt2", str(tmp_path / "text.txt"), tmp_path / "o")
-    assert (told.device, told.quiet) == ("cuda", True)
+    assert (told.device, told.quiet, told.work_dir) == ("cuda", True, None)
+    told = worker_config(config(out="s3://bucket/cache", work_dir=Path("scratch")), on_gpu=False)
+    assert (told.out, told.work_dir) == ("s3://bucket/cache", tmp_path / "scratch")
 
 
 def test_a_worker_that_sees_another_directory_than_the_driver_says_so(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
 from pipeline.write_behind import write_behind
+from storage.crew import StoppedError
 
 
 class Broken(Exception):
@@ -23,10 +26,13 @@ def test_everything_is_consumed_in_order(num_items: int) -> None:
 
 
 def put_all(
-    items: Iterable[int], consume: Callable[[Iterator[int]], None], told: Callable[[int], None] = lambda _: None
+    items: Iterable[int],
+    consume: Callable[[Iterator[int]], None],
+    told: Callable[[int], None] = lambda _: None,
+    hurry: Callable[[], None] = lambda: None,
 ) -> None:
     """Put items behind a consumer; an item None is the failure of whoever puts."""
-    with write_behind(consume, 3) as put:
+    with write_behind(consume, 3, hurry) as put:
         for item in items:
             if item is None:
                 raise Broken
@@ -65,3 +71,38 @@ def test_the_consumer_never_takes_a_part_for_the_whole() -> None:
     with pytest.raises(Broken):
         put_all([1, None], lambda items: finished.append(list(items)))
     assert finished == []
+
+
+@pytest.mark.parametrize("num_items", [1, 50])
+def test_a_writer_that_is_waited_for_is_hurried_when_the_user_stops(num_items: int) -> None:
+    """Ctrl-C comes when all is put and the writer still waits for a network, or when there is no room to put more."""
+    is_hurried, was_in_time = threading.Event(), list[bool]()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def consume(items: Iterator[int]) -> None:
+        next(items)
+        threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+        was_in_time.append(is_hurried.wait(20))
+        list(items)
+
+    with pytest.raises(KeyboardInterrupt):
+        put_all(range(num_items), consume, hurry=is_hurried.set)
+    assert was_in_time == [True]
+
+
+def test_the_failure_of_the_consumer_is_told_and_not_what_it_stopped() -> None:
+    """Both wait for one network: when the consumer gives up, the others' waiting ends in a StoppedError."""
+    has_stopped = threading.Event()
+
+    def consume(items: Iterator[int]) -> None:
+        next(items)
+        has_stopped.set()
+        raise Broken
+
+    def stopped(item: int) -> None:
+        has_stopped.wait(60)
+        raise StoppedError
+
+    with pytest.raises(Broken):
+        put_all([1], consume, stopped)

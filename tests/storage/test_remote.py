@@ -10,8 +10,8 @@ from fsspec.registry import known_implementations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import remote, retrying
-from storage.errors import ConfigError, DiskFullError, TransferError
+from storage import open_cache, remote, retrying
+from storage.errors import ConfigError, DiskFullError, NoCacheError, TransferError
 from storage.remote import RemoteDirectory, is_remote_url
 from storage.retrying import RetryPolicy
 from tests.storage.object_store import FakeHub
@@ -133,6 +133,17 @@ def test_passwords_in_urls_are_not_repeated() -> None:
     with pytest.raises(ConfigError) as caught:
         RemoteDirectory("nosuchthing://me:secret@host/a")
     assert "secret" not in str(caught.value)
+    directory = RemoteDirectory("memory://me:secret@host/a", QUICK)
+
+    def quote() -> None:
+        raise PermissionError('cannot log in to "memory://me:secret@host/a"')
+
+    with pytest.raises(TransferError, match="memory://…@host/a") as refused:
+        directory.retrying("file", quote)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(NoCacheError) as missed:
+        open_cache("memory://me:secret@host/a")
+    assert "secret" not in str(missed.value)
 
 
 @pytest.mark.parametrize(

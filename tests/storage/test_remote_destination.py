@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,17 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage import Cache, open_cache
+from storage import Cache, crew, open_cache
 from storage.crew import StoppedError
 from storage.destinations import DirectoryDestination, open_destination
-from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError, MissingFileError, TransferError
+from storage.errors import (
+    CacheMismatchError,
+    ConfigError,
+    DiskFullError,
+    IncompleteCacheError,
+    MissingFileError,
+    TransferError,
+)
 from storage.manifest import ShardKey, ShardRecord
 from storage.remote_destination import RemoteDestination
 from storage.retrying import RetryPolicy
@@ -192,6 +200,36 @@ def test_another_cache_there_is_refused_and_kept(source: Cache, at_url: Open) ->
     assert remote_files() == before
 
 
+def test_of_two_caches_begun_at_the_same_time_one_stands(source: Cache, at_url: Open) -> None:
+    """Both saw an empty place; whose plan came first does not mix its shards with those of the other."""
+    other = dataclasses.replace(source.identity, teacher=source.identity.teacher | {"id": "somebody"})
+    first, second = at_url(), at_url()
+    first.begin_or_resume(source.identity)
+    MemoryFileSystem().rm("/bucket/cache/plan.json")
+    second.begin_or_resume(other)
+    for act in (lambda: add(source, first, source.manifest.shards[0]), lambda: first.finish(source.identity, [])):
+        with pytest.raises(CacheMismatchError, match=r"teacher\.id"):
+            act()
+    assert list(remote_files()) == ["plan.json"]
+
+
+def test_a_manifest_lists_the_commit_records_that_stand(
+    source: Cache, at_url: Open, make: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Two machines that disagree in the last bits sent one shard at the same time; either may finish."""
+    other = open_cache(make.cache(tmp_path / "other", seed=1))
+    record, others_record = source.manifest.shards[0], other.manifest.shards[0]
+    first = at_url()
+    publish(source, first, num_shards=98)
+    MemoryFileSystem().rm(f"/bucket/cache/{record.key.commit_path}")
+    first = at_url()
+    first.look_up(keys_of(source))
+    add(source, first, record)
+    MemoryFileSystem().rm(f"/bucket/cache/{record.key.commit_path}")  # the other looked before it was there
+    at_url().add_shard(source.identity, record.key, record.first_row_id, batches_of(other, others_record))
+    assert first.finish(source.identity, [TOKENIZER[0]]).shards[0] == others_record
+
+
 def test_other_software_may_finish_a_cache(source: Cache, at_url: Open, expected: dict[str, bytes]) -> None:
     publish(source, at_url(), num_shards=3)
     later = dataclasses.replace(source.identity, software={"teachonce": "0.2.0"})
@@ -218,17 +256,33 @@ def test_a_tokenizer_that_is_not_there_is_missed(source: Cache, at_url: Open) ->
         at_url().finish(source.identity, [TOKENIZER[0]])
 
 
+@pytest.mark.parametrize("refused", ["write_bytes", "mkdir"])
+def test_a_full_temporary_directory_is_no_failure_of_the_network(
+    source: Cache, at_url: Open, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    publish(source, at_url(), num_shards=1)
+
+    def refuse(self: Path, *arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    destination = at_url()
+    monkeypatch.setattr(Path, refused, refuse)
+    with pytest.raises(DiskFullError, match="No space left"):
+        destination.read_commit(source.manifest.shards[0].key)
+
+
 @pytest.mark.parametrize("is_done", [True, False])
 @pytest.mark.parametrize("is_begun", [True, False])
 def test_the_work_directory_of_a_begun_run_stays_until_all_is_done(
-    source: Cache, at_url: Open, tmp_path: Path, is_begun: bool, is_done: bool
+    source: Cache, at_url: Open, is_begun: bool, is_done: bool
 ) -> None:
+    """Also when the one that leaves last has not come as far: a driver of workers, or one stopped while it loads."""
     destination = at_url()
     if is_begun:
         destination.begin_or_resume(source.identity)
     destination.work_dir.mkdir(exist_ok=True)
-    assert list(destination.work_dir.iterdir()) == [], "nothing that was on its way stays"
-    destination.clean_up(is_done=is_done)
+    assert [path.name for path in destination.work_dir.iterdir()] == ["begun"] * is_begun, "nothing on its way stays"
+    at_url().clean_up(is_done=is_done)
     assert destination.work_dir.exists() == (is_begun and not is_done)
 
 
@@ -258,9 +312,8 @@ def test_a_place_that_cannot_be_is_found_before_any_work(at_url: Open, hub: Fake
 
 
 def test_a_writer_that_waits_for_the_network_can_be_hurried(source: Cache, at_url: Open, s3: S3Proxy) -> None:
-    destination = at_url(
-        f"s3://{s3.make_bucket()}/cache", policy=RetryPolicy(deadline_s=600, first_wait_s=300, longest_wait_s=300)
-    )
+    patient = RetryPolicy(deadline_s=600, first_wait_s=300, longest_wait_s=300)
+    destination, another = (at_url(f"s3://{s3.make_bucket()}/cache", policy=patient) for _ in range(2))
     s3.inject("503", times=10**6)
     failures: list[BaseException] = []
 
@@ -280,8 +333,44 @@ def test_a_writer_that_waits_for_the_network_can_be_hurried(source: Cache, at_ur
     assert not writer.is_alive()
     assert [type(error) for error in failures] == [StoppedError]
     s3.reset()
-    add(source, destination, source.manifest.shards[0])
-    assert destination.read_commit(source.manifest.shards[0].key) is not None, "what needs no waiting is still done"
+    another.hurry()
+    add(source, another, source.manifest.shards[0])
+    assert another.read_commit(source.manifest.shards[0].key) is not None, "what needs no waiting is still done"
+
+
+@pytest.mark.parametrize("request_", ["info", "put_file", "cat_file"])
+def test_a_writer_that_hurries_leaves_a_server_that_is_silent(
+    source: Cache, at_url: Open, monkeypatch: pytest.MonkeyPatch, request_: str
+) -> None:
+    """Whatever was asked of it: libraries wait for minutes."""
+    monkeypatch.setattr(crew, "_HURRIED_S", 0.01)
+    monkeypatch.setattr(crew, "_GRACE_S", 0.01)
+    answer, is_asked, is_over = getattr(MemoryFileSystem, request_), threading.Event(), threading.Event()
+
+    def silent(*arguments: object, **settings: object) -> object:
+        is_asked.set()
+        is_over.wait(60)
+        return answer(*arguments, **settings)
+
+    monkeypatch.setattr(MemoryFileSystem, request_, silent)
+    destination = at_url()
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            add(source, destination, source.manifest.shards[0])
+        except BaseException as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    assert is_asked.wait(60)
+    destination.hurry()
+    writer.join(20)
+    is_left = not writer.is_alive()
+    is_over.set()
+    assert is_left
+    assert [type(error) for error in failures] == [StoppedError]
 
 
 def test_each_url_has_a_work_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +380,7 @@ def test_each_url_has_a_work_directory_of_its_own(tmp_path: Path, monkeypatch: p
         for url, work_dir in ((URL, None), (URL + "-2", None), (URL, tmp_path / "mine"))
     )
     assert one != other
+    assert open_destination(f"{URL}/").work_dir == one, "the same place in other words"
     assert one.parent == tmp_path / "cache" / "teachonce"
     assert given == tmp_path / "mine" / one.name
     assert isinstance(open_destination(tmp_path / "cache"), DirectoryDestination)
