@@ -15,8 +15,8 @@ from pipeline.write_behind import write_behind
 from storage.destinations import Destination
 from storage.manifest import CacheIdentity, ShardKey
 
-# Record batches that wait for the writer: enough for the fsync of a shard to pass unnoticed.
-_MAX_WAITING = 32
+# What may wait for the writer: some seconds of a fast GPU, in which a shard is synced, or sent to a URL and read back.
+_MAX_WAITING_TOKENS = 1 << 20
 
 _Part = tuple[ShardRange, pa.RecordBatch]
 
@@ -38,8 +38,9 @@ def write_missing_shards(
     taken = []
     with Claims(destination.work_dir) as claims:
         write = functools.partial(_write, destination, identity, claims=claims, count=count)
+        max_waiting = max(1, _MAX_WAITING_TOKENS // (RECORD_BATCH_ROWS * producer.tokens_per_row))
         # A writer that is hurried commits what is whole and waits for no network.
-        with write_behind(write, _MAX_WAITING, destination.hurry) as put:
+        with write_behind(write, max_waiting, destination.hurry) as put:
             for shard in shards:
                 record = destination.read_commit(shard.key)
                 if record is None and not claims.take(_claim_name(shard.key)):

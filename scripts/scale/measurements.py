@@ -135,7 +135,7 @@ def resume(made_up: MadeUp) -> Action:
         ranges = list(shard_ranges(_producers(made_up), TOKENS_PER_SHARD))
         destination = open_destination(made_up.begun)
         identity = destination.begin_or_resume(identity_of(made_up.num_shards))
-        teacher = cast(Producer, SimpleNamespace(record_batches=record_batches))
+        teacher = cast(Producer, SimpleNamespace(record_batches=record_batches, tokens_per_row=1))
         try:
             write_missing_shards(destination, identity, teacher, ranges, committed_rows.append)
         except _TeacherNeededError as needed:

@@ -9,15 +9,19 @@ import pytest
 
 from scripts.bench import precompute
 from scripts.bench.config import BenchConfig
+from storage.destinations import DirectoryDestination
 
 
 def test_every_variant_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     shards: list[int] = []
     original = precompute.write_missing_shards
 
-    def spied(out: Path, identity: object, producer: object, ranges: list, count: object) -> None:
-        original(out, identity, producer, ranges, count)
-        shards.append(pa.ipc.open_file(str(out / ranges[0].key.path)).read_all().num_rows)
+    def spied(
+        destination: DirectoryDestination, identity: object, producer: object, ranges: list, count: object
+    ) -> None:
+        original(destination, identity, producer, ranges, count)
+        written = Path(destination.where) / ranges[0].key.path
+        shards.append(pa.ipc.open_file(str(written)).read_all().num_rows)
 
     monkeypatch.setattr(precompute, "write_missing_shards", spied)
     found = list(precompute.run(BenchConfig(name="precompute", size="tiny", rounds=1)))
