@@ -12,6 +12,7 @@ finds its rows in a W-th of the record batches. The order is the same for any nu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ BATCHES_PER_WINDOW = 64
 STRANDS = 16
 # Place of a strand among those that are cut: its number's bits reversed. Strands that follow one another are dealt from
 # record batches far apart, and those of a reader of 2, 4, 8 or 16 from a run of them.
-_PLACE_OF_STRAND = np.array([0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15])
+_PLACE_OF_STRAND = np.array([0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15], dtype=np.uint8)
+# As many rows has the largest window: 64 record batches of 65,536.
+_ROW_BITS = 22
 
 # Distinguish the permutations that are drawn from one seed.
 _SHARDS, _BATCHES, _ROWS, _STRANDS = 1, 2, 3, 4
@@ -108,17 +111,22 @@ class EpochOrder:
         if not self._shuffle:
             return rows
         batch_of_row = np.repeat(np.arange(len(rows_per_batch)), rows_per_batch)
-        batch_by_batch = np.lexsort((self._keys(rows, _ROWS, first_position), batch_of_row))
+        batch_by_batch = self._shuffled_within(batch_of_row, _ROWS, first_position)
         # Counted from the beginning of the stream, as readers count.
         place = _PLACE_OF_STRAND[(self._epoch * self.num_rows + first_position + rows) % STRANDS]
         strand_by_strand = np.argsort(place, kind="stable")
-        shuffled = np.lexsort((self._keys(rows, _STRANDS, first_position), place[strand_by_strand]))
+        shuffled = self._shuffled_within(place[strand_by_strand], _STRANDS, first_position)
         row_order = np.empty_like(rows)
         row_order[strand_by_strand] = batch_by_batch[shuffled]
         return row_order
 
-    def _keys(self, rows: NDArray[np.int64], purpose: int, place: int) -> NDArray[np.uint64]:
-        return hash_u64(self._seed, self._epoch, purpose, place, rows)
+    def _shuffled_within(self, groups: NDArray[np.integer[Any]], purpose: int, window: int) -> NDArray[np.int64]:
+        """The order that sorts by groups, at most 256, and by chance within each: by one key, which has no equals."""
+        rows = np.arange(len(groups), dtype=np.uint64)
+        chance = (
+            hash_u64(self._seed, self._epoch, purpose, window, rows) >> np.uint64(8 + _ROW_BITS) << np.uint64(_ROW_BITS)
+        )
+        return np.argsort((groups.astype(np.uint64) << np.uint64(56)) | chance | rows)
 
     def _members(self, group: int) -> list[int]:
         return [int(s) for s in self._shard_order[group * SHARDS_PER_GROUP : (group + 1) * SHARDS_PER_GROUP]]
