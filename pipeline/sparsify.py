@@ -175,8 +175,8 @@ def _remove(logprobs_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
 def _sums_again(sums_CB: Tensor, logprobs_CV: Tensor, changed_ids_CK: Tensor) -> Tensor:
     """Sums of the blocks' probabilities [C, B] after those of some ids have changed."""
     blocks_CK = changed_ids_CK // BLOCK_IDS
-    changed_CK = gather_blocks(logprobs_CV, blocks_CK, -torch.inf).exp().sum(dim=2, dtype=sums_CB.dtype)
-    return sums_CB.scatter(1, blocks_CK, changed_CK)
+    changed_CKW, _ = gather_blocks(logprobs_CV, blocks_CK, -torch.inf)
+    return sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2, dtype=sums_CB.dtype))
 
 
 def _tail_logprob(tail_CV: Tensor, tail_sums_CB: Tensor) -> Tensor:

@@ -10,56 +10,68 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK_IDS = 64
-# Blocks are made of smaller ones by this factor when few of their values are wanted.
-_SMALLER = 8
+_FOLD = 8
 
 
-def block_maxima(values_CV: Tensor, width: int = BLOCK_IDS) -> Tensor:
-    """Largest value of every block of `width` ids [C, B]."""
-    whole_CBW, rest_CW = _split(values_CV, width)
+def block_maxima(values_CV: Tensor) -> Tensor:
+    """Largest value of every block [C, B]."""
+    whole_CBW, rest_CW = _split(values_CV)
     maxima_CB = whole_CBW.amax(dim=2)
     return maxima_CB if rest_CW is None else torch.cat([maxima_CB, rest_CW.amax(dim=1, keepdim=True)], dim=1)
 
 
 def block_sums(values_CV: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Sum of every block [C, B]."""
-    whole_CBW, rest_CW = _split(values_CV, BLOCK_IDS)
+    whole_CBW, rest_CW = _split(values_CV)
     sums_CB = whole_CBW.sum(dim=2, dtype=dtype)
     if rest_CW is None:
         return sums_CB
     return torch.cat([sums_CB, rest_CW.sum(dim=1, keepdim=True, dtype=dtype)], dim=1)
 
 
-def gather_blocks(values_CV: Tensor, blocks_CK: Tensor, fill: float, width: int = BLOCK_IDS) -> Tensor:
-    """Values of the chosen blocks of `width` ids [C, K, W]; behind the last id stands `fill`."""
-    whole_CBW, rest_CW = _split(values_CV, width)
-    num_whole = whole_CBW.shape[1]
-    rows_C1 = torch.arange(len(values_CV), device=values_CV.device)[:, None]
-    if rest_CW is None:
-        return whole_CBW[rows_C1, blocks_CK]
-    last_C1W = functional.pad(rest_CW, (0, width - rest_CW.shape[1]), value=fill)[:, None]
-    if num_whole == 0:
-        return last_C1W.expand(-1, blocks_CK.shape[1], -1)
-    found_CKW = whole_CBW[rows_C1, blocks_CK.clamp(max=num_whole - 1)]
-    return torch.where((blocks_CK == num_whole)[:, :, None], last_C1W, found_CKW)
+def gather_blocks(values_CV: Tensor, blocks_CK: Tensor, fill: float) -> tuple[Tensor, Tensor]:
+    """Values of the chosen blocks [C, K, W] and the id of the first of each [C, K]; W is V where V is less.
+
+    A short last block is preceded by `fill`, so that its last id is that of the vocabulary.
+    """
+    num_rows, vocab_size = values_CV.shape
+    width = min(BLOCK_IDS, vocab_size)
+    first_ids_CK = (blocks_CK * BLOCK_IDS).clamp(max=vocab_size - width)
+    # Whole rows of windows that overlap are copied ten times as fast as single values.
+    windows_XW = values_CV.contiguous().as_strided((values_CV.numel() - width + 1, width), (1, 1))
+    row_starts_C1 = torch.arange(0, values_CV.numel(), vocab_size, device=values_CV.device)[:, None]
+    values_CKW = windows_XW.index_select(0, (row_starts_C1 + first_ids_CK).flatten()).view(num_rows, -1, width)
+    num_missing = -vocab_size % width
+    if num_missing:
+        rows, places = (blocks_CK == vocab_size // BLOCK_IDS).nonzero(as_tuple=True)
+        values_CKW[rows, places, :num_missing] = fill
+    return values_CKW, first_ids_CK
 
 
-def largest(
-    values_CV: Tensor, num: int, maxima_CB: Tensor | None = None, width: int = BLOCK_IDS
-) -> tuple[Tensor, Tensor]:
+def largest(values_CV: Tensor, num: int, maxima_CB: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The `num` largest values of every row, descending, and their ids [C, num]; equal values in any order.
 
-    Whatever is among the `num` largest stands in one of the `num` blocks with the largest maxima; the same
-    holds for smaller blocks inside of these. maxima_CB: `block_maxima`, where the caller has them.
+    Whatever is among the `num` largest stands in one of the `num` blocks with the largest maxima.
+    maxima_CB: `block_maxima`, where the caller has them.
     """
-    if width == 1 or num * width >= values_CV.shape[1]:
+    if num * BLOCK_IDS >= values_CV.shape[1]:
         found = values_CV.topk(num, dim=1)
         return found.values, found.indices
-    maxima_CB = block_maxima(values_CV, width) if maxima_CB is None else maxima_CB
+    maxima_CB = block_maxima(values_CV) if maxima_CB is None else maxima_CB
     blocks_CK = maxima_CB.topk(num, dim=1, sorted=False).indices
-    inside_CKW = gather_blocks(values_CV, blocks_CK, -torch.inf, width)
-    found_CK, places_CK = largest(inside_CKW.flatten(1), num, width=width // _SMALLER)
-    return found_CK, blocks_CK.gather(1, places_CK // width) * width + places_CK % width
+    inside_CKW, first_ids_CK = gather_blocks(values_CV, blocks_CK, -torch.inf)
+    values_CK, places_CK = _largest_of_few(inside_CKW.flatten(1), num)
+    return values_CK, first_ids_CK.gather(1, places_CK // BLOCK_IDS) + places_CK % BLOCK_IDS
+
+
+def _largest_of_few(values_CN: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """As `largest`, with groups of values that stand N / 8 apart for blocks."""
+    num_groups = values_CN.shape[1] // _FOLD
+    groups_CK = values_CN.unflatten(1, (_FOLD, num_groups)).amax(dim=1).topk(num, dim=1, sorted=False).indices
+    steps_F1 = torch.arange(_FOLD, device=values_CN.device)[:, None] * num_groups
+    places_CN = (groups_CK[:, None] + steps_F1).flatten(1)
+    found = values_CN.gather(1, places_CN).topk(num, dim=1)
+    return found.values, places_CN.gather(1, found.indices)
 
 
 def find_in_running_sum(
@@ -74,16 +86,16 @@ def find_in_running_sum(
     last_block_C1 = (running_CB < running_CB[:, -1:]).sum(dim=1, keepdim=True)
     blocks_CK = torch.searchsorted(running_CB, thresholds_CK, right=True).minimum(last_block_C1)
     before_CK = functional.pad(running_CB, (1, 0)).gather(1, blocks_CK)
-    weights_CKW = gather_blocks(weights_CV, blocks_CK, -torch.inf if are_logs else 0.0)
+    weights_CKW, first_ids_CK = gather_blocks(weights_CV, blocks_CK, -torch.inf if are_logs else 0.0)
     inside_CKW = (weights_CKW.exp() if are_logs else weights_CKW).cumsum(dim=2, dtype=torch.float64)
     place_CK1 = torch.searchsorted(inside_CKW, (thresholds_CK - before_CK)[:, :, None], right=True)
     # The block's sum and the sum over its ids differ by rounding; an id without weight is never found in between.
     last_CK1 = torch.searchsorted(inside_CKW, inside_CKW[:, :, -1:].contiguous())
-    return blocks_CK * BLOCK_IDS + torch.minimum(place_CK1, last_CK1)[:, :, 0]
+    return first_ids_CK + torch.minimum(place_CK1, last_CK1)[:, :, 0]
 
 
-def _split(values_CV: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
-    num_whole = values_CV.shape[1] // width
-    whole_CBW = values_CV[:, : num_whole * width].view(len(values_CV), num_whole, width)
-    rest_CW = values_CV[:, num_whole * width :]
+def _split(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:
+    num_whole = values_CV.shape[1] // BLOCK_IDS
+    whole_CBW = values_CV[:, : num_whole * BLOCK_IDS].view(len(values_CV), num_whole, BLOCK_IDS)
+    rest_CW = values_CV[:, num_whole * BLOCK_IDS :]
     return whole_CBW, rest_CW if rest_CW.shape[1] else None
