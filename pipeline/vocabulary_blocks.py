@@ -13,20 +13,29 @@ BLOCK_IDS = 64
 _FOLD = 8
 
 
-def block_maxima(values_CV: Tensor) -> Tensor:
-    """Largest value of every block [C, B]."""
-    whole_CBW, rest_CW = _split(values_CV)
-    maxima_CB = whole_CBW.amax(dim=2)
-    return maxima_CB if rest_CW is None else torch.cat([maxima_CB, rest_CW.amax(dim=1, keepdim=True)], dim=1)
+def num_blocks(vocab_size: int) -> int:
+    """Blocks of a row, B."""
+    return -(-vocab_size // BLOCK_IDS)
 
 
-def block_sums(values_CV: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Sum of every block [C, B]."""
+def block_maxima(values_CV: Tensor, out_CB: Tensor | None = None) -> Tensor:
+    """Largest value of every block [C, B], in out_CB where it is given."""
     whole_CBW, rest_CW = _split(values_CV)
-    sums_CB = whole_CBW.sum(dim=2, dtype=dtype)
-    if rest_CW is None:
-        return sums_CB
-    return torch.cat([sums_CB, rest_CW.sum(dim=1, keepdim=True, dtype=dtype)], dim=1)
+    out_CB = _empty(values_CV, values_CV.dtype) if out_CB is None else out_CB
+    torch.amax(whole_CBW, dim=2, out=out_CB[:, : whole_CBW.shape[1]])
+    if rest_CW is not None:
+        torch.amax(rest_CW, dim=1, out=out_CB[:, -1])
+    return out_CB
+
+
+def block_sums(values_CV: Tensor, out_CB: Tensor | None = None) -> Tensor:
+    """Sum of every block [C, B], in out_CB and its dtype where it is given, else in float64."""
+    whole_CBW, rest_CW = _split(values_CV)
+    out_CB = _empty(values_CV, torch.float64) if out_CB is None else out_CB
+    torch.sum(whole_CBW, dim=2, dtype=out_CB.dtype, out=out_CB[:, : whole_CBW.shape[1]])
+    if rest_CW is not None:
+        torch.sum(rest_CW, dim=1, dtype=out_CB.dtype, out=out_CB[:, -1])
+    return out_CB
 
 
 def gather_blocks(values_CV: Tensor, blocks_CK: Tensor, fill: float) -> tuple[Tensor, Tensor]:
@@ -92,6 +101,10 @@ def find_in_running_sum(
     # The block's sum and the sum over its ids differ by rounding; an id without weight is never found in between.
     last_CK1 = torch.searchsorted(inside_CKW, inside_CKW[:, :, -1:].contiguous())
     return first_ids_CK + torch.minimum(place_CK1, last_CK1)[:, :, 0]
+
+
+def _empty(values_CV: Tensor, dtype: torch.dtype) -> Tensor:
+    return values_CV.new_empty((len(values_CV), num_blocks(values_CV.shape[1])), dtype=dtype)
 
 
 def _split(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:

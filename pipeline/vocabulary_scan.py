@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.vocabulary_blocks import block_maxima, block_sums
+from pipeline.vocabulary_blocks import block_maxima, block_sums, num_blocks
 
 # Bytes of logits that one core works on: they and their probabilities stay in a cache of 2 MB.
 _GROUP_BYTES_PER_THREAD = 640 << 10
@@ -29,18 +29,23 @@ class VocabularyScan:
 
 def scan_logits(logits_CV: Tensor, sums_dtype: torch.dtype) -> VocabularyScan:
     """Scan float32 logits; their memory then holds the logprobs. Probabilities exist for one group at a time."""
-    num_rows = _rows_per_group(logits_CV)
-    probs_CV = torch.empty_like(logits_CV[:num_rows])
-    maxima, sums, entropies = [], [], []
-    for logits_GV in logits_CV.split(num_rows):
-        logprobs_GV = torch.log_softmax(logits_GV, dim=1, out=logits_GV)
-        probs_GV = torch.exp(logprobs_GV, out=probs_CV[: len(logits_GV)])
-        maxima.append(block_maxima(logprobs_GV))
-        sums.append(block_sums(probs_GV, sums_dtype))
-        entropies.append(-torch.linalg.vecdot(probs_GV, logprobs_GV, dim=1))
-    return VocabularyScan(
-        logprobs_CV=logits_CV, maxima_CB=torch.cat(maxima), sums_CB=torch.cat(sums), entropy_C=torch.cat(entropies)
+    num_rows, vocab_size = logits_CV.shape
+    scan = VocabularyScan(
+        logprobs_CV=logits_CV,
+        maxima_CB=logits_CV.new_empty((num_rows, num_blocks(vocab_size))),
+        sums_CB=logits_CV.new_empty((num_rows, num_blocks(vocab_size)), dtype=sums_dtype),
+        entropy_C=logits_CV.new_empty(num_rows),
     )
+    group_rows = _rows_per_group(logits_CV)
+    probs_GV = torch.empty_like(logits_CV[:group_rows])
+    for first in range(0, num_rows, group_rows):
+        rows = slice(first, first + group_rows)
+        logprobs_CV = torch.log_softmax(logits_CV[rows], dim=1, out=logits_CV[rows])
+        probs_CV = torch.exp(logprobs_CV, out=probs_GV[: len(logprobs_CV)])
+        block_maxima(logprobs_CV, scan.maxima_CB[rows])
+        block_sums(probs_CV, scan.sums_CB[rows])
+        scan.entropy_C[rows] = -probs_CV.mul_(logprobs_CV).sum(dim=1)
+    return scan
 
 
 def _rows_per_group(logits_CV: Tensor) -> int:
