@@ -76,7 +76,7 @@ def largest(values_CV: Tensor, num: int, maxima_CB: Tensor | None = None) -> tup
 def _largest_of_few(values_CN: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """As `largest`, with groups of values that stand N / 8 apart for blocks."""
     num_groups = values_CN.shape[1] // _FOLD
-    groups_CK = values_CN.unflatten(1, (_FOLD, num_groups)).amax(dim=1).topk(num, dim=1, sorted=False).indices
+    groups_CK = values_CN.view(-1, _FOLD, num_groups).amax(dim=1).topk(num, dim=1, sorted=False).indices
     steps_F1 = torch.arange(_FOLD, device=values_CN.device)[:, None] * num_groups
     places_CN = (groups_CK[:, None] + steps_F1).flatten(1)
     found = values_CN.gather(1, places_CN).topk(num, dim=1)
