@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.vocabulary_blocks import block_sums, find_in_running_sum, largest
+from pipeline.vocabulary_blocks import BLOCK_IDS, block_sums, find_in_running_sum, gather_blocks, largest
+from pipeline.vocabulary_scan import VocabularyScan, scan_logits
 
 # Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
 _TINY_MASS = 1e-25
@@ -95,49 +96,51 @@ def sparsify(
     tail_weight: float | None,
     temperatures: tuple[float, ...],
 ) -> PaddedTargets:
-    """Sparse targets of float32 logits.
+    """Sparse targets of float32 logits, whose memory is used up.
 
     uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the
     top_k largest (ties: lower id first), of which only the fewest that reach mass top_p, and, with a
     sampled tail, every probability ≥ tail_weight; the tail is drawn at temperatures[0]. NaN logits give
     NaN entropy.
     """
-    logprobs_CV = torch.log_softmax(logits_CV, dim=1)
-    probs_CV = logprobs_CV.exp()
-    entropy_C = -torch.linalg.vecdot(probs_CV, logprobs_CV, dim=1)
+    # A running sum that is cut must have float64's digits; a mass that is stored needs no more than float32's.
+    scan = scan_logits(logits_CV, torch.float32 if tail_weight is None else torch.float64)
+    logprobs_CV = scan.logprobs_CV
     label_logprob_C = logprobs_CV.gather(1, label_ids_C[:, None])[:, 0]
-    draw_CV = probs_CV if temperatures[0] == 1.0 else torch.softmax(logprobs_CV / temperatures[0], dim=1)
+    is_tempered = temperatures[0] != 1.0
+    draw_CV = torch.log_softmax(logprobs_CV / temperatures[0], dim=1) if is_tempered else logprobs_CV
 
-    head_ids_CK, is_head_CK = _choose_head(logprobs_CV, draw_CV, top_k, top_p, tail_weight)
+    head_ids_CK, is_head_CK = _choose_head(scan, draw_CV, top_k, top_p, tail_weight)
     head_logprobs_CK = logprobs_CV.gather(1, head_ids_CK).clamp(max=0.0)
-    _zero_where(probs_CV, head_ids_CK, is_head_CK)
-    if draw_CV is not probs_CV:
-        _zero_where(draw_CV, head_ids_CK, is_head_CK)
-    tail_logprob_C = _tail_logprob(probs_CV, logprobs_CV, head_ids_CK, is_head_CK)
-    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, uniforms_C, tail_weight)
-    tempered = {t: _tempered_tail_logmass(logprobs_CV, head_ids_CK, is_head_CK, t) for t in temperatures if t != 1.0}
+    _remove(logprobs_CV, head_ids_CK, is_head_CK)
+    tail_sums_CB = _sums_again(scan.sums_CB, logprobs_CV, head_ids_CK)
+    draw_sums_CB = tail_sums_CB
+    if is_tempered and tail_weight is not None:
+        _remove(draw_CV, head_ids_CK, is_head_CK)
+        draw_sums_CB = block_sums(draw_CV.exp())
+    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, draw_sums_CB, uniforms_C, tail_weight)
     return PaddedTargets(
         head_ids=head_ids_CK,
         head_logprobs=head_logprobs_CK,
         is_head=is_head_CK,
         tail_ids=tail_ids_CJ,
         is_drawn=is_drawn_CJ,
-        tail_logprob=tail_logprob_C,
-        entropy=entropy_C.clamp(min=0),
+        tail_logprob=_tail_logprob(logprobs_CV, tail_sums_CB),
+        entropy=scan.entropy_C.clamp(min=0),
         label_logprob=label_logprob_C,
-        tempered_tail_logmass=tempered,
+        tempered_tail_logmass={t: (logprobs_CV / t).logsumexp(dim=1) for t in temperatures if t != 1.0},
     )
 
 
 def _choose_head(
-    logprobs_CV: Tensor, draw_CV: Tensor, top_k: int, top_p: float, tail_weight: float | None
+    scan: VocabularyScan, draw_CV: Tensor, top_k: int, top_p: float, tail_weight: float | None
 ) -> tuple[Tensor, Tensor]:
     """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
-    vocab_size = logprobs_CV.shape[1]
+    logprobs_CV, vocab_size = scan.logprobs_CV, scan.logprobs_CV.shape[1]
     # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
     num_candidates = top_k if tail_weight is None else max(top_k, math.floor(1 / tail_weight) + 1)
     num_candidates = min(num_candidates, vocab_size)
-    values_CK, ids_CK = largest(logprobs_CV, min(num_candidates + 1, vocab_size))
+    values_CK, ids_CK = largest(logprobs_CV, min(num_candidates + 1, vocab_size), scan.maxima_CB)
     _lower_ids_first(logprobs_CV, values_CK, ids_CK)
     ids_CK = ids_CK[:, :num_candidates]
     is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
@@ -146,7 +149,7 @@ def _choose_head(
         is_head_CK = is_head_CK & (probs_CK.cumsum(1) - probs_CK < top_p)
     if tail_weight is not None:
         # Whatever reaches τ stays: it would be drawn with a probability above 1.
-        is_head_CK = is_head_CK | (draw_CV.gather(1, ids_CK).double() >= tail_weight)
+        is_head_CK = is_head_CK | (draw_CV.gather(1, ids_CK).exp().double() >= tail_weight)
     order_CK = ids_CK.argsort(dim=1)
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
 
@@ -163,46 +166,44 @@ def _lower_ids_first(logprobs_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> 
         ids_CK[c] = candidates[order[: ids_CK.shape[1]]]
 
 
-def _zero_where(values_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
-    kept_CK = values_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, 0.0)
-    values_CV.scatter_(1, ids_CK, kept_CK)
+def _remove(logprobs_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
+    """Take the probability from the chosen ids, in place."""
+    kept_CK = logprobs_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, -torch.inf)
+    logprobs_CV.scatter_(1, ids_CK, kept_CK)
 
 
-def _tail_logprob(tail_CV: Tensor, logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor) -> Tensor:
+def _sums_again(sums_CB: Tensor, logprobs_CV: Tensor, changed_ids_CK: Tensor) -> Tensor:
+    """Sums of the blocks' probabilities [C, B] after those of some ids have changed."""
+    blocks_CK = changed_ids_CK // BLOCK_IDS
+    changed_CKW, _ = gather_blocks(logprobs_CV, blocks_CK, -torch.inf)
+    return sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2, dtype=sums_CB.dtype))
+
+
+def _tail_logprob(tail_CV: Tensor, tail_sums_CB: Tensor) -> Tensor:
     """log of the tail's mass [C], summed over the tail itself and never as 1 − Σ head; −inf for an empty tail."""
-    mass_C = tail_CV.sum(dim=1)
-    logmass_C = mass_C.log()
+    mass_C = tail_sums_CB.sum(dim=1)
+    logmass_C = mass_C.log().float()
     tiny_C = mass_C < _TINY_MASS
     if tiny_C.any():
         rows = tiny_C.nonzero()[:, 0]
-        masked = _masked_tail(logprobs_CV[rows], head_ids_CK[rows], is_head_CK[rows])
-        logmass_C[rows] = masked.logsumexp(dim=1)
+        logmass_C[rows] = tail_CV[rows].logsumexp(dim=1)
     return logmass_C.clamp(max=0.0)
 
 
-def _tempered_tail_logmass(logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor, temperature: float) -> Tensor:
-    """log Σ_tail p^(1/T) [C]."""
-    return (_masked_tail(logprobs_CV, head_ids_CK, is_head_CK) / temperature).logsumexp(dim=1)
-
-
-def _masked_tail(logprobs_CV: Tensor, head_ids_CK: Tensor, is_head_CK: Tensor) -> Tensor:
-    kept_CK = logprobs_CV.gather(1, head_ids_CK).masked_fill(is_head_CK, -torch.inf)
-    return logprobs_CV.scatter(1, head_ids_CK, kept_CK)
-
-
-def _draw_tail(draw_CV: Tensor, uniforms_C: Tensor, tail_weight: float | None) -> tuple[Tensor, Tensor]:
-    """Drawn ids [C, J], ascending, and which of the J places are filled [C, J]."""
+def _draw_tail(
+    draw_CV: Tensor, sums_CB: Tensor, uniforms_C: Tensor, tail_weight: float | None
+) -> tuple[Tensor, Tensor]:
+    """Ids [C, J], ascending, drawn from log probabilities, and which of the J places are filled [C, J]."""
     if tail_weight is None:
         empty = draw_CV.new_zeros((len(draw_CV), 0), dtype=torch.int64)
         return empty, empty.bool()
-    sums_CB = block_sums(draw_CV)
     mass_C1 = sums_CB.sum(dim=1, keepdim=True)
     # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
     num_draws = int(torch.ceil(mass_C1.nan_to_num(nan=0.0).max() / tail_weight)) + 1
     steps_J = torch.arange(num_draws, device=draw_CV.device, dtype=torch.float64)
     thresholds_CJ = (uniforms_C[:, None] + steps_J) * tail_weight
     is_drawn_CJ = thresholds_CJ < mass_C1
-    return find_in_running_sum(draw_CV, sums_CB, thresholds_CJ), is_drawn_CJ
+    return find_in_running_sum(draw_CV, sums_CB, thresholds_CJ, are_logs=True), is_drawn_CJ
 
 
 def _on_host(tensor: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def _sampled_tail(top_k: int, denominator: int) -> Scheme:
 
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
         found = sparsify(
-            teaching.logprobs,
+            teaching.logprobs.clone(),
             teaching.label_ids,
             teaching.uniforms[:, 0],
             top_k=top_k,
@@ -190,7 +190,7 @@ def _fitted_curve(*, k: int, num_exact: int, degree: int) -> Scheme:
 def _our_bytes(teaching: Teaching, block_size: int, *, top_k: int, tail_weight: float | None) -> float:
     """Bytes per token of ids, logprobs and sizes as our own shards store them."""
     found = sparsify(
-        teaching.logprobs,
+        teaching.logprobs.clone(),
         teaching.label_ids,
         teaching.uniforms[:, 0],
         top_k=top_k,
