@@ -63,7 +63,7 @@ def test_a_cache_holds_what_the_model_itself_says(
         samples=SamplesConfig(num_prompts=6, prompt_tokens=5, max_new_tokens=8),
         beams=BeamsConfig(num_prompts=6, prompt_tokens=5, max_new_tokens=4),
     )
-    cache: Cache = helpers.precompute(config)
+    cache: Cache = helpers.precomputed(config)
     assert verify_cache(cache.path).problems == ()
     row = next(iter(cache.record_batches("soft_targets", "train"))).to_pylist()[2]
     start = 0
@@ -94,5 +94,5 @@ def test_a_teacher_that_cannot_isolate_documents_is_refused(
 ) -> None:
     directory, _ = make_teacher(model_type, CANNOT_PACK[model_type])
     with pytest.raises(LeakingTeacherError):
-        helpers.precompute(helpers.tiny_config(directory, text_file, tmp_path / "cache"))
+        helpers.precomputed(helpers.tiny_config(directory, text_file, tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()

@@ -194,6 +194,6 @@ def test_a_run_with_a_broken_teacher_leaves_no_shard(
         broken, text_file, tmp_path / "cache", kinds=("soft_targets",), soft_targets=settings, max_tokens=2000
     )
     with pytest.raises(TeacherOutputError):
-        helpers.precompute(config)
+        helpers.precomputed(config)
     assert not list((tmp_path / "cache").rglob("*.arrow"))
     assert not (tmp_path / "cache" / "manifest.json").exists()
