@@ -25,7 +25,7 @@ from storage.segments import valid_targets
 from storage.soft_targets import SoftTargetRows, encode
 
 # Bytes of float32 logits. A matrix product pays for long chunks; what follows it, on CPU, for temporaries that
-# stay under 32 MB even in float64, as larger ones cost page faults.
+# stay under 32 MB, as larger ones cost page faults.
 _PRODUCT_BYTES_ON_CPU, _CHUNK_BYTES_ON_CPU = 96 << 20, 24 << 20
 _PRODUCT_BYTES_ELSEWHERE = 1 << 30
 _TAIL_DRAW = 5

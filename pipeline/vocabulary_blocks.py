@@ -97,10 +97,11 @@ def find_in_running_sum(
     before_CK = functional.pad(running_CB, (1, 0)).gather(1, blocks_CK)
     weights_CKW, first_ids_CK = gather_blocks(weights_CV, blocks_CK, -torch.inf if are_logs else 0.0)
     inside_CKW = (weights_CKW.exp() if are_logs else weights_CKW).cumsum(dim=2, dtype=torch.float64)
-    place_CK1 = torch.searchsorted(inside_CKW, (thresholds_CK - before_CK)[:, :, None], right=True)
+    place_CK = torch.searchsorted(inside_CKW, (thresholds_CK - before_CK)[:, :, None], right=True)[:, :, 0]
     # The block's sum and the sum over its ids differ by rounding; an id without weight is never found in between.
-    last_CK1 = torch.searchsorted(inside_CKW, inside_CKW[:, :, -1:].contiguous())
-    return first_ids_CK + torch.minimum(place_CK1, last_CK1)[:, :, 0]
+    # Counted rather than searched for: NaN weights, which others refuse, find an id that exists.
+    last_CK = (inside_CKW < inside_CKW[:, :, -1:]).sum(dim=2)
+    return first_ids_CK + torch.minimum(place_CK, last_CK)
 
 
 def _empty(values_CV: Tensor, dtype: torch.dtype) -> Tensor:

@@ -63,3 +63,13 @@ def test_a_threshold_finds_the_id_whose_interval_of_the_running_sum_holds_it(
     beyond = thresholds >= running[:, -1:] - rounding
     last = np.array([np.flatnonzero(row)[-1] for row in weights])[:, None]
     assert (inside | (beyond & (found == last))).all()
+
+
+@pytest.mark.parametrize("vocab_size", SIZES)
+def test_nan_weights_find_an_id_of_the_vocabulary(vocab_size: int) -> None:
+    weights = torch.from_numpy(rows_of(vocab_size))
+    weights[1, vocab_size // 2] = weights[2] = np.nan
+    thresholds = torch.tensor([[0.0, 0.5, np.nan]], dtype=torch.float64).expand(5, 3).contiguous()
+    found = find_in_running_sum(weights, block_sums(weights), thresholds)
+    assert found.min() >= 0
+    assert found.max() < vocab_size
