@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +81,12 @@ def tiny_config(teacher: Path, data: Path, out: Path, **changes: object) -> Prec
 def one_thread() -> None:
     """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_stops() -> None:
+    """A shell that starts pytest in the background lets it ignore Ctrl-C; tests, and what they start, must not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
