@@ -122,7 +122,7 @@ def make_bench(directory: Path) -> Bench:
     )
     bench.text.write_text("\n".join(documents))
     _make_teacher(bench.teacher)
-    assert bench.settings.out == directory  # read here, so that children need not
+    assert str(bench.settings.out) == str(directory)  # read here, so that children need not
     shape = {"vocab_size": 257, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
     bench.student_shape.write_text(json.dumps({"model_type": "gpt2"} | shape))
     return bench
