@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import pipeline.shard_writing
+import storage.destinations
 from pipeline.claims import Claims
 from scripts.faults.bench import Bench, difference
 from scripts.faults.children import Child, Ending
@@ -191,7 +191,7 @@ def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
 
 def _compute_other_bits() -> None:
     """Let this process compute as another machine does: floats that differ in the last bit, another Python."""
-    module: Any = pipeline.shard_writing
+    module: Any = storage.destinations
     original = module.write_shard
 
     def write_shard(
