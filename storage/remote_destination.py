@@ -106,9 +106,8 @@ class RemoteDestination:
             [is_missing] = self._crew.map(functools.partial(self._is_missing, identity), [key])
             if is_missing:
                 write_commit(staging, record)
-                shard = FileRecord(path=record.path, file_bytes=record.shard_bytes, sha256=record.sha256)
                 # Not remembered: it is looked up again before the cache is finished, should another have replaced it.
-                self._send(staging, shard, file_record(staging, key.commit_path))
+                self._send(staging, record, file_record(staging, key.commit_path))
 
     def hurry(self) -> None:
         """A network that fails is not waited for any longer."""
@@ -151,7 +150,7 @@ class RemoteDestination:
         with staging:
             yield Path(staging.name)
 
-    def _send(self, staging: Path, *files: FileRecord) -> None:
+    def _send(self, staging: Path, *files: FileRecord | ShardRecord) -> None:
         """Put what is not there, one file after the other, and read every byte back."""
         unit = Unit(files=files)
         sender = Sender(staging, self._remote, self._crew)

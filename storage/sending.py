@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.crew import Crew
-from storage.manifest import FileRecord
+from storage.manifest import FileRecord, ShardRecord
 from storage.remote import RemoteDirectory
 from storage.shard import check_file
 
@@ -24,7 +24,7 @@ class Unit:
     The last speaks for those before it. told_bytes: what counts as progress.
     """
 
-    files: tuple[FileRecord, ...]
+    files: tuple[FileRecord | ShardRecord, ...]
     told_bytes: int = 0
 
 
@@ -33,7 +33,7 @@ class Sender:
 
     def __init__(self, cache_dir: Path, remote: RemoteDirectory, crew: Crew) -> None:
         self.remote = remote
-        self.sent: list[FileRecord] = []
+        self.sent: list[FileRecord | ShardRecord] = []
         self._cache_dir, self._crew = cache_dir, crew
 
     def send(self, units: Sequence[Unit]) -> None:
@@ -54,8 +54,8 @@ class Sender:
 
     def _is_there(self, unit: Unit) -> bool:
         *earlier, last = unit.files
-        sizes_match = all(self.remote.num_bytes(file.path) == file.file_bytes for file in earlier)
-        return sizes_match and self.remote.holds(last.path, last.file_bytes, last.sha256)
+        sizes_match = all(self.remote.num_bytes(file.path) == file.num_bytes for file in earlier)
+        return sizes_match and self.remote.holds(last.path, last.num_bytes, last.sha256)
 
     def _put(self, units: Sequence[Unit]) -> None:
         files = [file for unit in units for file in unit.files]
@@ -68,8 +68,8 @@ class Sender:
             self.remote.retrying(file.path, functools.partial(self._read_back, file))
         self._crew.tell(unit.told_bytes)
 
-    def _read_back(self, file: FileRecord) -> None:
-        if not self.remote.holds(file.path, file.file_bytes, file.sha256, lambda num_bytes: self._crew.tell(0)):
+    def _read_back(self, file: FileRecord | ShardRecord) -> None:
+        if not self.remote.holds(file.path, file.num_bytes, file.sha256, lambda num_bytes: self._crew.tell(0)):
             self.remote.put(check_file(self._cache_dir, file), file.path)
             raise OSError("what was read back differs from the local file, which was sent again")
 

@@ -92,7 +92,7 @@ def push(
         num_shards=len(manifest.shards),
         num_copied_files=len(sent),
         num_kept_files=sum(len(unit.files) for unit in [plan, *units, last]) - len(sent),
-        num_copied_bytes=sum(file.file_bytes for file in sent),
+        num_copied_bytes=sum(file.num_bytes for file in sent),
     )
 
 
@@ -145,8 +145,7 @@ def _units(cache_dir: Path, manifest: Manifest) -> list[Unit]:
     units = []
     for shard in manifest.shards:
         commit = as_file(shard.key.commit_path, check_commit(cache_dir, shard))
-        file = FileRecord(path=shard.path, file_bytes=shard.shard_bytes, sha256=shard.sha256)
-        units.append(Unit(files=(file, commit), told_bytes=shard.shard_bytes))
+        units.append(Unit(files=(shard, commit), told_bytes=shard.shard_bytes))
     return units + [Unit(files=(file,), told_bytes=file.file_bytes) for file in manifest.files]
 
 

@@ -27,8 +27,8 @@ def write_shards(
     waiting = in_order_of_host(begun.shards, platform.node())
     has_told = config.quiet
     with KindProgress(begun.shards, quiet=config.quiet) as progress:
+        destination.look_up([shard.key for shard in waiting])
         while waiting:
-            destination.look_up([shard.key for shard in waiting])
             taken: list[ShardRange] = []
             for kind, shards in itertools.groupby(waiting, key=lambda shard: shard.key.kind):
                 count = functools.partial(progress.count, kind)

@@ -8,27 +8,21 @@ import pytest
 
 from storage import crew as crew_module
 from storage.crew import Crew, StoppedError
+from tests.failing_thread import start_failing
 
 
 def test_what_hangs_is_left_when_others_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that accepts and then is silent would hold a thread for minutes."""
     monkeypatch.setattr(crew_module, "_HURRIED_S", 0.01)
     monkeypatch.setattr(crew_module, "_GRACE_S", 0.01)
-    crew, silence, errors = Crew(2, lambda num_bytes: None), threading.Event(), list[BaseException]()
+    crew, silence = Crew(2, lambda num_bytes: None), threading.Event()
     is_under_way = threading.Event()
 
     def transfer(item: int) -> None:
         is_under_way.set()
         silence.wait()
 
-    def work() -> None:
-        try:
-            crew.map(transfer, [1])
-        except BaseException as error:
-            errors.append(error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
+    worker, errors = start_failing(lambda: crew.map(transfer, [1]))
     assert is_under_way.wait(60)
     crew.hurry()
     worker.join(60)

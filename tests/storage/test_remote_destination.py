@@ -29,6 +29,7 @@ from storage.errors import (
 from storage.manifest import ShardKey, ShardRecord
 from storage.remote_destination import RemoteDestination
 from storage.retrying import RetryPolicy
+from tests.failing_thread import start_failing
 from tests.storage.object_store import FAULTS, FakeHub, S3Proxy
 
 QUICK = RetryPolicy(deadline_s=20, first_wait_s=0.001, longest_wait_s=0.01)
@@ -315,16 +316,7 @@ def test_a_writer_that_waits_for_the_network_can_be_hurried(source: Cache, at_ur
     patient = RetryPolicy(deadline_s=600, first_wait_s=300, longest_wait_s=300)
     destination, another = (at_url(f"s3://{s3.make_bucket()}/cache", policy=patient) for _ in range(2))
     s3.inject("503", times=10**6)
-    failures: list[BaseException] = []
-
-    def write() -> None:
-        try:
-            add(source, destination, source.manifest.shards[0])
-        except BaseException as error:
-            failures.append(error)
-
-    writer = threading.Thread(target=write)
-    writer.start()
+    writer, failures = start_failing(lambda: add(source, destination, source.manifest.shards[0]))
     until = time.monotonic() + 60
     while not s3.faults and time.monotonic() < until:
         time.sleep(0.01)
@@ -354,16 +346,7 @@ def test_a_writer_that_hurries_leaves_a_server_that_is_silent(
 
     monkeypatch.setattr(MemoryFileSystem, request_, silent)
     destination = at_url()
-    failures: list[BaseException] = []
-
-    def write() -> None:
-        try:
-            add(source, destination, source.manifest.shards[0])
-        except BaseException as error:
-            failures.append(error)
-
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
+    writer, failures = start_failing(lambda: add(source, destination, source.manifest.shards[0]))
     assert is_asked.wait(60)
     destination.hurry()
     writer.join(20)
