@@ -72,13 +72,18 @@ class PaddedTargets:
         )
 
     def flatten(self) -> SparseTargets:
-        """The same without padding, head before tail at every position; of tensors on the host."""
-        is_entry = torch.cat([self.is_head, self.is_drawn], dim=1)
+        """The same without padding, head before tail at every position; of tensors on the host.
+
+        Without PyTorch's operators: one that ran on OpenMP threads beside those of the teacher would make OpenMP put
+        all of them to sleep between operations, the teacher's too.
+        """
+        is_head_CK, is_drawn_CJ = _numpy(self.is_head), _numpy(self.is_drawn)
+        ids_CE = np.concatenate([_numpy(self.head_ids), _numpy(self.tail_ids)], axis=1)
         return SparseTargets(
-            head_size=_numpy(self.is_head.sum(1)),
-            tail_size=_numpy(self.is_drawn.sum(1)),
-            ids=_numpy(torch.cat([self.head_ids, self.tail_ids], dim=1)[is_entry]).astype(np.int64),
-            logprobs=_numpy(self.head_logprobs[self.is_head]),
+            head_size=is_head_CK.sum(axis=1),
+            tail_size=is_drawn_CJ.sum(axis=1),
+            ids=ids_CE[np.concatenate([is_head_CK, is_drawn_CJ], axis=1)].astype(np.int64),
+            logprobs=_numpy(self.head_logprobs)[is_head_CK],
             tail_logprob=_numpy(self.tail_logprob),
             entropy=_numpy(self.entropy),
             label_logprob=_numpy(self.label_logprob),
@@ -105,103 +110,119 @@ def sparsify(
     """
     # A running sum that is cut must have float64's digits; a mass that is stored needs no more than float32's.
     scan = scan_logits(logits_CV, torch.float32 if tail_weight is None else torch.float64)
-    logprobs_CV = scan.logprobs_CV
-    label_logprob_C = logprobs_CV.gather(1, label_ids_C[:, None])[:, 0]
+    shifted_CV, log_partition_C1 = scan.shifted_CV, scan.log_partition_C[:, None]
+    label_logprob_C = (shifted_CV.gather(1, label_ids_C[:, None]) - log_partition_C1)[:, 0]
     is_tempered = temperatures[0] != 1.0
-    draw_CV = torch.log_softmax(logprobs_CV / temperatures[0], dim=1) if is_tempered else logprobs_CV
+    draw_CV, draw_partition_C1 = shifted_CV, scan.partition_C[:, None]
+    if is_tempered:
+        draw_CV = torch.log_softmax(shifted_CV / temperatures[0], dim=1)
+        draw_partition_C1 = torch.ones_like(draw_partition_C1)
 
-    head_ids_CK, is_head_CK = _choose_head(scan, draw_CV, top_k, top_p, tail_weight)
-    head_logprobs_CK = logprobs_CV.gather(1, head_ids_CK).clamp(max=0.0)
-    _remove(logprobs_CV, head_ids_CK, is_head_CK)
-    tail_sums_CB = _sums_again(scan.sums_CB, logprobs_CV, head_ids_CK)
+    head_ids_CK, is_head_CK = _choose_head(scan, draw_CV, draw_partition_C1, top_k, top_p, tail_weight)
+    head_logprobs_CK = (shifted_CV.gather(1, head_ids_CK) - log_partition_C1).clamp(max=0.0)
+    _remove(shifted_CV, head_ids_CK, is_head_CK)
+    tail_sums_CB = _sums_again(scan.sums_CB, shifted_CV, head_ids_CK)
     draw_sums_CB = tail_sums_CB
     if is_tempered and tail_weight is not None:
         _remove(draw_CV, head_ids_CK, is_head_CK)
         draw_sums_CB = block_sums(draw_CV.exp())
-    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, draw_sums_CB, uniforms_C, tail_weight)
+    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, draw_sums_CB, draw_partition_C1, uniforms_C, tail_weight)
     return PaddedTargets(
         head_ids=head_ids_CK,
         head_logprobs=head_logprobs_CK,
         is_head=is_head_CK,
         tail_ids=tail_ids_CJ,
         is_drawn=is_drawn_CJ,
-        tail_logprob=_tail_logprob(logprobs_CV, tail_sums_CB),
+        tail_logprob=_tail_logprob(scan, tail_sums_CB),
         entropy=scan.entropy_C.clamp(min=0),
         label_logprob=label_logprob_C,
-        tempered_tail_logmass={t: (logprobs_CV / t).logsumexp(dim=1) for t in temperatures if t != 1.0},
+        tempered_tail_logmass={
+            t: (shifted_CV / t).logsumexp(dim=1) - scan.log_partition_C / t for t in temperatures if t != 1.0
+        },
     )
 
 
 def _choose_head(
-    scan: VocabularyScan, draw_CV: Tensor, top_k: int, top_p: float, tail_weight: float | None
+    scan: VocabularyScan,
+    draw_CV: Tensor,
+    draw_partition_C1: Tensor,
+    top_k: int,
+    top_p: float,
+    tail_weight: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
-    logprobs_CV, vocab_size = scan.logprobs_CV, scan.logprobs_CV.shape[1]
+    shifted_CV, vocab_size = scan.shifted_CV, scan.shifted_CV.shape[1]
     # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
     num_candidates = top_k if tail_weight is None else max(top_k, math.floor(1 / tail_weight) + 1)
     num_candidates = min(num_candidates, vocab_size)
-    values_CK, ids_CK = largest(logprobs_CV, min(num_candidates + 1, vocab_size), scan.maxima_CB)
-    _lower_ids_first(logprobs_CV, values_CK, ids_CK)
+    values_CK, ids_CK = largest(shifted_CV, min(num_candidates + 1, vocab_size), scan.maxima_CB)
+    _lower_ids_first(shifted_CV, values_CK, ids_CK)
     ids_CK = ids_CK[:, :num_candidates]
     is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
     if top_p < 1:
-        probs_CK = logprobs_CV.gather(1, ids_CK).double().exp()
+        probs_CK = shifted_CV.gather(1, ids_CK).double().exp() / scan.partition_C[:, None]
         is_head_CK = is_head_CK & (probs_CK.cumsum(1) - probs_CK < top_p)
     if tail_weight is not None:
-        # Whatever reaches τ stays: it would be drawn with a probability above 1.
-        is_head_CK = is_head_CK | (draw_CV.gather(1, ids_CK).exp().double() >= tail_weight)
+        # Whatever reaches τ stays: it would be drawn with a probability above 1. The numbers are those of the draw.
+        weights_CK = draw_CV.gather(1, ids_CK).exp().double()
+        is_head_CK = is_head_CK | (weights_CK >= tail_weight * draw_partition_C1)
     order_CK = ids_CK.argsort(dim=1)
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
 
 
-def _lower_ids_first(logprobs_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> None:
-    """Where equal logprobs meet inside the top list, put the lower ids first, in place; topk does not promise it."""
+def _lower_ids_first(logits_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> None:
+    """Where equal logits meet inside the top list, put the lower ids first, in place; topk does not promise it."""
     if values_CK.shape[1] < 2:
         return
-    tied_C = (values_CK[:, 1:] == values_CK[:, :-1]).any(dim=1)
+    # NaN stands first; such rows are refused by the caller.
+    tied_C = (values_CK[:, 1:] == values_CK[:, :-1]).any(dim=1) & ~values_CK[:, 0].isnan()
     for c in tied_C.nonzero()[:, 0].tolist():
         smallest = values_CK[c, -1]
-        candidates = (logprobs_CV[c] >= smallest).nonzero()[:, 0]
-        order = logprobs_CV[c, candidates].sort(descending=True, stable=True).indices
+        candidates = (logits_CV[c] >= smallest).nonzero()[:, 0]
+        order = logits_CV[c, candidates].sort(descending=True, stable=True).indices
         ids_CK[c] = candidates[order[: ids_CK.shape[1]]]
 
 
-def _remove(logprobs_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
+def _remove(logits_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
     """Take the probability from the chosen ids, in place."""
-    kept_CK = logprobs_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, -torch.inf)
-    logprobs_CV.scatter_(1, ids_CK, kept_CK)
+    kept_CK = logits_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, -torch.inf)
+    logits_CV.scatter_(1, ids_CK, kept_CK)
 
 
-def _sums_again(sums_CB: Tensor, logprobs_CV: Tensor, changed_ids_CK: Tensor) -> Tensor:
-    """Sums of the blocks' probabilities [C, B] after those of some ids have changed."""
+def _sums_again(sums_CB: Tensor, shifted_CV: Tensor, changed_ids_CK: Tensor) -> Tensor:
+    """Sums of the blocks' exp(shifted) [C, B] after some ids have changed."""
     blocks_CK = changed_ids_CK // BLOCK_IDS
-    changed_CKW, _ = gather_blocks(logprobs_CV, blocks_CK, -torch.inf)
+    changed_CKW, _ = gather_blocks(shifted_CV, blocks_CK, -torch.inf)
     return sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2, dtype=sums_CB.dtype))
 
 
-def _tail_logprob(tail_CV: Tensor, tail_sums_CB: Tensor) -> Tensor:
-    """log of the tail's mass [C], summed over the tail itself and never as 1 − Σ head; −inf for an empty tail."""
-    mass_C = tail_sums_CB.sum(dim=1)
+def _tail_logprob(scan: VocabularyScan, tail_sums_CB: Tensor) -> Tensor:
+    """log of the tail's mass [C], summed over the tail itself and never as 1 − Σ head; −inf for an empty tail.
+
+    scan.shifted_CV must hold the tail only.
+    """
+    mass_C = tail_sums_CB.sum(dim=1, dtype=torch.float64)
     logmass_C = mass_C.log().float()
     tiny_C = mass_C < _TINY_MASS
     if tiny_C.any():
         rows = tiny_C.nonzero()[:, 0]
-        logmass_C[rows] = tail_CV[rows].logsumexp(dim=1)
-    return logmass_C.clamp(max=0.0)
+        logmass_C[rows] = scan.shifted_CV[rows].logsumexp(dim=1)
+    return (logmass_C - scan.log_partition_C).clamp(max=0.0)
 
 
 def _draw_tail(
-    draw_CV: Tensor, sums_CB: Tensor, uniforms_C: Tensor, tail_weight: float | None
+    draw_CV: Tensor, sums_CB: Tensor, partition_C1: Tensor, uniforms_C: Tensor, tail_weight: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Ids [C, J], ascending, drawn from log probabilities, and which of the J places are filled [C, J]."""
+    """Ids [C, J], ascending, drawn with weights exp(draw_CV), and which of the J places are filled [C, J]."""
     if tail_weight is None:
         empty = draw_CV.new_zeros((len(draw_CV), 0), dtype=torch.int64)
         return empty, empty.bool()
     mass_C1 = sums_CB.sum(dim=1, keepdim=True)
     # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
-    num_draws = int(torch.ceil(mass_C1.nan_to_num(nan=0.0).max() / tail_weight)) + 1
+    largest_mass = (mass_C1 / partition_C1).nan_to_num(nan=0.0).max()
+    num_draws = int(torch.ceil(largest_mass / tail_weight)) + 1
     steps_J = torch.arange(num_draws, device=draw_CV.device, dtype=torch.float64)
-    thresholds_CJ = (uniforms_C[:, None] + steps_J) * tail_weight
+    thresholds_CJ = (uniforms_C[:, None] + steps_J) * (tail_weight * partition_C1)
     is_drawn_CJ = thresholds_CJ < mass_C1
     return find_in_running_sum(draw_CV, sums_CB, thresholds_CJ, are_logs=True), is_drawn_CJ
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
-from pipeline.fast_activations import use_fast_activations
+from pipeline.fast_layers import use_fast_layers
 from pipeline.matmul_precision import use_fast_matmul
 from storage.errors import ConfigError, first_line
 from storage.segments import position_ids
@@ -199,7 +199,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
     model = model.to(device=device, dtype=_choose_dtype(config.dtype, device)).eval()
     if device.type == "cpu":
         use_fast_matmul(inputs_are_bfloat16=model.dtype == torch.bfloat16)
-    use_fast_activations(model)
+    use_fast_layers(model)
     name = Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
     teacher = Teacher(
         model,

@@ -18,24 +18,28 @@ def num_blocks(vocab_size: int) -> int:
     return -(-vocab_size // BLOCK_IDS)
 
 
-def block_maxima(values_CV: Tensor, out_CB: Tensor | None = None) -> Tensor:
-    """Largest value of every block [C, B], in out_CB where it is given."""
-    whole_CBW, rest_CW = _split(values_CV)
-    out_CB = _empty(values_CV, values_CV.dtype) if out_CB is None else out_CB
-    torch.amax(whole_CBW, dim=2, out=out_CB[:, : whole_CBW.shape[1]])
-    if rest_CW is not None:
-        torch.amax(rest_CW, dim=1, out=out_CB[:, -1])
-    return out_CB
+def split_blocks(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Views of the whole blocks [C, B, W] and of the short last one [C, V mod W], None where there is none."""
+    num_whole = values_CV.shape[1] // BLOCK_IDS
+    whole_CBW = values_CV[:, : num_whole * BLOCK_IDS].view(len(values_CV), num_whole, BLOCK_IDS)
+    rest_CW = values_CV[:, num_whole * BLOCK_IDS :]
+    return whole_CBW, rest_CW if rest_CW.shape[1] else None
 
 
-def block_sums(values_CV: Tensor, out_CB: Tensor | None = None) -> Tensor:
-    """Sum of every block [C, B], in out_CB and its dtype where it is given, else in float64."""
-    whole_CBW, rest_CW = _split(values_CV)
-    out_CB = _empty(values_CV, torch.float64) if out_CB is None else out_CB
-    torch.sum(whole_CBW, dim=2, dtype=out_CB.dtype, out=out_CB[:, : whole_CBW.shape[1]])
-    if rest_CW is not None:
-        torch.sum(rest_CW, dim=1, dtype=out_CB.dtype, out=out_CB[:, -1])
-    return out_CB
+def block_maxima(values_CV: Tensor) -> Tensor:
+    """Largest value of every block [C, B]."""
+    whole_CBW, rest_CW = split_blocks(values_CV)
+    maxima_CB = whole_CBW.amax(dim=2)
+    return maxima_CB if rest_CW is None else torch.cat([maxima_CB, rest_CW.amax(dim=1, keepdim=True)], dim=1)
+
+
+def block_sums(values_CV: Tensor) -> Tensor:
+    """Sum of every block [C, B] in float64."""
+    whole_CBW, rest_CW = split_blocks(values_CV)
+    sums_CB = whole_CBW.sum(dim=2, dtype=torch.float64)
+    if rest_CW is None:
+        return sums_CB
+    return torch.cat([sums_CB, rest_CW.sum(dim=1, keepdim=True, dtype=torch.float64)], dim=1)
 
 
 def gather_blocks(values_CV: Tensor, blocks_CK: Tensor, fill: float) -> tuple[Tensor, Tensor]:
@@ -102,14 +106,3 @@ def find_in_running_sum(
     # Counted rather than searched for: NaN weights, which others refuse, find an id that exists.
     last_CK = (inside_CKW < inside_CKW[:, :, -1:]).sum(dim=2)
     return first_ids_CK + torch.minimum(place_CK, last_CK)
-
-
-def _empty(values_CV: Tensor, dtype: torch.dtype) -> Tensor:
-    return values_CV.new_empty((len(values_CV), num_blocks(values_CV.shape[1])), dtype=dtype)
-
-
-def _split(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:
-    num_whole = values_CV.shape[1] // BLOCK_IDS
-    whole_CBW = values_CV[:, : num_whole * BLOCK_IDS].view(len(values_CV), num_whole, BLOCK_IDS)
-    rest_CW = values_CV[:, num_whole * BLOCK_IDS :]
-    return whole_CBW, rest_CW if rest_CW.shape[1] else None

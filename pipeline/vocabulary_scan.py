@@ -10,42 +10,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.vocabulary_blocks import block_maxima, block_sums, num_blocks
+from pipeline.vocabulary_blocks import num_blocks, split_blocks
 
-# Bytes of logits that one core works on: they and their probabilities stay in a cache of 2 MB.
-_GROUP_BYTES_PER_THREAD = 820 << 10
+# Bytes of logits that one core works on: with their exponentials they fill less than half of a cache of 2 MB.
+_GROUP_BYTES_PER_THREAD = 410 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyScan:
-    """Float32 logprobs_CV in nats, their largest value per block [C, B], the sum of the blocks' probabilities
-    [C, B], and the entropy [C] in nats."""
+    """Logits made ready for sparse targets.
 
-    logprobs_CV: Tensor
+    shifted_CV: float32 logits in nats less their row's largest. maxima_CB: largest logit of every block, not shifted.
+    sums_CB: sums of every block's exp(shifted). partition_C: float64 sum of them, which exp(shifted) is divided by to
+    be a probability; log_partition_C: its logarithm, float32. entropy_C: float32 nats.
+    """
+
+    shifted_CV: Tensor
     maxima_CB: Tensor
     sums_CB: Tensor
+    partition_C: Tensor
+    log_partition_C: Tensor
     entropy_C: Tensor
 
 
 def scan_logits(logits_CV: Tensor, sums_dtype: torch.dtype) -> VocabularyScan:
-    """Scan float32 logits; their memory then holds the logprobs. Probabilities exist for one group at a time."""
+    """Scan float32 logits, whose memory then holds shifted_CV. Exponentials exist for one group at a time."""
     num_rows, vocab_size = logits_CV.shape
-    scan = VocabularyScan(
-        logprobs_CV=logits_CV,
-        maxima_CB=logits_CV.new_empty((num_rows, num_blocks(vocab_size))),
-        sums_CB=logits_CV.new_empty((num_rows, num_blocks(vocab_size)), dtype=sums_dtype),
-        entropy_C=logits_CV.new_empty(num_rows),
-    )
+    maxima_CB = logits_CV.new_empty((num_rows, num_blocks(vocab_size)))
+    sums_CB = logits_CV.new_empty((num_rows, num_blocks(vocab_size)), dtype=sums_dtype)
+    dots_C = logits_CV.new_empty(num_rows)
+    whole_CBW, rest_CW = split_blocks(logits_CV)
+    whole = slice(whole_CBW.shape[1])
+    if rest_CW is not None:
+        torch.amax(rest_CW, dim=1, out=maxima_CB[:, -1])
     group_rows = _rows_per_group(logits_CV)
-    probs_GV = torch.empty_like(logits_CV[:group_rows])
+    exps_GV = torch.empty_like(logits_CV[:group_rows])
     for first in range(0, num_rows, group_rows):
         rows = slice(first, first + group_rows)
-        logprobs_CV = torch.log_softmax(logits_CV[rows], dim=1, out=logits_CV[rows])
-        probs_CV = torch.exp(logprobs_CV, out=probs_GV[: len(logprobs_CV)])
-        block_maxima(logprobs_CV, scan.maxima_CB[rows])
-        block_sums(probs_CV, scan.sums_CB[rows])
-        scan.entropy_C[rows] = -probs_CV.mul_(logprobs_CV).sum(dim=1)
-    return scan
+        torch.amax(whole_CBW[rows], dim=2, out=maxima_CB[rows, whole])
+        shifted_CV = logits_CV[rows].sub_(maxima_CB[rows].amax(dim=1, keepdim=True))
+        exps_CV = torch.exp(shifted_CV, out=exps_GV[: len(shifted_CV)])
+        torch.sum(split_blocks(exps_CV)[0], dim=2, dtype=sums_dtype, out=sums_CB[rows, whole])
+        torch.sum(exps_CV.mul_(shifted_CV), dim=1, out=dots_C[rows])
+    if rest_CW is not None:
+        torch.sum(rest_CW.exp(), dim=1, dtype=sums_dtype, out=sums_CB[:, -1])
+    partition_C = sums_CB.sum(dim=1, dtype=torch.float64)
+    log_partition_C = partition_C.log()
+    return VocabularyScan(
+        shifted_CV=logits_CV,
+        maxima_CB=maxima_CB,
+        sums_CB=sums_CB,
+        partition_C=partition_C,
+        log_partition_C=log_partition_C.float(),
+        entropy_C=(log_partition_C - dots_C / partition_C).float(),
+    )
 
 
 def _rows_per_group(logits_CV: Tensor) -> int:

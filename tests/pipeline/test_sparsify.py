@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.sparsify import SparseTargets, sparsify
 
@@ -201,3 +203,21 @@ def test_nan_logits_give_nan_entropy(tail_weight: float | None) -> None:
     logits[1, 2] = np.nan
     found = run(logits, np.zeros(3, int), np.zeros(3), top_k=2, tail_weight=tail_weight, temperatures=(1.0,))
     assert np.isnan(found.entropy).tolist() == [False, True, False]
+
+
+class NoOperators(TorchDispatchMode):
+    """Refuses PyTorch's operators."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} was called")
+
+
+def test_flattening_uses_none_of_the_teachers_threads() -> None:
+    found = sparsify(
+        torch.from_numpy(make_logits("plain", 3, 200)), torch.zeros(3, dtype=torch.int64),
+        torch.full((3,), 0.5, dtype=torch.float64), top_k=4, tail_weight=0.05, temperatures=(1.0, 2.0),
+    ).to_host()  # fmt: skip
+    with NoOperators():
+        found.flatten()
+        with pytest.raises(AssertionError, match="sum"):
+            found.is_head.sum()
