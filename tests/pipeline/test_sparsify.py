@@ -206,9 +206,11 @@ def test_nan_logits_give_nan_entropy(tail_weight: float | None) -> None:
 
 
 class NoOperators(TorchDispatchMode):
-    """Refuses PyTorch's operators."""
+    """Refuses PyTorch's operators but the view that `Tensor.numpy` makes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return func(*args)
         raise AssertionError(f"{func} was called")
 
 
