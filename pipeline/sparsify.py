@@ -23,6 +23,8 @@ from pipeline.vocabulary_scan import VocabularyScan, scan_logits
 
 # Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
 _TINY_MASS = 1e-25
+# More than the relative rounding of a float32 sum of 64 probabilities, by which a draw's intervals may be too wide.
+_SUM_ROUNDING = 2.0**-16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +110,7 @@ def sparsify(
     sampled tail, every probability ≥ tail_weight; the tail is drawn at temperatures[0]. NaN logits give
     NaN entropy.
     """
-    # A running sum that is cut must have float64's digits; a mass that is stored needs no more than float32's.
-    scan = scan_logits(logits_CV, torch.float32 if tail_weight is None else torch.float64)
+    scan = scan_logits(logits_CV)
     shifted_CV, log_partition_C1 = scan.shifted_CV, scan.log_partition_C[:, None]
     label_logprob_C = (shifted_CV.gather(1, label_ids_C[:, None]) - log_partition_C1)[:, 0]
     is_tempered = temperatures[0] != 1.0
@@ -163,9 +164,9 @@ def _choose_head(
         probs_CK = shifted_CV.gather(1, ids_CK).double().exp() / scan.partition_C[:, None]
         is_head_CK = is_head_CK & (probs_CK.cumsum(1) - probs_CK < top_p)
     if tail_weight is not None:
-        # Whatever reaches τ stays: it would be drawn with a probability above 1. The numbers are those of the draw.
+        # Whatever reaches τ stays: it would be drawn with a probability above 1.
         weights_CK = draw_CV.gather(1, ids_CK).exp().double()
-        is_head_CK = is_head_CK | (weights_CK >= tail_weight * draw_partition_C1)
+        is_head_CK = is_head_CK | (weights_CK >= tail_weight * (1 - _SUM_ROUNDING) * draw_partition_C1)
     order_CK = ids_CK.argsort(dim=1)
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
 
@@ -193,7 +194,7 @@ def _sums_again(sums_CB: Tensor, shifted_CV: Tensor, changed_ids_CK: Tensor) -> 
     """Sums of the blocks' exp(shifted) [C, B] after some ids have changed."""
     blocks_CK = changed_ids_CK // BLOCK_IDS
     changed_CKW, _ = gather_blocks(shifted_CV, blocks_CK, -torch.inf)
-    return sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2, dtype=sums_CB.dtype))
+    return sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2))
 
 
 def _tail_logprob(scan: VocabularyScan, tail_sums_CB: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ def _draw_tail(
     if tail_weight is None:
         empty = draw_CV.new_zeros((len(draw_CV), 0), dtype=torch.int64)
         return empty, empty.bool()
-    mass_C1 = sums_CB.sum(dim=1, keepdim=True)
+    mass_C1 = sums_CB.sum(dim=1, keepdim=True, dtype=torch.float64)
     # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
     largest_mass = (mass_C1 / partition_C1).nan_to_num(nan=0.0).max()
     num_draws = int(torch.ceil(largest_mass / tail_weight)) + 1

@@ -21,8 +21,8 @@ class VocabularyScan:
     """Logits made ready for sparse targets.
 
     shifted_CV: float32 logits in nats less their row's largest. maxima_CB: largest logit of every block, not shifted.
-    sums_CB: sums of every block's exp(shifted). partition_C: float64 sum of them, which exp(shifted) is divided by to
-    be a probability; log_partition_C: its logarithm, float32. entropy_C: float32 nats.
+    sums_CB: float32 sums of every block's exp(shifted). partition_C: their float64 sum, by which exp(shifted) is
+    divided to be a probability; log_partition_C: its logarithm, float32. entropy_C: float32 nats.
     """
 
     shifted_CV: Tensor
@@ -33,11 +33,11 @@ class VocabularyScan:
     entropy_C: Tensor
 
 
-def scan_logits(logits_CV: Tensor, sums_dtype: torch.dtype) -> VocabularyScan:
+def scan_logits(logits_CV: Tensor) -> VocabularyScan:
     """Scan float32 logits, whose memory then holds shifted_CV. Exponentials exist for one group at a time."""
     num_rows, vocab_size = logits_CV.shape
     maxima_CB = logits_CV.new_empty((num_rows, num_blocks(vocab_size)))
-    sums_CB = logits_CV.new_empty((num_rows, num_blocks(vocab_size)), dtype=sums_dtype)
+    sums_CB = torch.empty_like(maxima_CB)
     dots_C = logits_CV.new_empty(num_rows)
     whole_CBW, rest_CW = split_blocks(logits_CV)
     whole = slice(whole_CBW.shape[1])
@@ -50,10 +50,10 @@ def scan_logits(logits_CV: Tensor, sums_dtype: torch.dtype) -> VocabularyScan:
         torch.amax(whole_CBW[rows], dim=2, out=maxima_CB[rows, whole])
         shifted_CV = logits_CV[rows].sub_(maxima_CB[rows].amax(dim=1, keepdim=True))
         exps_CV = torch.exp(shifted_CV, out=exps_GV[: len(shifted_CV)])
-        torch.sum(split_blocks(exps_CV)[0], dim=2, dtype=sums_dtype, out=sums_CB[rows, whole])
+        torch.sum(split_blocks(exps_CV)[0], dim=2, out=sums_CB[rows, whole])
         torch.sum(exps_CV.mul_(shifted_CV), dim=1, out=dots_C[rows])
     if rest_CW is not None:
-        torch.sum(rest_CW.exp(), dim=1, dtype=sums_dtype, out=sums_CB[:, -1])
+        torch.sum(rest_CW.exp(), dim=1, out=sums_CB[:, -1])
     partition_C = sums_CB.sum(dim=1, dtype=torch.float64)
     log_partition_C = partition_C.log()
     return VocabularyScan(

@@ -30,29 +30,44 @@ def example(name: str) -> np.ndarray:
     return np.load(REAL_LOGITS)[f"logits_{name}"].astype(np.float32)
 
 
+def drawn_in_place(logits: np.ndarray, place: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """The id that the draw's threshold number place[r] finds with the uniform number uniforms[r]."""
+    found = sparsify(
+        torch.from_numpy(logits).repeat(len(place), 1),
+        torch.zeros(len(place), dtype=torch.int64),
+        torch.from_numpy(uniforms),
+        top_k=0,
+        tail_weight=TAIL_WEIGHT,
+        temperatures=(1.0,),
+    )
+    is_there = found.is_drawn.gather(1, torch.from_numpy(place)[:, None])[:, 0]
+    ids = found.tail_ids.gather(1, torch.from_numpy(place)[:, None])[:, 0]
+    return torch.where(is_there, ids, VOCAB).numpy()
+
+
 @pytest.mark.parametrize("name", ["made", "0", "1", "2", "3", "4"])
-def test_a_rare_id_is_drawn_inside_its_interval_and_not_beside_it(name: str) -> None:
-    logits = torch.from_numpy(example(name))[None]
-    # What is drawn from is exp of the float32 differences; their sum and everything after it has float64's digits.
-    weights = (logits - logits.max()).exp()[0].double().numpy()
-    probs = weights / weights.sum()
-    in_tail = probs < TAIL_WEIGHT
-    running = np.cumsum(np.where(in_tail, probs, 0.0))
-    # Ids from the rarest to the usual; an interval of the running sum as wide as p belongs to each.
-    by_rarity = np.argsort(np.where(in_tail, probs, np.inf))
-    chosen = by_rarity[np.linspace(0, in_tail.sum() - 1, 60).astype(int)]
-    # 50,257 additions in float64 err by a few 1e-13; a float32 sum would be off by 1e-7, many rare ids wide.
-    chosen = chosen[probs[chosen] > 1e-11]
+def test_uniforms_that_draw_a_rare_id_are_an_interval_as_wide_as_its_probability_over_the_weight(name: str) -> None:
+    logits = example(name)
+    wide = logits.astype(np.float64)
+    probs = np.exp(wide - wide.max()) / np.exp(wide - wide.max()).sum()
+    in_tail = probs < TAIL_WEIGHT * 0.999
+    thresholds = np.cumsum(np.where(in_tail, probs, 0.0)) / TAIL_WEIGHT
+    # Ids from the rarest to the usual. An interval of the uniform that begins with one threshold and ends with the
+    # next is left out; where others lie is known to about 1e-6 only, for the sums of blocks are float32.
+    begin, end = (thresholds - probs / TAIL_WEIGHT) % 1, thresholds % 1
+    is_inside = (begin > 1e-4) & (begin < end) & (end < 1 - 1e-4)
+    may_be_chosen = in_tail & is_inside & (probs > 1e-11)
+    by_rarity = np.argsort(np.where(may_be_chosen, probs, np.inf))
+    chosen = by_rarity[np.linspace(0, may_be_chosen.sum() - 1, 40).astype(int)]
     assert probs[chosen].min() < 1e-7
-    places = np.stack([running[chosen] - probs[chosen] * 0.5, running[chosen] + probs[chosen] * 1e-2], axis=1)
-    for inside, places_of in ((True, places[:, 0]), (False, places[:, 1])):
-        found = sparsify(
-            logits.repeat(len(chosen), 1),
-            torch.zeros(len(chosen), dtype=torch.int64),
-            torch.from_numpy(places_of / TAIL_WEIGHT % 1.0),
-            top_k=0,
-            tail_weight=TAIL_WEIGHT,
-            temperatures=(1.0,),
-        )
-        is_drawn = ((found.tail_ids == torch.from_numpy(chosen)[:, None]) & found.is_drawn).any(dim=1)
-        assert (is_drawn == inside).all()
+    place = np.tile(thresholds[chosen].astype(np.int64), 2)
+    # What is found does not decrease with the uniform; halve to where it reaches the id, and to where it passes it.
+    wanted = np.concatenate([chosen, chosen + 1])
+    below, above = np.zeros(len(wanted)), np.ones(len(wanted))
+    for _ in range(53):
+        middle = (below + above) / 2
+        is_above = drawn_in_place(logits, place, middle) >= wanted
+        below, above = np.where(is_above, below, middle), np.where(is_above, middle, above)
+    found_begin, found_end = np.split(above, 2)
+    np.testing.assert_allclose(found_end - found_begin, probs[chosen] / TAIL_WEIGHT, rtol=1e-4)
+    np.testing.assert_allclose(found_end, end[chosen], atol=1e-4)
