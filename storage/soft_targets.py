@@ -19,9 +19,9 @@ from storage.segments import position_ids
 
 # How far head and tail may be from mass 1 beside what rounding to few mantissa bits explains.
 MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about as many entries: arrays of this length are used again instead of given back to
-# the system, whose fresh pages cost more than the arithmetic.
-_PIECE_ENTRIES = 1 << 18
+# Rows are checked in pieces of about as many entries, which bounds the memory it takes. Short pieces cost more: two
+# threads that check hand Python's lock to each other between operations, and the shorter these are, the more often.
+_PIECE_ENTRIES = 1 << 19
 
 
 def tempered_column(temperature: float) -> str:
