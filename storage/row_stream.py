@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from storage.cache import Cache
 from storage.epoch_order import EpochOrder
 from storage.read_ahead import ReadAhead
+from storage.shard import BATCH_MEMORY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class RowStream:
         return is_mine
 
     def _joined(self, rows: list[pa.RecordBatch]) -> pa.RecordBatch:
-        return pa.concat_batches(rows) if rows else pa.RecordBatch.from_pylist([], schema=self._schema)
+        return pa.concat_batches(rows, memory_pool=BATCH_MEMORY) if rows else pa.RecordBatch.from_pylist([], schema=self._schema)
 
     def _advance(self, state: StreamState) -> StreamState:
         epochs, position = divmod(state.position + self._batch_rows, self.num_rows)

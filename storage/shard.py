@@ -22,6 +22,9 @@ from storage.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
 from storage.row_limits import check_limits
 
 ZSTD_LEVEL = 3
+# Where rows that are read lie. Arrow's own allocator gives pages back between record batches, and new ones cost more
+# than decompression.
+BATCH_MEMORY = pa.system_memory_pool()
 _UNREADABLE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
 
@@ -161,7 +164,8 @@ class Shard:
         try:
             file = pa.memory_map(str(self._path))
             # Bytes of another order are not swapped, so that the schema tells.
-            self._reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(ensure_native_endian=False))
+            options = pa.ipc.IpcReadOptions(ensure_native_endian=False)
+            self._reader = pa.ipc.open_file(file, options=options, memory_pool=BATCH_MEMORY)
             found, found_names = self._reader.schema, self._reader.schema.names
             self._content = file.read_buffer()
             check_claims(self._content)
