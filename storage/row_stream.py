@@ -81,7 +81,9 @@ class RowStream:
         return is_mine
 
     def _joined(self, rows: list[pa.RecordBatch]) -> pa.RecordBatch:
-        return pa.concat_batches(rows, memory_pool=BATCH_MEMORY) if rows else pa.RecordBatch.from_pylist([], schema=self._schema)
+        if not rows:
+            return pa.RecordBatch.from_pylist([], schema=self._schema)
+        return pa.concat_batches(rows, memory_pool=BATCH_MEMORY)
 
     def _advance(self, state: StreamState) -> StreamState:
         epochs, position = divmod(state.position + self._batch_rows, self.num_rows)
