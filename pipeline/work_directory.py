@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from storage.destinations import Destination
 from storage.files import refusals
+
+# A run that fails kills its workers on Ray, which cannot clean up and may be there a little longer than it.
+_WAIT_FOR_KILLED_S = 2.0
 
 
 @contextlib.contextmanager
@@ -24,10 +28,23 @@ def work_directory(destination: Destination) -> Iterator[None]:
         yield
         is_done = True
     finally:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_alone = _lock_alone(lock, wait_s=0.0 if is_done else _WAIT_FOR_KILLED_S)
+        if is_alone and _is_lock_of(destination.work_dir, lock):
             destination.clean_up(is_done=is_done)
         os.close(lock)
+
+
+def _lock_alone(lock: int, *, wait_s: float) -> bool:
+    """Turn a shared lock into an exclusive one; False when others hold it for `wait_s` more seconds."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
 
 
 def _shared_lock(work_dir: Path) -> int:
@@ -40,7 +57,14 @@ def _shared_lock(work_dir: Path) -> int:
             except FileNotFoundError:  # the last run before this one has just cleaned up
                 continue
             fcntl.flock(lock, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), (work_dir / "lock").stat()):
-                return lock
+        if _is_lock_of(work_dir, lock):
+            return lock
         os.close(lock)
+
+
+def _is_lock_of(work_dir: Path, lock: int) -> bool:
+    """Whether the directory still is the one that was locked, and not removed or made anew by others."""
+    try:
+        return os.path.samestat(os.fstat(lock), (work_dir / "lock").stat())
+    except FileNotFoundError:
+        return False
