@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.vocabulary_blocks import BLOCK_IDS, block_sums, find_in_running_sum, gather_blocks, largest
+from pipeline.vocabulary_blocks import BLOCK_IDS, find_in_running_sum, gather_blocks, largest
 from pipeline.vocabulary_scan import VocabularyScan, scan_logits
 
 # Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
@@ -113,21 +113,14 @@ def sparsify(
     scan = scan_logits(logits_CV)
     shifted_CV, log_partition_C1 = scan.shifted_CV, scan.log_partition_C[:, None]
     label_logprob_C = (shifted_CV.gather(1, label_ids_C[:, None]) - log_partition_C1)[:, 0]
-    is_tempered = temperatures[0] != 1.0
-    draw_CV, draw_partition_C1 = shifted_CV, scan.partition_C[:, None]
-    if is_tempered:
-        draw_CV = torch.log_softmax(shifted_CV / temperatures[0], dim=1)
-        draw_partition_C1 = torch.ones_like(draw_partition_C1)
+    is_draw_tempered = tail_weight is not None and temperatures[0] != 1.0
+    draw = scan_logits(shifted_CV / temperatures[0]) if is_draw_tempered else scan
 
-    head_ids_CK, is_head_CK = _choose_head(scan, draw_CV, draw_partition_C1, top_k, top_p, tail_weight)
+    head_ids_CK, is_head_CK = _choose_head(scan, draw, top_k, top_p, tail_weight)
     head_logprobs_CK = (shifted_CV.gather(1, head_ids_CK) - log_partition_C1).clamp(max=0.0)
-    _remove(shifted_CV, head_ids_CK, is_head_CK)
-    tail_sums_CB = _sums_again(scan.sums_CB, shifted_CV, head_ids_CK)
-    draw_sums_CB = tail_sums_CB
-    if is_tempered and tail_weight is not None:
-        _remove(draw_CV, head_ids_CK, is_head_CK)
-        draw_sums_CB = block_sums(draw_CV.exp())
-    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw_CV, draw_sums_CB, draw_partition_C1, uniforms_C, tail_weight)
+    tail_sums_CB = _remove(scan, head_ids_CK, is_head_CK)
+    draw_sums_CB = _remove(draw, head_ids_CK, is_head_CK) if is_draw_tempered else tail_sums_CB
+    tail_ids_CJ, is_drawn_CJ = _draw_tail(draw, draw_sums_CB, uniforms_C, tail_weight)
     return PaddedTargets(
         head_ids=head_ids_CK,
         head_logprobs=head_logprobs_CK,
@@ -144,12 +137,7 @@ def sparsify(
 
 
 def _choose_head(
-    scan: VocabularyScan,
-    draw_CV: Tensor,
-    draw_partition_C1: Tensor,
-    top_k: int,
-    top_p: float,
-    tail_weight: float | None,
+    scan: VocabularyScan, draw: VocabularyScan, top_k: int, top_p: float, tail_weight: float | None
 ) -> tuple[Tensor, Tensor]:
     """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
     shifted_CV, vocab_size = scan.shifted_CV, scan.shifted_CV.shape[1]
@@ -165,8 +153,8 @@ def _choose_head(
         is_head_CK = is_head_CK & (probs_CK.cumsum(1) - probs_CK < top_p)
     if tail_weight is not None:
         # Whatever reaches τ stays: it would be drawn with a probability above 1.
-        weights_CK = draw_CV.gather(1, ids_CK).exp().double()
-        is_head_CK = is_head_CK | (weights_CK >= tail_weight * (1 - _SUM_ROUNDING) * draw_partition_C1)
+        weights_CK = draw.shifted_CV.gather(1, ids_CK).exp().double()
+        is_head_CK = is_head_CK | (weights_CK >= tail_weight * (1 - _SUM_ROUNDING) * draw.partition_C[:, None])
     order_CK = ids_CK.argsort(dim=1)
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
 
@@ -184,17 +172,13 @@ def _lower_ids_first(logits_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> No
         ids_CK[c] = candidates[order[: ids_CK.shape[1]]]
 
 
-def _remove(logits_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
-    """Take the probability from the chosen ids, in place."""
-    kept_CK = logits_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, -torch.inf)
-    logits_CV.scatter_(1, ids_CK, kept_CK)
-
-
-def _sums_again(sums_CB: Tensor, shifted_CV: Tensor, changed_ids_CK: Tensor) -> Tensor:
-    """Sums of the blocks' exp(shifted) [C, B] after some ids have changed."""
-    blocks_CK = changed_ids_CK // BLOCK_IDS
-    changed_CKW, _ = gather_blocks(shifted_CV, blocks_CK, -torch.inf)
-    return sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2))
+def _remove(scan: VocabularyScan, ids_CK: Tensor, is_chosen_CK: Tensor) -> Tensor:
+    """Take the probability from the chosen ids, in place; sums of the blocks' exp(shifted) [C, B] after that."""
+    kept_CK = scan.shifted_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, -torch.inf)
+    scan.shifted_CV.scatter_(1, ids_CK, kept_CK)
+    blocks_CK = ids_CK // BLOCK_IDS
+    changed_CKW, _ = gather_blocks(scan.shifted_CV, blocks_CK, -torch.inf)
+    return scan.sums_CB.scatter(1, blocks_CK, changed_CKW.exp().sum(dim=2))
 
 
 def _tail_logprob(scan: VocabularyScan, tail_sums_CB: Tensor) -> Tensor:
@@ -212,20 +196,20 @@ def _tail_logprob(scan: VocabularyScan, tail_sums_CB: Tensor) -> Tensor:
 
 
 def _draw_tail(
-    draw_CV: Tensor, sums_CB: Tensor, partition_C1: Tensor, uniforms_C: Tensor, tail_weight: float | None
+    draw: VocabularyScan, tail_sums_CB: Tensor, uniforms_C: Tensor, tail_weight: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Ids [C, J], ascending, drawn with weights exp(draw_CV), and which of the J places are filled [C, J]."""
+    """Ids [C, J], ascending, drawn with weights exp(draw.shifted_CV), and which of the J places are filled [C, J]."""
     if tail_weight is None:
-        empty = draw_CV.new_zeros((len(draw_CV), 0), dtype=torch.int64)
+        empty = tail_sums_CB.new_zeros((len(tail_sums_CB), 0), dtype=torch.int64)
         return empty, empty.bool()
-    mass_C1 = sums_CB.sum(dim=1, keepdim=True, dtype=torch.float64)
+    mass_C1, partition_C1 = tail_sums_CB.sum(dim=1, keepdim=True, dtype=torch.float64), draw.partition_C[:, None]
     # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
     largest_mass = (mass_C1 / partition_C1).nan_to_num(nan=0.0).max()
     num_draws = int(torch.ceil(largest_mass / tail_weight)) + 1
-    steps_J = torch.arange(num_draws, device=draw_CV.device, dtype=torch.float64)
+    steps_J = torch.arange(num_draws, device=tail_sums_CB.device, dtype=torch.float64)
     thresholds_CJ = (uniforms_C[:, None] + steps_J) * (tail_weight * partition_C1)
     is_drawn_CJ = thresholds_CJ < mass_C1
-    return find_in_running_sum(draw_CV, sums_CB, thresholds_CJ, are_logs=True), is_drawn_CJ
+    return find_in_running_sum(draw.shifted_CV, tail_sums_CB, thresholds_CJ, are_logs=True), is_drawn_CJ
 
 
 def _on_host(tensor: Tensor) -> Tensor:
