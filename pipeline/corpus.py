@@ -121,6 +121,7 @@ def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises, which we say in one line
     try:
         return datasets.load_dataset(loader, split="train", streaming=True, **options)
     except _UNREADABLE as error:

@@ -56,6 +56,17 @@ def test_a_missing_teacher_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(teacher_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "broken.jsonl"
+    data.write_text('{"text": "fine"}\n{"text": oops}\n')
+    paths = ["--teacher", str(teacher_dir), "--data", str(data), "--out", str(tmp_path / "cache")]
+    sizes = ["--block-size", "32", "--kinds", "soft_targets"]
+    done = python("import pipeline.cli; pipeline.cli.main()", *paths, *sizes)
+    assert done.returncode == 2
+    assert "broken.jsonl" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "settings",
     [
