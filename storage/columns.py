@@ -58,19 +58,27 @@ def to_ragged(values: Array, offsets: NDArray[np.int64], column_type: pa.DataTyp
 def fixed(batch: pa.RecordBatch, name: str) -> Array:
     """A fixed-size list column as [rows, n], without a copy."""
     column = batch.column(name)
-    values: Array = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), column.type.list_size)
+    size, stop = column.type.list_size, column.offset + len(column)
+    return _values_of_all(column)[column.offset * size : stop * size].reshape(len(column), size)
 
 
 def ragged(batch: pa.RecordBatch, name: str) -> tuple[Array, NDArray[np.int64]]:
-    """A large-list column as flat values and [rows + 1] offsets that begin at 0."""
-    return batch.column(name).flatten().to_numpy(zero_copy_only=False), ragged_offsets(batch, name)
+    """A large-list column as flat values, without a copy, and [rows + 1] offsets that begin at 0."""
+    column = batch.column(name)
+    offsets = column.offsets.to_numpy()
+    return _values_of_all(column)[offsets[0] : offsets[-1]], ragged_offsets(batch, name)
 
 
 def ragged_offsets(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """The [rows + 1] offsets of a large-list column, beginning at 0."""
     offsets: NDArray[np.int64] = batch.column(name).offsets.to_numpy()
     return np.asarray(offsets - offsets[0], dtype=np.int64)
+
+
+def _values_of_all(column: pa.Array) -> Array:
+    """Elements of a list column, of a slice's those of every row; `flatten` would cut, in ten times the time."""
+    values: Array = column.values.to_numpy(zero_copy_only=False)
+    return values
 
 
 def plain(batch: pa.RecordBatch, name: str) -> Array:

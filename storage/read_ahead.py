@@ -26,14 +26,33 @@ class _WindowInReading:
     """
 
     places: list[tuple[int, int]]
-    batches: dict[int, Future[pa.RecordBatch]]
+    batches: dict[int, _BatchInReading]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BatchInReading:
+    """A record batch that is being read. is_checked: of its shard, a byte for each record batch."""
+
+    shard: Shard
+    index: int
+    is_checked: bytearray
+    rows: Future[pa.RecordBatch]
+
+    def checked_rows(self) -> pa.RecordBatch:
+        """Its rows, as soon as they are there, checked the first time; raises ShardFormatError or RowError."""
+        rows = self.rows.result()
+        if not self.is_checked[self.index]:
+            self.shard.check(rows, self.index)
+            self.is_checked[self.index] = True
+        return rows
 
 
 class ReadAhead:
     """Wanted rows of epoch after epoch from a position on, in their order.
 
     One thread goes from window to window, a window ahead; others read and decompress its record batches in the order
-    in which they are needed, and check them the first time.
+    in which they are needed. Who uses rows checks their record batch the first time: checks are many short operations,
+    and threads that do such side by side hand Python's lock to each other for longer than the checks take.
     """
 
     def __init__(
@@ -63,7 +82,7 @@ class ReadAhead:
                 window = ahead.result()
                 ahead = self._planner.submit(self._begin_next, windows)
                 for batch, row in window.places:
-                    yield window.batches[batch].result().slice(row, 1)
+                    yield window.batches[batch].checked_rows().slice(row, 1)
         finally:
             self._close()
 
@@ -75,8 +94,8 @@ class ReadAhead:
         self._num_passed += len(positions)
         places = window.places(positions[is_wanted])
         in_order_of_need = dict.fromkeys(batch for batch, _ in places)
-        batches = {batch: self._readers.submit(self._read, *window.batches[batch]) for batch in in_order_of_need}
-        self._in_reading = list(batches.values())
+        batches = {batch: self._begin(*window.batches[batch]) for batch in in_order_of_need}
+        self._in_reading = [batch.rows for batch in batches.values()]
         return _WindowInReading(places=places, batches=batches)
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
@@ -116,13 +135,13 @@ class ReadAhead:
         self._is_checked.setdefault(index, bytearray(shard.num_record_batches))
         self._opened[index] = shard
 
-    def _read(self, index: int, batch: int) -> pa.RecordBatch | None:
-        if self._is_closed:
-            return None
-        is_checked = self._is_checked[index]
-        rows = self._opened[index].read_batch(batch, is_checked=bool(is_checked[batch]))
-        is_checked[batch] = True
-        return rows
+    def _begin(self, index: int, batch: int) -> _BatchInReading:
+        shard = self._opened[index]
+        rows = self._readers.submit(self._read, shard, batch)
+        return _BatchInReading(shard=shard, index=batch, is_checked=self._is_checked[index], rows=rows)
+
+    def _read(self, shard: Shard, batch: int) -> pa.RecordBatch | None:
+        return None if self._is_closed else shard.read_unchecked(batch)
 
     def _close(self) -> None:
         self._is_closed = True

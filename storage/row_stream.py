@@ -38,8 +38,7 @@ class RowStream:
 
     Epoch follows epoch and a global batch may span two. Reader `rank` of `world_size` gets rows
     rank, rank + world_size, … of each global batch, so the union over readers never changes. Threads
-    read, decompress and check the record batches that hold them in the order in which they are needed, up to a window
-    ahead.
+    read and decompress the record batches that hold them in the order in which they are needed, up to a window ahead.
     """
 
     def __init__(

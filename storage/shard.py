@@ -204,23 +204,26 @@ class Shard:
         sizes = iter(stored)
         return {name: sum(islice(sizes, count)) for name, count in num_buffers.items()}
 
-    def read_batch(self, index: int, *, is_checked: bool = False) -> pa.RecordBatch:
-        """Record batch `index`; raises ShardFormatError or RowError.
-
-        is_checked: this process has read it before from the same proved bytes, and need not check its rows again.
-        """
-        where = f"{self._path}, record batch {index}"
-        try:
-            batch = self._reader.get_batch(index)
-            if is_checked:
-                return batch
-            batch.validate(full=True)
-        except _UNREADABLE as error:
-            raise ShardFormatError(where, f"cannot be read ({_one_line(error)})") from error
-        self._check(batch, index, where)
+    def read_batch(self, index: int) -> pa.RecordBatch:
+        """Record batch `index`, checked; raises ShardFormatError or RowError."""
+        batch = self.read_unchecked(index)
+        self.check(batch, index)
         return batch
 
-    def _check(self, batch: pa.RecordBatch, index: int, where: str) -> None:
+    def read_unchecked(self, index: int) -> pa.RecordBatch:
+        """Record batch `index`, for who checks it before use, or has; raises ShardFormatError if it cannot be read."""
+        try:
+            return self._reader.get_batch(index)
+        except _UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+
+    def check(self, batch: pa.RecordBatch, index: int) -> None:
+        """Raise ShardFormatError or RowError unless the batch that was read as `index` is sound."""
+        try:
+            batch.validate(full=True)
+        except _UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+        where = self._where(index)
         per_batch = self._identity.record_batch_rows
         wanted_rows = min(per_batch, self.record.num_rows - index * per_batch)
         if batch.num_rows != wanted_rows:
@@ -230,3 +233,9 @@ class Shard:
         check_batch(batch, self.record.key.kind, self._identity, where)
         if columns.plain(batch, "row_id")[0] != self.record.first_row_id + index * per_batch:
             raise RowError(where, "row_id", "is not where the manifest puts it")
+
+    def _where(self, index: int) -> str:
+        return f"{self._path}, record batch {index}"
+
+    def _unreadable(self, index: int, error: BaseException) -> ShardFormatError:
+        return ShardFormatError(self._where(index), f"cannot be read ({_one_line(error)})")

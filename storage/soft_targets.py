@@ -1,6 +1,7 @@
 """soft_targets: a row is one block of T + 1 tokens with the teacher's T sparse next-token targets.
 
-Shape legend: R rows, T targets per block, P = R·T positions, H head entries, E head and tail entries.
+Shape legend: R rows, T targets per block, P = R·T positions, F of them with entries, H head entries, E head and tail
+entries.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from storage.segments import position_ids
 
 # How far head and tail may be from mass 1 beside what rounding to few mantissa bits explains.
 MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about as many entries, which bounds the memory it takes. Short pieces cost more: two
-# threads that check hand Python's lock to each other between operations, and the shorter these are, the more often.
+# Rows are checked in pieces of about as many entries, which bounds the memory it takes. Short pieces cost more, for a
+# piece takes a hundred calls into Arrow and NumPy.
 _PIECE_ENTRIES = 1 << 19
+# Entries that are sorted together, if not more are needed to hold a position whole.
+_SORTED_ENTRIES = 256
 
 
 def tempered_column(temperature: float) -> str:
@@ -202,30 +205,38 @@ def _check_segments(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where:
 def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     _require(rows.input_ids < vocab_size, where, "input_ids", f"an id is outside the vocabulary of {vocab_size}")
     _require(rows.ids < vocab_size, where, "ids", f"an id is outside the vocabulary of {vocab_size}")
-    _check_ascending(rows, where)
-    _check_disjoint(rows, vocab_size, where)
+    part_ends_2P = np.cumsum(_part_sizes(rows))
+    _check_ascending(rows, part_ends_2P, where)
+    _check_disjoint(rows, part_ends_2P, vocab_size, where)
 
 
-def _check_ascending(rows: SoftTargetRows, where: str) -> None:
+def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
     """Each id is above the one before it, unless a head or a tail begins with it."""
     is_in_order = np.ones(len(rows.ids) + 1, dtype=np.bool_)
     np.greater(rows.ids[1:], rows.ids[:-1], out=is_in_order[1:-1])
-    is_in_order[np.cumsum(_part_sizes(rows))] = True
+    is_in_order[part_ends_2P] = True
     _require(is_in_order, where, "ids", "head and tail must each ascend within a position")
 
 
-def _check_disjoint(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
+def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], vocab_size: int, where: str) -> None:
     """Of positions whose head and tail ascend: no id is in both."""
-    head_size_P, tail_size_P = rows.head_size.reshape(-1), rows.tail_size.reshape(-1)
-    if not np.any((head_size_P > 0) & (tail_size_P > 0)):
+    if not np.any((rows.head_size > 0) & (rows.tail_size > 0)):
         return
-    # Sorting is most of what a check costs, and narrow numbers are sorted twice as fast.
-    end_key = head_size_P.size * vocab_size
-    first_keys_P = np.arange(0, end_key, vocab_size, dtype=np.uint32 if end_key <= 1 << 32 else np.uint64)
-    keys_E = np.repeat(first_keys_P, head_size_P + tail_size_P)
+    # Many short stretches are sorted several times as fast as a long one. They overlap, so that each position lies
+    # within one. Keys too large for their type begin again at 0, which the few positions of a stretch cannot do twice.
+    sizes_P = np.diff(part_ends_2P[1::2], prepend=0)
+    sizes_F = sizes_P[sizes_P > 0]
+    most_entries = int(sizes_F.max())
+    stretch = min(max(_SORTED_ENTRIES, 4 * most_entries), len(rows.ids))
+    keys_F = np.arange(len(sizes_F), dtype=np.uint32 if stretch * vocab_size <= 1 << 32 else np.uint64)
+    np.multiply(keys_F, vocab_size, out=keys_F)
+    keys_E = np.repeat(keys_F, sizes_F)
     np.add(keys_E, rows.ids, out=keys_E)
-    keys_E.sort()
-    _require(keys_E[1:] != keys_E[:-1], where, "ids", "an id stands in both head and tail of a position")
+    stretches = np.lib.stride_tricks.sliding_window_view(keys_E, stretch)
+    for keys_XS in (stretches[:: stretch - most_entries + 1], stretches[-1:]):
+        sorted_XS = np.sort(keys_XS)
+        is_distinct_XS = sorted_XS[:, 1:] != sorted_XS[:, :-1]
+        _require(is_distinct_XS, where, "ids", "an id stands in both head and tail of a position")
 
 
 def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:

@@ -244,14 +244,14 @@ def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
 ) -> None:
     monkeypatch.setattr(read_ahead, "_NUM_READERS", 1)
     read: list[int] = []
-    original = Shard.read_batch
+    original = Shard.read_unchecked
 
-    def read_batch(shard: Shard, index: int, **is_checked: bool) -> pa.RecordBatch:
-        batch = original(shard, index, **is_checked)
+    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
+        batch = original(shard, index)
         read.append(batch.column("row_id")[0].as_py())
         return batch
 
-    monkeypatch.setattr(Shard, "read_batch", read_batch)
+    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
     rows = stream(cache, 1)
     ids = [ids[0] for ids in take(rows.batches(), rows.num_rows)]
     per_batch = cache.identity.record_batch_rows
@@ -270,13 +270,13 @@ def test_a_reader_reads_its_share_of_the_record_batches(
     monkeypatch.undo()  # windows as large as they are
     cache = open_cache(make.cache(tmp_path / "cache", {"samples": {"train": [256, 256]}}))
     read: list[tuple[str, int]] = []
-    original = Shard.read_batch
+    original = Shard.read_unchecked
 
-    def read_batch(shard: Shard, index: int, **is_checked: bool) -> pa.RecordBatch:
+    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
         read.append((shard.record.path, index))
-        return original(shard, index, **is_checked)
+        return original(shard, index)
 
-    monkeypatch.setattr(Shard, "read_batch", read_batch)
+    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
     readers = []
     for rank in range(num_readers):
         read.clear()

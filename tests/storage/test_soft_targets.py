@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -367,3 +368,66 @@ def test_ids_are_told_apart_in_a_vocabulary_too_large_for_32_bits_of_position_an
         twice[4 * entry + 2] = twice[4 * entry]
         batch = soft_targets.encode(dataclasses.replace(rows, ids=twice), schema, 10)
         assert refused_column(batch, vocab_size) == "ids"
+
+
+def rows_with_gaps(vocab_size: int) -> SoftTargetRows:
+    """A row whose targets have 1 to 9 ids in the head and 0 to 9 in the tail, but for two runs of 250 without any."""
+    draw = random.Random(vocab_size)
+    lengths = np.array([101, *[1] * 250, 201, *[1] * 250, 51])
+    is_valid = valid_targets(lengths)
+    head_size = np.array([draw.randint(1, 9) if valid else 0 for valid in is_valid])
+    tail_size = np.array([draw.randint(0, 9) if valid else 0 for valid in is_valid])
+    ids = []
+    for head, tail in zip(head_size, tail_size, strict=True):
+        drawn = draw.sample(range(vocab_size), head + tail)
+        ids += sorted(drawn[:head]) + sorted(drawn[head:])
+    nothing = np.zeros((1, len(is_valid)))
+    return SoftTargetRows(
+        row_id=np.array([0]),
+        input_ids=np.zeros((1, len(is_valid) + 1), dtype=np.uint32),
+        segment_lengths=[lengths],
+        head_size=head_size[None],
+        tail_size=tail_size[None],
+        ids=np.array(ids, dtype=np.uint32),
+        logprobs=np.repeat(-np.log(np.maximum(head_size, 1)), head_size),
+        tail_logprob=np.full_like(nothing, -np.inf),
+        entropy=nothing,
+        label_logprob=nothing,
+        tempered_tail_logmass={},
+    )
+
+
+@pytest.mark.parametrize("vocab_size", [20, 50_257, 1 << 24, 1 << 25])
+@pytest.mark.parametrize("sorted_entries", [1, 64, 256, 1 << 20])
+def test_an_id_in_head_and_tail_is_found_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, vocab_size: int, sorted_entries: int
+) -> None:
+    """Also where ids recur from position to position, and where the keys of positions do not fit in 32 bits."""
+    monkeypatch.setattr(soft_targets, "_SORTED_ENTRIES", sorted_entries)
+    rows = rows_with_gaps(vocab_size)
+    num_targets = rows.head_size.size
+    schema = soft_targets.schema(max(vocab_size, 1 << 16), num_targets)
+    assert refused_column(soft_targets.encode(rows, schema, 10), vocab_size) is None
+    starts = np.cumsum(rows.head_size + rows.tail_size) - (rows.head_size + rows.tail_size).reshape(-1)
+    with_tail = np.flatnonzero(rows.tail_size)
+    for target in [*with_tail[:5], *with_tail[5:-5:9], *with_tail[-5:]]:
+        start, head, tail = starts[target], rows.head_size[0, target], rows.tail_size[0, target]
+        ids = rows.ids.copy()
+        ids[start + head] = ids[start + target % head]
+        ids[start + head : start + head + tail].sort()
+        batch = soft_targets.encode(dataclasses.replace(rows, ids=ids), schema, 10)
+        assert refused_column(batch, vocab_size) == "ids", target
+
+
+def test_the_same_ids_in_positions_far_apart_are_no_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^24 ids and 256 positions between, all without entries, are 2^32 together."""
+    vocab_size = 1 << 24
+    rows = rows_with_gaps(vocab_size)
+    ends = np.cumsum(rows.head_size + rows.tail_size)
+    for target in np.flatnonzero(rows.head_size[0, :-256] * rows.head_size[0, 256:]):
+        ids = rows.ids.copy()
+        ids[ends[target] - 1], ids[ends[target + 256] - 1] = vocab_size - 1, vocab_size - 1
+        batch = soft_targets.encode(
+            dataclasses.replace(rows, ids=ids), soft_targets.schema(vocab_size, rows.head_size.size), 10
+        )
+        assert refused_column(batch, vocab_size) is None
