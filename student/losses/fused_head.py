@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from student.losses.divergences import DIVERGENCES
-from student.losses.head_matmul import ChunkedHead, chunk_positions_on, exponentiate, matmul_dtype_of, upcast
+from student.losses.head_matmul import ChunkedHead, chunk_positions_on, matmul_dtype_of, softmax_, upcast
 from student.losses.targets import SparseTargets
 
 
@@ -116,8 +116,7 @@ def _unbiased_with_labels(logits_CV: Tensor, targets: SparseTargets, loss: HeadL
         ids_CE, weights_CE = targets.sampled_weights(1.0)
         logits_CE = logits_CV.gather(1, ids_CE)
         mass_C1 += loss.soft_weight * weights_CE.sum(1, keepdim=True)
-    exp_sum_C1, log_partition_C1 = exponentiate(logits_CV)
-    logits_CV.mul_(mass_C1 / exp_sum_C1)
+    log_partition_C1 = softmax_(logits_CV, mass_C1)
     soft_C1 = torch.zeros_like(label_logit_C1)
     if loss.soft_weight:
         soft_C1 = (weights_CE * (log_partition_C1 - logits_CE)).sum(1, keepdim=True)
@@ -131,9 +130,8 @@ def _unbiased(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tens
     logits_CV.div_(loss.temperature)
     ids_CE, weights_CE = targets.sampled_weights(loss.temperature)
     logits_CE = logits_CV.gather(1, ids_CE)
-    exp_sum_C1, log_partition_C1 = exponentiate(logits_CV)
     scale = loss.soft_weight * loss.temperature
-    logits_CV.mul_(scale * weights_CE.sum(1, keepdim=True) / exp_sum_C1)
+    log_partition_C1 = softmax_(logits_CV, scale * weights_CE.sum(1, keepdim=True))
     _subtract_at(logits_CV, ids_CE, scale * weights_CE)
     return (weights_CE * (log_partition_C1 - logits_CE)).sum(1)
 
@@ -149,7 +147,7 @@ def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tupl
     label_logit_C = logits_CV.gather(1, targets.label_ids[:, None])[:, 0]
     head_CK = logits_CV.gather(1, targets.head_ids).masked_fill(~targets.is_head, -torch.inf)
     _mask_at(logits_CV, targets.head_ids, targets.is_head)
-    tail_exp_sum_C1, tail_C1 = exponentiate(logits_CV)
+    tail_C1 = softmax_(logits_CV)
     outcomes_CO = torch.cat([head_CK, tail_C1], dim=1)
     log_partition_C1 = outcomes_CO.logsumexp(dim=1, keepdim=True)
     logq_CO = outcomes_CO - log_partition_C1
@@ -161,8 +159,7 @@ def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tupl
     if loss.temperature == 1.0 and loss.label_weight:
         label_logprob_C = label_logit_C - log_partition_C1[:, 0]
         gradient_CO = gradient_CO + loss.label_weight * logq_CO.exp()
-    # Where the tail is empty there is nothing to scale: a row of zeros, whose sum must not divide.
-    logits_CV.mul_(gradient_CO[:, -1:] / tail_exp_sum_C1.masked_fill(tail_exp_sum_C1 == 0, 1.0))
+    logits_CV.mul_(gradient_CO[:, -1:])
     head_gradient_CK = gradient_CO[:, :-1].masked_fill(~targets.is_head, 0.0)
     logits_CV.scatter_add_(1, targets.head_ids, head_gradient_CK)
     return soft_C, label_logprob_C

@@ -1,6 +1,6 @@
 """The output head chunk by chunk: logits of some positions, and the gradients that they send back.
 
-Shape legend: P positions, C positions of a chunk, D width, V vocabulary.
+Shape legend: P positions, C positions of a chunk, G rows of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 # Smaller chunks spend their time adding up the head's gradient, larger ones their memory.
 _CHUNK_POSITIONS = {"cpu": 512, "cuda": 4096}
+_CACHE_BYTES_PER_THREAD = 1 << 20
 
 
 def chunk_positions_on(device: torch.device) -> int:
@@ -66,16 +67,33 @@ class ChunkedHead:
             grad_weight_VD.add_(grad_CV.T @ hidden_CD)
 
 
-def exponentiate(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """Overwrite logits z by e^(z − m), m the largest of a row; returns Σ e^(z − m) and log Σ e^z, both [C, 1].
+def softmax_(logits_CV: Tensor, mass_C1: Tensor | None = None) -> Tensor:
+    """Overwrite logits z by mass · softmax(z), mass 1 unless given; returns log Σ e^z, [C, 1].
 
-    A row that is −inf throughout becomes zeros, with sums 0 and −inf. torch.logsumexp alone takes longer on a
-    CPU, and a second [C, V].
+    A row that is −inf throughout becomes zeros, with −inf. torch.logsumexp alone takes longer on a CPU, and a second
+    [C, V].
     """
-    largest_C1 = logits_CV.amax(1, keepdim=True)
-    largest_C1 = largest_C1.masked_fill(largest_C1 == -torch.inf, 0.0)
-    sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
-    return sums_C1, largest_C1 + sums_C1.log()
+    if mass_C1 is None:
+        mass_C1 = logits_CV.new_ones(len(logits_CV), 1)
+    rows = _rows_in_cache(logits_CV)
+    parts = zip(torch.split(logits_CV, rows), torch.split(mass_C1, rows), strict=True)
+    return torch.cat([_softmax_of_rows_(logits_GV, mass_G1) for logits_GV, mass_G1 in parts])
+
+
+def _softmax_of_rows_(logits_GV: Tensor, mass_G1: Tensor) -> Tensor:
+    largest_G1 = logits_GV.amax(1, keepdim=True)
+    largest_G1.masked_fill_(largest_G1 == -torch.inf, 0.0)
+    sums_G1 = logits_GV.sub_(largest_G1).exp_().sum(1, keepdim=True)
+    logits_GV.mul_(mass_G1 / sums_G1.masked_fill(sums_G1 == 0, 1.0))
+    return largest_G1 + sums_G1.log()
+
+
+def _rows_in_cache(values_CV: Tensor) -> int:
+    """Rows that stay in the caches of a CPU's cores while they are gone over several times; on a GPU all rows."""
+    if values_CV.device.type != "cpu":
+        return len(values_CV)
+    row_bytes = values_CV.shape[1] * values_CV.element_size()
+    return torch.get_num_threads() * max(1, _CACHE_BYTES_PER_THREAD // row_bytes)
 
 
 def upcast(values: Tensor) -> Tensor:

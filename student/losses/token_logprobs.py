@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student.losses.head_matmul import ChunkedHead, chunk_positions_on, exponentiate, matmul_dtype_of, upcast
+from student.losses.head_matmul import ChunkedHead, chunk_positions_on, matmul_dtype_of, softmax_, upcast
 
 
 def token_logprobs(hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
@@ -29,8 +29,7 @@ class _TokenLogprobs(torch.autograd.Function):
         parts = [upcast(hidden_PD.new_empty(0))]
         for positions, logits_CV in _head(hidden_PD, head_weight_VD, ctx.matmul_dtype).chunks():
             token_logit_C1 = logits_CV.gather(1, token_ids_P[positions, None])
-            _, log_partition_C1 = exponentiate(logits_CV)
-            parts.append((token_logit_C1 - log_partition_C1)[:, 0])
+            parts.append((token_logit_C1 - softmax_(logits_CV))[:, 0])
         return torch.cat(parts)
 
     @staticmethod
@@ -42,8 +41,8 @@ class _TokenLogprobs(torch.autograd.Function):
         head = _head(hidden_PD, head_weight_VD, ctx.matmul_dtype)
         for positions, logits_CV in head.chunks():
             grad_C1 = grad_P[positions, None].to(logits_CV.dtype)
-            exp_sum_C1, _ = exponentiate(logits_CV)
-            logits_CV.mul_(-grad_C1 / exp_sum_C1).scatter_add_(1, token_ids_P[positions, None], grad_C1)
+            softmax_(logits_CV, -grad_C1)
+            logits_CV.scatter_add_(1, token_ids_P[positions, None], grad_C1)
             head.add_gradients(positions, logits_CV, grad_hidden_PD, grad_weight_VD)
         return grad_hidden_PD, grad_weight_VD, None
 

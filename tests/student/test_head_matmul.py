@@ -5,28 +5,35 @@ from __future__ import annotations
 import pytest
 import torch
 
-from student.losses.head_matmul import ChunkedHead, exponentiate
+from student.losses import head_matmul
+from student.losses.head_matmul import ChunkedHead, softmax_
 
 
 @pytest.mark.parametrize("offset", [0.0, -100.0, 3000.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_exponentials_and_their_sums(offset: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("cache_bytes", [1, 1 << 20])
+def test_softmax_and_its_log_partition(
+    monkeypatch: pytest.MonkeyPatch, offset: float, dtype: torch.dtype, cache_bytes: int
+) -> None:
+    """In as few rows at a time as there are threads, and in all rows at once."""
+    monkeypatch.setattr(head_matmul, "_CACHE_BYTES_PER_THREAD", cache_bytes)
     generator = torch.Generator().manual_seed(0)
     logits = (10 * torch.randn(7, 301, generator=generator, dtype=torch.float64) + offset).to(dtype)
     logits[0, 1:] = logits[1, ::2] = -torch.inf
-    exact = logits.double().clone()
-    sums, log_sums = exponentiate(logits)
-    close = {"rtol": 1e-5, "atol": 0.0} if dtype == torch.float32 else {"rtol": 1e-13, "atol": 0.0}
-    torch.testing.assert_close(log_sums.double(), exact.logsumexp(1, keepdim=True), **close)
-    torch.testing.assert_close((logits / sums).double(), torch.softmax(exact, 1), rtol=close["rtol"], atol=1e-30)
+    mass = torch.linspace(-1.0, 2.0, 7, dtype=dtype)[:, None]
+    probs, log_partition = torch.softmax(logits.double(), 1), logits.double().logsumexp(1, keepdim=True)
+    close = {"rtol": 1e-5 if dtype == torch.float32 else 1e-13, "atol": 1e-30}
+    for given, factor in ((None, torch.ones_like(mass)), (mass, mass)):
+        overwritten = logits.clone()
+        found = softmax_(overwritten, given)
+        torch.testing.assert_close(found.double(), log_partition, **close)
+        torch.testing.assert_close(overwritten.double(), factor.double() * probs, **close)
 
 
 def test_a_row_without_mass_has_none() -> None:
     logits = torch.full((2, 5), -torch.inf)
     logits[1, 3] = 2.0
-    sums, log_sums = exponentiate(logits)
-    assert sums.tolist() == [[0.0], [1.0]]
-    assert log_sums.tolist() == [[-torch.inf], [2.0]]
+    assert softmax_(logits).tolist() == [[-torch.inf], [2.0]]
     assert logits.tolist() == [[0.0] * 5, [0.0, 0.0, 0.0, 1.0, 0.0]]
 
 
