@@ -28,6 +28,11 @@ class _WindowInReading:
     places: list[tuple[int, int]]
     batches: dict[int, _BatchInReading]
 
+    def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """The rows at these places, each a slice of its record batch."""
+        for batch, row in self.places[start:stop]:
+            yield self.batches[batch].checked_rows().slice(row, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchInReading:
@@ -50,9 +55,9 @@ class _BatchInReading:
 class ReadAhead:
     """Wanted rows of epoch after epoch from a position on, in their order.
 
-    One thread goes from window to window, a window ahead; others read and decompress its record batches in the order
-    in which they are needed. Who uses rows checks their record batch the first time: checks are many short operations,
-    and threads that do such side by side hand Python's lock to each other for longer than the checks take.
+    One thread goes on to the next window in the middle of each; others read and decompress its record batches in the
+    order in which they are needed. Who uses rows checks their record batch the first time: checks are many short
+    operations, and threads that do such side by side hand Python's lock to each other for longer than the checks take.
     """
 
     def __init__(
@@ -80,9 +85,11 @@ class ReadAhead:
             ahead = self._planner.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
+                # By the middle, rows of all its record batches were needed: to read ahead delays none of them.
+                middle = len(window.places) // 2
+                yield from window.rows(0, middle)
                 ahead = self._planner.submit(self._begin_next, windows)
-                for batch, row in window.places:
-                    yield window.batches[batch].checked_rows().slice(row, 1)
+                yield from window.rows(middle, len(window.places))
         finally:
             self._close()
 
