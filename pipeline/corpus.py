@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
 _CUT = re.compile(r"\S(?=[ \n]\S)")
-
+# What a decoder puts in the place of bytes that are not UTF-8.
+_REPLACEMENT = "\ufffd"
 # What datasets and the parsers below it raise for files that are cut, empty or of another kind.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, StopIteration)
 
@@ -177,15 +179,18 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
 
 
 def _read_pieces(path: Path) -> Iterator[str]:
-    """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD."""
-    rest = ""
+    """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD, which is told."""
+    rest, num_replaced = "", 0
     try:
         with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
+                num_replaced += characters.count(_REPLACEMENT)
                 *pieces, rest = _cut(rest + characters)
                 yield from pieces
     except OSError as error:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
+    if num_replaced:
+        print(f"{path}: {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8", file=sys.stderr)
     yield rest
 
 

@@ -155,10 +155,23 @@ def test_a_prompt_column_without_prompts(open_data: Callable[..., Corpus], tmp_p
     assert caught.value.column == "question"
 
 
-def test_undecodable_bytes_become_replacement_characters(read: Callable[..., list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "text", "num_told"),
+    [(b"ab\xffcd", "ab\ufffdcd", "1"), (1500 * b"\xe9 ", 1500 * "\ufffd ", "1,500"), ("ä数\n".encode(), "ä数\n", None)],
+)
+def test_undecodable_bytes_become_replacement_characters_and_are_told(
+    read: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    text: str,
+    num_told: str | None,
+) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes(b"ab\xffcd")
-    assert read(path) == ["ab\ufffdcd"]
+    path.write_bytes(content)
+    assert read(path) == [text]
+    told = f"{path}: {num_told} U+FFFD, which stand for bytes that are not UTF-8\n" if num_told else ""
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("name", ["nothing.txt", "nothing.jsonl", "no/where"])
