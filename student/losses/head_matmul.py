@@ -12,6 +12,7 @@ from torch import Tensor
 
 # Smaller chunks spend their time adding up the head's gradient, larger ones their memory.
 _CHUNK_POSITIONS = {"cpu": 512, "cuda": 4096}
+# Of rows that are gone over several times: half of a server core's own cache, all of a desktop's.
 _CACHE_BYTES_PER_THREAD = 1 << 20
 
 
