@@ -187,11 +187,16 @@ def _read_pieces(path: Path) -> Iterator[str]:
                 num_replaced += characters.count(_REPLACEMENT)
                 *pieces, rest = _cut(rest + characters)
                 yield from pieces
+        yield rest
     except OSError as error:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
-    if num_replaced:
-        print(f"{path}: {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8", file=sys.stderr)
-    yield rest
+    finally:  # also when who asked has read enough
+        if num_replaced:
+            print(
+                f"{path}: read {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8 "
+                "unless the text itself holds them",
+                file=sys.stderr,
+            )
 
 
 def _open_binary(path: Path) -> Any:

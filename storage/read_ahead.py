@@ -57,7 +57,7 @@ class ReadAhead:
 
     One thread goes on to the next window in the middle of each; others read and decompress its record batches in the
     order in which they are needed. Who uses rows checks their record batch the first time: checks are many short
-    operations, and threads that do such side by side hand Python's lock to each other for longer than the checks take.
+    operations, and threads that do such side by side spend almost as long again on handing Python's lock to each other.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class ReadAhead:
             ahead = self._planner.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
-                # By the middle, rows of all its record batches were needed: to read ahead delays none of them.
+                # By the middle of a shuffled window rows of all its record batches were needed: none of them is delayed
+                # by what is read ahead.
                 middle = len(window.places) // 2
                 yield from window.rows(0, middle)
                 ahead = self._planner.submit(self._begin_next, windows)

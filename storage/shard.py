@@ -146,7 +146,8 @@ def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callab
 
 
 def _has_nulls(column: pa.Array) -> bool:
-    return bool(column.null_count or (pa.types.is_nested(column.type) and column.flatten().null_count))
+    """Also of elements that belong to no list: one null changes the type that all of them are read as."""
+    return bool(column.null_count or (pa.types.is_nested(column.type) and column.values.null_count))
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import storage.shard
 from storage import RowStream, StreamBatch, StreamState, epoch_order, open_cache, read_ahead
 from storage.cache import Cache
+from storage.epoch_order import EpochOrder
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
 from storage.manifest import KINDS
 from storage.shard import Shard
@@ -261,6 +263,29 @@ def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
     }
     expected = list(dict.fromkeys(first_of_batch[row] for row in ids))
     assert read[: len(expected)] == expected
+
+
+def test_the_next_window_is_read_from_the_middle_of_one_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = Shard.read_unchecked
+
+    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
+        read.append(index)
+        return original(shard, index)
+
+    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
+    shards, per_batch = cache.shards("soft_targets", "train"), cache.identity.record_batch_rows
+    window = EpochOrder(shards, per_batch, seed=3, epoch=0, shuffle=True).windows_from(0)[0]
+    batches = stream(cache, 1).batches()
+    take(batches, len(window.row_order) // 2)
+    time.sleep(0.2)
+    assert len(read) == len(window.batches)
+    next(batches)
+    for _ in range(1000):
+        if len(read) > len(window.batches):
+            break
+        time.sleep(0.01)
+    assert len(read) > len(window.batches)
 
 
 @pytest.mark.parametrize("num_readers", [2, 8])

@@ -315,6 +315,22 @@ def test_a_null_inside_a_list_is_refused(small_cache: Path, forge: SimpleNamespa
         read_all(small_cache, kind)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("soft_targets", "ids"), ("soft_targets", "logprobs"), ("samples", "completion_ids")]
+)
+def test_a_null_behind_the_last_list_is_refused(small_cache: Path, kind: str, name: str) -> None:
+    """Arrow's writer leaves out what belongs to no list; a file made by hand may hold it."""
+    cache = open_cache(small_cache)
+    shard = cache.open_shard(cache.shards(kind, "train")[0])
+    batch = shard.read_batch(0)
+    column = batch.column(name)
+    values = pa.array([*column.values.to_pylist(), None], type=column.type.value_type)
+    longer = pa.LargeListArray.from_arrays(column.offsets, values, type=column.type)
+    batch = batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), longer)
+    with pytest.raises(ShardFormatError, match="holds nulls"):
+        shard.check(batch, 0)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("soft_targets", "row_id"), ("samples", "text"), ("samples", "seed")])
 def test_a_null_in_a_column_is_refused(small_cache: Path, forge: SimpleNamespace, kind: str, name: str) -> None:
     path = FIRST[kind]

@@ -419,7 +419,7 @@ def test_an_id_in_head_and_tail_is_found_wherever_it_stands(
         assert refused_column(batch, vocab_size) == "ids", target
 
 
-def test_the_same_ids_in_positions_far_apart_are_no_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_ids_in_positions_far_apart_are_no_repeat() -> None:
     """2^24 ids and 256 positions between, all without entries, are 2^32 together."""
     vocab_size = 1 << 24
     rows = rows_with_gaps(vocab_size)
