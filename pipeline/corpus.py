@@ -6,6 +6,7 @@ is streamed, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import re
@@ -93,7 +94,8 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
             if _format_of(file) == "text":
                 yield from _text_documents(file, config.document_separator)
             else:
-                yield from _row_documents(config, _load(config, _format_of(file) or "", data_files=str(file)))
+                pattern = glob.escape(str(file))  # datasets would read every file that the name fits
+                yield from _row_documents(config, _load(config, _format_of(file) or "", data_files=pattern))
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
 

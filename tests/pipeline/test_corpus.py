@@ -331,3 +331,15 @@ def test_the_real_standard_library_has_documents() -> None:
     documents = list(stdlib_corpus.docstring_documents(root))
     assert len(documents) >= 3
     assert any("JSON" in document for document in documents)
+
+
+def test_names_that_look_like_patterns_are_names(read: Callable[..., list[str]], tmp_path: Path) -> None:
+    names = ["a1.jsonl", "a[1].jsonl", "a*.jsonl", "a?.jsonl.gz"]
+    directory = tmp_path / "data [1]"
+    directory.mkdir()
+    for name in names:
+        content = json.dumps({"text": name}).encode() + b"\n"
+        (directory / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert sorted(read(directory)) == sorted(names)
+    for name in names:
+        assert read(directory / name) == [name]
