@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSuchDataError
@@ -34,7 +35,7 @@ _CUT = re.compile(r"\S(?=[ \n]\S)")
 # What a decoder puts in the place of bytes that are not UTF-8.
 _REPLACEMENT = "\ufffd"
 # What datasets and the parsers below it raise for files that are cut, empty or of another kind.
-_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, StopIteration)
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, StopIteration, zstandard.ZstdError)
 
 Prompt = str | list[dict[str, str]]
 
@@ -184,7 +185,7 @@ def _read_pieces(path: Path) -> Iterator[str]:
     """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD, which is told."""
     rest, num_replaced = "", 0
     try:
-        with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8", errors="replace") as file:
+        with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
                 num_replaced += characters.count(_REPLACEMENT)
                 *pieces, rest = _cut(rest + characters)

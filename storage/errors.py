@@ -123,7 +123,10 @@ class MissingFileError(CacheError):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        super().__init__(f"{path}: listed in the manifest but missing; restore it, or rerun precompute")
+        super().__init__(
+            f"{path}: listed in the manifest but missing; "
+            "restore it, or delete manifest.json and, of a shard, its commit record and rerun precompute"
+        )
 
 
 class HashMismatchError(CacheError):

@@ -207,6 +207,7 @@ BROKEN_FILES = {
     "cut.txt.zst": zstandard.compress(LONG)[:-9],
     "not_gzip.txt.gz": b"plain text",
     "not_zstd.txt.zst": b"plain text",
+    "not_zstd.jsonl.zst": b"plain text",
     "not_json.jsonl": b"not json at all\n",
     "cut.jsonl": LONG[: len(jsonl(["a"])) + 5],
     "cut.jsonl.gz": gzip.compress(LONG)[:-9],
@@ -343,3 +344,9 @@ def test_names_that_look_like_patterns_are_names(read: Callable[..., list[str]],
     assert sorted(read(directory)) == sorted(names)
     for name in names:
         assert read(directory / name) == [name]
+
+
+def test_a_byte_order_mark_is_no_text(read: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfa text \xef\xbb\xbf")
+    assert read(path) == ["a text \ufeff"]
