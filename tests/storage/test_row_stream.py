@@ -17,7 +17,7 @@ from storage import RowStream, StreamBatch, StreamState, epoch_order, open_cache
 from storage.cache import Cache
 from storage.epoch_order import EpochOrder
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
-from storage.manifest import KINDS
+from storage.manifest import KINDS, ShardRecord
 from storage.shard import Shard
 
 
@@ -241,19 +241,24 @@ def test_a_process_that_abandons_a_stream_ends(small_cache: Path, run_python: An
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 
+def watched_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ShardRecord, int]]:
+    """Grows by the shard and index of each record batch that is read."""
+    read: list[tuple[ShardRecord, int]] = []
+    original = Shard.read_unchecked
+
+    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
+        read.append((shard.record, index))
+        return original(shard, index)
+
+    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
+    return read
+
+
 def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_ahead, "_NUM_READERS", 1)
-    read: list[int] = []
-    original = Shard.read_unchecked
-
-    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
-        batch = original(shard, index)
-        read.append(batch.column("row_id")[0].as_py())
-        return batch
-
-    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
+    read = watched_reads(monkeypatch)
     rows = stream(cache, 1)
     ids = [ids[0] for ids in take(rows.batches(), rows.num_rows)]
     per_batch = cache.identity.record_batch_rows
@@ -262,18 +267,11 @@ def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
         start + i: start + i // per_batch * per_batch for start, count in firsts.items() for i in range(count)
     }
     expected = list(dict.fromkeys(first_of_batch[row] for row in ids))
-    assert read[: len(expected)] == expected
+    assert [record.first_row_id + index * per_batch for record, index in read[: len(expected)]] == expected
 
 
 def test_the_next_window_is_read_from_the_middle_of_one_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    original = Shard.read_unchecked
-
-    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
-        read.append(index)
-        return original(shard, index)
-
-    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
+    read = watched_reads(monkeypatch)
     shards, per_batch = cache.shards("soft_targets", "train"), cache.identity.record_batch_rows
     window = EpochOrder(shards, per_batch, seed=3, epoch=0, shuffle=True).windows_from(0)[0]
     batches = stream(cache, 1).batches()
@@ -294,14 +292,7 @@ def test_a_reader_reads_its_share_of_the_record_batches(
 ) -> None:
     monkeypatch.undo()  # windows as large as they are
     cache = open_cache(make.cache(tmp_path / "cache", {"samples": {"train": [256, 256]}}))
-    read: list[tuple[str, int]] = []
-    original = Shard.read_unchecked
-
-    def read_unchecked(shard: Shard, index: int) -> pa.RecordBatch:
-        read.append((shard.record.path, index))
-        return original(shard, index)
-
-    monkeypatch.setattr(Shard, "read_unchecked", read_unchecked)
+    read = watched_reads(monkeypatch)
     readers = []
     for rank in range(num_readers):
         read.clear()
@@ -309,7 +300,7 @@ def test_a_reader_reads_its_share_of_the_record_batches(
         batches = rows.batches()
         take(batches, 512 // 16)
         batches.close()
-        readers.append(set(read[: 128 // num_readers]))
+        readers.append({(record.path, index) for record, index in read[: 128 // num_readers]})
     assert set().union(*readers) == {(record.path, i) for record in cache.manifest.shards for i in range(64)}
     assert sum(map(len, readers)) == 128, "no record batch is anybody else's"
 
