@@ -10,7 +10,7 @@ import pyarrow as pa
 from storage.cache import Cache, open_cache
 from storage.errors import ConfigError
 from storage.files import link_or_copy, remove_leftovers
-from storage.manifest import ShardRecord, read_commit, write_commit
+from storage.manifest import ShardRecord, read_held_commit, write_commit
 from storage.publication import begin_or_resume, copy_tokenizer, finish, require_own_directory
 from storage.shard import Shard, write_shard
 
@@ -43,7 +43,7 @@ def compact(
     identity = begin_or_resume(out, cache.identity)
     tokenizer_files = copy_tokenizer(cache, out)
     for record in cache.manifest.shards:
-        if read_commit(out, record.key) is None:
+        if read_held_commit(out, record.key) is None:
             write_commit(out, _recompress(cache, record, out, zstd_level))
         progress(record.shard_bytes)
     finish(out, identity, tokenizer_files)

@@ -18,7 +18,8 @@ from storage.manifest import (
     Manifest,
     ShardKey,
     ShardRecord,
-    read_commit,
+    forget_lost_shard,
+    read_held_commit,
     write_commit,
 )
 from storage.publication import WORK_DIR, begin_or_resume, finish, require_own_directory
@@ -51,7 +52,7 @@ class Destination(Protocol):
         """Learn which of many shards are committed, where asking for one after the other is slow."""
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard is not committed."""
+        """A shard's commit record, None when the shard is not committed, or its file is lost or has another size."""
 
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
@@ -107,20 +108,22 @@ class DirectoryDestination:
 
     def add_file(self, path: str, content: bytes) -> None:
         """Publish a file that is no shard unless it is there."""
-        if not (self._out / path).exists():
-            write_file(self._out / path, content)
+        place = self._out / path
+        if not place.exists() or place.read_bytes() != content:
+            write_file(place, content)
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
         """A disk answers at once."""
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard is not committed."""
-        return read_commit(self._out, key)
+        """A shard's commit record, None when the shard has to be made."""
+        return read_held_commit(self._out, key)
 
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
     ) -> None:
         """Write a shard and commit it; where another process was quicker, its shard stays."""
+        forget_lost_shard(self._out, key)
         write_commit(self._out, write_shard(self._out, identity, key, first_row, batches), if_taken="drop")
 
     def hurry(self) -> None:

@@ -125,7 +125,7 @@ class MissingFileError(CacheError):
         self.path = path
         super().__init__(
             f"{path}: listed in the manifest but missing; "
-            "restore it, or delete manifest.json and, of a shard, its commit record and rerun precompute"
+            "restore it, or run the command that made the cache again, which makes what is missing"
         )
 
 
@@ -136,7 +136,7 @@ class HashMismatchError(CacheError):
         self.path, self.found, self.expected = path, found, expected
         super().__init__(
             f"{path}: damaged: found {found}, the record says {expected}; "
-            "restore the file, or delete it with its commit record and manifest.json and rerun precompute"
+            "restore the file, or delete it and run the command that made the cache again"
         )
 
 

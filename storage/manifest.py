@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,6 +266,30 @@ def _read_commit(cache_dir: Path, key: ShardKey) -> tuple[ShardRecord, bytes] | 
     if record.path != key.path:
         raise RecordError(str(path), f"speaks of {record.path!r}, expected {key.path!r}")
     return record, content
+
+
+def is_held(cache_dir: Path, record: ShardRecord | FileRecord) -> bool:
+    """Whether a recorded file is there in its recorded size; what its bytes are is for whoever reads them."""
+    try:
+        found = (cache_dir / record.path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == record.num_bytes
+
+
+def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
+    """A shard's commit record; None when the shard has to be made: for the first time, or because its file is lost."""
+    record = read_commit(cache_dir, key)
+    if record is not None and not is_held(cache_dir, record):
+        settle_commit(cache_dir, record)
+        return record if is_held(cache_dir, record) else None
+    return record
+
+
+def forget_lost_shard(cache_dir: Path, key: ShardKey) -> None:
+    """Remove the commit record of a shard whose file is lost, so that the first to make it anew may commit it."""
+    if read_commit(cache_dir, key) is not None and read_held_commit(cache_dir, key) is None:
+        (cache_dir / key.commit_path).unlink(missing_ok=True)
 
 
 def check_plan(cache_dir: Path, manifest: Manifest) -> None:

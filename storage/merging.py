@@ -16,7 +16,7 @@ from typing import Any
 from storage.cache import Cache, open_cache
 from storage.errors import ConfigError, MergeError
 from storage.files import link_or_copy, remove_leftovers
-from storage.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord, read_commit, write_commit
+from storage.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord, read_held_commit, write_commit
 from storage.publication import begin_or_resume, copy_tokenizer, finish, flatten, require_own_directory
 from storage.shard import check_file
 
@@ -60,7 +60,7 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
         for file in cache.manifest.files:
             check_file(cache.path, file)
     for key, (cache, record) in zip(identity.planned_keys(), _shards_in_order(opened), strict=True):
-        if read_commit(out, key) is None:
+        if read_held_commit(out, key) is None:
             link_or_copy(check_file(cache.path, record), out / key.path)
             write_commit(out, dataclasses.replace(record, path=key.path))
         progress(record.shard_bytes)

@@ -19,9 +19,8 @@ from storage.manifest import (
     FileRecord,
     Manifest,
     ShardRecord,
-    read_commit,
+    read_held_commit,
     read_plan,
-    settle_commit,
     write_manifest,
     write_plan,
 )
@@ -81,14 +80,12 @@ def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
 def finish(out: Path, identity: CacheIdentity, tokenizer_files: list[str]) -> Manifest:
     """Join what is committed on disk, whoever committed it, and the tokenizer's files (paths in the cache).
 
-    Raises IncompleteCacheError when the system shows fewer commit records than are planned.
+    Raises IncompleteCacheError when the system shows fewer commit records, with their shards, than are planned.
     """
     planned = identity.planned_keys()
-    records = [record for key in planned if (record := read_commit(out, key)) is not None]
+    records = [record for key in planned if (record := read_held_commit(out, key)) is not None]
     if len(records) < len(planned):
         raise IncompleteCacheError(str(out), len(records), len(planned))
-    for record in records:
-        settle_commit(out, record)
     return describe(out, identity, records, tokenizer_files)
 
 

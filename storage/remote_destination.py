@@ -86,10 +86,10 @@ class RemoteDestination:
         self._crew.map(self.read_commit, [key for key in keys if key not in self._committed])
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard is not committed."""
+        """A shard's commit record, None when the shard has to be made."""
         if key not in self._committed:
             found = read_remote(self._remote, key.commit_path, functools.partial(read_commit, key=key))
-            if found is None or found[0] is None:
+            if found is None or found[0] is None or self._remote.num_bytes(key.path) != found[0].num_bytes:
                 return None
             self._committed[key] = found[0]
         return self._committed[key]

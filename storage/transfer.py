@@ -30,6 +30,7 @@ from storage.manifest import (
     check_commit,
     check_listed_files,
     check_plan,
+    is_held,
     read_manifest,
     read_plan,
     write_commit,
@@ -106,10 +107,10 @@ def pull(
 ) -> Transfer:
     """Copy a cache from a URL to an empty or missing directory, or go on with an earlier pull of the same cache.
 
-    Local files with the recorded size and sha256 are kept, a finished equal cache is left as it is. Everything is
-    hashed on its way to the disk, so it is not read a second time; rows are checked when they are used, or by
-    verify_cache. plan.json and commit records are made from the manifest. `progress` is told the bytes of shards and
-    listed files as they arrive.
+    Local files with the recorded size and sha256 are kept, a finished equal cache with all its files is left as it is.
+    Everything is hashed on its way to the disk, so it is not read a second time; rows are checked when they are used,
+    or by verify_cache. plan.json and commit records are made from the manifest. `progress` is told the bytes of shards
+    and listed files as they arrive.
 
     Raises CacheMismatchError when another cache is in the directory, ConfigError for a directory that holds
     something else or a URL that cannot be served, RecordError, FormatVersionError or UnsafePathError for a manifest
@@ -197,10 +198,10 @@ def _only_writer(cache_dir: Path) -> Iterator[None]:
 
 
 def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
-    """Whether this very cache is in the directory; False when it is empty or holds an unfinished pull of it."""
+    """Whether this very cache is in the directory; False when it is empty, or files of the cache are missing."""
     if (cache_dir / MANIFEST_NAME).exists():
         _require_same(str(cache_dir), read_manifest(cache_dir), manifest)
-        return True
+        return all(is_held(cache_dir, record) for record in (*manifest.shards, *manifest.files))
     if (cache_dir / PLAN_NAME).exists():
         _require_same(str(cache_dir), read_plan(cache_dir), manifest.identity)
     elif any(not path.name.startswith(TEMPORARY_PREFIX) for path in cache_dir.iterdir()):

@@ -23,7 +23,7 @@ from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes, seconds_of
 from storage.cache import open_cache
-from storage.manifest import read_commit, read_plan
+from storage.manifest import read_held_commit, read_plan
 from storage.publication import begin_or_resume, finish
 from storage.row_stream import RowStream
 from storage.verification import verify_cache
@@ -79,7 +79,7 @@ def verify(path: Path) -> None:
 def resume(path: Path) -> None:
     """Find every shard committed, and finish again."""
     identity = begin_or_resume(path, read_plan(path))
-    assert all(read_commit(path, key) is not None for key in identity.planned_keys())
+    assert all(read_held_commit(path, key) is not None for key in identity.planned_keys())
     finish(path, identity, [])
 
 

@@ -1,6 +1,6 @@
 """What a run over 10^12 tokens leaves apart from its shards: tokens, plan, commit records and manifest, all made up.
 
-Everything is published by storage itself. There is not one shard, and the file of tokens is a hole: neither takes
+Everything is published by storage itself. Shards and the file of tokens are holes, as long as real ones: neither takes
 room on the disk.
 """
 
@@ -27,7 +27,7 @@ from storage.manifest import (
     write_manifest,
     write_plan,
 )
-from storage.publication import finish
+from storage.publication import describe
 
 VOCAB_SIZE = 50_257
 BLOCK_SIZE = 512
@@ -43,13 +43,15 @@ _ENTROPY_NATS, _LABEL_NLL_NATS = 3.3, 3.4
 class MadeUp:
     """Where everything is.
 
-    finished: a cache; begun: the same when the first half of its shards was committed; other: a cache of as much
-    other text, without commit records; tokens: a corpus of as many tokens as the cache.
+    finished: a cache without its shards; begun: the same when the first half of its shards was committed; committed:
+    when all were, before the manifest; other: a cache of as much other text, without shards and commit records; tokens:
+    a corpus of as many tokens as the cache.
     """
 
     num_shards: int
     finished: Path
     begun: Path
+    committed: Path
     other: Path
     tokens: Path
     scratch: Path
@@ -59,11 +61,12 @@ def make_up(directory: Path, num_shards: int) -> MadeUp:
     """Publish all of it in an empty directory."""
     made_up = MadeUp(
         num_shards=num_shards,
-        **{name: directory / name for name in ("finished", "begun", "other", "tokens", "scratch")},
+        **{name: directory / name for name in ("finished", "begun", "committed", "other", "tokens", "scratch")},
     )
     identity = identity_of(num_shards)
     _write_finished(made_up.finished, identity)
-    _write_begun(made_up.begun, made_up.finished, identity)
+    _write_begun(made_up.begun, made_up.finished, identity, num_shards // 2)
+    _write_begun(made_up.committed, made_up.finished, identity, num_shards)
     _write_other(made_up.other, read_manifest(made_up.finished))
     _write_tokens(made_up.tokens, num_shards * TOKENS_PER_SHARD)
     made_up.scratch.mkdir()
@@ -102,13 +105,16 @@ def _write_finished(cache_dir: Path, identity: CacheIdentity) -> None:
     write_plan(cache_dir, identity)
     for key in identity.planned_keys():
         write_commit(cache_dir, record_of(key))
-    finish(cache_dir, identity, [])
+    describe(cache_dir, identity, [record_of(key) for key in identity.planned_keys()], [])
 
 
-def _write_begun(cache_dir: Path, finished: Path, identity: CacheIdentity) -> None:
+def _write_begun(cache_dir: Path, finished: Path, identity: CacheIdentity, num_committed: int) -> None:
     write_plan(cache_dir, identity)
-    keys = identity.planned_keys()
-    for key in keys[: len(keys) // 2]:
+    for key in identity.planned_keys()[:num_committed]:
+        shard = cache_dir / key.path
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        shard.touch()
+        os.truncate(shard, record_of(key).shard_bytes)
         link_or_copy(finished / key.commit_path, cache_dir / key.commit_path)
 
 

@@ -1,8 +1,8 @@
 """What real code takes over made-up records: seconds and memory, each in a process of its own.
 
 A measurement prepares what an earlier step leaves and returns the action that is measured, which gives figures that
-can be checked against the plan. Where real code goes on to a shard it ends with an error at the first one, for there
-are none: its planning is done by then.
+can be checked against the plan. Where real code goes on to read a shard it ends with an error at the first one, for
+there are none: its planning is done by then.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def join(made_up: MadeUp) -> Action:
     identity = identity_of(made_up.num_shards)
 
     def action() -> Figures:
-        finish(made_up.finished, identity, [])
-        manifest = made_up.finished / MANIFEST_NAME
+        finish(made_up.committed, identity, [])
+        manifest = made_up.committed / MANIFEST_NAME
         return {"manifest bytes": manifest.stat().st_size, "sha256": sha256_file(manifest)[:16]}
 
     return action

@@ -142,6 +142,21 @@ def test_a_rerun_makes_whatever_is_missing_again(
     assert snapshot(copied) == before
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_committed_shards_that_are_lost_or_cut_are_made_again(
+    configure: Callable[..., PrecomputeConfig], copied: Path, snapshot: Snapshot, is_finished: bool
+) -> None:
+    before = snapshot(copied)
+    lost, cut, *_ = sorted(copied.rglob("*.arrow"))
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (copied / "tokenizer" / "tokenizer.json").write_text("{}")
+    if not is_finished:
+        (copied / "manifest.json").unlink()
+    precompute(configure(copied))
+    assert snapshot(copied) == before
+
+
 class Stop(Exception):
     """The injected fault."""
 

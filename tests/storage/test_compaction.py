@@ -270,6 +270,17 @@ def test_a_finished_run_again_changes_nothing(small_cache: Path, tmp_path: Path)
     assert snapshot(tmp_path / "out") == before
 
 
+def test_compacting_again_brings_back_lost_shards(small_cache: Path, tmp_path: Path) -> None:
+    out = compact(small_cache, tmp_path / "out").path
+    before = snapshot(out)
+    lost, cut, *_ = sorted(out.rglob("*.arrow"))
+    lost.unlink()
+    cut.unlink()  # perhaps a name of the source's own file
+    cut.write_bytes(b"cut")
+    compact(small_cache, out)
+    assert snapshot(out) == before
+
+
 def test_a_merged_cache_is_compacted_and_compacted_caches_are_merged(make: SimpleNamespace, tmp_path: Path) -> None:
     def build(name: str) -> Path:
         data = {"source": name, "fingerprint": name, "licence": None, "packing": "none", "num_tokens": {}}

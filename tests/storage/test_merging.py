@@ -448,6 +448,17 @@ def test_a_finished_merge_run_again_changes_nothing(two: list[Path], tmp_path: P
         merge(two[::-1], tmp_path / "out")
 
 
+def test_a_merge_run_again_brings_back_lost_shards(two: list[Path], tmp_path: Path) -> None:
+    out = merge(two, tmp_path / "out").path
+    before = snapshot(out)
+    lost, cut, *_ = sorted(out.rglob("*.arrow"))
+    lost.unlink()
+    cut.unlink()  # a name of the source's own file
+    cut.write_bytes(b"cut")
+    merge(two, out)
+    assert snapshot(out) == before
+
+
 def test_merging_merged_caches_is_merging_all_of_them(build: Build, tmp_path: Path) -> None:
     a, b, c = (build(name) for name in "abc")
     at_once = merge([a, b, c], tmp_path / "at once").path

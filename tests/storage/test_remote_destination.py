@@ -136,6 +136,19 @@ def test_a_finished_cache_is_left_as_it_is(source: Cache, at_url: Open) -> None:
     assert all(before[name] is file for name, file in MemoryFileSystem.store.items())
 
 
+def test_committed_shards_that_are_lost_or_cut_are_sent_again(
+    source: Cache, at_url: Open, expected: dict[str, bytes]
+) -> None:
+    publish(source, at_url())
+    memory = fsspec.filesystem("memory")
+    lost, cut, *_ = (record.path for record in source.manifest.shards)
+    memory.rm(f"{URL}/{lost}")
+    memory.pipe(f"{URL}/{cut}", expected[cut][:-1])
+    assert remote_files() != expected
+    publish(source, at_url())
+    assert remote_files() == expected
+
+
 def test_the_first_commit_record_stands(source: Cache, at_url: Open, make: SimpleNamespace, tmp_path: Path) -> None:
     """Two machines that disagree in the last bits are at one shard: whoever is later drops what it made."""
     other = open_cache(make.cache(tmp_path / "other", seed=1))

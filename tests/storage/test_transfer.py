@@ -209,6 +209,17 @@ def test_a_local_file_that_differs_is_fetched_again(source: Path, tmp_path: Path
     assert pulled.num_copied_files == 1
 
 
+def test_a_pull_run_again_brings_back_what_is_lost(source: Path, tmp_path: Path) -> None:
+    push(source, "memory://bucket/cache", policy=QUICK)
+    back = tmp_path / "back"
+    pull("memory://bucket/cache", back, policy=QUICK)
+    (back / SHARD).unlink()
+    (back / "README.md").write_text("cut")
+    pulled = pull("memory://bucket/cache", back, policy=QUICK)
+    assert files(back) == files(source)
+    assert pulled.num_copied_files == 2
+
+
 @pytest.mark.parametrize("name", [SHARD, COMMIT, "README.md"])
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_damage_there_is_found_and_mended_by_a_push(source: Path, name: str, is_finished: bool) -> None:

@@ -12,10 +12,20 @@ from types import SimpleNamespace
 import pytest
 
 from storage.columns import to_fixed
+from storage.destinations import DirectoryDestination
 from storage.errors import CacheError
 from storage.files import TEMPORARY_PREFIX, publishing, remove_directory, remove_leftovers, waiting_path, write_file
-from storage.manifest import ShardKey, ShardRecord, read_commit, read_plan, settle_commit, write_commit, write_plan
-from storage.shard import check_file, write_shard
+from storage.manifest import (
+    ShardKey,
+    ShardRecord,
+    read_commit,
+    read_held_commit,
+    read_plan,
+    settle_commit,
+    write_commit,
+    write_plan,
+)
+from storage.shard import Shard, check_file, write_shard
 
 KEY = ShardKey(kind="soft_targets", split="train", index=0, num_shards=1)
 
@@ -87,6 +97,44 @@ def test_a_writer_killed_between_record_and_name_is_finished_by_the_next(
     settle_commit(tmp_path, second)
     settle_commit(tmp_path, second)
     check_file(tmp_path, second)
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["lost", "cut"])
+@pytest.mark.parametrize("bits", [0, 1], ids=["the same bytes", "other bytes"])
+def test_a_committed_shard_without_its_file_is_made_again(
+    tmp_path: Path, make: SimpleNamespace, write: Callable[[Path, int], ShardRecord], bits: int, is_there: bool
+) -> None:
+    """Also by a machine whose teacher differs in the last bits."""
+    first = write_commit(tmp_path, write(tmp_path, 0))
+    shard = tmp_path / KEY.path
+    if is_there:
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        shard.unlink()
+    source = tmp_path / "source"
+    record = write(source, bits)
+    assert (record == first) is (bits == 0)
+    identity = make.identity()
+    destination = DirectoryDestination(tmp_path)
+    assert destination.read_commit(KEY) is None
+    rows = Shard(source / KEY.path, identity, record)
+    destination.add_shard(identity, KEY, 0, (rows.read_batch(index) for index in range(rows.num_record_batches)))
+    assert read_commit(tmp_path, KEY) == destination.read_commit(KEY) == record
+    check_file(tmp_path, record)
+    assert not list(shard.parent.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_shard_that_still_waits_is_not_lost(
+    tmp_path: Path, write: Callable[[Path, int], ShardRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file(tmp_path / KEY.path, b"half a shard")
+    record = write(tmp_path, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.manifest.settle_commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_commit(tmp_path, record, if_taken="drop")
+    assert read_held_commit(tmp_path, KEY) == record
+    check_file(tmp_path, record)
 
 
 def test_the_first_plan_stands(tmp_path: Path, make: SimpleNamespace) -> None:
