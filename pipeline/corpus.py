@@ -22,7 +22,7 @@ import zstandard
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSuchDataError
 from pipeline.stdlib_corpus import stdlib_documents
-from storage.errors import TeachonceError, first_line
+from storage.errors import ConfigError, TeachonceError, first_line
 from storage.hashing import sha256_file
 
 STDLIB = "stdlib"
@@ -59,8 +59,9 @@ class Corpus:
 
 
 def open_corpus(config: PrecomputeConfig) -> Corpus:
-    """The corpus that --data names; raises NoSuchDataError."""
+    """The corpus that --data names; raises NoSuchDataError, or ConfigError for columns that plain text lacks."""
     if config.data == STDLIB:
+        _require_no_columns(config)
         return _stdlib_corpus()
     path = Path(config.data)
     if path.exists():
@@ -86,6 +87,8 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _format_of(p))
     if not files or not all(_format_of(file) for file in files):
         raise NoSuchDataError(config.data, "no file of a known kind")
+    if all(_format_of(file) == "text" for file in files):
+        _require_no_columns(config)
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
@@ -99,6 +102,16 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
                 yield from _row_documents(config, _load(config, _format_of(file) or "", data_files=pattern))
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+
+
+def _require_no_columns(config: PrecomputeConfig) -> None:
+    """Refuse prompts from columns of plain text."""
+    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
+        if kind in config.kinds and settings.prompt_column is not None:
+            raise ConfigError(
+                f"--{kind}.prompt-column {settings.prompt_column}: --data {config.data} is plain text, which has no "
+                "columns; leave it out, or give jsonl, parquet or hub data"
+            )
 
 
 def _hub_corpus(config: PrecomputeConfig) -> Corpus:

@@ -5,7 +5,8 @@ TeachonceError
 ├── DataError
 │   ├── NoSuchDataError        nothing at that path or hub id
 │   ├── ColumnError            rows lack the column asked for
-│   └── NoUsableTextError      not even one block of text
+│   ├── NoUsableTextError      not even one block of text
+│   └── NoPromptsError         not even one prompt for samples or beams
 ├── WorkerError                a worker of another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     nothing that transformers can load
@@ -53,6 +54,23 @@ class NoUsableTextError(DataError):
             f"({num_skipped} documents skipped as shorter than 2 tokens), fewer than one training block of "
             f"{block_tokens}; give more text or a smaller --block-size"
         )
+
+
+class NoPromptsError(DataError):
+    """Not even one prompt of the training split for a kind that continues prompts."""
+
+    def __init__(self, source: str, kind: str, prompt_tokens: int, prompt_column: str | None, num_skipped: int) -> None:
+        self.kind = kind
+        if prompt_column is None:
+            why = f"no piece of a document in a training block is longer than --{kind}.prompt-tokens {prompt_tokens}"
+            remedy = f"make that smaller, or leave {kind} out of --kinds"
+        else:
+            why = (
+                f"column {prompt_column!r} gives the training split none "
+                f"({num_skipped} prompts skipped as empty or too long for the context)"
+            )
+            remedy = f"name another with --{kind}.prompt-column, or leave {kind} out of --kinds"
+        super().__init__(f"--data {source}: no prompt for {kind}: {why}; {remedy}")
 
 
 class WorkerError(TeachonceError):

@@ -21,7 +21,7 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus import Corpus, open_corpus
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
-from pipeline.errors import TokenizerMismatchError
+from pipeline.errors import NoPromptsError, TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Begun, Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher import Teacher, load_teacher
 from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
@@ -89,13 +89,9 @@ def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
         context_length=teacher.context_length,
         work_dir=work_dir / _tokenization_key(corpus, teacher, config),
     )
-    return Job(
-        config=config,
-        teacher=teacher,
-        corpus=corpus,
-        tokenized=tokenized,
-        producers=make_producers(teacher, tokenized, config),
-    )
+    producers = make_producers(teacher, tokenized, config)
+    _require_prompts(config, producers, tokenized)
+    return Job(config=config, teacher=teacher, corpus=corpus, tokenized=tokenized, producers=producers)
 
 
 def begin(job: Job, destination: Destination) -> Begun:
@@ -111,6 +107,19 @@ def begin(job: Job, destination: Destination) -> Begun:
         shards=list(shard_ranges(job.producers, job.config.shard_tokens)),
         tokenizer_files=list(tokenizer_files),
     )
+
+
+def _require_prompts(config: PrecomputeConfig, producers: dict[str, Producer], tokenized: TokenizedCorpus) -> None:
+    """Raise NoPromptsError for a kind that was asked for and would have no rows to train on."""
+    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
+        if kind in producers and not producers[kind].num_rows("train"):
+            raise NoPromptsError(
+                config.data,
+                kind,
+                settings.prompt_tokens,
+                settings.prompt_column,
+                tokenized.counts.num_prompts_skipped,
+            )
 
 
 def _require_few_shards(job: Job) -> None:

@@ -110,7 +110,7 @@ def _prompts(
     settings: SamplesConfig | BeamsConfig,
     validation_fraction: float,
 ) -> dict[str, PromptSet]:
-    num_validation = round(settings.num_prompts * validation_fraction)
+    num_validation = min(round(settings.num_prompts * validation_fraction), settings.num_prompts - 1)
     wanted = {"train": settings.num_prompts - num_validation, "validation": num_validation}
     if settings.prompt_column is None:
         return {split: prompts_from_blocks(blocks[split], wanted[split], settings.prompt_tokens) for split in SPLITS}

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
+from storage.errors import ConfigError
+from storage.manifest import KINDS
 from student.batches import BeamBatch, BlockBatch, TextBatch, beam_batch, block_batch, sample_batch
 from student.config import TrainConfig
 from student.errors import TemperatureError
@@ -50,7 +52,7 @@ def soft_target_settings(cache: Cache) -> SoftTargetSettings:
 def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
     """Weight of each part; parts left to their default count only where the cache holds them.
 
-    Raises MissingKindError when a part is asked for and the cache does not hold it.
+    Raises MissingKindError when a part is asked for and the cache does not hold it, ConfigError when no part is left.
     """
     weights = {}
     for part, default in _DEFAULT_WEIGHTS.items():
@@ -59,6 +61,12 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
         weights[part] = asked if asked is not None else default if cache.num_rows(kind, "train") else 0.0
         if weights[part]:
             cache.shards(kind, "train")
+    if not any(weights.values()):
+        held = [kind for kind in KINDS if cache.num_rows(kind, "train")]
+        raise ConfigError(
+            f"{cache.path}: nothing to learn: its train split holds {', '.join(held) or 'no rows'}, "
+            "and --mix gives no part of that a weight; give one, or another cache"
+        )
     return weights
 
 

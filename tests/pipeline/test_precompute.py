@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsCo
 from pipeline.errors import (
     ContextTooShortError,
     DataError,
+    NoPromptsError,
     NoSuchDataError,
     NoSuchTeacherError,
     NoUsableTextError,
@@ -481,6 +483,48 @@ def test_unusable_data_leaves_nothing_behind(
     with pytest.raises(error):
         precompute(configure(tmp_path / "cache", data=str(data)))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["samples", "beams"])
+def test_a_kind_without_a_prompt_is_refused(
+    configure: Callable[..., PrecomputeConfig], tmp_path: Path, kind: str
+) -> None:
+    rows = [{"text": "the student learns", "ask": ""}] * 30
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"samples": SamplesConfig, "beams": BeamsConfig}[kind]
+    for of_prompts, told in (
+        ({"prompt_tokens": 28}, f"longer than --{kind}.prompt-tokens 28"),
+        ({"prompt_column": "ask"}, "column 'ask' gives the training split none (30 prompts skipped"),
+    ):
+        config = configure(
+            tmp_path / "cache", data=str(data), kinds=("soft_targets", kind),
+            **{kind: settings(max_new_tokens=4, **of_prompts)},
+        )  # fmt: skip
+        with pytest.raises(NoPromptsError, match=re.escape(told)):
+            precompute(config)
+        assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("source", ["documents.txt", "stdlib", "directory"])
+def test_plain_text_has_no_column_of_prompts(
+    configure: Callable[..., PrecomputeConfig], tmp_path: Path, source: str
+) -> None:
+    (tmp_path / "directory").mkdir()
+    for name in ("documents.txt", "directory/one.txt", "directory/two.md"):
+        (tmp_path / name).write_text("the student learns alone " * 200)
+    data = source if source == "stdlib" else str(tmp_path / source)
+    asks = BeamsConfig(prompt_column="ask")
+    with pytest.raises(ConfigError, match=r"^--beams\.prompt-column ask: .* plain text"):
+        precompute(configure(tmp_path / "cache", data=data, beams=asks))
+    assert not (tmp_path / "cache").exists()
+    precompute(configure(tmp_path / "cache", data=str(tmp_path / "documents.txt"), beams=asks, kinds=("soft_targets",)))
+
+
+def test_a_single_prompt_is_for_training(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
+    beams_config = BeamsConfig(num_prompts=1, prompt_tokens=5, max_new_tokens=3)
+    config = configure(tmp_path / "cache", kinds=("beams",), beams=beams_config, validation_fraction=0.7)
+    assert precomputed(config).num_rows("beams", "train") == 1
 
 
 def test_data_and_teachers_that_are_not_there(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:

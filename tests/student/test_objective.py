@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline import SoftTargetsConfig
 from storage import Cache
-from storage.errors import MissingKindError
+from storage.errors import ConfigError, MissingKindError
 from student import MixConfig, TrainConfig, train
 from student.errors import TemperatureError
 from student.objective import Objective, resolve_head_loss, resolve_weights
@@ -237,6 +237,16 @@ def test_a_part_that_was_asked_for_and_is_not_there(
     with pytest.raises(MissingKindError) as caught:
         resolve_weights(train_config(mix=MixConfig(labels=0.0, **{kind: 1.0})), cache)
     assert caught.value.kind == kind
+
+
+def test_a_mix_that_leaves_nothing_is_refused(
+    make_cache: Callable[..., Cache], train_config: Callable[..., TrainConfig]
+) -> None:
+    without_beams = train_config(mix=MixConfig(beams=0.0))
+    with pytest.raises(ConfigError, match="its train split holds beams, and --mix"):
+        resolve_weights(without_beams, make_cache(kinds=("beams",)))
+    with pytest.raises(ConfigError, match="its train split holds no rows"):
+        resolve_weights(train_config(), make_cache().restricted_to([]))
 
 
 def test_labels_that_were_asked_for_need_blocks(
