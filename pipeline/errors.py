@@ -45,14 +45,19 @@ class ColumnError(DataError):
 
 
 class NoUsableTextError(DataError):
-    """Not even one block of text."""
+    """Not even one block of text to train on; num_tokens by split."""
 
-    def __init__(self, source: str, num_documents: int, num_skipped: int, num_tokens: int, block_tokens: int) -> None:
+    def __init__(
+        self, source: str, num_documents: int, num_skipped: int, num_tokens: dict[str, int], block_tokens: int
+    ) -> None:
         self.num_tokens = num_tokens
+        held_out = num_tokens["validation"]
+        beside = f", beside {held_out} held out" if held_out else ""
+        less = " or --validation-fraction" if held_out else ""
         super().__init__(
-            f"--data {source}: no usable text: {num_documents} documents hold {num_tokens} tokens "
-            f"({num_skipped} documents skipped as shorter than 2 tokens), fewer than one training block of "
-            f"{block_tokens}; give more text or a smaller --block-size"
+            f"--data {source}: no usable text: {num_documents} documents leave {num_tokens['train']} tokens to train on"
+            f"{beside} ({num_skipped} documents skipped as shorter than 2 tokens), fewer than one block of "
+            f"{block_tokens}; give more text, or a smaller --block-size{less}"
         )
 
 

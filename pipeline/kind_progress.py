@@ -30,12 +30,13 @@ class KindProgress:
         for bar in self._open.values():
             bar.__exit__(kind, error, trace)
 
-    def count(self, kind: str, num_rows: int) -> None:
-        """Count rows that are written; any thread may call this."""
+    def count(self, kind: str, num_rows: int, is_new: bool) -> None:
+        """Count rows that are written, by this run (is_new) or before it; any thread may call this."""
         with self._lock:
             if kind not in self._open:
                 self._open[kind] = Progress(self._left[kind], kind, "rows", quiet=self._quiet)
-            self._open[kind].update(num_rows)
+            bar = self._open[kind]
+            (bar.update if is_new else bar.skip)(num_rows)
             self._left[kind] -= num_rows
             if self._left[kind] == 0:
                 self._open.pop(kind).__exit__(None, None, None)

@@ -18,6 +18,7 @@ from storage.manifest import CacheIdentity, ShardKey
 # What may wait for the writer: some seconds of a fast GPU, in which a shard is synced, or sent to a URL and read back.
 _MAX_WAITING_TOKENS = 1 << 20
 
+Count = Callable[[int, bool], None]
 _Part = tuple[ShardRange, pa.RecordBatch]
 
 
@@ -26,11 +27,11 @@ def write_missing_shards(
     identity: CacheIdentity,
     producer: Producer,
     shards: list[ShardRange],
-    count: Callable[[int], None],
+    count: Count,
 ) -> list[ShardRange]:
     """Write and commit the shards of one producer that have no commit record.
 
-    count: told the rows of each record batch that was written, and of each shard that was there.
+    count: told the rows of each record batch that was written, with True, and of each shard that was there, with False.
 
     Returns the shards that were left out because other processes are at them; they are for whoever finds them
     free and still without a commit record.
@@ -51,7 +52,7 @@ def write_missing_shards(
                 ):  # committed before it was given back
                     claims.give_back(_claim_name(shard.key))
                 if record is not None:
-                    count(record.num_rows)
+                    count(record.num_rows, False)
                     continue
                 for batch in producer.record_batches(
                     shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS
@@ -69,7 +70,7 @@ def _write(
     identity: CacheIdentity,
     parts: Iterator[_Part],
     claims: Claims,
-    count: Callable[[int], None],
+    count: Count,
 ) -> None:
     for shard, shard_parts in itertools.groupby(parts, key=lambda part: part[0]):
         batches = _counted((batch for _, batch in shard_parts), count)
@@ -77,7 +78,7 @@ def _write(
         claims.give_back(_claim_name(shard.key))
 
 
-def _counted(batches: Iterator[pa.RecordBatch], count: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+def _counted(batches: Iterator[pa.RecordBatch], count: Count) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         yield batch
-        count(batch.num_rows)
+        count(batch.num_rows, True)

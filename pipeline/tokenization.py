@@ -89,7 +89,7 @@ def tokenize_corpus(
             config.data,
             counts.num_documents,
             counts.num_documents_skipped,
-            sum(store.num_tokens for store in tokenized.documents.values()),
+            {split: store.num_tokens for split, store in tokenized.documents.items()},
             config.block_size + 1,
         )
     return tokenized
@@ -252,15 +252,17 @@ class _Tokenization:
         return chat
 
     def _split_end(self, stores: dict[str, TokenStore]) -> bool:
-        """Move the end of the train split to the validation split, unless that would leave train without a block.
+        """Move the end of the train split to the validation split, but leave train a block; whether both have one.
 
-        Returns whether it was moved.
+        The end is as much as --validation-fraction says, at least a block.
         """
         train, validation = stores["train"], stores["validation"]
-        num_held_out = max(int(train.num_tokens * self._config.validation_fraction), self._config.block_size + 1)
-        boundary = train.num_tokens - num_held_out
-        if boundary <= self._config.block_size:
+        block_tokens = self._config.block_size + 1
+        num_held_out = max(int(train.num_tokens * self._config.validation_fraction), block_tokens)
+        num_held_out = min(num_held_out, train.num_tokens - block_tokens)
+        if num_held_out < block_tokens:
             return False
+        boundary = train.num_tokens - num_held_out
         staged = {split: TokenWriter(self._work_dir / "staged" / split, self._dtype) for split in SPLITS}
         _copy_range(train, 0, boundary, staged["train"])
         _copy_range(validation, 0, validation.num_tokens, staged["validation"])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 import tyro
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,7 +30,8 @@ from pipeline.matmul_precision import use_fast_matmul
 from pipeline.tokenization import tokenize_corpus
 from storage.columns import token_type
 from storage.command import run_command
-from storage.files import TEMPORARY_PREFIX
+from storage.errors import ConfigError
+from storage.files import publishing_path, refusals
 from storage.hashing import hash_permutation
 from storage.progress import Progress
 from storage.segments import position_ids, valid_targets
@@ -38,6 +40,7 @@ from student.losses.targets import SparseTargets
 from student.model import head_weight, hidden_states, num_parameters
 
 EOS = "<|endoftext|>"
+MIN_VOCAB_SIZE = 257
 _LABELS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 
 
@@ -67,6 +70,19 @@ class TeacherConfig:
     validation_fraction: float = 0.05
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "context", "epochs", "batch_blocks", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")
+        if self.vocab_size < MIN_VOCAB_SIZE:
+            raise ConfigError(
+                f"--vocab-size is {self.vocab_size}, expected {MIN_VOCAB_SIZE} (all bytes and the end) or more"
+            )
+        if self.width % self.heads:
+            raise ConfigError(f"--width is {self.width}, expected a multiple of --heads ({self.heads})")
+        if self.block_size > self.context:
+            raise ConfigError(f"--block-size is {self.block_size}, expected at most --context ({self.context})")
+
 
 def main() -> None:
     """Entry point."""
@@ -76,9 +92,12 @@ def main() -> None:
 def make_teacher() -> int:
     """Train and save; a finished teacher is left as it is."""
     config = tyro.cli(TeacherConfig, description=__doc__)
+    transformers.logging.disable_progress_bar()
     if (config.out / "config.json").is_file():
         print(f"{config.out}: a teacher is there already", file=sys.stderr)
         return 0
+    if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
+        raise ConfigError(f"--out {config.out}: is there already and is no teacher; name a new or an empty directory")
     reading = PrecomputeConfig(
         teacher=str(config.out),
         data=config.data,
@@ -99,11 +118,9 @@ def make_teacher() -> int:
             corpus, tokenizer, reading, dtype=dtype, context_length=config.context, work_dir=Path(work_dir) / "work"
         )
         model = train_model(Blocks(tokenized.documents["train"], config.block_size), tokenizer, config)
-    # Saved aside and moved, so that a teacher is there wholly or not at all.
-    staging = config.out.with_name(f"{TEMPORARY_PREFIX}{config.out.name}")
-    tokenizer.save_pretrained(staging)
-    model.save_pretrained(staging)
-    staging.rename(config.out)
+    with publishing_path(config.out) as staged, refusals(config.out):
+        tokenizer.save_pretrained(staged)
+        model.save_pretrained(staged)
     return 0
 
 

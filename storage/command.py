@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from storage.errors import TeachonceError
+from storage.errors import TeachonceError, remedy_of
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -39,7 +39,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             raise
         fail(
             command[0],
-            f"{error.filename or 'output'}: {error.strerror}; make room there and run the line again",
+            f"{error.filename or 'output'}: {error.strerror}; {remedy_of(str(error))} and run the line again",
         )
 
 

@@ -28,9 +28,14 @@ print such an error as one line and exit with 2; any other exception is a bug an
 traceback.
 """
 
+import errno
+import os
 
-class TeachonceError(ValueError):
-    """Base of every error that is the input's fault; derives from ValueError so that tyro shows it."""
+_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class TeachonceError(Exception):
+    """Base of every error that is the input's fault."""
 
 
 class ConfigError(TeachonceError):
@@ -54,7 +59,8 @@ class DiskFullError(TeachonceError):
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         super().__init__(
-            f"{path}: the write failed ({reason}); what was committed is safe: make room and run the same command again"
+            f"{path}: the write failed ({reason}); what was committed is safe: "
+            f"{remedy_of(reason)} and run the same command again"
         )
 
 
@@ -200,6 +206,11 @@ class LocalCacheTooSmallError(CacheError):
             f"--local-cache-bytes is {max_bytes:,}, but the shards in use at once take {needed_bytes:,}; "
             "give at least that, twice as much to read ahead"
         )
+
+
+def remedy_of(reason: str) -> str:
+    """What to do about a refusal of the operating system, by its own words."""
+    return "make room" if any(words in reason for words in _NO_ROOM) else "mend that"
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from storage.errors import DiskFullError, UnsafePathError, first_line
+from storage.errors import ConfigError, DiskFullError, UnsafePathError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
 # What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
@@ -205,6 +206,36 @@ def link_or_copy(source: Path, path: Path) -> None:
     except OSError:
         with source.open("rb") as original, publishing(path) as copy:
             shutil.copyfileobj(original, copy, _COPY_BYTES)
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path, what: str) -> Iterator[None]:
+    """Make a directory and hold a lock on it; afterwards, what was made and stayed empty is removed.
+
+    what: the writer, for who comes second. Raises ConfigError when the directory cannot be one, or has a writer
+    already; DiskFullError when the system refuses it.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    with refusals(directory):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"{directory}: not a directory; name a new or an empty one") from error
+        lock = os.open(directory, os.O_RDONLY)
+    try:
+        with refusals(directory):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                for path in made:
+                    path.rmdir()  # only when it is empty
+    finally:
+        os.close(lock)
 
 
 def remove_directory(directory: Path) -> None:

@@ -52,15 +52,25 @@ class Progress:
         if self._logs and time.monotonic() - self._last_log > _LOG_EVERY_SECONDS:
             self._log()
 
+    def skip(self, count: int) -> None:
+        """Count units that were done before: they say nothing about the speed."""
+        self._count += count
+        self._initial += count
+        if not self._bar.disable:
+            self._bar.initial += count
+            self._bar.n += count
+            self._bar.refresh()
+
     def _log(self) -> None:
         self._last_log = time.monotonic()
         seconds = max(self._last_log - self._started, 1e-9)
         rate = (self._count - self._initial) / seconds
         total = "" if self._total is None else f"/{self._total:,}"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
+        pace = f"{speed} {self._unit}/s, {seconds:.0f} s" if self._count > self._initial else "done before"
         note = f", {self._note}" if self._note else ""
         print(
-            f"{self._description}: {self._count:,}{total} {self._unit}, {speed} {self._unit}/s, {seconds:.0f} s{note}",
+            f"{self._description}: {self._count:,}{total} {self._unit}, {pace}{note}",
             file=sys.stderr,
             flush=True,
         )

@@ -7,10 +7,7 @@ never asked for a listing, sizes and hashes come from the manifest, and every by
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import TypeVar
 from storage.cache import open_cache
 from storage.crew import Crew
 from storage.errors import CacheMismatchError, ConfigError, TransferError
-from storage.files import TEMPORARY_PREFIX, remove_leftovers, write_file
+from storage.files import TEMPORARY_PREFIX, only_writer, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -125,7 +122,7 @@ def pull(
     check_listed_files(manifest, cache_dir, remote.url)
     listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
     copied: list[ShardRecord | FileRecord] = []
-    with _only_writer(cache_dir):
+    with only_writer(cache_dir, "pull"):
         if not _is_finished(cache_dir, manifest):
             remove_leftovers(cache_dir)
             write_plan(cache_dir, manifest.identity)
@@ -179,29 +176,13 @@ def _differences(found: object, wanted: object, name: str) -> Iterator[tuple[str
         yield name, found, wanted
 
 
-@contextlib.contextmanager
-def _only_writer(cache_dir: Path) -> Iterator[None]:
-    """Make the directory and hold a lock on it; ConfigError when it cannot be one, or another pull is at work."""
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{cache_dir}: not a directory; name a new or an empty one") from error
-    lock = os.open(cache_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{cache_dir}: another pull writes here; wait until it has finished") from error
-        yield
-    finally:
-        os.close(lock)
-
-
 def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
     """Whether this very cache is in the directory; False when it is empty, or files of the cache are missing."""
     if (cache_dir / MANIFEST_NAME).exists():
         _require_same(str(cache_dir), read_manifest(cache_dir), manifest)
-        return all(is_held(cache_dir, record) for record in (*manifest.shards, *manifest.files))
+        return all(is_held(cache_dir, shard) for shard in manifest.shards) and all(
+            is_held(cache_dir, file) for file in manifest.files
+        )
     if (cache_dir / PLAN_NAME).exists():
         _require_same(str(cache_dir), read_plan(cache_dir), manifest.identity)
     elif any(not path.name.startswith(TEMPORARY_PREFIX) for path in cache_dir.iterdir()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,8 @@ def train(config: Annotated[TrainConfig, arg(name="")]) -> int:
 
     out = run(config)
     if is_first_process():
-        print(
-            f"{out}: complete; measure it with: teachonce-student evaluate {out} --cache {config.cache}",
-            file=sys.stderr,
-        )
+        line = shlex.join(["teachonce-student", "evaluate", str(out), "--cache", str(config.cache)])
+        print(f"{out}: complete; measure it with: {line}", file=sys.stderr)
     return 0
 
 

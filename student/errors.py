@@ -10,6 +10,7 @@ TeachonceError
     ├── TemperatureError          a temperature that the cache cannot serve
     ├── RunMismatchError          a rerun differs from the run that it would resume
     ├── CheckpointError           a checkpoint that cannot be read
+    ├── DivergedError             a training whose losses are no longer finite
     ├── LostProcessError          another process of the run has ended
     ├── StudentMemoryError        a step that does not fit into the device's memory
     ├── NoSuchStudentError        no trained student in that directory
@@ -17,6 +18,7 @@ TeachonceError
     ├── PromptError               a prompt that is not Unicode text
     ├── BrokenStudentError        a student whose logits are not finite
     ├── NotExportableError        a student that a format cannot express
+    ├── NoHeldOutRowsError        a cache without rows to measure a student on
     ├── HeldOutTextError          no text to compare an exported file on
     ├── DisagreementError         an exported file that does not compute what the student does
     └── RuntimeFailedError        the library that runs an exported file ends
@@ -102,6 +104,17 @@ class CheckpointError(StudentError):
         super().__init__(f"{path}: damaged checkpoint ({reason}); delete it to start the run again")
 
 
+class DivergedError(StudentError):
+    """Losses, gradients or held-out figures of a run are not finite after `step` steps; nothing was saved since."""
+
+    def __init__(self, out: str, step: int, learning_rate: float) -> None:
+        self.step = step
+        super().__init__(
+            f"--out {out}: diverged: after step {step} the losses are not finite, and more steps do not mend that; "
+            f"train in another --out with a --learning-rate below {learning_rate:g}"
+        )
+
+
 class LostProcessError(StudentError):
     """Another process of the run has ended, and this one cannot go on alone."""
 
@@ -152,7 +165,9 @@ class BrokenStudentError(StudentError):
     """A student whose logits are not finite."""
 
     def __init__(self, student: str) -> None:
-        super().__init__(f"{student}: its logits are not finite; train it again, with a lower --learning-rate")
+        super().__init__(
+            f"{student}: its logits are not finite; train one in another --out, with a lower --learning-rate"
+        )
 
 
 class NotExportableError(StudentError):
@@ -161,6 +176,17 @@ class NotExportableError(StudentError):
     def __init__(self, student: str, format: str, problem: str) -> None:
         self.format, self.problem = format, problem
         super().__init__(f"{student}: cannot be exported as {format}: it {problem}")
+
+
+class NoHeldOutRowsError(StudentError):
+    """A cache without rows to measure a student on."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: its validation split holds no rows to measure a student on; "
+            "precompute from more text, or with a larger --validation-fraction"
+        )
 
 
 class HeldOutTextError(StudentError):

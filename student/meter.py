@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from student.processes import Processes
 class Meter:
     """Counts since the run's first step, and sums over the steps since the last reading.
 
-    `read` and `state` are called by all processes.
+    `read`, `state` and `is_finite` are called by all processes.
     """
 
     tokens_seen: int = 0
@@ -49,6 +50,10 @@ class Meter:
         passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
         self.seconds += passed
         return passed
+
+    def is_finite(self) -> bool:
+        """Whether every measure since the last reading is a number, and not an infinite one."""
+        return all(map(math.isfinite, self._whole_sums().values()))
 
     def read(self) -> dict[str, float]:
         """Means and speed over the steps since the last reading, and begin anew."""

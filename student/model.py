@@ -16,6 +16,7 @@ from storage.errors import ConfigError, RecordError, first_line, is_unreadable_t
 from storage.manifest import SPLITS
 from student.errors import (
     ArchitectureError,
+    BrokenStudentError,
     NoSuchStudentError,
     StudentContextError,
     UnknownPresetError,
@@ -112,6 +113,8 @@ def check_fits(model: Any, cache: Cache, name: str) -> None:
 def check_architecture(model: Any, name: str) -> None:
     """Raise ArchitectureError unless head times hidden state gives the logits, and packed documents are isolated.
 
+    Raises BrokenStudentError when the logits are not finite.
+
     The losses call body and head apart; a head with a bias, a scale or a cap would be trained as another one.
     """
     length = min(6, context_length_of(model) // 2)
@@ -129,6 +132,8 @@ def check_architecture(model: Any, name: str) -> None:
         raise ArchitectureError(name, "does not take positions") from error
     finally:
         model.train(was_training)
+    if not bool(expected.isfinite().all()):
+        raise BrokenStudentError(name)
     if not _nearly(hidden @ head_weight(model).T, expected):
         raise ArchitectureError(name, "has an output head that is more than a matrix")
     if not _nearly(behind, hidden):

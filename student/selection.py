@@ -10,7 +10,7 @@ import torch
 
 from storage.errors import first_line
 from student.batches import text_batch
-from student.errors import CandidatesError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, StudentContextError
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
 from student.model import context_length_of, head_weight, hidden_states
@@ -39,7 +39,7 @@ def read_candidates(path: Path) -> list[str]:
 def rank_candidates(
     model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
 ) -> list[RankedCandidate]:
-    """Candidates as continuations of the prompt, best first."""
+    """Candidates as continuations of the prompt, best first; raises as continuation_scores does."""
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
     continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
     scores = continuation_scores(model, prompt_ids, continuations, length_penalty)
@@ -51,16 +51,22 @@ def rank_candidates(
 def continuation_scores(
     model: Any, prompt_ids: list[int], continuations: list[list[int]], length_penalty: float
 ) -> list[float]:
-    """The student's score of each continuation of the prompt, nats; raises StudentContextError for one too long."""
+    """The student's score of each continuation of the prompt, nats.
+
+    Raises StudentContextError for one too long, BrokenStudentError for scores that are not finite.
+    """
     needed = len(prompt_ids) + max(map(len, continuations)) - 1
     if needed > context_length_of(model):
-        raise StudentContextError("student", context_length_of(model), needed, "prompt and candidate")
+        raise StudentContextError(model.name_or_path, context_length_of(model), needed, "prompt and candidate")
     batch = text_batch(prompt_ids, continuations, model.device)
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
     logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)
     lengths = torch.tensor([len(ids) for ids in continuations])
     sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
-    scores: list[float] = length_normalised_scores(sums.cpu(), lengths, length_penalty).tolist()
+    scores_N = length_normalised_scores(sums.cpu(), lengths, length_penalty)
+    if not bool(scores_N.isfinite().all()):
+        raise BrokenStudentError(model.name_or_path)
+    scores: list[float] = scores_N.tolist()
     return scores
 
 

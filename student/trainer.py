@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from storage.cache import Cache, open_cache
 from storage.errors import ConfigError
-from storage.files import TEMPORARY_PREFIX, refusals, remove_leftovers
+from storage.files import TEMPORARY_PREFIX, only_writer, refusals, remove_leftovers
 from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
@@ -32,7 +33,7 @@ from student.checkpoint import (
     whole_model,
 )
 from student.config import TrainConfig
-from student.errors import RunMismatchError
+from student.errors import DivergedError, RunMismatchError
 from student.evaluation import evaluate_model
 from student.learner import Learner, make_learner
 from student.meter import Meter
@@ -72,6 +73,14 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
         cache = _open_cache(config)
     # More may be committed of an incomplete cache when another process looks.
     cache = cache.restricted_to(processes.same([shard.path for shard in cache.manifest.shards]))
+    with ExitStack() as stack:
+        with processes.together():
+            if processes.is_first:
+                stack.enter_context(only_writer(config.out, "train"))
+        return _train_on(cache, config, processes)
+
+
+def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
     with processes.together():
         config = with_remembered_micro_batches(with_batch_blocks(config, cache), processes)
         run = _run_facts(config, cache)
@@ -90,9 +99,8 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
         return config.out
     with processes.together():
         first_step, states, meter = load_checkpoint(config.out, learner=learner, run=run)
-        # Before the directory is made: of a cache that cannot be read, nothing is left.
+        # Before anything is written: of a cache that cannot be read, nothing is left.
         streams = _open_streams(config, cache, learner, states) if first_step < config.max_steps else {}
-        config.out.mkdir(parents=True, exist_ok=True)
         if processes.is_first:
             _note_incomplete(config.out, cache)
     with _stop_signals() as stop:
@@ -188,6 +196,7 @@ class _Loop:
 
     def _log_steps(self, log: RunLog | NoLog, done: int) -> dict[str, str]:
         """Add a line about the steps since the last one; returns what the progress bar shows of it."""
+        self._require_finite(done)
         found = self._meter.read()
         log.write(done, **found, learning_rate=learning_rate(done - 1, self._config), **self._meter.totals())
         rate = found.pop("tokens_per_second")
@@ -195,16 +204,28 @@ class _Loop:
 
     def _log_validation(self, log: RunLog | NoLog, done: int) -> None:
         """Every process measures the same, for a student in parts needs all of them."""
+        self._require_finite(done)
         parallel = self._learner.parallel
         parallel.model.eval()
         found = parallel.measure(lambda: evaluate_model(parallel.model, self._cache, max_blocks=_EVALUATION_BLOCKS))
         parallel.model.train()
+        self._require(done, all(math.isfinite(value) for value in found.values() if value is not None))
         log.write(done, validation=found, **self._meter.totals())
 
     def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
+        self._require_finite(step)
         save_checkpoint(
             self._config.out, step=step, learner=self._learner, streams=states, meter=self._meter, run=self._run
         )
+
+    def _require_finite(self, done: int) -> None:
+        """Raise DivergedError before anything is kept of a student that is no more than NaN."""
+        self._require(done, self._meter.is_finite())
+
+    def _require(self, done: int, is_finite: bool) -> None:
+        with self._processes.together():
+            if not is_finite:
+                raise DivergedError(str(self._config.out), done, self._config.learning_rate)
 
 
 @contextmanager

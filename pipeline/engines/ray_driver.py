@@ -174,7 +174,7 @@ class _Crew:
     def _count(self, shard: ShardRange, *, is_committed: bool) -> None:
         assert self._progress is not None
         if is_committed:
-            self._progress.count(shard.key.kind, shard.num_rows)
+            self._progress.count(shard.key.kind, shard.num_rows, is_new=True)
         else:
             self._waiting.append(shard)
 

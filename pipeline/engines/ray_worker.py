@@ -74,7 +74,7 @@ class RayWorker:
         from pipeline.shard_writing import write_missing_shards
 
         producer = self._job.producers[shard.key.kind]
-        taken = write_missing_shards(self._destination, self._begun.identity, producer, [shard], lambda num_rows: None)
+        taken = write_missing_shards(self._destination, self._begun.identity, producer, [shard], lambda *told: None)
         if taken:
             time.sleep(_LOOK_AGAIN_AFTER_S)
         return not taken

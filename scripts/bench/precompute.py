@@ -157,7 +157,7 @@ class _Bench:
         def write() -> None:
             key = ShardKey(kind="soft_targets", split="train", index=next(self._shard_numbers), num_shards=100_000)
             shard = ShardRange(key=key, first_row=0, end_row=len(blocks))
-            write_missing_shards(open_destination(options.out), identity, producer, [shard], lambda num_rows: None)
+            write_missing_shards(open_destination(options.out), identity, producer, [shard], lambda *told: None)
 
         return write
 

@@ -137,7 +137,9 @@ def resume(made_up: MadeUp) -> Action:
         identity = destination.begin_or_resume(identity_of(made_up.num_shards))
         teacher = cast(Producer, SimpleNamespace(record_batches=record_batches, tokens_per_row=1))
         try:
-            write_missing_shards(destination, identity, teacher, ranges, committed_rows.append)
+            write_missing_shards(
+                destination, identity, teacher, ranges, lambda num_rows, is_new: committed_rows.append(num_rows)
+            )
         except _TeacherNeededError as needed:
             return {"committed shards": len(committed_rows), "next row": needed.args[0]}
         raise AssertionError("nothing was left to be made")

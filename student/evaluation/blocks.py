@@ -87,8 +87,8 @@ def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None
     num_targets, num_top1 = totals[_NUM_TARGETS], totals[_NUM_TOP1]
     mean_kl, standard_error = ratio_with_error(*torch.from_numpy(sums_BM[:, [_KL, _NUM_TARGETS]]).unbind(1))
     return {
-        "perplexity": math.exp(totals[_LABEL_NLL] / num_targets),
-        "teacher_perplexity": math.exp(totals[_TEACHER_NLL] / num_targets),
+        "perplexity": _perplexity(totals[_LABEL_NLL] / num_targets),
+        "teacher_perplexity": _perplexity(totals[_TEACHER_NLL] / num_targets),
         "kl_nats": mean_kl,
         "kl_standard_error": standard_error,
         "kl_is_lower_bound": tail_weight is None,
@@ -114,9 +114,16 @@ def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:
     intervals = dict(zip(names, ratio_intervals(sums_BM[:, columns], sums_BM[:, counts]), strict=True))
     for name in ("perplexity_interval", "teacher_perplexity_interval"):
         ends = intervals[name]
-        intervals[name] = None if ends is None else [math.exp(end) for end in ends]
+        intervals[name] = None if ends is None else [_perplexity(end) for end in ends]
     top5 = float(sums_BM[:, _ANY_HIT].sum()) / num_top1 if num_top1 else None
     return {"num_blocks": len(sums_BM), "top5_agreement": top5, **intervals}
+
+
+def _perplexity(mean_nats: float) -> float:
+    try:
+        return math.exp(mean_nats)
+    except OverflowError:
+        return math.inf
 
 
 def _row_batches(cache: Cache, batch_blocks: int, max_blocks: int | None) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from storage.cache import Cache, open_cache
+from storage.manifest import KINDS
 from student.config import EvaluateConfig
+from student.errors import NoHeldOutRowsError
 from student.evaluation.blocks import (
     block_details,
     block_figures,
@@ -42,9 +44,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     - generation: "student" and "teacher" (see student.evaluation.texts)
     - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
 
-    Raises NoSuchStudentError, VocabularyMismatchError, StudentContextError or a CacheError.
+    Raises NoHeldOutRowsError, NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, StudentContextError or a
+    CacheError.
     """
     cache = open_cache(config.cache)
+    if not any(cache.num_rows(kind, "validation") for kind in KINDS):
+        raise NoHeldOutRowsError(str(config.cache))
     model = load_student(config.student).to(choose_device(config.device)).eval()
     check_fits(model, cache, str(config.student))
     writes_texts = config.num_prompts > 0 and cache.num_rows("samples", "validation") > 0

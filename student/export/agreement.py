@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from storage.progress import Progress
+from student.errors import BrokenStudentError
 from student.export.child import LoneReader
 from student.export.held_out import Sequences
 from student.export.readers import Logits
@@ -41,11 +42,13 @@ class Agreement:
 
 @torch.inference_mode()
 def measure_agreement(model: Any, reader: LoneReader, sequences: Sequences, *, quiet: bool) -> Agreement:
-    """Both read every sequence alone; the student in float32 by PyTorch."""
+    """Both read every sequence alone; the student in float32 by PyTorch. Raises BrokenStudentError."""
     parts = []
     with Progress(len(sequences), "compare", "texts", quiet=quiet) as bar:
         for ids_S in sequences:
             expected_TV = model(input_ids=torch.from_numpy(ids_S[None, :-1]), use_cache=False).logits[0].numpy()
+            if not np.isfinite(expected_TV).all():
+                raise BrokenStudentError(model.name_or_path)
             parts.append(compare(expected_TV, reader.logits(ids_S[:-1].tolist()), ids_S[1:]))
             bar.update(1)
     return pool(parts)

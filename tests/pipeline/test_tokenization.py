@@ -124,6 +124,20 @@ def test_how_many_texts_share_a_tokenizer_call_changes_nothing(
         assert documents_of(found.documents[split]) == documents_of(expected.documents[split])
 
 
+def test_the_end_that_is_held_out_leaves_training_a_block(tokenize: Callable[..., TokenizedCorpus]) -> None:
+    tokenized = tokenize(["a document that is long enough to share"], validation_fraction=0.9999)
+    assert tokenized.counts.validation_is_end_of_text
+    assert tokenized.documents["train"].num_tokens == 9
+    assert tokenized.documents["validation"].num_tokens >= 9
+
+
+def test_what_is_held_out_is_told_when_too_little_is_left(tokenize: Callable[..., TokenizedCorpus]) -> None:
+    with pytest.raises(
+        NoUsableTextError, match=r"leave 4 tokens to train on, beside \d+ held out.*validation-fraction"
+    ):
+        tokenize(["abc"] + ["a document that is long enough"] * 50, validation_fraction=0.9999)
+
+
 @pytest.mark.parametrize("num_words", [4, 100])
 def test_of_a_single_document_the_end_is_held_out(
     tokenize: Callable[..., TokenizedCorpus], tokenizer: Any, num_words: int
@@ -208,7 +222,7 @@ def test_max_tokens_cuts_inside_a_document_of_many_pieces(
 def test_too_little_text_says_what_was_found(tokenize: Callable[..., TokenizedCorpus]) -> None:
     with pytest.raises(NoUsableTextError) as caught:
         tokenize(["abc", "", "x"])
-    assert caught.value.num_tokens == 4
+    assert caught.value.num_tokens == {"train": 4, "validation": 0}
     assert "3 documents" in str(caught.value)
     assert "2 documents skipped" in str(caught.value)
 

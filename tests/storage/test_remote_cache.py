@@ -18,6 +18,7 @@ from storage import RowStream, open_cache
 from storage.cache import Cache
 from storage.errors import (
     ConfigError,
+    IncompleteCacheError,
     LocalCacheTooSmallError,
     NoCacheError,
     RecordError,
@@ -166,7 +167,7 @@ def test_an_incomplete_cache_is_read_only_when_asked_for(origin: Path) -> None:
     (origin / "manifest.json").unlink()
     for index in (1, 5, 11):
         (origin / f"commits/samples-train-{index:05d}.json").unlink()
-    with pytest.raises(ValueError, match="10 of 13 shards"):
+    with pytest.raises(IncompleteCacheError, match="10 of 13 shards"):
         open_cache(origin)
     part = open_cache(origin, allow_incomplete=True)
     assert (len(part.manifest.shards), part.identity.num_planned_shards) == (10, 13)
@@ -180,5 +181,5 @@ def test_an_incomplete_cache_is_read_only_when_asked_for(origin: Path) -> None:
 def test_nothing_committed_is_incomplete_even_when_asked_for(origin: Path) -> None:
     (origin / "manifest.json").unlink()
     shutil.rmtree(origin / "commits")
-    with pytest.raises(ValueError, match="0 of 13 shards"):
+    with pytest.raises(IncompleteCacheError, match="0 of 13 shards"):
         open_cache(origin, allow_incomplete=True)

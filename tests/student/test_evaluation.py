@@ -20,7 +20,7 @@ from storage import Cache
 from storage.errors import NoCacheError
 from student import EvaluateConfig, evaluate
 from student.batches import BlockBatch
-from student.errors import NoSuchStudentError, VocabularyMismatchError
+from student.errors import BrokenStudentError, NoHeldOutRowsError, NoSuchStudentError, VocabularyMismatchError
 from student.evaluation import blocks, evaluate_model, ranking, ratio_with_error
 from student.evaluation.positions import measure_positions
 from student.evaluation.table import render
@@ -283,8 +283,37 @@ def test_every_cache_gives_every_key_and_none_where_it_has_no_rows(
         assert {name for name in keys - counts if found[name] is not None} == measured
         assert (found["num_targets"] is not None) == (kind == "soft_targets")
         assert evaluated(model, make_cache(kinds=(kind,)), num_prompts=0)["generation"] is None
-    nothing = evaluated(model, make_cache(validation_fraction=0.0))
-    assert {name for name in keys if nothing[name]} == {"num_parameters", "model_bytes"}
+
+
+def test_a_cache_that_holds_nothing_out_is_refused(
+    make_cache: Callable[..., Cache], make_student: Callable[..., Any], evaluated: Callable[..., Any]
+) -> None:
+    cache = make_cache(validation_fraction=0.0)
+    with pytest.raises(NoHeldOutRowsError, match=str(cache.path)):
+        evaluated(make_student(), cache)
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_a_student_whose_logits_are_not_finite_is_told(
+    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any], bias: float
+) -> None:
+    model = make_student()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(bias)
+    with pytest.raises(BrokenStudentError):
+        evaluated(model, cache)
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite(
+    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any]
+) -> None:
+    model = make_student()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(1e6)
+    found = evaluated(model, cache, num_prompts=0)
+    assert math.isfinite(found["kl_nats"])
+    assert found["kl_nats"] > 710
+    assert found["perplexity"] == found["perplexity_interval"][0] == math.inf
 
 
 def test_one_block_has_figures_and_no_intervals(

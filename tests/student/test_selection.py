@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from storage import Cache
-from student.errors import CandidatesError, CheckpointError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
 from student.losses.selection import length_normalised_scores, selection_loss
 from student.selection import rank_candidates, read_candidates, trained_length_penalty
 
@@ -141,6 +141,14 @@ def test_a_candidate_longer_than_the_context_is_an_error_of_its_own(
     with pytest.raises(StudentContextError) as caught:
         rank_candidates(make_student(), tokenizer, "x" * 30, ["y" * 36, "z"], 1.0)
     assert caught.value.context_length == 64
+
+
+def test_scores_that_are_no_numbers_rank_nothing(make_student: Callable[..., Any], tokenizer: Any) -> None:
+    model = make_student()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(math.nan)
+    with pytest.raises(BrokenStudentError):
+        rank_candidates(model, tokenizer, "x", ["y", "z"], 1.0)
 
 
 def test_the_length_penalty_is_that_of_the_training_run(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from storage.errors import (
     MissingKindError,
     NoCacheError,
 )
+from storage.files import only_writer
 from student import EvaluateConfig, MixConfig, TrainConfig, learner, trainer
-from student.errors import RunMismatchError
+from student.errors import DivergedError, RunMismatchError
 from student.objective import Objective
 from student.run_log import RunLog, read_metrics
 from student.trainer import train
@@ -424,6 +425,56 @@ def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[...,
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(TeachonceError):
         train(config)
+
+
+@pytest.mark.parametrize("first_nan", [1, 4, 5, 8])
+def test_a_run_that_diverges_stops_with_its_last_sound_checkpoint(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_nan: int
+) -> None:
+    """It checkpoints every 3 steps and logs every 4."""
+    monkeypatch.setattr(trainer, "_LOG_EVERY", 4)
+    config = dataclasses.replace(undisturbed[0], out=tmp_path / "student", evaluate_every=100)
+    original = learner.Learner.step
+
+    def step(self: learner.Learner, step: int, rows: Any) -> Any:
+        measures, num_tokens = original(self, step, rows)
+        return measures | ({"gradient_norm": torch.tensor(math.nan)} if step + 1 == first_nan else {}), num_tokens
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner.Learner, "step", step)
+        for _ in range(2):  # nor does it go on when it is run again
+            with pytest.raises(DivergedError, match=r"below 0\.001") as caught:
+                train(config)
+            assert caught.value.step == {1: 3, 4: 4, 5: 6, 8: 8}[first_nan]
+    assert "NaN" not in (config.out / "metrics.jsonl").read_text()
+    assert (config.out / "checkpoint.pt").exists() is (first_nan > 3)
+    train(config)
+    assert final_files(config.out)["model.safetensors"] == undisturbed[1]["model.safetensors"]
+
+
+def test_held_out_figures_that_are_no_numbers_are_a_divergence_too(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(undisturbed[0], out=tmp_path / "student", evaluate_every=2)
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **settings: {"kl_nats": math.inf, "perplexity": None})
+    with pytest.raises(DivergedError):
+        train(config)
+    assert [line["step"] for line in read_metrics(config.out)] == [1, 2]
+
+
+def test_two_runs_do_not_share_a_directory(train_config: Callable[..., TrainConfig]) -> None:
+    config = train_config()
+    with only_writer(config.out, "train"), pytest.raises(ConfigError, match="another train"):
+        train(config)
+    assert not config.out.exists()
+
+
+def test_an_out_that_is_no_directory(train_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "student"):
+        with pytest.raises(ConfigError, match="not a directory"):
+            train(train_config(out=out))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_cache_without_validation_trains(

@@ -105,7 +105,7 @@ def test_a_model_without_log_and_settings(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kinds": ("soft_targets",)}, {"kinds": ("samples",)}, {"kinds": ("beams",)}, {"validation_fraction": 0.0}],
+    [{"kinds": ("soft_targets",)}, {"kinds": ("samples",)}, {"kinds": ("beams",)}],
 )
 def test_a_cache_without_some_held_out_rows(
     run: Callable[..., SimpleNamespace],
@@ -123,7 +123,12 @@ def test_a_cache_without_some_held_out_rows(
 
 
 def test_wrong_input_is_one_line_and_leaves_no_page(
-    run: Callable[..., SimpleNamespace], cache: Cache, student_dirs: list[Path], tmp_path: Path, monkeypatch: Any
+    run: Callable[..., SimpleNamespace],
+    cache: Cache,
+    make_cache: Callable[..., Cache],
+    student_dirs: list[Path],
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
     out = tmp_path / "report.html"
     damaged = shutil.copytree(student_dirs[0], tmp_path / "damaged")
@@ -132,6 +137,10 @@ def test_wrong_input_is_one_line_and_leaves_no_page(
     for arguments, said in (
         ([tmp_path / "nowhere", "--cache", cache.path, "--out", out], "no student can be loaded"),
         ([student, "--cache", tmp_path / "nowhere", "--out", out], "no cache here"),
+        (
+            [student, "--cache", make_cache(validation_fraction=0.0).path, "--out", out],
+            "validation split holds no rows",
+        ),
         ([student, "--cache", cache.path, "--out", tmp_path], "is a directory"),
         ([damaged, "--cache", cache.path, "--out", out], "run.json"),
         ([student, "--cache", cache.path, "--out", out, "--device", "nonsense"], "--device nonsense"),
