@@ -6,9 +6,11 @@ is streamed, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +37,7 @@ _CUT = re.compile(r"\S(?=[ \n]\S)")
 # What a decoder puts in the place of bytes that are not UTF-8.
 _REPLACEMENT = "\ufffd"
 # What datasets and the parsers below it raise for files that are cut, empty or of another kind.
-_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, StopIteration, zstandard.ZstdError)
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
 Prompt = str | list[dict[str, str]]
 
@@ -84,7 +86,7 @@ def _stdlib_corpus() -> Corpus:
 
 
 def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _format_of(p))
+    files = [path] if path.is_file() else sorted(file for file in _files_below(path) if _format_of(file))
     if not files or not all(_format_of(file) for file in files):
         raise NoSuchDataError(config.data, "no file of a known kind")
     if all(_format_of(file) == "text" for file in files):
@@ -97,11 +99,22 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
         for file in files:
             if _format_of(file) == "text":
                 yield from _text_documents(file, config.document_separator)
-            else:
+            elif not _is_empty(file):
                 pattern = glob.escape(str(file))  # datasets would read every file that the name fits
-                yield from _row_documents(config, _load(config, _format_of(file) or "", data_files=pattern))
+                rows = _load(str(file), _format_of(file) or "", data_files=pattern)
+                yield from _row_documents(config, str(file), rows)
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    """Every file; NoSuchDataError for a directory that cannot be read, whose text nobody would miss."""
+
+    def refuse(error: OSError) -> None:
+        raise NoSuchDataError(str(error.filename), f"cannot be read ({error.strerror})") from error
+
+    for parent, _, names in os.walk(directory, onerror=refuse):
+        yield from (path for name in names if (path := Path(parent, name)).is_file())
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
@@ -116,12 +129,12 @@ def _require_no_columns(config: PrecomputeConfig) -> None:
 
 def _hub_corpus(config: PrecomputeConfig) -> Corpus:
     name, _, subset = config.data.partition(":")
-    rows = _load(config, name, name=subset or None)
+    rows = _load(config.data, name, name=subset or None)
     return Corpus(
         source=config.data,
         fingerprint=hashlib.sha256(f"{config.data} {_hub_commit(config, name)}".encode()).hexdigest(),
         licence=rows.info.license or None,
-        documents=lambda: _row_documents(config, _load(config, name, name=subset or None)),
+        documents=lambda: _row_documents(config, config.data, _load(config.data, name, name=subset or None)),
     )
 
 
@@ -134,7 +147,8 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
         raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
 
 
-def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
+def _load(source: str, loader: str, **options: Any) -> Any:
+    """The rows of `source`; raises NoSuchDataError."""
     import datasets
     import huggingface_hub
 
@@ -142,39 +156,39 @@ def _load(config: PrecomputeConfig, loader: str, **options: Any) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises, which we say in one line
     try:
         return datasets.load_dataset(loader, split="train", streaming=True, **options)
+    except StopIteration as error:
+        raise NoSuchDataError(source, "cannot be loaded: holds no rows, or is cut short") from error
     except _UNREADABLE as error:
-        raise NoSuchDataError(config.data, f"cannot be loaded: {first_line(error)}") from error
+        raise NoSuchDataError(source, f"cannot be loaded: {first_line(error)}") from error
 
 
 def _format_of(path: Path) -> str | None:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
-    return _FORMATS.get(suffixes[-1].lower()) if suffixes else None
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSIONS]
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _row_documents(config: PrecomputeConfig, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
         for row in rows:
             text = row.get(config.text_column)
             if text is None and config.text_column not in row:
-                raise ColumnError(config.data, config.text_column, f"not among {sorted(row)}", "--text-column")
+                raise ColumnError(source, config.text_column, f"not among {sorted(row)}", "--text-column")
             if not isinstance(text, str | None):
-                raise ColumnError(
-                    config.data, config.text_column, f"holds {type(text).__name__}, not text", "--text-column"
-                )
-            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(config, row, c) for c in wanted if c})
+                raise ColumnError(source, config.text_column, f"holds {type(text).__name__}, not text", "--text-column")
+            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c) for c in wanted if c})
     except TeachonceError:
         raise
     except _UNREADABLE as error:
-        raise NoSuchDataError(config.data, f"cannot be read: {first_line(error)}") from error
+        raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
 
 
-def _prompt(config: PrecomputeConfig, row: dict[str, Any], column: str) -> Prompt:
+def _prompt(source: str, row: dict[str, Any], column: str) -> Prompt:
     value = row.get(column)
     is_chat = isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
     if not isinstance(value, str) and not is_chat:
         found = f"not among {sorted(row)}" if column not in row else f"holds {type(value).__name__}, not text or chat"
-        raise ColumnError(config.data, column, found, "--samples.prompt-column or --beams.prompt-column")
+        raise ColumnError(source, column, found, "--samples.prompt-column or --beams.prompt-column")
     return value  # type: ignore[return-value]
 
 
@@ -198,6 +212,9 @@ def _read_pieces(path: Path) -> Iterator[str]:
     """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD, which is told."""
     rest, num_replaced = "", 0
     try:
+        with _open_binary(path) as binary:
+            if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise NoSuchDataError(str(path), "is UTF-16, expected UTF-8")
         with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
                 num_replaced += characters.count(_REPLACEMENT)
@@ -217,7 +234,15 @@ def _read_pieces(path: Path) -> Iterator[str]:
 
 def _open_binary(path: Path) -> Any:
     """The file's bytes, decompressed; unlike the plain readers, Arrow's notices a file that is cut short."""
-    return pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix))
+    return pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower()))
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        with _open_binary(path) as binary:
+            return not binary.read(1)
+    except OSError as error:
+        raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
 
 
 def _cut(text: str) -> list[str]:

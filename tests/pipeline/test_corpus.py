@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import random
+import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, stdlib_corpus
 from pipeline.corpus import Corpus, open_corpus
-from pipeline.errors import ColumnError, NoSuchDataError
+from pipeline.errors import ColumnError, DataError, NoSuchDataError
 
 TEXTS = ["The first text.\nIt has two lines.", "", "x", "Ünïcödé — 漢字 🙂", "the last"]
 
@@ -344,6 +348,63 @@ def test_names_that_look_like_patterns_are_names(read: Callable[..., list[str]],
     assert sorted(read(directory)) == sorted(names)
     for name in names:
         assert read(directory / name) == [name]
+
+
+def test_of_a_directory_the_file_is_named(read: Callable[..., list[str]], tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    (directory / "a.jsonl").write_bytes(jsonl(["first"]))
+    second = directory / "b.jsonl"
+    for content, told in (
+        ('{"text": "fine"}\n{"text": oops}\n', "cannot be"),
+        ('{"body": "a text"}\n', "'text': not among"),
+        ('{"text": 3}\n', "'text': holds int"),
+    ):
+        second.write_text(content)
+        with pytest.raises(DataError, match=f"^--data {re.escape(str(second))}: .*{told}"):
+            read(directory)
+
+
+def test_empty_files_hold_no_document(read: Callable[..., list[str]], tmp_path: Path) -> None:
+    for name, content in {"a.jsonl": b"", "b.jsonl": jsonl(["text"]), "c.jsonl.gz": gzip.compress(b"")}.items():
+        (tmp_path / name).write_bytes(content)
+    assert read(tmp_path) == ["text"]
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "c.jsonl.gz") == []
+
+
+def test_a_directory_that_cannot_be_read_is_not_left_out(
+    read: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "closed").mkdir()
+    original = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(NoSuchDataError, match=r"closed: cannot be read \(Permission denied\)"):
+        read(tmp_path)
+
+
+def test_upper_case_names(read: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "A.TXT.GZ").write_bytes(gzip.compress(b"one"))
+    (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(jsonl(["two"])))
+    (tmp_path / "C.TXT.ZST").write_bytes(zstandard.compress(b"three"))
+    assert read(tmp_path) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_utf_16_is_refused(
+    read: Callable[..., list[str]], tmp_path: Path, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / ("a.txt" if compress is bytes else "a.txt.gz")
+    path.write_bytes(compress("\ufeff".encode(encoding) + "a text".encode(encoding)))
+    with pytest.raises(NoSuchDataError, match="is UTF-16, expected UTF-8"):
+        read(path)
 
 
 def test_a_byte_order_mark_is_no_text(read: Callable[..., list[str]], tmp_path: Path) -> None:
