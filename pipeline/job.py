@@ -69,17 +69,24 @@ def _run(config: PrecomputeConfig) -> Manifest:
 
 
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
-    job = load_job(config, destination.work_dir)
+    job = load_job(config, destination.work_dir, destination.require_same_facts)
     begun = begin(job, destination)
     write_shards(config, destination, job.producers, begun)
     return begun
 
 
-def load_job(config: PrecomputeConfig, work_dir: Path) -> Job:
-    """Load teacher and text and lay out the rows; tokens are kept below `work_dir`."""
+def load_job(
+    config: PrecomputeConfig, work_dir: Path, require_facts: Callable[[dict[str, Any]], object] = lambda facts: None
+) -> Job:
+    """Load teacher and text and lay out the rows; tokens are kept below `work_dir`.
+
+    require_facts: called with what the cache's identity will say, as far as that is known before the text is read,
+    which may take hours.
+    """
     teacher = load_teacher(config)
     _require_context(teacher, config)
     corpus = open_corpus(config)
+    require_facts(_facts(config, teacher, corpus))
     dtype = token_type(teacher.vocab_size).to_pandas_dtype()
     tokenized = tokenize_corpus(
         corpus,
@@ -182,15 +189,15 @@ def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
     return plain
 
 
-def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
-    teacher, config, corpus = job.teacher, job.config, job.corpus
+def _facts(config: PrecomputeConfig, teacher: Teacher, corpus: Corpus) -> dict[str, Any]:
+    """What the identity says of teacher, source and settings: all that is known before the text is read."""
     model_config = teacher.model.config
-    return CacheIdentity(
-        vocab_size=teacher.vocab_size,
-        block_size=config.block_size,
-        record_batch_rows=RECORD_BATCH_ROWS,
-        temperatures=config.soft_targets.temperatures,
-        teacher={
+    return {
+        "vocab_size": teacher.vocab_size,
+        "block_size": config.block_size,
+        "record_batch_rows": RECORD_BATCH_ROWS,
+        "temperatures": config.soft_targets.temperatures,
+        "teacher": {
             "id": teacher.name,
             "revision": teacher.revision,
             "architecture": (model_config.architectures or [type(teacher.model).__name__])[0],
@@ -200,31 +207,35 @@ def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
             "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
         },
-        tokenizer={
-            "size": len(teacher.tokenizer),
-            "sha256": tokenizer_hash,
-            "eos_token_id": teacher.tokenizer.eos_token_id,
-        },
-        data={
+        "tokenizer": {"size": len(teacher.tokenizer), "eos_token_id": teacher.tokenizer.eos_token_id},
+        "data": {
             "source": corpus.source,
             "fingerprint": corpus.fingerprint,
             "licence": corpus.licence,
             "packing": PACKING_RECIPE,
-            **dataclasses.asdict(job.tokenized.counts),
-            "longest_prompt_tokens": {
-                kind: producer.longest_prompt_tokens
-                for kind, producer in job.producers.items()
-                if producer.longest_prompt_tokens
-            },
-            "num_tokens": {split: store.num_tokens for split, store in job.tokenized.documents.items()},
         },
-        config=_content_settings(config),
-        software={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("teachonce", "torch", "transformers", "pyarrow")},
+        "config": _content_settings(config),
+    }
+
+
+def _identity(job: Job, tokenizer_hash: str) -> CacheIdentity:
+    facts = _facts(job.config, job.teacher, job.corpus)
+    facts["tokenizer"] |= {"sha256": tokenizer_hash}
+    facts["data"] |= {
+        **dataclasses.asdict(job.tokenized.counts),
+        "longest_prompt_tokens": {
+            kind: producer.longest_prompt_tokens
+            for kind, producer in job.producers.items()
+            if producer.longest_prompt_tokens
         },
-        planned_shards=planned_shards(job.producers, config.shard_tokens),
-    )
+        "num_tokens": {split: store.num_tokens for split, store in job.tokenized.documents.items()},
+    }
+    software = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("teachonce", "torch", "transformers", "pyarrow")},
+    }
+    planned = planned_shards(job.producers, job.config.shard_tokens)
+    return CacheIdentity(**facts, software=software, planned_shards=planned)
 
 
 def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:

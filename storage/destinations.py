@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -20,9 +20,10 @@ from storage.manifest import (
     ShardRecord,
     forget_lost_shard,
     read_held_commit,
+    read_plan,
     write_commit,
 )
-from storage.publication import WORK_DIR, begin_or_resume, finish, require_own_directory
+from storage.publication import WORK_DIR, begin_or_resume, finish, require_own_directory, require_same_facts
 from storage.remote import is_remote_url
 from storage.remote_cache import user_cache_dir
 from storage.remote_destination import RemoteDestination
@@ -41,6 +42,9 @@ class Destination(Protocol):
 
     def require_own(self) -> None:
         """Raise ConfigError when no cache can be there."""
+
+    def require_same_facts(self, facts: dict[str, Any]) -> None:
+        """Raise CacheMismatchError when a plan is published that says otherwise than these parts of an identity."""
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Publish the plan, or check that it is this one; the plan as it was begun. Raises CacheMismatchError."""
@@ -101,6 +105,11 @@ class DirectoryDestination:
     def require_own(self) -> None:
         """Raise ConfigError unless it is a cache, begun or finished, or one can be begun there."""
         require_own_directory(self._out)
+
+    def require_same_facts(self, facts: dict[str, Any]) -> None:
+        """Check what is known of this run against a published plan."""
+        if (self._out / PLAN_NAME).exists():
+            require_same_facts(self.where, read_plan(self._out), facts)
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Publish the plan, or check that it is this one."""

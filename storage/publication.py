@@ -13,6 +13,7 @@ from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError
 from storage.files import TEMPORARY_PREFIX, safe_join, write_file
 from storage.hashing import sha256_file
 from storage.manifest import (
+    KINDS,
     MANIFEST_NAME,
     PLAN_NAME,
     CacheIdentity,
@@ -58,10 +59,24 @@ def begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
 
 def require_same_plan(where: str, begun: CacheIdentity, identity: CacheIdentity) -> None:
     """Raise CacheMismatchError unless the cache begun at `where` is the wanted one, whatever software began it."""
+    require_same_facts(where, begun, dataclasses.asdict(identity) | {"software": {}})
     found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
-    for field in sorted(found.keys() | wanted.keys()):
-        if found.get(field) != wanted.get(field):
-            raise CacheMismatchError(where, field, found.get(field), wanted.get(field))
+    for field in sorted(found.keys() - wanted.keys()):
+        raise CacheMismatchError(where, field, found[field], None)
+
+
+def require_same_facts(where: str, begun: CacheIdentity, facts: dict[str, Any]) -> None:
+    """Raise CacheMismatchError when the plan at `where` says otherwise than `facts`: some of an identity, nested alike.
+
+    All of facts["config"] has to be there.
+    """
+    kinds = [[kind for kind in KINDS if kind in config] for config in (begun.config, facts["config"])]
+    if kinds[0] != kinds[1]:
+        raise CacheMismatchError(where, "kinds", *kinds)
+    found, wanted = flatten(dataclasses.asdict(begun)), flatten(facts)
+    for field in sorted(wanted):
+        if found.get(field) != wanted[field]:
+            raise CacheMismatchError(where, field, found.get(field), wanted[field])
 
 
 def copy_tokenizer(cache: Cache, out: Path) -> list[str]:

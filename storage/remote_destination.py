@@ -12,6 +12,7 @@ import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,7 +32,7 @@ from storage.manifest import (
     write_commit,
     write_plan,
 )
-from storage.publication import CARD_NAME, describe, file_record, require_same_plan
+from storage.publication import CARD_NAME, describe, file_record, require_same_facts, require_same_plan
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 from storage.remote_records import read_remote
@@ -64,6 +65,12 @@ class RemoteDestination:
     def require_own(self) -> None:
         """Raise TransferError when the place cannot be reached; whose it is the plan tells later."""
         self._remote.num_bytes(PLAN_NAME)
+
+    def require_same_facts(self, facts: dict[str, Any]) -> None:
+        """Check what is known of this run against a published plan."""
+        begun = self._read_plan()
+        if begun is not None:
+            require_same_facts(self.where, begun, facts)
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Put the plan, or check that it is this one; raises CacheMismatchError."""

@@ -66,7 +66,7 @@ class RayWorker:
 
         torch.set_num_threads(self._num_threads)
         self._stack.enter_context(work_directory(self._destination))
-        self._job = load_job(self._config, self._destination.work_dir)
+        self._job = load_job(self._config, self._destination.work_dir, self._destination.require_same_facts)
         self._begun = begin(self._job, self._destination)
         return self._begun
 

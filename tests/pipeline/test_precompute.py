@@ -240,7 +240,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "config.samples.top_p": {
         "samples": SamplesConfig(num_prompts=8, per_prompt=3, prompt_tokens=5, max_new_tokens=5, top_p=0.9)
     },
-    "config.beams.length_penalty": {"kinds": ("soft_targets", "samples")},
+    "kinds": {"kinds": ("soft_targets", "samples")},
     "teacher.dtype": {"dtype": "bfloat16"},
 }  # fmt: skip
 
@@ -256,6 +256,16 @@ def test_a_rerun_with_another_setting_is_refused_by_name_and_keeps_the_cache(
     assert caught.value.found != caught.value.wanted
     shutil.rmtree(finished.path / ".work", ignore_errors=True)
     assert snapshot(finished.path) == before
+
+
+@pytest.mark.parametrize("field", ["block_size", "config.seed", "teacher.dtype", "kinds"])
+def test_another_setting_is_refused_before_the_text_is_read(
+    configure: Callable[..., PrecomputeConfig], finished: Cache, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr("pipeline.job.tokenize_corpus", None)
+    with pytest.raises(CacheMismatchError) as caught:
+        precompute(configure(finished.path, **CHANGES[field]))
+    assert caught.value.field == field
 
 
 def test_a_refused_rerun_leaves_no_work_files_in_a_finished_cache(
