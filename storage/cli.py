@@ -19,6 +19,7 @@ from storage.compaction import compact as compact_cache
 from storage.inspection import render_head, render_summary, summarize
 from storage.merging import merge as merge_caches
 from storage.progress import Progress
+from storage.remote import require_local
 from storage.transfer import NUM_CONNECTIONS
 from storage.verification import verify_cache
 
@@ -42,6 +43,7 @@ def verify(cache: Positional[Path], quiet: bool = False) -> int:
         cache: Directory of the cache.
         quiet: Show no progress.
     """
+    require_local(cache)
     with Progress(_cache_bytes(cache), "verify", "bytes", quiet=quiet) as bar:
         found = verify_cache(cache, bar.update)
     for problem in found.problems:
@@ -93,6 +95,7 @@ def pack(cache: Positional[Path], file: Positional[Path], quiet: bool = False) -
         file: The file to write, by custom NAME.tar.zst.
         quiet: Show no progress.
     """
+    require_local(cache, file)
     with Progress(_cache_bytes(cache), "pack", "bytes", quiet=quiet) as bar:
         packed = archive.pack(cache, file, bar.update)
     print(f"{file}: {packed.archive_bytes:,} bytes, sha256 {packed.sha256}")
@@ -107,6 +110,7 @@ def unpack(file: Positional[Path], cache: Positional[Path], quiet: bool = False)
         cache: Directory to make; it may exist when it is empty.
         quiet: Show no progress.
     """
+    require_local(file, cache)
     total = file.stat().st_size if file.is_file() else None
     with Progress(total, "unpack", "bytes", quiet=quiet) as bar:
         manifest = archive.unpack(file, cache, bar.update).manifest
@@ -125,6 +129,7 @@ def push(
         num_connections: Files that are copied at the same time.
         quiet: Show no progress.
     """
+    require_local(cache)
     with Progress(2 * _cache_bytes(cache), "push and read back", "bytes", quiet=quiet) as bar:
         done = transfer.push(cache, url, num_connections=num_connections, progress=bar.update)
     print(
@@ -145,6 +150,7 @@ def pull(
         num_connections: Files that are copied at the same time.
         quiet: Show no progress.
     """
+    require_local(cache)
     with Progress(None, "pull", "bytes", quiet=quiet) as bar:
         done = transfer.pull(url, cache, num_connections=num_connections, progress=bar.update)
     print(
@@ -162,6 +168,7 @@ def merge(caches: Positional[tuple[Path, ...]], out: Path, quiet: bool = False) 
         out: Directory of the merged cache; run again, it goes on.
         quiet: Show no progress.
     """
+    require_local(*caches, out)
     total = sum(shard.shard_bytes for cache in caches for shard in open_cache(cache).manifest.shards)
     with Progress(total, "merge", "bytes", quiet=quiet) as bar:
         merged = merge_caches(caches, out, bar.update).manifest
@@ -179,6 +186,7 @@ def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_L
         zstd_level: 1 to 22; higher takes longer to write and as long to read.
         quiet: Show no progress.
     """
+    require_local(cache, out)
     before = sum(shard.shard_bytes for shard in open_cache(cache).manifest.shards)
     with Progress(before, "compact", "bytes", quiet=quiet) as bar:
         compacted = compact_cache(cache, out, zstd_level, bar.update)

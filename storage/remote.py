@@ -28,6 +28,7 @@ PIECE_BYTES = 8 << 20
 
 # One letter before the colon is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _USER_INFO = re.compile(r"://[^/@]*@")
 
 ProgressHook = Callable[[int], object]
@@ -36,6 +37,15 @@ ProgressHook = Callable[[int], object]
 def is_remote_url(text: str) -> bool:
     """Whether `text` is a URL (`s3://…`, `file://…`) rather than a path, `C:…` included."""
     return _URL.match(text) is not None
+
+
+def require_local(*paths: Path) -> None:
+    """Raise ConfigError for a URL where only paths on this machine are taken; as a Path, it has one slash less."""
+    for path in paths:
+        if _URL_AS_PATH.match(str(path)):
+            raise ConfigError(
+                f"{path}: looks like a URL, expected a path on this machine; teachonce-cache pull and push copy caches"
+            )
 
 
 class RemoteDirectory:

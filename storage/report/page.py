@@ -10,6 +10,7 @@ from pathlib import Path
 
 from storage.errors import ConfigError
 from storage.files import write_file
+from storage.remote import require_local
 from storage.report.markup import Markup, element, one_line
 
 # What charts and texts are coloured with, in light and in dark; text colours keep a contrast of 4.5 on both grounds.
@@ -79,6 +80,7 @@ def publish_page(out: Path, content: bytes) -> None:
 
 def require_file_name(out: Path) -> None:
     """Raise ConfigError when --out cannot become a file, before hours go into it."""
+    require_local(out)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a directory; name a file, such as {out / 'report.html'}")
     above = next(parent for parent in out.absolute().parents if parent.exists())

@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from storage.errors import ConfigError
+from storage.remote import require_local
 
 Format = Literal["onnx", "gguf", "safetensors"]
 Quantize = Literal["none", "int8", "q8_0"]
@@ -48,6 +49,7 @@ class ExportConfig:
     """Show no progress."""
 
     def __post_init__(self) -> None:
+        require_local(self.out)
         if (self.format, self.quantize) not in TOLERANCES_NATS:
             served = "; ".join(f"{name} with {' or '.join(_quantizations(name))}" for name in _formats())
             raise ConfigError(f"--format {self.format} with --quantize {self.quantize}: expected {served}")

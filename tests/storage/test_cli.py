@@ -157,6 +157,24 @@ def test_a_missing_cache_is_one_line(run: Run, tmp_path: Path, command: str) -> 
     assert "no cache here" in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["verify URL", "pack URL OUT", "pack CACHE URL", "unpack URL OUT", "push URL file:///x", "pull file:///x URL",
+     "merge CACHE URL --out OUT", "merge CACHE CACHE --out URL", "compact CACHE --out URL", "report CACHE --out URL"],
+)  # fmt: skip
+def test_a_url_where_a_path_is_expected_is_one_line(
+    run: Run, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = {"URL": "s3://bucket/cache", "CACHE": small_cache, "OUT": tmp_path / "out"}
+    before = sorted(tmp_path.iterdir())
+    done = run(*(words.get(word, word) for word in arguments.split()))
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err
+    assert "s3:/bucket/cache: looks like a URL" in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "head"])
 def test_an_unfinished_or_damaged_cache_is_one_line(run: Run, small_cache: Path, command: str) -> None:
     manifest = (small_cache / "manifest.json").read_bytes()

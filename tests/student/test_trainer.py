@@ -508,7 +508,7 @@ WRONG_SETTINGS: list[dict[str, object]] = [
     {"max_steps": 0}, {"batch_blocks": 0}, {"batch_samples": 0}, {"batch_beams": 0}, {"micro_batches": 0},
     {"evaluate_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
     {"warmup_steps": -1}, {"temperature": 0.0}, {"selection_temperature": 0.0}, {"beta2": 1.0}, {"beta2": -0.1},
-    {"max_gradient_norm": 0.0}, {"weight_decay": -1.0},
+    {"max_gradient_norm": 0.0}, {"weight_decay": -1.0}, {"out": Path("s3://bucket/student")},
 ]  # fmt: skip
 
 
