@@ -278,12 +278,15 @@ def is_held(cache_dir: Path, record: ShardRecord | FileRecord) -> bool:
 
 
 def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
-    """A shard's commit record; None when the shard has to be made: for the first time, or because its file is lost."""
+    """A shard's commit record; None when the shard has to be made: for the first time, or because its file is lost.
+
+    A committed shard that still waits is put into its place.
+    """
     record = read_commit(cache_dir, key)
-    if record is not None and not is_held(cache_dir, record):
-        settle_commit(cache_dir, record)
-        return record if is_held(cache_dir, record) else None
-    return record
+    if record is None:
+        return None
+    settle_commit(cache_dir, record)
+    return record if is_held(cache_dir, record) else None
 
 
 def forget_lost_shard(cache_dir: Path, key: ShardKey) -> None:

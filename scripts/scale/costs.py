@@ -98,8 +98,8 @@ class Assumptions:
     """storage/remote.py: what one request asks for."""
     group_shards: int = _number(SHARDS_PER_GROUP, "shards", _CODE)
     """storage/epoch_order.py: shards that a stream proves before its first batch."""
-    commit_lookups: float = _number(6, "look-ups", _CODE)
-    """storage/manifest.py, read_held_commit: two links, is it there, its size, its bytes, and the shard's size."""
+    commit_lookups: float = _number(7, "look-ups", _CODE)
+    """storage/manifest.py, read_held_commit: two links, is it there, size, bytes; does its shard wait, its size."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

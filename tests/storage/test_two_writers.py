@@ -124,10 +124,12 @@ def test_a_committed_shard_without_its_file_is_made_again(
     assert not list(shard.parent.glob(f"{TEMPORARY_PREFIX}*"))
 
 
+@pytest.mark.parametrize("is_as_long", [False, True])
 def test_a_shard_that_still_waits_is_not_lost(
-    tmp_path: Path, write: Callable[[Path, int], ShardRecord], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write: Callable[[Path, int], ShardRecord], monkeypatch: pytest.MonkeyPatch, is_as_long: bool
 ) -> None:
-    write_file(tmp_path / KEY.path, b"half a shard")
+    num_bytes = write(tmp_path / "elsewhere", 0).shard_bytes if is_as_long else 100
+    write_file(tmp_path / KEY.path, b"?" * num_bytes)
     record = write(tmp_path, 0)
     with monkeypatch.context() as patch:
         patch.setattr("storage.manifest.settle_commit", killed)
