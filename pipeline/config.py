@@ -11,7 +11,7 @@ import tyro
 
 from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import ConfigError
-from storage.remote import is_remote_url
+from storage.remote import is_remote_url, require_local
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -184,6 +184,8 @@ class PrecomputeConfig:
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
         self._check_engine()
+        if self.work_dir is not None:
+            require_local(self.work_dir)
         _require(self.work_dir is None or is_remote_url(str(self.out)), "--work-dir is for an --out that is a URL")
         _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")
 

@@ -99,7 +99,7 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
         for file in files:
             if _format_of(file) == "text":
                 yield from _text_documents(file, config.document_separator)
-            elif not _is_empty(file):
+            elif not _holds_nothing(file):
                 pattern = glob.escape(str(file))  # datasets would read every file that the name fits
                 rows = _load(str(file), _format_of(file) or "", data_files=pattern)
                 yield from _row_documents(config, str(file), rows)
@@ -213,8 +213,8 @@ def _read_pieces(path: Path) -> Iterator[str]:
     rest, num_replaced = "", 0
     try:
         with _open_binary(path) as binary:
-            if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise NoSuchDataError(str(path), "is UTF-16, expected UTF-8")
+            if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # UTF-32 may begin alike
+                raise NoSuchDataError(str(path), "is UTF-16 or UTF-32, expected UTF-8")
         with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
                 num_replaced += characters.count(_REPLACEMENT)
@@ -237,7 +237,11 @@ def _open_binary(path: Path) -> Any:
     return pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower()))
 
 
-def _is_empty(path: Path) -> bool:
+def _holds_nothing(path: Path) -> bool:
+    """Whether a jsonl file has no line; a compressed or parquet file of no bytes is one that is cut short."""
+    is_compressed = path.suffix.lower() in _COMPRESSIONS
+    if _format_of(path) == "parquet" or (is_compressed and not path.stat().st_size):
+        return False
     try:
         with _open_binary(path) as binary:
             return not binary.read(1)

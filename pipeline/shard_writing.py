@@ -1,4 +1,4 @@
-"""The shards of a plan that have no commit record: made by the teacher, written behind it, committed."""
+"""The shards of a plan that are not committed, or lost: made by the teacher, written behind it, committed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_missing_shards(
     shards: list[ShardRange],
     count: Count,
 ) -> list[ShardRange]:
-    """Write and commit the shards of one producer that have no commit record.
+    """Write and commit the shards of one producer that are not committed, or lost.
 
     count: told the rows of each record batch that was written, with True, and of each shard that was there, with False.
 

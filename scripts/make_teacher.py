@@ -34,6 +34,7 @@ from storage.errors import ConfigError
 from storage.files import publishing_path, refusals
 from storage.hashing import hash_permutation
 from storage.progress import Progress
+from storage.remote import require_local
 from storage.segments import position_ids, valid_targets
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
@@ -71,6 +72,7 @@ class TeacherConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_local(self.out)
         for name in ("layers", "width", "heads", "context", "epochs", "batch_blocks", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")

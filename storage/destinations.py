@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from storage.files import remove_directory, remove_leftovers, write_file
+from storage.files import remove_directory, remove_leftovers, write_unless_equal
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -50,7 +50,7 @@ class Destination(Protocol):
         """Publish the plan, or check that it is this one; the plan as it was begun. Raises CacheMismatchError."""
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is no shard unless it is there."""
+        """Publish a file that is no shard, unless it is there with this content."""
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
         """Learn which of many shards are committed, where asking for one after the other is slow."""
@@ -116,10 +116,8 @@ class DirectoryDestination:
         return begin_or_resume(self._out, identity)
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is no shard unless it is there."""
-        place = self._out / path
-        if not place.exists() or place.read_bytes() != content:
-            write_file(place, content)
+        """Publish a file that is no shard, in the place of a damaged one too."""
+        write_unless_equal(self._out / path, content)
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
         """A disk answers at once."""

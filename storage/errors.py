@@ -1,7 +1,7 @@
 """Every failure that a user can cause or meet, one class each.
 
 ```
-TeachonceError (a ValueError)
+TeachonceError
 ├── ConfigError                a setting that cannot be served
 ├── MissingExtraError          a package of an extra is not installed
 ├── DiskFullError              no room, or a write that the system refused
@@ -131,7 +131,7 @@ class MissingFileError(CacheError):
         self.path = path
         super().__init__(
             f"{path}: listed in the manifest but missing; "
-            "restore it, or run the command that made the cache again, which makes what is missing"
+            "restore it, or run the command that made the cache again, which makes what is missing (unpack: elsewhere)"
         )
 
 
@@ -142,7 +142,7 @@ class HashMismatchError(CacheError):
         self.path, self.found, self.expected = path, found, expected
         super().__init__(
             f"{path}: damaged: found {found}, the record says {expected}; "
-            "restore the file, or delete it and run the command that made the cache again"
+            "restore the file, or delete it and run the command that made the cache again (unpack: elsewhere)"
         )
 
 

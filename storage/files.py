@@ -26,6 +26,7 @@ TEMPORARY_PREFIX = ".tmp-"
 # What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
 IfTaken = Literal["replace", "drop", "wait"]
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _COPY_BYTES = 1 << 20
 
 
@@ -163,6 +164,12 @@ def write_file(path: Path, content: bytes, if_taken: IfTaken = "replace") -> Non
         file.write(content)
 
 
+def write_unless_equal(path: Path, content: bytes) -> None:
+    """Publish `content` as `path` unless it stands there."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content)
+
+
 @contextlib.contextmanager
 def publishing_path(path: Path) -> Iterator[Path]:
     """Yield a path for a file or a directory; when the block ends well it appears as `path`, otherwise nothing does.
@@ -216,25 +223,39 @@ def only_writer(directory: Path, what: str) -> Iterator[None]:
     already; DiskFullError when the system refuses it.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
-    with refusals(directory):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(f"{directory}: not a directory; name a new or an empty one") from error
-        lock = os.open(directory, os.O_RDONLY)
+    lock = _locked(directory, what)
     try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()  # only when it is empty
+        os.close(lock)
+
+
+def _locked(directory: Path, what: str) -> int:
+    """Make a directory and lock it; descriptor of the lock. A file system that has no locks excludes nobody."""
+    while True:
         with refusals(directory):
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished") from error
+                directory.mkdir(parents=True, exist_ok=True)
+                lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:  # removed by an earlier writer that has just ended
+                continue
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ConfigError(f"{directory}: not a directory; name a new or an empty one") from error
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                for path in made:
-                    path.rmdir()  # only when it is empty
-    finally:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(lock)
+                raise DiskFullError(str(directory), error.strerror or str(error)) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), directory.stat()):
+                return lock
         os.close(lock)
 
 

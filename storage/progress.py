@@ -30,6 +30,7 @@ class Progress:
             initial=initial,
             disable=quiet or self._logs,
             dynamic_ncols=True,
+            smoothing=0,  # the speed is that of all units since the start
         )
 
     def __enter__(self) -> Progress:
@@ -54,12 +55,10 @@ class Progress:
 
     def skip(self, count: int) -> None:
         """Count units that were done before: they say nothing about the speed."""
-        self._count += count
         self._initial += count
         if not self._bar.disable:
             self._bar.initial += count
-            self._bar.n += count
-            self._bar.refresh()
+        self.update(count)
 
     def _log(self) -> None:
         self._last_log = time.monotonic()
@@ -67,7 +66,11 @@ class Progress:
         rate = (self._count - self._initial) / seconds
         total = "" if self._total is None else f"/{self._total:,}"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
-        pace = f"{speed} {self._unit}/s, {seconds:.0f} s" if self._count > self._initial else "done before"
+        pace = (
+            f"{speed} {self._unit}/s, {seconds:.0f} s"
+            if self._count > self._initial or not self._count
+            else "done before"
+        )
         note = f", {self._note}" if self._note else ""
         print(
             f"{self._description}: {self._count:,}{total} {self._unit}, {pace}{note}",

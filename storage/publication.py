@@ -10,7 +10,7 @@ from typing import Any
 from storage.cache import TOKENIZER_DIR, Cache
 from storage.dataset_card import dataset_card
 from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError
-from storage.files import TEMPORARY_PREFIX, safe_join, write_file
+from storage.files import TEMPORARY_PREFIX, safe_join, write_file, write_unless_equal
 from storage.hashing import sha256_file
 from storage.manifest import (
     KINDS,
@@ -62,7 +62,8 @@ def require_same_plan(where: str, begun: CacheIdentity, identity: CacheIdentity)
     require_same_facts(where, begun, dataclasses.asdict(identity) | {"software": {}})
     found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
     for field in sorted(found.keys() - wanted.keys()):
-        raise CacheMismatchError(where, field, found[field], None)
+        if found[field] is not None:
+            raise CacheMismatchError(where, field, found[field], None)
 
 
 def require_same_facts(where: str, begun: CacheIdentity, facts: dict[str, Any]) -> None:
@@ -87,8 +88,7 @@ def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
         if file.path.startswith(f"{TOKENIZER_DIR}/"):
             names.append(file.path)
             copy = safe_join(out, file.path, str(out))
-            if not copy.exists():
-                write_file(copy, source.read_bytes())
+            write_unless_equal(copy, source.read_bytes())
     return names
 
 

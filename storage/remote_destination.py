@@ -56,6 +56,7 @@ class RemoteDestination:
         self.where = self._remote.url
         self.work_dir = work_dir
         self._committed: dict[ShardKey, ShardRecord] = {}
+        self._lost: set[ShardKey] = set()
         if self._remote.puts_are_commits:
             raise ConfigError(
                 f"--out {self.where}: every shard would be a commit of its own there; write to a directory, and send "
@@ -96,7 +97,10 @@ class RemoteDestination:
         """A shard's commit record, None when the shard has to be made."""
         if key not in self._committed:
             found = read_remote(self._remote, key.commit_path, functools.partial(read_commit, key=key))
-            if found is None or found[0] is None or self._remote.num_bytes(key.path) != found[0].num_bytes:
+            if found is None or found[0] is None:
+                return None
+            if self._remote.num_bytes(key.path) != found[0].num_bytes:
+                self._lost.add(key)
                 return None
             self._committed[key] = found[0]
         return self._committed[key]
@@ -113,8 +117,10 @@ class RemoteDestination:
             [is_missing] = self._crew.map(functools.partial(self._is_missing, identity), [key])
             if is_missing:
                 write_commit(staging, record)
+                files = [record, file_record(staging, key.commit_path)]
+                # Beside the record of a lost shard, a new one of the same size would pass for it.
                 # Not remembered: it is looked up again before the cache is finished, should another have replaced it.
-                self._send(staging, record, file_record(staging, key.commit_path))
+                self._send(staging, *(reversed(files) if key in self._lost else files))
 
     def hurry(self) -> None:
         """A network that fails is not waited for any longer."""

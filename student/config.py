@@ -112,7 +112,7 @@ class TrainConfig:
         return LocalCopy(directory=directory, max_bytes=self.local_cache_bytes)
 
     def __post_init__(self) -> None:
-        require_local(self.out)
+        require_local(self.out, self.local_copy.directory)
         _require(self.local_cache_bytes >= 1, f"--local-cache-bytes is {self.local_cache_bytes}, expected at least 1")
         _require(self.max_steps >= 1, f"--max-steps is {self.max_steps}, expected at least 1")
         batch_blocks = 1 if self.batch_blocks == "auto" else self.batch_blocks

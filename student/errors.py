@@ -105,7 +105,7 @@ class CheckpointError(StudentError):
 
 
 class DivergedError(StudentError):
-    """Losses, gradients or held-out figures of a run are not finite after `step` steps; nothing was saved since."""
+    """Losses, gradients or held-out figures of a run are not finite after `step` steps."""
 
     def __init__(self, out: str, step: int, learning_rate: float) -> None:
         self.step = step

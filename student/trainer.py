@@ -204,7 +204,6 @@ class _Loop:
 
     def _log_validation(self, log: RunLog | NoLog, done: int) -> None:
         """Every process measures the same, for a student in parts needs all of them."""
-        self._require_finite(done)
         parallel = self._learner.parallel
         parallel.model.eval()
         found = parallel.measure(lambda: evaluate_model(parallel.model, self._cache, max_blocks=_EVALUATION_BLOCKS))
@@ -219,7 +218,7 @@ class _Loop:
         )
 
     def _require_finite(self, done: int) -> None:
-        """Raise DivergedError before anything is kept of a student that is no more than NaN."""
+        """Raise DivergedError, before more is kept, when steps since the last line or evaluation were not finite."""
         self._require(done, self._meter.is_finite())
 
     def _require(self, done: int, is_finite: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.config import PrecomputeConfig
 from pipeline.engines.ray_session import Share, ray_session, share_out
-from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
+from pipeline.engines.ray_worker import Failure, Outcome, RayWorker, worker_config
 from pipeline.errors import WorkerError
 from pipeline.kind_progress import KindProgress
 from pipeline.plan import Begun, ShardRange
@@ -163,7 +163,7 @@ class _Crew:
         if task.work == "load":
             self._begin(result)
         elif isinstance(task.work, ShardRange):
-            self._count(task.work, is_committed=result)
+            self._count(task.work, result)
 
     def _begin(self, begun: Begun) -> None:
         if self._begun is None:
@@ -171,12 +171,12 @@ class _Crew:
             self._waiting.extend(begun.shards)
             self._progress = self._stack.enter_context(KindProgress(begun.shards, quiet=self._quiet))
 
-    def _count(self, shard: ShardRange, *, is_committed: bool) -> None:
+    def _count(self, shard: ShardRange, outcome: Outcome) -> None:
         assert self._progress is not None
-        if is_committed:
-            self._progress.count(shard.key.kind, shard.num_rows, is_new=True)
-        else:
+        if outcome == "taken":
             self._waiting.append(shard)
+        else:
+            self._progress.count(shard.key.kind, shard.num_rows, is_new=outcome == "made")
 
     def _replace(self, task: _Task, error: Exception) -> None:
         """A worker is gone: what it was at is still to be done, by it that comes in its place or by another."""

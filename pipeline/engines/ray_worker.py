@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pipeline.config import PrecomputeConfig
 from pipeline.plan import Begun, ShardRange
@@ -21,6 +21,8 @@ from storage.remote import is_remote_url
 _LOOK_AGAIN_AFTER_S = 1.0
 
 Answer = TypeVar("Answer")
+# What became of a shard: this worker made it, it was committed, or another process is at it.
+Outcome = Literal["made", "found", "taken"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,8 @@ class RayWorker:
         """Load teacher and text, and begin the cache: what there is to do."""
         return _attempt(self._load)
 
-    def write(self, shard: ShardRange) -> bool | Failure:
-        """Make a shard that has no commit record; False when a process that is none of this run's is at it."""
+    def write(self, shard: ShardRange) -> Outcome | Failure:
+        """Make a shard unless it is committed; "taken" when a process that is none of this run's is at it."""
         return _attempt(lambda: self._write(shard))
 
     def leave(self) -> None:
@@ -70,14 +72,17 @@ class RayWorker:
         self._begun = begin(self._job, self._destination)
         return self._begun
 
-    def _write(self, shard: ShardRange) -> bool:
+    def _write(self, shard: ShardRange) -> Outcome:
         from pipeline.shard_writing import write_missing_shards
 
         producer = self._job.producers[shard.key.kind]
-        taken = write_missing_shards(self._destination, self._begun.identity, producer, [shard], lambda *told: None)
-        if taken:
+        is_new: list[bool] = []
+        if write_missing_shards(
+            self._destination, self._begun.identity, producer, [shard], lambda num_rows, new: is_new.append(new)
+        ):
             time.sleep(_LOOK_AGAIN_AFTER_S)
-        return not taken
+            return "taken"
+        return "made" if any(is_new) else "found"
 
 
 def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig:

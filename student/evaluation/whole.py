@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from storage.cache import Cache, open_cache
 from storage.manifest import KINDS
 from student.config import EvaluateConfig
-from student.errors import NoHeldOutRowsError
+from student.errors import BrokenStudentError, NoHeldOutRowsError
 from student.evaluation.blocks import (
     block_details,
     block_figures,
@@ -56,6 +57,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     sampling = SamplingSettings.of_cache(cache) if writes_texts else None
     found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": _weights_bytes(config.student)}
     found |= _evaluate_blocks(model, cache, config)
+    if found["kl_nats"] is not None and math.isnan(found["kl_nats"]):
+        raise BrokenStudentError(str(config.student))
     ranked_BM = rank_prompts(model, cache)
     found |= selection_figures(ranked_BM) | ranking_details(ranked_BM)
     found["generation"] = sampling and measure_generation(

@@ -57,6 +57,7 @@ TRAIN = ["train", "c", "--out", "o"]
         ),
         ("scripts.make_teacher", ["--out", "o", "--heads", "3"], "--width is 256, expected a multiple of --heads (3)"),
         ("scripts.make_teacher", ["--out", "o", "--block-size", "300"], "--block-size is 300, expected at most"),
+        ("scripts.make_teacher", ["--out", "s3://bucket/teacher"], "s3:/bucket/teacher: looks like a URL"),
         ("scripts.make_teacher", ["--out", "tests"], "--out tests: is there already and is no teacher"),
         ("scripts.make_teacher", ["--out", "README.md"], "--out README.md: is there already and is no teacher"),
     ],
@@ -133,7 +134,8 @@ def test_beams_that_cannot_be_searched(settings: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"kinds": ()}, {"block_size": 1}, {"validation_fraction": 1.0}, {"validation_fraction": -0.1},
-     {"batch_tokens": 0}, {"shard_tokens": 0}, {"max_tokens": 1}, {"document_separator": ""}],
+     {"batch_tokens": 0}, {"shard_tokens": 0}, {"max_tokens": 1}, {"document_separator": ""},
+     {"out": "s3://bucket/cache", "work_dir": Path("s3://bucket/work")}],
 )  # fmt: skip
 def test_runs_that_cannot_be_made(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

@@ -372,6 +372,15 @@ def test_empty_files_hold_no_document(read: Callable[..., list[str]], tmp_path: 
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "c.jsonl.gz") == []
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_file_of_no_bytes_that_cannot_be_one_is_refused(
+    read: Callable[..., list[str]], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(NoSuchDataError, match=name):
+        read(tmp_path)
+
+
 def test_a_directory_that_cannot_be_read_is_not_left_out(
     read: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +412,7 @@ def test_utf_16_is_refused(
 ) -> None:
     path = tmp_path / ("a.txt" if compress is bytes else "a.txt.gz")
     path.write_bytes(compress("\ufeff".encode(encoding) + "a text".encode(encoding)))
-    with pytest.raises(NoSuchDataError, match="is UTF-16, expected UTF-8"):
+    with pytest.raises(NoSuchDataError, match="is UTF-16 or UTF-32, expected UTF-8"):
         read(path)
 
 

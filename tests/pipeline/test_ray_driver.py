@@ -62,7 +62,7 @@ class FakeActor:
 
         self.host = SimpleNamespace(remote=lambda: functools.partial(answer, "host", f"host-{number}"))
         self.load = SimpleNamespace(remote=lambda: functools.partial(answer, "load", begun))
-        self.write = SimpleNamespace(remote=lambda shard: functools.partial(answer, shard.key.path, True))
+        self.write = SimpleNamespace(remote=lambda shard: functools.partial(answer, shard.key.path, "made"))
         self.leave = SimpleNamespace(remote=lambda: log.append((number, "leave")))
 
 
@@ -159,7 +159,7 @@ def test_a_failure_is_told_with_its_host(run: Callable[..., Any]) -> None:
 
 
 def test_a_shard_that_strangers_are_at_is_tried_again_after_the_others(run: Callable[..., Any]) -> None:
-    log, _ = run(1, shard_0=[False, False])
+    log, _ = run(1, shard_0=["taken", "taken"])
     assert [name for _, name in log if name not in CALLS] == [*PATHS, PATHS[0], PATHS[0]]
 
 

@@ -281,6 +281,14 @@ def test_compacting_again_brings_back_lost_shards(small_cache: Path, tmp_path: P
     assert snapshot(out) == before
 
 
+def test_compacting_again_brings_back_the_tokenizer(cache: Cache, tmp_path: Path) -> None:
+    out = compact(cache.path, tmp_path / "out").path
+    before = snapshot(out)
+    (out / "tokenizer" / "tokenizer.json").write_text("cut")
+    compact(cache.path, out)
+    assert snapshot(out) == before
+
+
 def test_a_merged_cache_is_compacted_and_compacted_caches_are_merged(make: SimpleNamespace, tmp_path: Path) -> None:
     def build(name: str) -> Path:
         data = {"source": name, "fingerprint": name, "licence": None, "packing": "none", "num_tokens": {}}

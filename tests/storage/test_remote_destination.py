@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -29,6 +30,7 @@ from storage.errors import (
 from storage.manifest import ShardKey, ShardRecord
 from storage.remote_destination import RemoteDestination
 from storage.retrying import RetryPolicy
+from storage.stores import FileSystem
 from tests.failing_thread import start_failing
 from tests.storage.object_store import FAULTS, FakeHub, S3Proxy
 
@@ -147,6 +149,35 @@ def test_committed_shards_that_are_lost_or_cut_are_sent_again(
     assert remote_files() != expected
     publish(source, at_url())
     assert remote_files() == expected
+
+
+def test_a_lost_shard_of_other_bytes_never_stands_beside_the_old_record(
+    source: Cache, at_url: Open, make: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that differs in the last bits makes it anew and is killed between the two files."""
+    publish(source, at_url())
+    other = open_cache(make.cache(tmp_path / "other", seed=1))
+    record, others_record = source.manifest.shards[0], other.manifest.shards[0]
+    fsspec.filesystem("memory").rm(f"{URL}/{record.path}")
+    original, calls = FileSystem.put, iter([True])
+
+    def put(self: FileSystem, files: Any) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        original(self, files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystem, "put", put)
+        first = at_url()
+        assert first.read_commit(record.key) is None
+        with pytest.raises(KeyboardInterrupt):
+            add(other, first, others_record)
+    assert at_url().read_commit(record.key) is None
+    second = at_url()
+    assert second.read_commit(record.key) is None
+    add(source, second, record)
+    assert at_url().read_commit(record.key) == record
+    assert remote_files()[record.path] == (source.path / record.path).read_bytes()
 
 
 def test_the_first_commit_record_stands(source: Cache, at_url: Open, make: SimpleNamespace, tmp_path: Path) -> None:

@@ -304,6 +304,16 @@ def test_a_student_whose_logits_are_not_finite_is_told(
         evaluated(model, cache)
 
 
+def test_a_student_that_breaks_at_a_late_position_is_told(
+    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any]
+) -> None:
+    model = make_student()
+    with torch.no_grad():
+        model.transformer.wpe.weight[20].fill_(math.nan)
+    with pytest.raises(BrokenStudentError):
+        evaluated(model, cache)
+
+
 def test_a_perplexity_beyond_all_floats_is_infinite(
     cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any]
 ) -> None:

@@ -509,6 +509,7 @@ WRONG_SETTINGS: list[dict[str, object]] = [
     {"evaluate_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
     {"warmup_steps": -1}, {"temperature": 0.0}, {"selection_temperature": 0.0}, {"beta2": 1.0}, {"beta2": -0.1},
     {"max_gradient_norm": 0.0}, {"weight_decay": -1.0}, {"out": Path("s3://bucket/student")},
+    {"local_cache_dir": Path("s3://bucket/copy")},
 ]  # fmt: skip
 
 

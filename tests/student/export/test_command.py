@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import student.cli
 from storage import Cache
 from storage.errors import ConfigError, DiskFullError, MissingExtraError, TeachonceError
-from student.errors import DisagreementError, NoSuchStudentError, RuntimeFailedError
+from student.errors import BrokenStudentError, DisagreementError, NoSuchStudentError, RuntimeFailedError
 from student.export import command, gguf_file, readers
 from student.export.command import export_student
 from student.export.config import TOLERANCES_NATS, ExportConfig
@@ -72,6 +72,23 @@ def test_float16_safetensors_load_as_any_model_and_choose_as_the_student(
     assert trial.file_bytes < 0.6 * trial.student_bytes
     assert json.loads((out / RUN_NAME).read_text())["length_penalty"] == 0.5
     assert [path.name for path in out.parent.iterdir()] == ["small"]
+
+
+def test_a_student_whose_logits_are_not_finite_is_told_and_not_exported(
+    trained: Path, cached_student: tuple[Path, Cache], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    model.save_pretrained(broken)
+    with pytest.raises(BrokenStudentError, match=str(broken)):
+        export_student(
+            ExportConfig(
+                student=broken, out=tmp_path / "out", format="safetensors", cache=cached_student[1].path, quiet=True
+            )
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_trial_tells_what_was_measured_beside_the_student(kept: tuple[Path, Trial]) -> None:
