@@ -86,7 +86,7 @@ def _stdlib_corpus() -> Corpus:
 
 
 def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
-    files = [path] if path.is_file() else sorted(file for file in _files_below(path) if _format_of(file))
+    files = [path] if path.is_file() else sorted(file for file in _files_below(path) if _is_data(file))
     if not files or not all(_format_of(file) for file in files):
         raise NoSuchDataError(config.data, "no file of a known kind")
     if all(_format_of(file) == "text" for file in files):
@@ -105,6 +105,11 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
                 yield from _row_documents(config, str(file), rows)
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+
+
+def _is_data(file: Path) -> bool:
+    """Whether a file of a directory is read: one in Markdown tells of the others, and is not."""
+    return _format_of(file) is not None and ".md" not in (suffix.lower() for suffix in file.suffixes)
 
 
 def _files_below(directory: Path) -> Iterator[Path]:

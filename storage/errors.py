@@ -169,7 +169,7 @@ class MissingKindError(CacheError):
         self.path, self.kind, self.split = path, kind, split
         super().__init__(
             f"{path}: holds no {kind} rows in the {split} split; "
-            f"precompute with --kinds {kind}, or give {kind} weight 0"
+            f"ask for what it holds (teachonce-cache inspect), or precompute with --kinds {kind}"
         )
 
 

@@ -183,11 +183,23 @@ def publishing_path(path: Path) -> Iterator[Path]:
             scratch.mkdir(parents=True)
         yield staged
         with refusals(path):
+            give_usual_modes(staged)
             _sync_tree(staged)
             os.rename(staged, path)
             sync_directory(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def give_usual_modes(root: Path) -> None:
+    """Let a file, or those below a directory, be read by whom files are usually: safetensors writes for its owner."""
+    probe = root.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in [root, *root.rglob("*")]:
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _sync_tree(root: Path) -> None:

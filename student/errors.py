@@ -5,6 +5,7 @@ TeachonceError
 └── StudentError
     ├── UnknownPresetError        no preset, config file or checkpoint of that name
     ├── VocabularyMismatchError   the student's vocabulary is not the cache's
+    ├── TokenizerMismatchError    the student's tokenizer gives ids another meaning than the cache's
     ├── ArchitectureError         a model that cannot be called in two halves, or leaks between documents
     ├── StudentContextError       a row longer than the student's context
     ├── TemperatureError          a temperature that the cache cannot serve
@@ -52,6 +53,17 @@ class VocabularyMismatchError(StudentError):
         super().__init__(
             f"{student}: its vocabulary has {student_vocab_size} entries, the cache's {cache_vocab_size}; "
             "start from a student with the teacher's tokenizer"
+        )
+
+
+class TokenizerMismatchError(StudentError):
+    """The student's tokenizer gives ids another meaning than the cache's."""
+
+    def __init__(self, student: str, token_id: int, token: str, cached_token: str) -> None:
+        self.token_id, self.token, self.cached_token = token_id, token, cached_token
+        super().__init__(
+            f"{student}: its tokenizer is not the cache's: id {token_id} is {token!r}, in the cache {cached_token!r}; "
+            "use a cache of the tokenizer that the student was trained with"
         )
 
 

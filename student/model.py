@@ -19,6 +19,7 @@ from student.errors import (
     BrokenStudentError,
     NoSuchStudentError,
     StudentContextError,
+    TokenizerMismatchError,
     UnknownPresetError,
     VocabularyMismatchError,
 )
@@ -41,7 +42,7 @@ _AS_DATA = {"trust_remote_code": False, "local_files_only": True}
 def build_student(preset: str, cache: Cache, seed: int) -> Any:
     """A student for `cache`: a preset, a config .json with fresh weights, or a checkpoint's weights.
 
-    Raises UnknownPresetError, VocabularyMismatchError or StudentContextError.
+    Raises UnknownPresetError, VocabularyMismatchError, TokenizerMismatchError or StudentContextError.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -55,6 +56,8 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
     else:
         raise UnknownPresetError(preset, list(PRESETS))
     check_fits(model, cache, preset)
+    if Path(preset).is_dir():
+        check_tokenizer(Path(preset), cache)
     return model
 
 
@@ -95,6 +98,19 @@ def load_cache_tokenizer(cache: Cache) -> Any:
     if not used <= vocab_size <= 2 * used + _FREE_PADDED_ROWS:
         raise VocabularyMismatchError(str(directory), used, vocab_size)
     return tokenizer
+
+
+def check_tokenizer(student: Path, cache: Cache) -> None:
+    """Raise TokenizerMismatchError when an id means another token to the student than in the cache.
+
+    Where either has no tokenizer nothing can be said.
+    """
+    if not (student / "tokenizer_config.json").is_file() or not cache.tokenizer_dir.is_dir():
+        return
+    cached = {token_id: token for token, token_id in load_cache_tokenizer(cache).get_vocab().items()}
+    for token, token_id in sorted(load_tokenizer(student).get_vocab().items(), key=lambda entry: entry[1]):
+        if cached.get(token_id, token) != token:
+            raise TokenizerMismatchError(str(student), token_id, token, cached[token_id])
 
 
 def check_fits(model: Any, cache: Cache, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from storage.cache import Cache, open_cache
 from storage.errors import ConfigError
-from storage.files import TEMPORARY_PREFIX, only_writer, refusals, remove_leftovers
+from storage.files import TEMPORARY_PREFIX, give_usual_modes, only_writer, refusals, remove_leftovers
 from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState
@@ -136,7 +136,7 @@ def _note_incomplete(out: Path, cache: Cache) -> None:
     """Say how much of an incomplete cache is used, and remember it for runs that resume."""
     num_shards, num_planned = len(cache.manifest.shards), cache.identity.num_planned_shards
     if num_shards < num_planned:
-        print(f"{cache.path}: incomplete: training on {num_shards} of {num_planned} shards", file=sys.stderr)
+        print(f"{cache.path}: training on {num_shards} of {num_planned} shards, in every resume too", file=sys.stderr)
         write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})
 
 
@@ -290,6 +290,7 @@ def _save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig,
         with refusals(staging):
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
+            give_usual_modes(staging)
     except Exception:
         shutil.rmtree(staging, ignore_errors=True)
         raise

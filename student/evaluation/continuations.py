@@ -49,10 +49,16 @@ class SamplingSettings:
 
 
 def choose_prompts(cache: Cache, num_prompts: int) -> list[list[SampleRow]]:
-    """The samples of `num_prompts` prompts of the validation split, or of all, chosen and ordered by a fixed seed."""
-    keys = (int(hash_u64(_CHOICE_SEED, number)) for number in itertools.count())
-    chosen = heapq.nsmallest(num_prompts, zip(keys, _prompts(cache), strict=False), key=lambda entry: entry[0])
-    return [rows for _, rows in chosen]
+    """The samples of `num_prompts` prompts of the validation split, or of all, chosen and ordered by a fixed seed.
+
+    No two prompts have the same draws: of those that have in a merged cache, whose sources count rows each from 0, one
+    can be chosen. Texts drawn alike would seem less varied than they are.
+    """
+    least: dict[int, int] = {}
+    for key, rows in _keyed_prompts(cache):
+        least[rows[0].seed] = min(key, least.get(rows[0].seed, key))
+    different = ((key, rows) for key, rows in _keyed_prompts(cache) if least[rows[0].seed] == key)
+    return [rows for _, rows in heapq.nsmallest(num_prompts, different, key=lambda entry: entry[0])]
 
 
 @torch.inference_mode()
@@ -112,6 +118,12 @@ class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
         uniforms_N = torch.from_numpy(hash_uniform(self._seeds_N, step)).to(scores.device)
         ids_N = draw(scores, uniforms_N, temperature=self._settings.temperature, top_p=self._settings.top_p)
         return torch.full_like(scores, -torch.inf).scatter(1, ids_N[:, None], 0.0)
+
+
+def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
+    """Each prompt with its place in the fixed order."""
+    for number, rows in enumerate(_prompts(cache)):
+        yield int(hash_u64(_CHOICE_SEED, number)), rows
 
 
 def _prompts(cache: Cache) -> Iterator[list[SampleRow]]:

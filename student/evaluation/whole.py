@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
-from student.model import check_fits, choose_device, load_student, num_parameters
+from student.model import check_fits, check_tokenizer, choose_device, load_student, num_parameters
+from student.run_record import read_run
 
 _NUM_BEST = 5
 
@@ -45,14 +47,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     - generation: "student" and "teacher" (see student.evaluation.texts)
     - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
 
-    Raises NoHeldOutRowsError, NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, StudentContextError or a
-    CacheError.
+    Raises NoHeldOutRowsError, NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, TokenizerMismatchError,
+    StudentContextError or a CacheError.
     """
     cache = open_cache(config.cache)
     if not any(cache.num_rows(kind, "validation") for kind in KINDS):
         raise NoHeldOutRowsError(str(config.cache))
     model = load_student(config.student).to(choose_device(config.device)).eval()
     check_fits(model, cache, str(config.student))
+    check_tokenizer(config.student, cache)
+    if not config.quiet and read_run(config.student).get("cache_sha256") not in (None, cache.rows_sha256):
+        print(
+            f"{config.student}: trained on other rows than this cache's: "
+            "what is held out here may be what it learnt from",
+            file=sys.stderr,
+        )
     writes_texts = config.num_prompts > 0 and cache.num_rows("samples", "validation") > 0
     sampling = SamplingSettings.of_cache(cache) if writes_texts else None
     found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": _weights_bytes(config.student)}

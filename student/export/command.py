@@ -17,7 +17,7 @@ from student.export.held_out import cached_sequences, text_sequences
 from student.export.model_card import model_card
 from student.export.readers import require
 from student.export.trial import Trial, run_trial
-from student.model import load_student, load_tokenizer
+from student.model import check_tokenizer, load_student, load_tokenizer
 from student.run_record import RUN_NAME, read_run
 
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",), "safetensors": ()}
@@ -39,6 +39,7 @@ def export_student(config: ExportConfig) -> Trial:
     cache: Cache | None = None
     if config.cache is not None:
         cache, sequences = cached_sequences(config.cache, model, str(config.student), config.max_tokens)
+        check_tokenizer(config.student, cache)
     else:
         assert config.text is not None
         sequences = text_sequences(config.text, model, tokenizer, config.max_tokens)

@@ -56,15 +56,20 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
         ("sha256 of the cache's manifest", code(sha256_file(cache.path / MANIFEST_NAME))),
         ("Report made with", versions()),
     ]
-    lines = [train_line(run, cache_path) for run in runs if run.settings]
+    strangers = [run.name for run in runs if run.settings.get("cache_sha256") not in (None, cache.rows_sha256)]
+    lines = [train_line(run, cache_path) for run in runs if run.settings and run.name not in strangers]
     directories = " ".join(shlex.quote(str(run.directory)) for run in runs)
     lines.append(
         f"teachonce-student report {directories} --cache {shlex.quote(cache_path)} --out {shlex.quote(str(out))}"
     )
-    strangers = [run.name for run in runs if run.settings.get("cache_sha256") not in (None, cache.rows_sha256)]
     return join(
         [
-            note(f"Trained on the rows of another cache than this one: {', '.join(strangers)}.") if strangers else None,
+            note(
+                f"Trained on other rows than this cache's, perhaps on a part of them: {', '.join(strangers)}. "
+                "What is held out here may be what they learnt from, and no line here makes them again."
+            )
+            if strangers
+            else None,
             facts(pairs),
             commands_block("\n".join(lines)),
             *[_settings(run) for run in runs],

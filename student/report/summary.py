@@ -17,6 +17,8 @@ _VERDICTS = (
     (1.5, "noticeably worse than its teacher"),
     (3.0, "clearly worse than its teacher"),
 )
+# Ratios as near to 1 as this are called 1.
+_ALIKE = 0.005
 _WORST_VERDICT = "far worse than its teacher"
 
 
@@ -63,7 +65,10 @@ def _size(run: Run, teacher: dict[str, Any]) -> str:
     text += f", and takes {size(num_bytes)}"
     if isinstance(teacher_bytes, int) and teacher_bytes > 0 and num_bytes:
         ratio = teacher_bytes / num_bytes
-        text += f", {ratio:.1f} times less than the teacher" if ratio >= 1 else f", {1 / ratio:.1f} times as much"
+        if 1 / 1.05 < ratio < 1.05:
+            text += ", as much as the teacher"
+        else:
+            text += f", {ratio:.1f} times less than the teacher" if ratio > 1 else f", {1 / ratio:.1f} times as much"
     return f"{text}."
 
 
@@ -73,10 +78,10 @@ def _prediction(measures: dict[str, Any]) -> str | None:
         return None
     ratio = perplexity / teachers
     verdict = next((words for most, words in _VERDICTS if ratio <= most), _WORST_VERDICT)
-    lead = (
-        "On held-out text it predicts better than its teacher" if ratio < 1 else f"On held-out text it does {verdict}"
-    )
-    change = f"{percent(abs(ratio - 1), 0)} {'higher' if ratio >= 1 else 'lower'}"
+    is_alike = abs(ratio - 1) < _ALIKE
+    is_better = ratio < 1 and not is_alike
+    lead = f"On held-out text it {'predicts better than its teacher' if is_better else f'does {verdict}'}"
+    change = "as high" if is_alike else f"{percent(abs(ratio - 1), 0)} {'higher' if ratio > 1 else 'lower'}"
     return f"{lead}: its perplexity is {decimal(perplexity, 1)}, the teacher's {decimal(teachers, 1)} ({change})."
 
 
@@ -84,7 +89,8 @@ def _divergence(measures: dict[str, Any]) -> str | None:
     if measures["kl_nats"] is None:
         return None
     bound = "at least " if measures["kl_is_lower_bound"] else ""
-    text = f"It lost {bound}{decimal(measures['kl_nats'], 3)} nats per token of what the teacher says (KL)"
+    kl_nats = round(measures["kl_nats"], 3) + 0.0  # no −0
+    text = f"It lost {bound}{decimal(kl_nats, 3)} nats per token of what the teacher says (KL)"
     if measures["top1_agreement"] is not None:
         text += f" and names the teacher's first choice at {percent(measures['top1_agreement'], 0)} of positions"
     return f"{text}."
@@ -112,7 +118,9 @@ def _diversity(generation: dict[str, Any] | None) -> str | None:
         return None
     ends, teacher_ends = (generation[side].get("distinct_2_interval") for side in ("student", "teacher"))
     figures = f"{percent(student, 0)} of its token pairs are different ones, {percent(teacher, 0)} of the teacher's"
-    if ends and teacher_ends and ends[0] <= teacher_ends[1] and teacher_ends[0] <= ends[1]:
+    if not ends or not teacher_ends:
+        return f"How varied its own texts are beside the teacher's, these few cannot tell: {figures}."
+    if ends[0] <= teacher_ends[1] and teacher_ends[0] <= ends[1]:
         return f"Its own texts are about as varied as the teacher's: {figures}."
     return f"Its own texts are {'less' if student < teacher else 'more'} varied than the teacher's: {figures}."
 

@@ -365,6 +365,13 @@ def test_of_a_directory_the_file_is_named(read: Callable[..., list[str]], tmp_pa
             read(directory)
 
 
+def test_markdown_in_a_directory_tells_of_the_data_and_is_none(read: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("about the data")
+    (tmp_path / "a.txt").write_text("text")
+    assert read(tmp_path) == ["text"]
+    assert read(tmp_path / "README.md") == ["about the data"]
+
+
 def test_empty_files_hold_no_document(read: Callable[..., list[str]], tmp_path: Path) -> None:
     for name, content in {"a.jsonl": b"", "b.jsonl": jsonl(["text"]), "c.jsonl.gz": gzip.compress(b"")}.items():
         (tmp_path / name).write_bytes(content)

@@ -182,7 +182,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("write_plan", 0), ("write_file", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
+    [("write_plan", 0), ("write_unless_equal", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
      ("write_commit", 7), ("write_file", 0), ("write_manifest", 0)],
 )  # fmt: skip
 def test_an_interrupted_run_is_incomplete_and_finishes_with_the_same_bytes(
@@ -521,7 +521,7 @@ def test_plain_text_has_no_column_of_prompts(
     configure: Callable[..., PrecomputeConfig], tmp_path: Path, source: str
 ) -> None:
     (tmp_path / "directory").mkdir()
-    for name in ("documents.txt", "directory/one.txt", "directory/two.md"):
+    for name in ("documents.txt", "directory/one.txt", "directory/two.text"):
         (tmp_path / name).write_text("the student learns alone " * 200)
     data = source if source == "stdlib" else str(tmp_path / source)
     asks = BeamsConfig(prompt_column="ask")

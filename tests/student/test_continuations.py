@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from storage import Cache
 from storage.errors import RecordError
 from storage.hashing import hash_uniform
+from storage.merging import merge
 from storage.samples import SampleRow, decode
 from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts, draw
 
@@ -147,6 +148,30 @@ def test_prompts_are_chosen_by_a_seed_with_all_their_texts(cache: Cache) -> None
     assert list(map(key, everything)) != sorted(map(key, everything))
     for num_prompts in (1, 2, 3):
         assert list(map(key, choose_prompts(cache, num_prompts))) == list(map(key, everything[:num_prompts]))
+
+
+def test_of_a_merged_cache_no_two_prompts_have_the_same_draws(
+    helpers: ModuleType, teacher_dir: Path, tmp_path: Path
+) -> None:
+    """Sources count their rows, and so their seeds, each from 0."""
+    sources = []
+    for seed, name in enumerate("ab"):
+        text = tmp_path / f"{name}.txt"
+        text.write_text("".join(helpers.make_text(60, seed=seed + 7)))
+        config = helpers.tiny_config(
+            teacher_dir, text, tmp_path / name, kinds=("samples",), validation_fraction=0.5,
+            samples=helpers.SamplesConfig(num_prompts=20, prompt_tokens=6, max_new_tokens=4),
+        )  # fmt: skip
+        sources.append(helpers.precomputed(config))
+    merged = merge([source.path for source in sources], tmp_path / "merged")
+    prompts = choose_prompts(merged, 1000)
+    seeds = [row.seed for prompt in prompts for row in prompt]
+    assert len(set(seeds)) == len(seeds)
+    assert len(prompts) == max(len(choose_prompts(source, 1000)) for source in sources)
+    held = [{rows[0].prompt_ids.tobytes() for rows in choose_prompts(source, 1000)} for source in sources]
+    chosen = {rows[0].prompt_ids.tobytes() for rows in prompts}
+    assert chosen & held[0]
+    assert chosen & held[1]
 
 
 def test_a_cache_that_does_not_say_how_texts_were_drawn(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

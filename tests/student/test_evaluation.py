@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +21,20 @@ from storage import Cache
 from storage.errors import NoCacheError
 from student import EvaluateConfig, evaluate
 from student.batches import BlockBatch
-from student.errors import BrokenStudentError, NoHeldOutRowsError, NoSuchStudentError, VocabularyMismatchError
+from student.errors import (
+    BrokenStudentError,
+    NoHeldOutRowsError,
+    NoSuchStudentError,
+    TokenizerMismatchError,
+    VocabularyMismatchError,
+)
 from student.evaluation import blocks, evaluate_model, ranking, ratio_with_error
 from student.evaluation.positions import measure_positions
 from student.evaluation.table import render
+from student.export.command import export_student
+from student.export.config import ExportConfig
 from student.losses.targets import SparseTargets
+from student.model import build_student
 
 
 @torch.inference_mode()
@@ -521,6 +531,42 @@ def test_measures_without_rows_are_none(make_cache: Callable[..., Cache], make_s
     only_blocks = evaluate_model(model, make_cache(kinds=("soft_targets",), max_tokens=2500))
     assert only_blocks["kl_nats"] is not None
     assert only_blocks["selection_accuracy"] is None
+
+
+def test_a_tokenizer_that_gives_ids_another_meaning_is_refused(
+    cache: Cache, make_student: Callable[..., Any], tmp_path: Path
+) -> None:
+    saved = tmp_path / "student"
+    make_student().save_pretrained(saved)
+    config = EvaluateConfig(student=saved, cache=cache.path, num_prompts=0, quiet=True)
+    evaluate(config)  # without a tokenizer nothing can be said
+    shutil.copytree(cache.tokenizer_dir, saved, dirs_exist_ok=True)
+    evaluate(config)
+    path = saved / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(TokenizerMismatchError) as caught:
+        evaluate(config)
+    assert caught.value.token_id == min(vocab["a"], vocab["b"])
+    assert {caught.value.token, caught.value.cached_token} == {"a", "b"}
+    with pytest.raises(TokenizerMismatchError):
+        build_student(str(saved), cache, seed=0)
+    export = ExportConfig(student=saved, out=tmp_path / "out", format="safetensors", cache=cache.path, quiet=True)
+    with pytest.raises(TokenizerMismatchError):
+        export_student(export)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_student_of_other_rows_is_told_of(
+    cache: Cache, make_student: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], is_own: bool
+) -> None:
+    saved = tmp_path / "student"
+    make_student().save_pretrained(saved)
+    (saved / "run.json").write_text(json.dumps({"cache_sha256": cache.rows_sha256 if is_own else "1" * 64}))
+    evaluate(EvaluateConfig(student=saved, cache=cache.path, num_prompts=0))
+    assert ("trained on other rows than this cache's" in capsys.readouterr().err) is not is_own
 
 
 def test_what_cannot_be_evaluated(

@@ -352,6 +352,15 @@ def test_the_student_is_a_standard_directory(undisturbed: Undisturbed, cache: Ca
     assert run["length_penalty"] == 1.0
 
 
+def test_whoever_may_read_one_file_of_a_student_may_read_all(undisturbed: Undisturbed) -> None:
+    out = undisturbed[0].out
+    modes = {path.name: path.stat().st_mode & 0o777 for path in out.iterdir() if path.is_file()}
+    usual = out / "probe"
+    usual.touch()
+    assert set(modes.values()) == {usual.stat().st_mode & 0o777}
+    usual.unlink()
+
+
 def test_a_student_starts_from_a_checkpoint(undisturbed: Undisturbed, tmp_path: Path) -> None:
     """One tiny step away from where it started."""
     start = undisturbed[0].out

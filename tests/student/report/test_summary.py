@@ -41,7 +41,9 @@ def test_a_choice_that_may_be_chance_is_called_so(interval: list[float] | None) 
     ("perplexity", "verdict"),
     [
         (49.0, "better than its teacher"),
-        (50.125, "about as well as"),
+        (50.125, "about as well as its teacher: its perplexity is 50.1, the teacher's 50.1 (as high)"),
+        (49.9, "about as well as its teacher"),
+        (50.6, "about as well as its teacher"),
         (55.0, "nearly as well as"),
         (70.0, "noticeably worse"),
         (120.0, "clearly worse"),
@@ -51,12 +53,19 @@ def test_a_choice_that_may_be_chance_is_called_so(interval: list[float] | None) 
 def test_the_verdict_follows_the_perplexity(perplexity: float, verdict: str) -> None:
     text = words(perplexity=perplexity)
     assert verdict in text
-    assert ("lower)" in text) == (perplexity < 50)
+    assert ("lower)" in text) == (perplexity < 49.5)
+    assert ("higher)" in text) == (perplexity > 50.5)
 
 
 def test_a_student_larger_than_its_teacher() -> None:
     assert "2.0 times as much" in words(model_bytes=8_000_000)
     assert "200.0 % of the teacher's" in words(num_parameters=2_000_000)
+
+
+def test_a_student_that_is_its_teacher() -> None:
+    text = words(model_bytes=4_000_000, kl_nats=-0.0001)
+    assert "lost 0.000 nats" in text
+    assert "as much as the teacher" in text
 
 
 def test_a_lower_bound_is_called_one() -> None:
@@ -73,6 +82,8 @@ def test_less_and_more_varied_only_beyond_chance() -> None:
     assert "less varied" in words(generation=generation(0.5, 0.8))
     assert "more varied" in words(generation=generation(0.8, 0.5))
     assert "about as varied" in words(generation=generation(0.78, 0.8))
+    without = {side: {"distinct_2": 1.0, "distinct_2_interval": None} for side in ("student", "teacher")}
+    assert "these few cannot tell" in words(generation=without)
 
 
 def test_what_was_not_measured_is_not_told() -> None:
