@@ -85,7 +85,7 @@ class IncompleteCacheError(CacheError):
         self.path, self.committed, self.planned = path, committed, planned
         super().__init__(
             f"{path}: incomplete cache: {committed} of {planned} shards committed and no manifest.json; "
-            "run the same teachonce-precompute command again to finish it"
+            "run the command that began it again to finish it"
         )
 
 
