@@ -26,7 +26,8 @@ TEMPORARY_PREFIX = ".tmp-"
 # What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
 IfTaken = Literal["replace", "drop", "wait"]
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# Also what network file systems say of a lock on a directory.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
 _COPY_BYTES = 1 << 20
 
 
@@ -234,7 +235,8 @@ def only_writer(directory: Path, what: str) -> Iterator[None]:
     what: the writer, for who comes second. Raises ConfigError when the directory cannot be one, or has a writer
     already; DiskFullError when the system refuses it.
     """
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    with refusals(directory):
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
     lock = _locked(directory, what)
     try:
         yield
