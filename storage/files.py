@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -20,14 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from storage.errors import ConfigError, DiskFullError, UnsafePathError, first_line
+from storage.errors import DiskFullError, UnsafePathError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
 # What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
 IfTaken = Literal["replace", "drop", "wait"]
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
-# Also what network file systems say of a lock on a directory.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
 _COPY_BYTES = 1 << 20
 
 
@@ -226,51 +223,6 @@ def link_or_copy(source: Path, path: Path) -> None:
     except OSError:
         with source.open("rb") as original, publishing(path) as copy:
             shutil.copyfileobj(original, copy, _COPY_BYTES)
-
-
-@contextlib.contextmanager
-def only_writer(directory: Path, what: str) -> Iterator[None]:
-    """Make a directory and hold a lock on it; afterwards, what was made and stayed empty is removed.
-
-    what: the writer, for who comes second. Raises ConfigError when the directory cannot be one, or has a writer
-    already; DiskFullError when the system refuses it.
-    """
-    with refusals(directory):
-        made = [path for path in (directory, *directory.parents) if not path.exists()]
-    lock = _locked(directory, what)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()  # only when it is empty
-        os.close(lock)
-
-
-def _locked(directory: Path, what: str) -> int:
-    """Make a directory and lock it; descriptor of the lock. A file system that has no locks excludes nobody."""
-    while True:
-        with refusals(directory):
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:  # removed by an earlier writer that has just ended
-                continue
-            except (FileExistsError, NotADirectoryError) as error:
-                raise ConfigError(f"{directory}: not a directory; name a new or an empty one") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(lock)
-                raise DiskFullError(str(directory), error.strerror or str(error)) from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), directory.stat()):
-                return lock
-        os.close(lock)
 
 
 def remove_directory(directory: Path) -> None:

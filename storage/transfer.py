@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from storage.cache import open_cache
 from storage.crew import Crew
+from storage.directory_lock import only_writer
 from storage.errors import CacheError, CacheMismatchError, ConfigError, TransferError
-from storage.files import TEMPORARY_PREFIX, only_writer, remove_leftovers, write_file
+from storage.files import TEMPORARY_PREFIX, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,

@@ -17,8 +17,9 @@ from types import FrameType
 from typing import Any
 
 from storage.cache import Cache, open_cache
+from storage.directory_lock import only_writer
 from storage.errors import ConfigError
-from storage.files import TEMPORARY_PREFIX, give_usual_modes, only_writer, refusals, remove_leftovers
+from storage.files import TEMPORARY_PREFIX, give_usual_modes, refusals, remove_leftovers
 from storage.progress import Progress
 from storage.records import read_record, write_record
 from storage.row_stream import RowStream, StreamBatch, StreamState

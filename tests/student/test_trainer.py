@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from storage import Cache
+from storage.directory_lock import only_writer
 from storage.errors import (
     ConfigError,
     HashMismatchError,
@@ -29,7 +30,6 @@ from storage.errors import (
     MissingKindError,
     NoCacheError,
 )
-from storage.files import only_writer
 from student import EvaluateConfig, MixConfig, TrainConfig, learner, trainer
 from student.errors import DivergedError, RunMismatchError
 from student.objective import Objective
