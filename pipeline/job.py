@@ -248,9 +248,13 @@ def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
-    """Load everything, write nothing outside a temporary directory, and return `report` of the job."""
+    """Load everything, write nothing outside a temporary directory, and return `report` of the job.
+
+    Raises CacheMismatchError, too, for a place where another cache was begun.
+    """
+    destination = open_destination(config.out, config.work_dir)
     with tempfile.TemporaryDirectory() as directory:
-        return report(load_job(config, Path(directory)))
+        return report(load_job(config, Path(directory), destination.require_same_facts))
 
 
 def announce(config: PrecomputeConfig, manifest: Manifest) -> None:

@@ -217,6 +217,7 @@ class _Tokenization:
                 break
         writer.append(np.array(self._end, dtype=self._dtype))
         writer.end_document()
+        bar.update(len(self._end))
         for column, prompt in document.prompts.items():
             self._add_prompt(column, split, prompt)
 

@@ -558,6 +558,22 @@ def test_a_plan_writes_nothing(configure: Callable[..., PrecomputeConfig], finis
         assert f"{num_rows:,} rows in {num_shards} shards" in text
 
 
+def test_a_plan_for_the_place_of_another_cache_is_refused(
+    configure: Callable[..., PrecomputeConfig], finished: Cache
+) -> None:
+    assert "nothing was written" in plan_only(configure(finished.path, plan=True), render_plan)
+    with pytest.raises(CacheMismatchError):
+        plan_only(configure(finished.path, plan=True, seed=1), render_plan)
+
+
+def test_tokens_are_counted_with_their_ends_of_text(
+    configure: Callable[..., PrecomputeConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = precomputed(configure(tmp_path / "cache", kinds=("soft_targets",), quiet=False))
+    num_tokens = sum(cache.identity.data["num_tokens"].values())
+    assert f"tokenize: {num_tokens:,} tokens" in capsys.readouterr().err
+
+
 def test_a_plan_tells_of_documents_without_text(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [{"text": "the student learns alone " * 20}, {"text": None}, {"text": ""}]
