@@ -109,7 +109,7 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
 
 def _is_data(file: Path) -> bool:
     """Whether a file of a directory is read: one in Markdown tells of the others, and is not."""
-    return _format_of(file) is not None and ".md" not in (suffix.lower() for suffix in file.suffixes)
+    return _format_of(file) is not None and _suffix_of(file) != ".md"
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
@@ -168,8 +168,13 @@ def _load(source: str, loader: str, **options: Any) -> Any:
 
 
 def _format_of(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSIONS]
-    return _FORMATS.get(suffixes[-1]) if suffixes else None
+    return _FORMATS.get(_suffix_of(path))
+
+
+def _suffix_of(path: Path) -> str:
+    """The last suffix but those of compressions, in lower case."""
+    suffixes = (suffix.lower() for suffix in reversed(path.suffixes))
+    return next((suffix for suffix in suffixes if suffix not in _COMPRESSIONS), "")
 
 
 def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:

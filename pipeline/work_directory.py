@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.destinations import Destination
+from storage.directory_lock import is_still_there
 from storage.files import refusals
 
+_LOCK_NAME = "lock"
 # A run that fails kills its workers on Ray, which cannot clean up and may be there a little longer than it.
 _WAIT_FOR_KILLED_S = 2.0
 
@@ -29,7 +31,7 @@ def work_directory(destination: Destination) -> Iterator[None]:
         is_done = True
     finally:
         is_alone = _lock_alone(lock, wait_s=0.0 if is_done else _WAIT_FOR_KILLED_S)
-        if is_alone and _is_lock_of(destination.work_dir, lock):
+        if is_alone and is_still_there(destination.work_dir / _LOCK_NAME, lock):
             destination.clean_up(is_done=is_done)
         os.close(lock)
 
@@ -53,18 +55,10 @@ def _shared_lock(work_dir: Path) -> int:
         with refusals(work_dir):
             work_dir.mkdir(parents=True, exist_ok=True)
             try:
-                lock = os.open(work_dir / "lock", os.O_CREAT | os.O_RDWR)
+                lock = os.open(work_dir / _LOCK_NAME, os.O_CREAT | os.O_RDWR)
             except FileNotFoundError:  # the last run before this one has just cleaned up
                 continue
             fcntl.flock(lock, fcntl.LOCK_SH)
-        if _is_lock_of(work_dir, lock):
+        if is_still_there(work_dir / _LOCK_NAME, lock):
             return lock
         os.close(lock)
-
-
-def _is_lock_of(work_dir: Path, lock: int) -> bool:
-    """Whether the directory still is the one that was locked, and not removed or made anew by others."""
-    try:
-        return os.path.samestat(os.fstat(lock), (work_dir / "lock").stat())
-    except FileNotFoundError:
-        return False

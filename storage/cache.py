@@ -23,6 +23,7 @@ from storage.errors import (
 from storage.files import safe_join
 from storage.hashing import directory_sha256
 from storage.manifest import (
+    KINDS,
     MANIFEST_NAME,
     PLAN_NAME,
     CacheIdentity,
@@ -95,6 +96,10 @@ class Cache:
     def num_rows(self, kind: str, split: str) -> int:
         """Rows of one kind and split, 0 when the cache holds none."""
         return sum(shard.num_rows for shard in self.manifest.shards_of(kind, split))
+
+    def held_kinds(self, split: str) -> list[str]:
+        """Kinds with rows in a split, in their usual order."""
+        return [kind for kind in KINDS if self.num_rows(kind, split)]
 
     @property
     def rows_sha256(self) -> str:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.errors import ConfigError, DiskFullError
+from storage.errors import ConfigError
 from storage.files import refusals
 
 # Also what network file systems say of a lock on a directory.
@@ -47,15 +47,29 @@ def _locked(directory: Path, what: str) -> int:
             except (FileExistsError, NotADirectoryError) as error:
                 raise ConfigError(f"{directory}: not a directory; name a new or an empty one") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            with refusals(directory):
+                _exclude_others(lock, directory, what)
+        except BaseException:
             os.close(lock)
-            raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(lock)
-                raise DiskFullError(str(directory), error.strerror or str(error)) from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), directory.stat()):
-                return lock
+            raise
+        if is_still_there(directory, lock):
+            return lock
         os.close(lock)
+
+
+def _exclude_others(lock: int, directory: Path, what: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def is_still_there(path: Path, descriptor: int) -> bool:
+    """Whether a path still is what was opened, and not removed or made anew by others."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

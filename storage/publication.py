@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,8 @@ def begin_or_resume(out: Path, identity: CacheIdentity) -> CacheIdentity:
 
 def require_same_plan(where: str, begun: CacheIdentity, identity: CacheIdentity) -> None:
     """Raise CacheMismatchError unless the cache begun at `where` is the wanted one, whatever software began it."""
-    require_same_facts(where, begun, dataclasses.asdict(identity) | {"software": {}})
     found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
-    for field in sorted(found.keys() - wanted.keys()):
-        if found[field] is not None:
-            raise CacheMismatchError(where, field, found[field], None)
+    _require_same(where, found, wanted, found.keys() | wanted.keys())
 
 
 def require_same_facts(where: str, begun: CacheIdentity, facts: dict[str, Any]) -> None:
@@ -71,13 +68,20 @@ def require_same_facts(where: str, begun: CacheIdentity, facts: dict[str, Any]) 
 
     All of facts["config"] has to be there.
     """
-    kinds = [[kind for kind in KINDS if kind in config] for config in (begun.config, facts["config"])]
+    wanted = flatten(facts)
+    _require_same(where, flatten(dataclasses.asdict(begun)), wanted, wanted.keys())
+
+
+def _require_same(where: str, found: dict[str, Any], wanted: dict[str, Any], fields: Iterable[str]) -> None:
+    """Compare flat identities in some fields; of other kinds, every setting would differ."""
+    kinds = [
+        [kind for kind in KINDS if any(name.startswith(f"config.{kind}.") for name in flat)] for flat in (found, wanted)
+    ]
     if kinds[0] != kinds[1]:
         raise CacheMismatchError(where, "kinds", *kinds)
-    found, wanted = flatten(dataclasses.asdict(begun)), flatten(facts)
-    for field in sorted(wanted):
-        if found.get(field) != wanted[field]:
-            raise CacheMismatchError(where, field, found.get(field), wanted[field])
+    for field in sorted(fields):
+        if found.get(field) != wanted.get(field):
+            raise CacheMismatchError(where, field, found.get(field), wanted.get(field))
 
 
 def copy_tokenizer(cache: Cache, out: Path) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from storage.cache import open_cache
 from storage.crew import Crew
 from storage.directory_lock import only_writer
-from storage.errors import CacheError, CacheMismatchError, ConfigError, TransferError
+from storage.errors import CacheMismatchError, ConfigError, TransferError
 from storage.files import TEMPORARY_PREFIX, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
@@ -39,6 +39,7 @@ from storage.remote_records import read_remote
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.sending import Sender, Unit, as_file
 from storage.shard import ensure_file
+from storage.verification import check_records
 
 NUM_CONNECTIONS = 4
 
@@ -180,25 +181,15 @@ def _differences(found: object, wanted: object, name: str) -> Iterator[tuple[str
 def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
     """Whether this very cache is in the directory; False when it is empty, or files of the cache are missing."""
     if (cache_dir / MANIFEST_NAME).exists():
-        _require_same(str(cache_dir), read_manifest(cache_dir), manifest)
-        return _has_everything(cache_dir, manifest)
+        here = open_cache(cache_dir)
+        _require_same(str(cache_dir), here.manifest, manifest)
+        listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
+        return not check_records(here) and all(is_held(cache_dir, file) for file in listed)
     if (cache_dir / PLAN_NAME).exists():
         _require_same(str(cache_dir), read_plan(cache_dir), manifest.identity)
     elif any(not path.name.startswith(TEMPORARY_PREFIX) for path in cache_dir.iterdir()):
         raise ConfigError(f"{cache_dir}: holds something that is not a cache; name a new or an empty directory")
     return False
-
-
-def _has_everything(cache_dir: Path, manifest: Manifest) -> bool:
-    """Whether the files and records of a pulled cache are there; the bytes of files are for whoever reads them."""
-    try:
-        check_plan(cache_dir, manifest)
-        for shard in manifest.shards:
-            check_commit(cache_dir, shard)
-    except CacheError:
-        return False
-    files: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
-    return all(is_held(cache_dir, file) for file in files)
 
 
 def _fetch(remote: RemoteDirectory, cache_dir: Path, record: ShardRecord | FileRecord, progress: ProgressHook) -> bool:

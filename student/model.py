@@ -52,12 +52,22 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
     elif Path(preset).suffix == ".json":
         model = _from_config_file(preset)
     elif Path(preset).is_dir():
-        model = load_student(Path(preset))
+        return load_fitting_student(Path(preset), cache)
     else:
         raise UnknownPresetError(preset, list(PRESETS))
     check_fits(model, cache, preset)
-    if Path(preset).is_dir():
-        check_tokenizer(Path(preset), cache)
+    return model
+
+
+def load_fitting_student(directory: Path, cache: Cache) -> Any:
+    """A saved student that reads the rows of `cache`.
+
+    Raises NoSuchStudentError, VocabularyMismatchError, TokenizerMismatchError, StudentContextError, ArchitectureError
+    or BrokenStudentError.
+    """
+    model = load_student(directory)
+    check_fits(model, cache, str(directory))
+    check_tokenizer(directory, cache)
     return model
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.errors import ConfigError
-from storage.manifest import KINDS
 from student.batches import BeamBatch, BlockBatch, TextBatch, beam_batch, block_batch, sample_batch
 from student.config import TrainConfig
 from student.errors import TemperatureError
@@ -62,9 +61,9 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
         if weights[part]:
             cache.shards(kind, "train")
     if not any(weights.values()):
-        held = [kind for kind in KINDS if cache.num_rows(kind, "train")]
+        held = ", ".join(cache.held_kinds("train")) or "no rows"
         raise ConfigError(
-            f"{cache.path}: nothing to learn: its train split holds {', '.join(held) or 'no rows'}, "
+            f"{cache.path}: nothing to learn: its train split holds {held}, "
             "and --mix gives no part of that a weight; give one, or another cache"
         )
     return weights

@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from storage.cache import Cache
 from student.errors import CheckpointError
 
 RUN_NAME = "run.json"
+
+
+def is_of_other_rows(run: dict[str, Any], cache: Cache) -> bool:
+    """Whether run.json says that a student was trained on other rows than the cache's; False where it says nothing."""
+    return run.get("cache_sha256") not in (None, cache.rows_sha256)
 
 
 def read_run(student: Path) -> dict[str, Any]:

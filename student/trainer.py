@@ -197,8 +197,8 @@ class _Loop:
 
     def _log_steps(self, log: RunLog | NoLog, done: int) -> dict[str, str]:
         """Add a line about the steps since the last one; returns what the progress bar shows of it."""
-        self._require_finite(done)
         found = self._meter.read()
+        self._require(done, _are_finite(found))
         log.write(done, **found, learning_rate=learning_rate(done - 1, self._config), **self._meter.totals())
         rate = found.pop("tokens_per_second")
         return {name: f"{value:.3f}" for name, value in found.items()} | {"tok/s": f"{rate:,.0f}"}
@@ -209,23 +209,24 @@ class _Loop:
         parallel.model.eval()
         found = parallel.measure(lambda: evaluate_model(parallel.model, self._cache, max_blocks=_EVALUATION_BLOCKS))
         parallel.model.train()
-        self._require(done, all(math.isfinite(value) for value in found.values() if value is not None))
+        self._require(done, _are_finite(found))
         log.write(done, validation=found, **self._meter.totals())
 
     def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
-        self._require_finite(step)
+        self._require(step, self._meter.is_finite())
         save_checkpoint(
             self._config.out, step=step, learner=self._learner, streams=states, meter=self._meter, run=self._run
         )
 
-    def _require_finite(self, done: int) -> None:
-        """Raise DivergedError, before more is kept, when steps since the last line or evaluation were not finite."""
-        self._require(done, self._meter.is_finite())
-
     def _require(self, done: int, is_finite: bool) -> None:
+        """Raise DivergedError, before more is kept, unless the figures of all processes are finite."""
         with self._processes.together():
             if not is_finite:
                 raise DivergedError(str(self._config.out), done, self._config.learning_rate)
+
+
+def _are_finite(figures: dict[str, Any]) -> bool:
+    return all(math.isfinite(value) for value in figures.values() if value is not None)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from storage.cache import Cache, open_cache
 from storage.hashing import sha256_file
 from storage.inspection import summarize
-from storage.manifest import KINDS, MANIFEST_NAME
+from storage.manifest import MANIFEST_NAME
 from storage.report.cache_charts import beams_charts, samples_charts, soft_targets_charts
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets
 from storage.report.markup import Markup, element, join
@@ -141,7 +141,7 @@ def _use(cache: Cache, cache_path: str) -> Markup:
 
 def _kind_shown(cache: Cache) -> str:
     """The flag with which head shows something, where that is not soft targets."""
-    held = [kind for kind in KINDS if cache.num_rows(kind, "train")]
+    held = cache.held_kinds("train")
     return "" if not held or held[0] == "soft_targets" else f" --kind {held[0]}"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from storage.cache import Cache, open_cache
-from storage.manifest import KINDS
 from student.config import EvaluateConfig
 from student.errors import BrokenStudentError, NoHeldOutRowsError
 from student.evaluation.blocks import (
@@ -25,8 +24,8 @@ from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
-from student.model import check_fits, check_tokenizer, choose_device, load_student, num_parameters
-from student.run_record import read_run
+from student.model import choose_device, load_fitting_student, num_parameters
+from student.run_record import is_of_other_rows, read_run
 
 _NUM_BEST = 5
 
@@ -51,12 +50,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     StudentContextError or a CacheError.
     """
     cache = open_cache(config.cache)
-    if not any(cache.num_rows(kind, "validation") for kind in KINDS):
+    if not cache.held_kinds("validation"):
         raise NoHeldOutRowsError(str(config.cache))
-    model = load_student(config.student).to(choose_device(config.device)).eval()
-    check_fits(model, cache, str(config.student))
-    check_tokenizer(config.student, cache)
-    if not config.quiet and read_run(config.student).get("cache_sha256") not in (None, cache.rows_sha256):
+    model = load_fitting_student(config.student, cache).to(choose_device(config.device)).eval()
+    if not config.quiet and is_of_other_rows(read_run(config.student), cache):
         print(
             f"{config.student}: trained on other rows than this cache's: "
             "what is held out here may be what it learnt from",

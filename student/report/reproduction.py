@@ -20,6 +20,7 @@ from storage.report.page import note
 from storage.report.tables import Cell, facts, table
 from student.config import MixConfig, TrainConfig
 from student.report.runs import Run
+from student.run_record import is_of_other_rows
 
 _PACKAGES = ("teachonce", "torch", "transformers", "pyarrow")
 
@@ -56,7 +57,7 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
         ("sha256 of the cache's manifest", code(sha256_file(cache.path / MANIFEST_NAME))),
         ("Report made with", versions()),
     ]
-    strangers = [run.name for run in runs if run.settings.get("cache_sha256") not in (None, cache.rows_sha256)]
+    strangers = [run.name for run in runs if is_of_other_rows(run.settings, cache)]
     lines = [train_line(run, cache_path) for run in runs if run.settings and run.name not in strangers]
     directories = " ".join(shlex.quote(str(run.directory)) for run in runs)
     lines.append(

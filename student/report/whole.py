@@ -17,7 +17,7 @@ from storage.report.svg import require_matplotlib
 from student.config import EvaluateConfig, ReportConfig
 from student.evaluation import evaluate
 from student.generation import generation_speeds
-from student.model import check_fits, choose_device, load_cache_tokenizer, load_student
+from student.model import choose_device, load_cache_tokenizer, load_fitting_student
 from student.report.candidates import candidates_view, rank_some_prompts
 from student.report.curves import calibration_charts, divergence_charts, training_charts
 from student.report.headline import headline
@@ -40,7 +40,7 @@ def report(config: ReportConfig) -> int:
     cache = open_cache(config.cache)
     settings = [read_run(directory) for directory in config.students]
     device = choose_device(config.device)
-    models = [_load(directory, cache, device) for directory in config.students]
+    models = [load_fitting_student(directory, cache).to(device).eval() for directory in config.students]
     runs = [
         Run(
             name=name,
@@ -98,12 +98,6 @@ def report_page(
 def _texts(runs: Sequence[Run], side_by_side: Markup | None) -> Markup | None:
     found = [part for part in (variety_table(runs), side_by_side) if part]
     return join(found) if found else None
-
-
-def _load(directory: Path, cache: Cache, device: torch.device) -> Any:
-    model = load_student(directory).to(device).eval()
-    check_fits(model, cache, str(directory))
-    return model
 
 
 def _evaluation(config: ReportConfig, directory: Path) -> EvaluateConfig:

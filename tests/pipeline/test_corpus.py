@@ -367,7 +367,8 @@ def test_of_a_directory_the_file_is_named(read: Callable[..., list[str]], tmp_pa
 
 def test_markdown_in_a_directory_tells_of_the_data_and_is_none(read: Callable[..., list[str]], tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about the data")
-    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "notes.MD.GZ").write_bytes(gzip.compress(b"about it, too"))
+    (tmp_path / "a.md.txt").write_text("text")
     assert read(tmp_path) == ["text"]
     assert read(tmp_path / "README.md") == ["about the data"]
 

@@ -50,6 +50,14 @@ def killed(*args: object, **settings: object) -> None:
     raise KeyboardInterrupt
 
 
+def commit_and_be_killed(out: Path, record: ShardRecord) -> None:
+    """The record is written; a shard that waits still does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.manifest.settle_commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_commit(out, record, if_taken="drop")
+
+
 def orders(num_writers: int) -> Iterator[tuple[int, ...]]:
     """Every order of the steps of writers that take two each."""
     return iter(sorted(set(itertools.permutations(sorted([*range(num_writers)] * 2)))))
@@ -83,14 +91,11 @@ def test_record_and_bytes_are_one_writers_wherever_others_stop(
 
 
 def test_a_writer_killed_between_record_and_name_is_finished_by_the_next(
-    tmp_path: Path, write: Callable[[Path, int], ShardRecord], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write: Callable[[Path, int], ShardRecord]
 ) -> None:
     write(tmp_path, 0)
     second = write(tmp_path, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr("storage.manifest.settle_commit", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_commit(tmp_path, second, if_taken="drop")
+    commit_and_be_killed(tmp_path, second)
     assert read_commit(tmp_path, KEY) == second
     with pytest.raises(CacheError):
         check_file(tmp_path, second)
@@ -126,15 +131,12 @@ def test_a_committed_shard_without_its_file_is_made_again(
 
 @pytest.mark.parametrize("is_as_long", [False, True])
 def test_a_shard_that_still_waits_is_not_lost(
-    tmp_path: Path, write: Callable[[Path, int], ShardRecord], monkeypatch: pytest.MonkeyPatch, is_as_long: bool
+    tmp_path: Path, write: Callable[[Path, int], ShardRecord], is_as_long: bool
 ) -> None:
     num_bytes = write(tmp_path / "elsewhere", 0).shard_bytes if is_as_long else 100
     write_file(tmp_path / KEY.path, b"?" * num_bytes)
     record = write(tmp_path, 0)
-    with monkeypatch.context() as patch:
-        patch.setattr("storage.manifest.settle_commit", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_commit(tmp_path, record, if_taken="drop")
+    commit_and_be_killed(tmp_path, record)
     assert read_held_commit(tmp_path, KEY) == record
     check_file(tmp_path, record)
 

@@ -303,23 +303,25 @@ def test_a_cache_that_holds_nothing_out_is_refused(
         evaluated(make_student(), cache)
 
 
-@pytest.mark.parametrize("bias", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("parameter", "place", "value"),
+    [
+        ("ln_f.bias", slice(None), math.nan),
+        ("ln_f.bias", slice(None), math.inf),
+        ("wpe.weight", slice(20, 21), math.nan),  # a late position alone
+    ],
+)
 def test_a_student_whose_logits_are_not_finite_is_told(
-    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any], bias: float
+    cache: Cache,
+    make_student: Callable[..., Any],
+    evaluated: Callable[..., Any],
+    parameter: str,
+    place: slice,
+    value: float,
 ) -> None:
     model = make_student()
     with torch.no_grad():
-        model.transformer.ln_f.bias.fill_(bias)
-    with pytest.raises(BrokenStudentError):
-        evaluated(model, cache)
-
-
-def test_a_student_that_breaks_at_a_late_position_is_told(
-    cache: Cache, make_student: Callable[..., Any], evaluated: Callable[..., Any]
-) -> None:
-    model = make_student()
-    with torch.no_grad():
-        model.transformer.wpe.weight[20].fill_(math.nan)
+        model.transformer.get_parameter(parameter)[place].fill_(value)
     with pytest.raises(BrokenStudentError):
         evaluated(model, cache)
 

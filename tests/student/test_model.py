@@ -21,6 +21,7 @@ from student.errors import (
     NoSuchStudentError,
     StudentContextError,
     StudentError,
+    TokenizerMismatchError,
     UnknownPresetError,
     VocabularyMismatchError,
 )
@@ -201,3 +202,20 @@ def test_a_student_with_truncated_weights(saved: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:3000])
     with pytest.raises(NoSuchStudentError):
         load_student(saved)
+
+
+def test_a_preset_is_no_directory_of_that_name(
+    cache: Cache, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokenizer may be another's."""
+    directory = Path(shutil.copytree(saved, tmp_path / "mini", dirs_exist_ok=True))
+    shutil.copytree(cache.tokenizer_dir, directory, dirs_exist_ok=True)
+    tokenizer = directory / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    tokenizer.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert build_student("mini", cache, seed=0).config.n_embd == 128
+    with pytest.raises(TokenizerMismatchError):
+        build_student("./mini", cache, seed=0)
