@@ -143,7 +143,7 @@ def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
             note(
                 "A passage of this cache's validation split. The stronger a token is tinted, the farther the student's "
                 "expectation was from the teacher's there: their KL over the teacher's stored tokens and all others as "
-                "one, which is less than the KL of the table. Point at a token, tap it or tab to it to see what each "
+                "one, which is at most their whole KL. Point at a token, tap it or tab to it to see what each "
                 "model expected."
             ),
             element("a", "Skip the passage", href="#after-passage", class_="skip"),
