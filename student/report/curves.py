@@ -26,18 +26,7 @@ _VALIDATION = {
 def training_charts(runs: Sequence[Run]) -> Markup | None:
     """Parts of the loss and held-out measures over steps; None where no student has a log."""
     names = dict.fromkeys(name for run in runs for name in run.loss_names)
-    charts = [
-        _over_steps(
-            runs,
-            points,
-            key=f"train-{place}",
-            title=_LOSSES.get(name, (name, name))[0],
-            what=_LOSSES.get(name, (name, name))[1],
-            y_label="nats",
-        )
-        for place, name in enumerate(names)
-        if any((points := {run.name: run.logged(name) for run in runs}).values())
-    ]
+    charts = [chart for place, name in enumerate(names) for chart in _loss_charts(runs, name, f"train-{place}")]
     held_out = [
         _over_steps(
             runs,
@@ -51,6 +40,35 @@ def training_charts(runs: Sequence[Run]) -> Markup | None:
         if any((points := {run.name: run.validated(name) for run in runs}).values())
     ]
     return grid(*held_out, *charts) if charts or held_out else None
+
+
+def _loss_charts(runs: Sequence[Run], name: str, key: str) -> list[Markup]:
+    """A part of the loss over steps, in a chart for each function that it was, for values of two do not compare."""
+    logged = {run.name: run.logged(name) for run in runs}
+    functions = {run.name: _function_of(name, run.settings) for run in runs if logged[run.name]}
+    distinct = list(dict.fromkeys(functions.values()))
+    title, what = _LOSSES.get(name, (name, name))
+    return [
+        _over_steps(
+            runs,
+            {run.name: logged[run.name] if functions.get(run.name) == function else [] for run in runs},
+            key=key if place == 0 else f"{key}-{place}",
+            title=title if len(distinct) == 1 else f"{title}: {function}",
+            what=what,
+            y_label="nats",
+        )
+        for place, function in enumerate(distinct)
+    ]
+
+
+def _function_of(name: str, settings: dict[str, Any]) -> str:
+    """What a run's settings make of a part of the loss, in words; empty where they leave no choice."""
+    if name == "soft_targets_nats":
+        return f"{settings.get('loss')} at temperature {settings.get('temperature')}"
+    if name == "beams_nats":
+        temperature = settings.get("selection_temperature")
+        return "the best alone" if temperature is None else f"the teacher at temperature {temperature}"
+    return ""
 
 
 def _over_steps(

@@ -73,6 +73,26 @@ def test_a_part_of_the_loss_without_a_number_has_no_chart() -> None:
     assert charts.count("<figure ") == 1
 
 
+def test_losses_of_different_functions_share_no_axis() -> None:
+    def soft(name: str, **settings: Any) -> Run:
+        return make_run(name=name, settings=settings, metrics=[{"step": 10, "soft_targets_nats": 1.0}])
+
+    forward, reverse = {"loss": "forward_kl", "temperature": 1.0}, {"loss": "reverse_kl", "temperature": 1.0}
+    alike = training_charts([soft("a", **forward), soft("b", **forward)])
+    assert alike is not None
+    assert alike.count("<figure ") == 1
+    assert "forward_kl" not in alike
+    plain = make_run(name="d", settings=forward, metrics=[{"step": 10, "labels_nats": 2.0}])
+    charts = training_charts([soft("a", **forward), soft("b", **reverse), soft("c", **forward), plain])
+    assert charts is not None
+    forwards, reverses, labels = charts.split("<figure ")[1:]
+    assert "Loss on soft targets: forward_kl at temperature 1.0" in forwards
+    assert "Loss on soft targets: reverse_kl at temperature 1.0" in reverses
+    assert "Loss on real text" in labels
+    shown = [[f">{name}</" in figure for name in "abcd"] for figure in (forwards, reverses, labels)]
+    assert shown == [[True, False, True, False], [False, True, False, False], [False, False, False, True]]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00"])
 def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
     assert read_run(tmp_path) == {}
