@@ -8,6 +8,7 @@ TeachonceError
 └── CacheError                 something about a cache on disk
     ├── NoCacheError           the path holds no cache
     ├── IncompleteCacheError   precompute has not finished
+    ├── UnfinishedRemoteError  nor has whoever writes to a URL
     ├── CacheMismatchError     a rerun differs from what the cache was begun with
     ├── FormatVersionError     written by a newer teachonce
     ├── RecordError            plan, manifest or commit record is damaged or malformed
@@ -86,6 +87,17 @@ class IncompleteCacheError(CacheError):
         super().__init__(
             f"{path}: incomplete cache: {committed} of {planned} shards committed and no manifest.json; "
             "run the command that began it again to finish it"
+        )
+
+
+class UnfinishedRemoteError(CacheError):
+    """Precompute or a push began the cache at this URL and has not finished it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        super().__init__(
+            f"{url}: incomplete cache: a plan.json and no manifest.json; run the command that began it again to finish "
+            "it, for at a URL only a finished cache can be read"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from storage.epoch_order import SHARDS_PER_GROUP
-from storage.errors import LocalCacheTooSmallError, NoCacheError
+from storage.errors import LocalCacheTooSmallError
 from storage.files import write_file
 from storage.manifest import (
     KINDS,
@@ -25,6 +25,7 @@ from storage.manifest import (
 )
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
+from storage.remote_records import missing_manifest
 from storage.shard import ensure_file
 from storage.shard_files import DownloadedShards
 
@@ -53,13 +54,13 @@ def user_cache_dir() -> Path:
 def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, DownloadedShards]:
     """The local directory, manifest and shards of the cache at a URL.
 
-    Raises NoCacheError when there is no finished one, TransferError when it cannot be reached,
+    Raises NoCacheError or UnfinishedRemoteError when there is no finished one, TransferError when it cannot be reached,
     LocalCacheTooSmallError when local_copy has no room for the shards that a stream holds at once.
     """
     remote = RemoteDirectory(url)
     content = remote.read_small(MANIFEST_NAME, MAX_RECORD_BYTES)
     if content is None:
-        raise NoCacheError(remote.url)
+        raise missing_manifest(remote)
     directory, lock = _own_directory(local_copy.directory, hashlib.sha256(content).hexdigest()[:16])
     write_file(directory / MANIFEST_NAME, content)
     manifest = read_manifest(directory)

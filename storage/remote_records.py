@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from storage.errors import CacheError, RecordError, first_line
+from storage.errors import CacheError, NoCacheError, RecordError, UnfinishedRemoteError, first_line
 from storage.files import refusals
+from storage.manifest import PLAN_NAME
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 
@@ -44,6 +45,12 @@ def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parse
 
     with directory as staging:
         return remote.retrying(name, lambda: attempt(staging))
+
+
+def missing_manifest(remote: RemoteDirectory) -> CacheError:
+    """What to raise at a URL that has no manifest.json: nobody has begun a cache there, or nobody finished it."""
+    is_begun = remote.read_small(PLAN_NAME, MAX_RECORD_BYTES) is not None
+    return UnfinishedRemoteError(remote.url) if is_begun else NoCacheError(remote.url)
 
 
 def _say_where(error: CacheError, staging: str, url: str) -> None:

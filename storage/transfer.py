@@ -16,7 +16,7 @@ from typing import TypeVar
 from storage.cache import open_cache
 from storage.crew import Crew
 from storage.directory_lock import only_writer
-from storage.errors import CacheMismatchError, ConfigError, TransferError
+from storage.errors import CacheMismatchError, ConfigError
 from storage.files import TEMPORARY_PREFIX, remove_leftovers, write_file
 from storage.manifest import (
     MANIFEST_NAME,
@@ -35,7 +35,7 @@ from storage.manifest import (
     write_plan,
 )
 from storage.remote import ProgressHook, RemoteDirectory
-from storage.remote_records import read_remote
+from storage.remote_records import missing_manifest, read_remote
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.sending import Sender, Unit, as_file
 from storage.shard import ensure_file
@@ -111,7 +111,8 @@ def pull(
     or by verify_cache. plan.json and commit records are made from the manifest. `progress` is told the bytes of shards
     and listed files as they arrive.
 
-    Raises CacheMismatchError when another cache is in the directory, ConfigError for a directory that holds
+    Raises NoCacheError or UnfinishedRemoteError for a URL without a finished cache, CacheMismatchError when another
+    cache is in the directory, ConfigError for a directory that holds
     something else or a URL that cannot be served, RecordError, FormatVersionError or UnsafePathError for a manifest
     that cannot be trusted, DiskFullError, and TransferError for what is final or has passed its deadline.
     """
@@ -119,7 +120,7 @@ def pull(
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)
     found = read_remote(remote, MANIFEST_NAME, read_manifest)
     if found is None:
-        raise TransferError(remote.url, f"holds no {MANIFEST_NAME}: no cache, or one that is not finished")
+        raise missing_manifest(remote)
     manifest, content = found
     check_listed_files(manifest, cache_dir, remote.url)
     listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]

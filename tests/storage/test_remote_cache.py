@@ -23,6 +23,7 @@ from storage.errors import (
     NoCacheError,
     RecordError,
     TransferError,
+    UnfinishedRemoteError,
 )
 from storage.remote import RemoteDirectory
 from storage.remote_cache import LocalCopy
@@ -157,6 +158,10 @@ def test_what_is_no_cache_is_refused(origin: Path, tmp_path: Path) -> None:
         open_cache(f"file://{tmp_path}/nothing", local_copy=local(tmp_path))
     with pytest.raises(ConfigError):
         open_cache("nosuchprotocol://bucket/cache", local_copy=local(tmp_path))
+    (origin / "manifest.json").rename(origin / "elsewhere.json")
+    with pytest.raises(UnfinishedRemoteError, match="run the command that began it again"):
+        open_cache(f"file://{origin}", local_copy=local(tmp_path))
+    (origin / "elsewhere.json").rename(origin / "manifest.json")
     (origin / "manifest.json").write_bytes((origin / "manifest.json").read_bytes().replace(b'"samples"', b'"simples"'))
     with pytest.raises(RecordError):
         open_cache(f"file://{origin}", local_copy=local(tmp_path))
