@@ -75,7 +75,7 @@ def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tupl
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(str(path), first_line(error)) from error
+        raise CheckpointError(str(path), _first_sentence(error)) from error
     for field in sorted(run.keys() | state["run"].keys()):
         if run.get(field) != state["run"].get(field):
             raise RunMismatchError(str(out), field, state["run"].get(field), run.get(field))
@@ -107,6 +107,11 @@ def remove_checkpoint(out: Path) -> None:
     _remove_sharded(out, keep=None)
 
 
+def _first_sentence(error: BaseException) -> str:
+    """What PyTorch found; then it advises, also to run whatever code the file holds."""
+    return first_line(error).partition(". ")[0]
+
+
 def _load_sharded(directory: Path, learner: Learner) -> None:
     """Tensors of a shared-out student; whoever goes on, reads what it holds."""
     model, optimizer = get_state_dict(learner.parallel.model, learner.optimizer)
@@ -114,7 +119,7 @@ def _load_sharded(directory: Path, learner: Learner) -> None:
     try:
         load_sharded(tensors, checkpoint_id=directory)
     except (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(str(directory), first_line(error)) from error
+        raise CheckpointError(str(directory), _first_sentence(error)) from error
     _set_state(learner, tensors["model"], tensors["optimizer"], StateDictOptions())
 
 

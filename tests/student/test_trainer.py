@@ -31,7 +31,7 @@ from storage.errors import (
     NoCacheError,
 )
 from student import EvaluateConfig, MixConfig, TrainConfig, learner, trainer
-from student.errors import DivergedError, RunMismatchError
+from student.errors import CheckpointError, DivergedError, RunMismatchError
 from student.objective import Objective
 from student.run_log import RunLog, read_metrics
 from student.trainer import train
@@ -425,15 +425,16 @@ def test_a_cache_that_cannot_be_used_leaves_nothing(
 
 
 def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[..., TrainConfig]) -> None:
-    from storage.errors import TeachonceError
-
     config = train_config(checkpoint_every=1)
     with stopped_at(3):
         train(config)
     checkpoint = config.out / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(TeachonceError):
-        train(config)
+    whole = checkpoint.read_bytes()
+    for damaged in (whole[:1000], whole[:-5], b"", b"no checkpoint" * 100):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"damaged checkpoint \([^.]*\); delete it") as caught:
+            train(config)
+        assert "arbitrary code" not in str(caught.value)
 
 
 @pytest.mark.parametrize("first_nan", [1, 4, 5, 8])
