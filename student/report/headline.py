@@ -15,26 +15,33 @@ from student.report.runs import Run
 def headline(runs: Sequence[Run], teacher: dict[str, Any], machine: str) -> Markup:
     """Rows of measures, a column for the teacher and for each student; machine: where speed was measured."""
     first = runs[0].measures
+    notes = _notes(first, machine)
+    marks = {name: str(number) for number, name in enumerate(notes, 1)}
     rows: list[list[Cell]] = [
         ["Parameters", whole(teacher["num_parameters"]), *[_parameters(run, teacher) for run in runs]],
         ["Weights", size(teacher.get("weights_bytes")), *[size(run.measures["model_bytes"]) for run in runs]],
-        [_marked("Tokens/s, batch 1", "1"), ABSENT, *[decimal(run.tokens_per_second, 0) for run in runs]],
+        [_marked("Tokens/s, batch 1", marks), ABSENT, *[decimal(run.tokens_per_second, 0) for run in runs]],
         [
             "Perplexity",
             _bounded(first, "teacher_perplexity", 1),
             *[_bounded(r.measures, "perplexity", 1) for r in runs],
         ],
-        [_marked("KL, nats/token", "2"), ABSENT, *[_bounded(run.measures, "kl_nats", 3) for run in runs]],
+        [_marked("KL, nats/token", marks), ABSENT, *[_bounded(run.measures, "kl_nats", 3) for run in runs]],
         ["Top-1 agreement", ABSENT, *[_share(run.measures, "top1_agreement") for run in runs]],
         ["Top-5 agreement", ABSENT, *[_share(run.measures, "top5_agreement") for run in runs]],
         ["Calibration error", _error(first, "teacher"), *[_error(run.measures, "student") for run in runs]],
-        [_marked("Best candidate picked", "3"), ABSENT, *[_share(run.measures, "selection_accuracy") for run in runs]],
+        [_marked("Best candidate picked", marks), ABSENT, *[_share(r.measures, "selection_accuracy") for r in runs]],
         ["Mean reciprocal rank", ABSENT, *[_bounded(run.measures, "mean_reciprocal_rank", 2) for run in runs]],
         ["Kendall's tau", ABSENT, *[_bounded(run.measures, "kendall_tau", 2) for run in runs]],
     ]
     columns = [Markup("Held-out text"), "teacher", *[_column(run) for run in runs]]
+    small = "Small print under a figure is its 95 % interval, from resampling blocks or prompts."
+    footnotes = [join([element("sup", marks[name]), " ", text]) for name, text in notes.items()]
     return join(
-        [table(columns, rows, label="Teacher and students side by side", class_="models"), _footnotes(runs, machine)]
+        [
+            table(columns, rows, label="Teacher and students side by side", class_="models"),
+            *[note(text) for text in [*footnotes, small]],
+        ]
     )
 
 
@@ -42,8 +49,8 @@ def _column(run: Run) -> str:
     return join([run.name, element("small", "plain text alone")]) if run.is_baseline else run.name
 
 
-def _marked(name: str, mark: str) -> Markup:
-    return join([name, " ", element("sup", mark)])
+def _marked(name: str, marks: dict[str, str]) -> str:
+    return join([name, " ", element("sup", marks[name])]) if name in marks else name
 
 
 def _parameters(run: Run, teacher: dict[str, Any]) -> Cell:
@@ -71,16 +78,15 @@ def _with_small(figure: str, small: str | None) -> Markup:
     return join([figure, None if small is None else element("small", small)])
 
 
-def _footnotes(runs: Sequence[Run], machine: str) -> Markup:
-    measures = runs[0].measures
-    texts = {
-        "1": f"Measured for this page on {machine}, one text at a time. The teacher is not here, so it has no figure.",
-        "2": _about_kl(measures),
-        "3": _about_selection(measures),
+def _notes(measures: dict[str, Any], machine: str) -> dict[str, str]:
+    """Footnotes by the name of their row, of rows that have one."""
+    speed = f"Measured for this page on {machine}, one text at a time. The teacher is not here, so it has no figure."
+    notes = {
+        "Tokens/s, batch 1": speed,
+        "KL, nats/token": _about_kl(measures),
+        "Best candidate picked": _about_selection(measures),
     }
-    found = [join([element("sup", mark), " ", text]) for mark, text in texts.items() if text]
-    small = "Small print under a figure is its 95 % interval, from resampling blocks or prompts."
-    return join([note(text) for text in [*found, small]])
+    return {name: text for name, text in notes.items() if text is not None}
 
 
 def _about_kl(measures: dict[str, Any]) -> str | None:

@@ -99,6 +99,18 @@ def test_what_was_not_measured_is_not_told() -> None:
     assert headline([run], TEACHER, "a machine").count("—") > 15
 
 
+def test_footnotes_are_of_rows_that_have_one() -> None:
+    def marked(**changes: object) -> str:
+        return headline([make_run(measures=made_up_measures(**changes))], TEACHER, "a machine")
+
+    whole = marked()
+    assert [whole.count(f"<sup>{mark}</sup>") for mark in "1234"] == [2, 2, 2, 0]
+    assert "Best candidate picked <sup>3</sup>" in whole
+    without_kl = marked(kl_nats=None)
+    assert [without_kl.count(f"<sup>{mark}</sup>") for mark in "123"] == [2, 2, 0]
+    assert "Best candidate picked <sup>2</sup>" in without_kl
+
+
 def test_against_the_baseline() -> None:
     def compared(kl: float) -> str | None:
         other = made_up_measures(kl_nats=kl, kl_nats_interval=[kl - 0.02, kl + 0.02], perplexity=110.0)
