@@ -6,11 +6,9 @@ is streamed, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import zstandard
 
 from pipeline.config import PrecomputeConfig
+from pipeline.data_files import find_files, format_of, open_binary, refuse_utf16
 from pipeline.errors import ColumnError, NoSuchDataError
+from pipeline.json_rows import json_rows
 from pipeline.stdlib_corpus import stdlib_documents
 from storage.errors import ConfigError, TeachonceError, first_line
 from storage.hashing import sha256_file
@@ -30,8 +29,6 @@ from storage.hashing import sha256_file
 STDLIB = "stdlib"
 # Long documents reach the tokenizer in pieces of about this many characters.
 _PIECE_CHARS = 1 << 20
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
 _CUT = re.compile(r"\S(?=[ \n]\S)")
 # What a decoder puts in the place of bytes that are not UTF-8.
@@ -68,7 +65,7 @@ def open_corpus(config: PrecomputeConfig) -> Corpus:
     path = Path(config.data)
     if path.exists():
         return _file_corpus(config, path)
-    if _format_of(path) or config.data.startswith(("/", ".", "~")):
+    if format_of(path) or config.data.startswith(("/", ".", "~")):
         raise NoSuchDataError(config.data, "no such file")
     return _hub_corpus(config)
 
@@ -86,10 +83,10 @@ def _stdlib_corpus() -> Corpus:
 
 
 def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
-    files = [path] if path.is_file() else sorted(file for file in _files_below(path) if _is_data(file))
-    if not files or not all(_format_of(file) for file in files):
+    files = find_files(path)
+    if not files or not all(format_of(file) for file in files):
         raise NoSuchDataError(config.data, "no file of a known kind")
-    if all(_format_of(file) == "text" for file in files):
+    if all(format_of(file) == "text" for file in files):
         _require_no_columns(config)
     digest = hashlib.sha256()
     for file in files:
@@ -97,29 +94,16 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
 
     def documents() -> Iterator[Document]:
         for file in files:
-            if _format_of(file) == "text":
-                yield from _text_documents(file, config.document_separator)
-            elif not _holds_nothing(file):
-                pattern = glob.escape(str(file))  # datasets would read every file that the name fits
-                rows = _load(str(file), _format_of(file) or "", data_files=pattern)
-                yield from _row_documents(config, str(file), rows)
+            match format_of(file):
+                case "text":
+                    yield from _text_documents(file, config.document_separator)
+                case "json":
+                    yield from _row_documents(config, str(file), json_rows(file))
+                case _:
+                    pattern = glob.escape(str(file))  # datasets would read every file that the name fits
+                    yield from _row_documents(config, str(file), _load(str(file), "parquet", data_files=pattern))
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
-
-
-def _is_data(file: Path) -> bool:
-    """Whether a file of a directory is read: one in Markdown tells of the others, and is not."""
-    return _format_of(file) is not None and _suffix_of(file) != ".md"
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    """Every file; NoSuchDataError for a directory that cannot be read, whose text nobody would miss."""
-
-    def refuse(error: OSError) -> None:
-        raise NoSuchDataError(str(error.filename), f"cannot be read ({error.strerror})") from error
-
-    for parent, _, names in os.walk(directory, onerror=refuse):
-        yield from (path for name in names if (path := Path(parent, name)).is_file())
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
@@ -167,37 +151,29 @@ def _load(source: str, loader: str, **options: Any) -> Any:
         raise NoSuchDataError(source, f"cannot be loaded: {first_line(error)}") from error
 
 
-def _format_of(path: Path) -> str | None:
-    return _FORMATS.get(_suffix_of(path))
-
-
-def _suffix_of(path: Path) -> str:
-    """The last suffix but those of compressions, in lower case."""
-    suffixes = (suffix.lower() for suffix in reversed(path.suffixes))
-    return next((suffix for suffix in suffixes if suffix not in _COMPRESSIONS), "")
-
-
 def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        for row in rows:
+        for number, row in enumerate(rows, 1):
             text = row.get(config.text_column)
-            if text is None and config.text_column not in row:
+            if number == 1 and config.text_column not in row:
                 raise ColumnError(source, config.text_column, f"not among {sorted(row)}", "--text-column")
             if not isinstance(text, str | None):
-                raise ColumnError(source, config.text_column, f"holds {type(text).__name__}, not text", "--text-column")
-            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c) for c in wanted if c})
+                found = f"row {number} holds {type(text).__name__}, not text"
+                raise ColumnError(source, config.text_column, found, "--text-column")
+            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
     except TeachonceError:
         raise
     except _UNREADABLE as error:
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
 
 
-def _prompt(source: str, row: dict[str, Any], column: str) -> Prompt:
+def _prompt(source: str, row: dict[str, Any], column: str, number: int) -> Prompt:
     value = row.get(column)
     is_chat = isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
     if not isinstance(value, str) and not is_chat:
-        found = f"not among {sorted(row)}" if column not in row else f"holds {type(value).__name__}, not text or chat"
+        holds = f"row {number} holds {type(value).__name__}, not text or chat"
+        found = holds if column in row else f"not among {sorted(row)} of row {number}"
         raise ColumnError(source, column, found, "--samples.prompt-column or --beams.prompt-column")
     return value  # type: ignore[return-value]
 
@@ -222,10 +198,8 @@ def _read_pieces(path: Path) -> Iterator[str]:
     """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD, which is told."""
     rest, num_replaced = "", 0
     try:
-        with _open_binary(path) as binary:
-            if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # UTF-32 may begin alike
-                raise NoSuchDataError(str(path), "is UTF-16 or UTF-32, expected UTF-8")
-        with _open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
+        refuse_utf16(path)
+        with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
                 num_replaced += characters.count(_REPLACEMENT)
                 *pieces, rest = _cut(rest + characters)
@@ -240,23 +214,6 @@ def _read_pieces(path: Path) -> Iterator[str]:
                 "unless the text itself holds them",
                 file=sys.stderr,
             )
-
-
-def _open_binary(path: Path) -> Any:
-    """The file's bytes, decompressed; unlike the plain readers, Arrow's notices a file that is cut short."""
-    return pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower()))
-
-
-def _holds_nothing(path: Path) -> bool:
-    """Whether a jsonl file has no line; a compressed or parquet file of no bytes is one that is cut short."""
-    is_compressed = path.suffix.lower() in _COMPRESSIONS
-    if _format_of(path) == "parquet" or (is_compressed and not path.stat().st_size):
-        return False
-    try:
-        with _open_binary(path) as binary:
-            return not binary.read(1)
-    except OSError as error:
-        raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
 
 
 def _cut(text: str) -> list[str]:

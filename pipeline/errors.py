@@ -4,6 +4,7 @@
 TeachonceError
 ├── DataError
 │   ├── NoSuchDataError        nothing at that path or hub id
+│   ├── JsonRowError           a line of a JSON file that is no object
 │   ├── ColumnError            rows lack the column asked for
 │   ├── NoUsableTextError      not even one block of text
 │   └── NoPromptsError         not even one prompt for samples or beams
@@ -33,6 +34,17 @@ class NoSuchDataError(DataError):
         super().__init__(
             f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl or .parquet file "
             "(.gz and .zst too), a directory of them, or a Hugging Face dataset id"
+        )
+
+
+class JsonRowError(DataError):
+    """What stands at `place` of a JSON file, such as "line 3", is not a row."""
+
+    def __init__(self, source: str, place: str, found: str) -> None:
+        self.source, self.place = source, place
+        super().__init__(
+            f"--data {source}: {place} {found}; expected an object a line, or one array of objects: mend it, or take "
+            "it out"
         )
 
 
