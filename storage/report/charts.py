@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """How the axes run; x_ticks: places with what stands there."""
+    """How the axes run; x_ticks: places with what stands there; from_zero: up from 0, or from a lower value."""
 
     from_zero: bool = True
     x_ticks: Sequence[tuple[float, str]] = ()
@@ -132,7 +132,7 @@ def _figure(chart: Chart, draw: Callable[[Any], None], height: float = _HEIGHT) 
 
 
 def _set_axes(canvas: Any, axes: Axes) -> None:
-    if axes.from_zero:
+    if axes.from_zero and not canvas.dataLim.y0 < 0:
         canvas.set_ylim(bottom=0)
     if axes.x_ticks:
         canvas.set_xticks([at for at, _ in axes.x_ticks], [label for _, label in axes.x_ticks])

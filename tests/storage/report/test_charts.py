@@ -87,6 +87,14 @@ def test_a_picture_has_a_name_and_a_table_with_its_numbers() -> None:
     assert rows[-1] == ("4", "12346")
 
 
+@pytest.mark.parametrize(("y", "low"), [([-1.0, 2.0], None), ([0.5, 2.0], [-1.0, 1.0]), ([0.5, 2.0], [0.25, 1.0])])
+def test_the_axis_begins_at_zero_and_cuts_nothing_below(y: list[float], low: list[float] | None) -> None:
+    content = lines(chart(), [Line(name="a", x=[1.0, 2.0], y=y, colour=1, low=low, high=None if low is None else y)])
+    axis = [float(label.replace("−", "-")) for label in re.findall(r">(−?[\d.]+)</text>", content)]
+    assert 0.0 in axis
+    assert (min(axis) < 0) == (min([*y, *(low or [])]) < 0)
+
+
 def test_a_users_settings_do_not_change_a_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 
