@@ -28,6 +28,7 @@ from storage.remote import RemoteDirectory
 from storage.remote_records import missing_manifest
 from storage.shard import ensure_file
 from storage.shard_files import DownloadedShards
+from storage.shared_copies import SharedCopies
 
 DEFAULT_LOCAL_BYTES = 16 << 30
 _LOCK_NAME = "lock"
@@ -61,23 +62,31 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, Downlo
     content = remote.read_small(MANIFEST_NAME, MAX_RECORD_BYTES)
     if content is None:
         raise missing_manifest(remote)
-    directory, lock = _own_directory(local_copy.directory, hashlib.sha256(content).hexdigest()[:16])
+    base, name = local_copy.directory, hashlib.sha256(content).hexdigest()[:16]
+    directory, lock = _own_directory(base, name)
     write_file(directory / MANIFEST_NAME, content)
     manifest = read_manifest(directory)
     check_listed_files(manifest, directory, remote.url)
     _require_room(manifest, local_copy.max_bytes)
 
-    def fetch(record: ShardRecord | FileRecord, path: Path) -> None:
+    def download(record: ShardRecord | FileRecord, path: Path) -> None:
         remote.download(record.path, path, record.num_bytes, record.sha256)
 
     for record in manifest.files:
-        ensure_file(directory, record, functools.partial(fetch, record))
+        ensure_file(directory, record, functools.partial(download, record))
+    shared = SharedCopies(directory, base, name, manifest.shards)
+
+    def fetch(record: ShardRecord, path: Path) -> None:
+        with shared.turn(record):
+            if not shared.take_over(record, path):
+                download(record, path)
+
     files = DownloadedShards(directory, local_copy.max_bytes, manifest.shards, fetch, lock)
     return directory, manifest, files
 
 
 def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
-    """A directory that no other process uses while its lock is open: each bounds its own copies."""
+    """base/name-N that no other process uses while its lock is open: each bounds its own copies."""
     number = 0
     while True:
         directory = base / f"{name}-{number}"
