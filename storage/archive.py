@@ -32,11 +32,11 @@ from storage.errors import (
     RecordError,
     UnsafePathError,
 )
-from storage.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, safe_join, sync_directory
+from storage.files import TEMPORARY_PREFIX, HashingFile, may_replace, publishing, refusals, safe_join, sync_directory
 from storage.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_commit, check_plan, read_manifest
 from storage.records import MAX_RECORD_BYTES
 from storage.tar_header import BLOCK_BYTES, END_OF_TAR, MAX_MEMBER_BYTES, padding, tar_header
-from storage.zstd_frame import FrameReader, frame_compressor, trailer
+from storage.zstd_frame import FRAME_HEADER, FrameReader, frame_compressor, trailer
 
 _MAX_COMMIT_BYTES = 4096  # an honest one has about 500
 # A shard adds some 500 bytes to the manifest and 64 bytes of hashes, which do not shrink, to the archive. A manifest
@@ -78,19 +78,21 @@ def pack(
     *,
     num_threads: int | None = None,
 ) -> PackedCache:
-    """Write a finished cache to `file`, replacing what is there.
+    """Write a finished cache to `file`, replacing a packed cache that is there.
 
     Every size and sha256 is checked as the bytes pass; `progress` is told the bytes of the manifest's
     files and shards. The file does not depend on `num_threads`, None for one per core.
 
     Raises NoCacheError, IncompleteCacheError, RecordError, FormatVersionError, UnsafePathError,
     MissingFileError or HashMismatchError for a cache that is not whole, ConfigError for a place that no
-    file can take or a cache that tar cannot hold, DiskFullError when a write fails. `file` then is what
-    it was before.
+    file can take, a file that is no packed cache, or a cache that tar cannot hold, DiskFullError when a
+    write fails. `file` then is what it was before.
     """
     cache = open_cache(cache_dir)
     if file.is_dir() or file.resolve().is_relative_to(cache.path.resolve()):
         raise ConfigError(f"{file}: a directory, or inside the cache; name a file outside of {cache.path}")
+    if not may_replace(file, FRAME_HEADER):
+        raise ConfigError(f"{file}: holds something else than a packed cache; name another file")
     members = _members(cache.manifest, MAX_RECORD_BYTES, str(cache.path / MANIFEST_NAME))
     _check_records(cache.path, cache.manifest)
     sizes = [_size_on_disk(cache.path, member) for member in members]

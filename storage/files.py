@@ -210,6 +210,16 @@ def _sync_tree(root: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def may_replace(path: Path, beginning: bytes) -> bool:
+    """Whether nothing would be lost: there is no such file, it is empty, or it begins as what replaces it."""
+    if not path.exists():
+        return True
+    if not path.is_file():  # a device or a pipe
+        return False
+    with refusals(path), path.open("rb") as file:
+        return file.read(len(beginning)) in (b"", beginning)
+
+
 def link_or_copy(source: Path, path: Path) -> None:
     """Publish the bytes of `source` as `path`: as a second name of the same file where the system allows, else a copy.
 

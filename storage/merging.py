@@ -42,7 +42,7 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
     Killed and run again, it goes on. Sources that are merged caches themselves count as what they were
     merged from.
 
-    Raises ConfigError for fewer than two caches or an `out` that is something else, CacheMismatchError
+    Raises ConfigError for fewer than two caches or an `out` that is one of them or something else, CacheMismatchError
     for one that is another cache, MergeError for caches that do not belong together, HashMismatchError or
     MissingFileError for a damaged one, what open_cache raises for one that is not finished, and
     DiskFullError.
@@ -50,6 +50,8 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
     if len(caches) < 2:
         raise ConfigError(f"merge was given {len(caches)} caches, expected two or more")
     opened = [open_cache(path) for path in caches]
+    if out.exists() and any(out.samefile(path) for path in caches):
+        raise ConfigError(f"--out {out}: is one of the caches itself; name another directory")
     for one, other in itertools.combinations(opened, 2):
         _require_alike(one, other)
     _require_different_data(opened)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import ConfigError
-from storage.files import write_file
+from storage.files import may_replace, write_file
 from storage.remote import require_local
 from storage.report.markup import Markup, element, one_line
 
+_BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"'
 # What charts and texts are coloured with, in light and in dark; text colours keep a contrast of 4.5 on both grounds.
 THEME = {
     "ground": ("#ffffff", "#14171c"),
@@ -79,10 +80,12 @@ def publish_page(out: Path, content: bytes) -> None:
 
 
 def require_file_name(out: Path) -> None:
-    """Raise ConfigError when --out cannot become a file, before hours go into it."""
+    """Raise ConfigError when --out cannot become a page, or is another file, before hours go into it."""
     require_local(out)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a directory; name a file, such as {out / 'report.html'}")
+    if not may_replace(out, _BEGINNING):
+        raise ConfigError(f"--out {out}: holds something else than a report; name another file")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ConfigError(f"--out {out}: {above} is a file, not a directory; name another place")

@@ -40,7 +40,7 @@ from storage.errors import (
 from storage.files import TEMPORARY_PREFIX
 from storage.records import MAX_RECORD_BYTES
 from storage.tar_header import tar_header
-from storage.zstd_frame import _FRAME_HEADER, _JOB_BYTES
+from storage.zstd_frame import _JOB_BYTES, FRAME_HEADER
 
 COMMIT = "commits/soft_targets-train-00001.json"
 SHARD = "soft_targets/train-00001-of-00003.arrow"
@@ -207,6 +207,19 @@ def test_what_the_manifest_does_not_list_is_not_packed(small_cache: Path, tmp_pa
         (small_cache / stray).write_bytes(b"stray")
     pack(small_cache, tmp_path / "a.tar.zst")
     assert (tmp_path / "a.tar.zst").read_bytes() == packed_file.read_bytes()
+
+
+def test_only_a_packed_cache_is_replaced(small_cache: Path, tmp_path: Path, packed_file: Path) -> None:
+    out = tmp_path / "out.tar.zst"
+    for content in (b"", packed_file.read_bytes()[:100]):
+        out.write_bytes(content)
+        pack(small_cache, out)
+        assert out.read_bytes() == packed_file.read_bytes()
+    for content in (b"my notes", b"\x28\xb5\x2f\xfd\x00 of another program"):
+        out.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"out\.tar\.zst: holds something else than a packed cache"):
+            pack(small_cache, out)
+        assert out.read_bytes() == content
 
 
 def test_empty_files_and_long_and_foreign_names_come_back(
@@ -399,7 +412,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], type[TeachonceError]]] =
 }
 
 
-@pytest.mark.parametrize("earlier", [None, b"what was there"], ids=["new", "over an earlier file"])
+@pytest.mark.parametrize("earlier", [None, FRAME_HEADER + b"what was there"], ids=["new", "over an earlier file"])
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_cache_cannot_be_packed(small_cache: Path, tmp_path: Path, name: str, earlier: bytes | None) -> None:
     path, damage, error = DAMAGES[name]
@@ -495,7 +508,7 @@ def num_calls(work: Callable[[Callable[[int], object]], object]) -> int:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
-@pytest.mark.parametrize("earlier", [None, b"what was there"], ids=["new", "over an earlier file"])
+@pytest.mark.parametrize("earlier", [None, FRAME_HEADER + b"what was there"], ids=["new", "over an earlier file"])
 def test_a_stopped_pack_leaves_what_was_there(
     small_cache: Path, tmp_path: Path, error: BaseException, earlier: bytes | None
 ) -> None:
@@ -789,7 +802,7 @@ def test_flips_that_zstd_does_not_notice_are_found_too(packed_file: Path, refuse
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(content=st.binary(max_size=300), prefix=st.sampled_from([b"", _FRAME_HEADER]))
+@given(content=st.binary(max_size=300), prefix=st.sampled_from([b"", FRAME_HEADER]))
 def test_noise_is_refused(refuse: Refuse, content: bytes, prefix: bytes) -> None:
     refuse(prefix + content)
 
@@ -1017,7 +1030,7 @@ def test_a_malformed_block_is_refused(refuse: Refuse, kind: str) -> None:
         "raw block beyond the limit": ((1 << 20) << 3).to_bytes(3, "little") + bytes(1 << 20),
         "block beyond the file": (1000 << 3).to_bytes(3, "little") + bytes(10),
     }[kind]
-    refuse(sealed(_FRAME_HEADER + block), match="damaged|cut off|ends before")
+    refuse(sealed(FRAME_HEADER + block), match="damaged|cut off|ends before")
 
 
 # Hostile manifests in archives that keep to them

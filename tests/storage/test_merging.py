@@ -356,7 +356,7 @@ def test_an_out_that_is_something_else_is_refused_and_left_alone(build: Build, t
     (strange / "letters.txt").write_text("mine")
     before = snapshot(tmp_path)
     for out, error in (
-        (file, ConfigError), (strange, ConfigError), (other, CacheMismatchError), (sources[0], CacheMismatchError),
+        (file, ConfigError), (strange, ConfigError), (other, CacheMismatchError), (sources[0], ConfigError),
     ):  # fmt: skip
         with pytest.raises(error, match=str(out)):
             merge(sources, out)

@@ -94,7 +94,19 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 
 def test_publishing_makes_directories_and_replaces(tmp_path: Path) -> None:
     out = tmp_path / "new" / "page.html"
-    publish_page(out, b"1")
-    publish_page(out, b"2")
-    assert out.read_bytes() == b"2"
+    publish_page(out, small_page("1"))
+    publish_page(out, small_page("2"))
+    assert out.read_bytes() == small_page("2")
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("content", ["{}", "<!doctype html>\n<html><body>my own</body></html>"])
+def test_what_is_no_page_of_ours_stays(tmp_path: Path, content: str) -> None:
+    out = tmp_path / "manifest.json"
+    out.write_text(content)
+    for refused in (lambda: require_file_name(out), lambda: publish_page(out, small_page())):
+        with pytest.raises(ConfigError, match=r"manifest\.json: holds something else than a report; name another file"):
+            refused()
+    assert out.read_text() == content
+    out.write_text("")
+    publish_page(out, small_page())
