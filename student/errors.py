@@ -52,7 +52,7 @@ class VocabularyMismatchError(StudentError):
         self.student_vocab_size, self.cache_vocab_size = student_vocab_size, cache_vocab_size
         super().__init__(
             f"{student}: its vocabulary has {student_vocab_size} entries, the cache's {cache_vocab_size}; "
-            "start from a student with the teacher's tokenizer"
+            "start from a student with the teacher's tokenizer; a config .json may leave vocab_size out"
         )
 
 

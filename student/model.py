@@ -50,7 +50,7 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
     if preset in PRESETS:
         model = transformers.AutoModelForCausalLM.from_config(_preset_config(preset, cache))
     elif Path(preset).suffix == ".json":
-        model = _from_config_file(preset)
+        model = _from_config_file(preset, cache)
     elif Path(preset).is_dir():
         return load_fitting_student(Path(preset), cache)
     else:
@@ -227,9 +227,12 @@ def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
     )
 
 
-def _from_config_file(path: str) -> Any:
+def _from_config_file(path: str, cache: Cache) -> Any:
+    """A model as the file says; what it leaves open of the vocabulary is the cache's."""
+    eos = cache.setting("tokenizer", "eos_token_id")
     try:
         settings = json.loads(Path(path).read_text())
+        settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | settings
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)
         )

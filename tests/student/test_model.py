@@ -18,6 +18,7 @@ from pipeline import SamplesConfig
 from storage import Cache
 from student import EvaluateConfig, evaluate
 from student.errors import (
+    ArchitectureError,
     NoSuchStudentError,
     StudentContextError,
     StudentError,
@@ -141,7 +142,23 @@ def test_a_config_file_that_is_none(cache: Cache, tmp_path: Path, content: str |
     path = tmp_path / "config.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises((UnknownPresetError, VocabularyMismatchError)):
+    with pytest.raises((UnknownPresetError, ArchitectureError)):
+        build_student(str(path), cache, seed=0)
+
+
+def test_what_a_config_file_leaves_open_of_the_vocabulary_is_the_caches(cache: Cache, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16}
+    path.write_text(json.dumps(shape))
+    model, eos = build_student(str(path), cache, seed=0), cache.identity.tokenizer["eos_token_id"]
+    assert head_weight(model).shape[0] == cache.identity.vocab_size
+    assert eos < cache.identity.vocab_size
+    for settings in (model.config, model.generation_config):
+        assert (settings.bos_token_id, settings.eos_token_id) == (eos, eos)
+    path.write_text(json.dumps(shape | {"eos_token_id": 3}))
+    assert build_student(str(path), cache, seed=0).config.eos_token_id == 3
+    path.write_text(json.dumps(shape | {"vocab_size": 1000}))
+    with pytest.raises(VocabularyMismatchError, match=r"a config \.json may leave vocab_size out"):
         build_student(str(path), cache, seed=0)
 
 
