@@ -63,7 +63,7 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
     if not any(weights.values()):
         held = ", ".join(cache.held_kinds("train")) or "no rows"
         raise ConfigError(
-            f"{cache.path}: nothing to learn: its train split holds {held}, "
+            f"{cache.where}: nothing to learn: its train split holds {held}, "
             "and --mix gives no part of that a weight; give one, or another cache"
         )
     return weights
@@ -190,9 +190,12 @@ class Objective:
 
     def _blocks(self, batch: BlockBatch) -> tuple[Tensor, dict[str, Tensor]]:
         total, soft_sum, label_sum = self._head_loss(batch, batch.is_valid, batch.targets, self.head_loss)
+        soft_name = "soft_targets_nats"
         if self.head_loss.unbiased and self.head_loss.temperature == 1.0:
             soft_sum = soft_sum - batch.entropy.double().sum()
-        shares = {"soft_targets": ("soft_targets_nats", soft_sum), "labels": ("labels_nats", label_sum)}
+        elif self.head_loss.unbiased:  # the cache holds no entropy of tempered distributions
+            soft_name = "soft_targets_cross_entropy_nats"
+        shares = {"soft_targets": (soft_name, soft_sum), "labels": ("labels_nats", label_sum)}
         return total, dict(share for part, share in shares.items() if self.weights[part])
 
     def _samples(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,6 +13,10 @@ from student.report.runs import Point, Run
 
 _LOSSES = {
     "soft_targets_nats": ("Loss on soft targets", "Divergence from the teacher's next-token distributions in training"),
+    "soft_targets_cross_entropy_nats": (
+        "Cross-entropy on soft targets",
+        "From the teacher's tempered distributions, whose entropy the cache does not hold, to the student's",
+    ),
     "samples_nats": ("Loss on the teacher's texts", "Next-token loss on texts that the teacher drew"),
     "beams_nats": ("Loss of choosing", "Cross-entropy from the teacher's choice among its candidates to the student's"),
     "labels_nats": ("Loss on real text", "Next-token loss on the text itself"),
@@ -27,43 +31,47 @@ def training_charts(runs: Sequence[Run]) -> Markup | None:
     """Parts of the loss and held-out measures over steps; None where no student has a log."""
     names = dict.fromkeys(name for run in runs for name in run.loss_names)
     charts = [chart for place, name in enumerate(names) for chart in _loss_charts(runs, name, f"train-{place}")]
-    held_out = [
-        _over_steps(
-            runs,
-            points,
-            key=f"validation-{name.replace('_', '-')}",
-            title=title,
-            what="Held-out measure on the first blocks of the validation split",
-            y_label=y_label,
-        )
-        for name, (title, y_label) in _VALIDATION.items()
-        if any((points := {run.name: run.validated(name) for run in runs}).values())
-    ]
+    held_out = [chart for name in _VALIDATION for chart in _held_out_charts(runs, name)]
     return grid(*held_out, *charts) if charts or held_out else None
 
 
 def _loss_charts(runs: Sequence[Run], name: str, key: str) -> list[Markup]:
-    """A part of the loss over steps, in a chart for each function that it was, for values of two do not compare."""
-    logged = {run.name: run.logged(name) for run in runs}
-    functions = {run.name: _function_of(name, run.settings) for run in runs if logged[run.name]}
-    distinct = list(dict.fromkeys(functions.values()))
     title, what = _LOSSES.get(name, (name, name))
+    points = {run.name: run.logged(name) for run in runs}
+    functions = {run.name: _function_of(name, run.settings) for run in runs}
+    return _charts_over_steps(runs, points, functions, key=key, title=title, what=what, y_label="nats")
+
+
+def _held_out_charts(runs: Sequence[Run], name: str) -> list[Markup]:
+    """A measure that training made as it went; bounds and estimates in charts of their own."""
+    title, y_label = _VALIDATION[name]
+    points = {run.name: run.validated(name) for run in runs}
+    kinds = {run.name: "lower bound" if name == "kl_nats" and run.has_bounds else "estimate" for run in runs}
+    what = "Held-out measure on the first blocks of the validation split"
+    key = f"validation-{name.replace('_', '-')}"
+    return _charts_over_steps(runs, points, kinds, key=key, title=title, what=what, y_label=y_label)
+
+
+def _charts_over_steps(
+    runs: Sequence[Run], points: dict[str, list[Point]], kinds: dict[str, str], *, key: str, title: str, **words: str
+) -> list[Markup]:
+    """A chart for each kind of those that have points, told apart by title where there are several."""
+    shown = list(dict.fromkeys(kinds[run.name] for run in runs if points[run.name]))
     return [
         _over_steps(
             runs,
-            {run.name: logged[run.name] if functions.get(run.name) == function else [] for run in runs},
+            {run.name: points[run.name] if kinds[run.name] == kind else [] for run in runs},
             key=key if place == 0 else f"{key}-{place}",
-            title=title if len(distinct) == 1 else f"{title}: {function}",
-            what=what,
-            y_label="nats",
+            title=title if len(shown) == 1 else f"{title}: {kind}",
+            **words,
         )
-        for place, function in enumerate(distinct)
+        for place, kind in enumerate(shown)
     ]
 
 
 def _function_of(name: str, settings: dict[str, Any]) -> str:
     """What a run's settings make of a part of the loss, in words; empty where they leave no choice."""
-    if name == "soft_targets_nats":
+    if name.startswith("soft_targets_"):
         return f"{settings.get('loss')} at temperature {settings.get('temperature')}"
     if name == "beams_nats":
         temperature = settings.get("selection_temperature")

@@ -59,6 +59,12 @@ class Run:
             if isinstance(measures, dict) and _is_number(measures.get(name))
         ]
 
+    @property
+    def has_bounds(self) -> bool:
+        """Whether its held-out KL in training was a lower bound, as of a cache without a sampled tail."""
+        found = [line.get("validation") for line in self.metrics]
+        return any(isinstance(measures, dict) and measures.get("kl_is_lower_bound") is True for measures in found)
+
     def last(self, name: str) -> float | None:
         """The last logged value of a number that only grows, None for an older log without it."""
         values = [line[name] for line in self.metrics if _is_number(line.get(name))]

@@ -123,4 +123,6 @@ def _decoder(cache: Cache) -> Callable[[Any], str]:
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of a machine with {os.cpu_count()} {platform.machine()} cores"
+    num_threads = torch.get_num_threads()
+    threads = f"{num_threads} thread{'s' * (num_threads > 1)}"
+    return f"{threads} of a machine with {os.cpu_count()} {platform.machine()} cores"

@@ -58,6 +58,23 @@ class Dense:
                 start += length
         return torch.stack(soft).mean(), torch.stack(labels).mean()
 
+    def cross_entropy(self, rows: pa.RecordBatch, tail_weight: float) -> Tensor:
+        """From tempered heads, and a tail drawn at that temperature."""
+        found = []
+        for row in rows.to_pylist():
+            entries, start = list(_entries(row)), 0
+            for length in row["segment_lengths"]:
+                tempered = self.logprobs(row["input_ids"][start : start + length], self.temperature)
+                for i in range(length - 1):
+                    head, logprobs, drawn = entries[start + i]
+                    masses = torch.tensor(
+                        [*(x / self.temperature for x in logprobs), row["tail_logmass_at_2"][start + i]]
+                    )
+                    cross = -(torch.softmax(masses, dim=0)[:-1] * tempered[i, head]).sum()
+                    found.append(cross - tail_weight * tempered[i, drawn].sum())
+                start += length
+        return torch.stack(found).mean()
+
     def _bucketed(
         self, row: dict[str, Any], t: int, head: list[int], logprobs: list[float], log_student: Tensor
     ) -> Any:
@@ -277,6 +294,24 @@ def test_a_tail_drawn_at_temperature_2_is_fair_at_2_alone(
     for temperature, unbiased in ((2.0, True), (1.0, False)):
         config = train_config(cache=cache.path, temperature=temperature)
         assert resolve_head_loss(config, cache, resolve_weights(config, cache)).unbiased is unbiased
+
+
+def test_what_is_no_divergence_is_not_called_one(
+    make_cache: Callable[..., Cache], make_student: Callable[..., Any], train_config: Callable[..., TrainConfig]
+) -> None:
+    """Of distributions tempered by other than 1 the cache holds no entropy to take from their cross-entropy."""
+    settings = SoftTargetsConfig(top_k=4, tail_weight=0.05, temperatures=(2.0,))
+    cache = make_cache(kinds=("soft_targets",), soft_targets=settings)
+    rows, model = rows_of(cache, {"soft_targets": 3}), make_student()
+    config = train_config(cache=cache.path, temperature=2.0, mix=MixConfig(labels=0.0))
+    losses, _ = Objective(alone(model), cache, config).accumulate(rows)
+    assert losses.keys() == {"soft_targets_cross_entropy_nats"}
+    truth = Dense(model, 2.0).cross_entropy(rows["soft_targets"], tail_weight=0.05)
+    assert float(losses["soft_targets_cross_entropy_nats"]) == pytest.approx(float(truth), abs=2e-5)
+    for other in ({"temperature": 1.0}, {"temperature": 2.0, "loss": "reverse_kl"}):
+        config = train_config(cache=cache.path, mix=MixConfig(labels=0.0), **other)
+        losses, _ = Objective(alone(model), cache, config).accumulate(rows)
+        assert losses.keys() == {"soft_targets_nats"}
 
 
 def test_a_temperature_that_was_not_stored_is_refused(cache: Cache, train_config: Callable[..., TrainConfig]) -> None:

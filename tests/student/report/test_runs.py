@@ -93,6 +93,23 @@ def test_losses_of_different_functions_share_no_axis() -> None:
     assert shown == [[True, False, True, False], [False, True, False, False], [False, False, False, True]]
 
 
+def test_bounds_and_estimates_share_no_axis() -> None:
+    def run(name: str, is_bound: bool | None) -> Run:
+        found = {"kl_nats": 0.5, "perplexity": 20.0, "kl_is_lower_bound": is_bound}
+        return make_run(name=name, metrics=[{"step": 10, "validation": found}])
+
+    charts = training_charts([run("a", False), run("b", True), run("c", None)])
+    assert charts is not None
+    perplexity, estimates, bounds = charts.split("<figure ")[1:]
+    assert "KL to the teacher as training went on: estimate" in estimates
+    assert "KL to the teacher as training went on: lower bound" in bounds
+    shown = [[f">{name}</" in figure for name in "abc"] for figure in (perplexity, estimates, bounds)]
+    assert shown == [[True, True, True], [True, False, True], [False, True, False]]
+    alone = training_charts([run("b", True)])
+    assert alone is not None
+    assert alone.count("<figure ") == 2
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00"])
 def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
     assert read_run(tmp_path) == {}
