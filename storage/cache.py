@@ -46,9 +46,11 @@ TOKENIZER_DIR = "tokenizer"
 class Cache:
     """A cache whose shards can be read.
 
-    path: its directory; of a remote cache, the local one with its manifest, tokenizer and copies of shards.
+    where: what messages call it, a directory or a URL; path: its directory, of a remote cache the local one with its
+    manifest, tokenizer and copies of shards.
     """
 
+    where: str
     path: Path
     manifest: Manifest
     files: ShardFiles
@@ -90,7 +92,7 @@ class Cache:
         """Shards of one kind and split; raises MissingKindError when there are no rows."""
         found = self.manifest.shards_of(kind, split)
         if not sum(shard.num_rows for shard in found):
-            raise MissingKindError(str(self.path), kind, split)
+            raise MissingKindError(self.where, kind, split)
         return found
 
     def num_rows(self, kind: str, split: str) -> int:
@@ -149,15 +151,16 @@ def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: 
     RecordError or FormatVersionError when its manifest cannot be trusted.
     """
     if is_remote_url(str(path)):
-        directory, manifest, files = open_remote(str(path), local_copy or default_local_copy())
-        return Cache(path=directory, manifest=manifest, files=files)
+        where, directory, manifest, files = open_remote(str(path), local_copy or default_local_copy())
+        return Cache(where=where, path=directory, manifest=manifest, files=files)
     cache_dir = Path(path)
     try:
         is_complete, is_begun = (cache_dir / MANIFEST_NAME).is_file(), (cache_dir / PLAN_NAME).is_file()
     except OSError as error:
-        raise NoCacheError(str(path)) from error
+        raise NoCacheError(str(path), f"cannot be read ({error.strerror})") from error
     if is_complete:
-        return Cache(path=cache_dir, manifest=read_manifest(cache_dir), files=DirectoryShards(cache_dir))
+        manifest = read_manifest(cache_dir)
+        return Cache(where=str(cache_dir), path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))
     if is_begun:
         return _open_incomplete(cache_dir, allow_incomplete)
     raise NoCacheError(str(path))
@@ -170,4 +173,4 @@ def _open_incomplete(cache_dir: Path, allow: bool) -> Cache:
     if not allow or not committed:
         raise IncompleteCacheError(str(cache_dir), len(committed), len(planned))
     manifest = Manifest(identity=identity, shards=committed, files=())
-    return Cache(path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))
+    return Cache(where=str(cache_dir), path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))

@@ -72,10 +72,10 @@ class CacheError(TeachonceError):
 class NoCacheError(CacheError):
     """The path holds no cache."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, reason: str = "no cache here") -> None:
         self.path = path
         super().__init__(
-            f"{path}: no cache here (expected a directory with a manifest.json); make one with teachonce-precompute"
+            f"{path}: {reason}; expected a directory with a manifest.json, which teachonce-precompute makes"
         )
 
 
@@ -125,7 +125,7 @@ class RecordError(CacheError):
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
-        super().__init__(f"{path}: {problem}; restore the file, or delete it and rerun precompute")
+        super().__init__(f"{path}: {problem}; restore the file, or delete it and run the command that made it again")
 
 
 class UnsafePathError(CacheError):

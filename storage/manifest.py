@@ -28,6 +28,8 @@ FORMAT_NAME = "teachonce-cache"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
+# The dataset card.
+CARD_NAME = "README.md"
 KINDS = ("soft_targets", "samples", "beams")
 SPLITS = ("train", "validation")
 # A manifest may not list these among its other files: they are written from the rest of it.

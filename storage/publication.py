@@ -13,6 +13,7 @@ from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError
 from storage.files import TEMPORARY_PREFIX, safe_join, write_file, write_unless_equal
 from storage.hashing import sha256_file
 from storage.manifest import (
+    CARD_NAME,
     KINDS,
     MANIFEST_NAME,
     PLAN_NAME,
@@ -28,7 +29,6 @@ from storage.manifest import (
 from storage.shard import check_file
 
 WORK_DIR = ".work"
-CARD_NAME = "README.md"
 
 
 def require_own_directory(out: Path) -> None:

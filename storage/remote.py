@@ -68,6 +68,8 @@ class RemoteDirectory:
         self.url = _USER_INFO.sub("://…@", url.rstrip("/"))
         if not is_remote_url(url) or not url.partition("://")[2].strip("/"):
             raise ConfigError(f"{self.url}: not a URL; expected protocol://bucket/path or protocol:///path")
+        if re.match("(?:file|local)://(?!/)", url, re.IGNORECASE):
+            raise ConfigError(f"{self.url}: names no path on this machine; expected file:///path, with three slashes")
         self._store = self._patience("").call(lambda: open_store(url, self.url))
 
     @property

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from storage.epoch_order import SHARDS_PER_GROUP
-from storage.errors import LocalCacheTooSmallError
-from storage.files import write_file
+from storage.errors import ConfigError, LocalCacheTooSmallError
+from storage.files import refusals, write_file
 from storage.manifest import (
     KINDS,
     MANIFEST_NAME,
@@ -23,9 +23,8 @@ from storage.manifest import (
     check_listed_files,
     read_manifest,
 )
-from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
-from storage.remote_records import missing_manifest
+from storage.remote_records import missing_manifest, read_remote
 from storage.shard import ensure_file
 from storage.shard_files import DownloadedShards
 from storage.shared_copies import SharedCopies
@@ -52,20 +51,20 @@ def user_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
 
 
-def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, DownloadedShards]:
-    """The local directory, manifest and shards of the cache at a URL.
+def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, DownloadedShards]:
+    """The URL without secrets, local directory, manifest and shards of the cache at a URL.
 
     Raises NoCacheError or UnfinishedRemoteError when there is no finished one, TransferError when it cannot be reached,
     LocalCacheTooSmallError when local_copy has no room for the shards that a stream holds at once.
     """
     remote = RemoteDirectory(url)
-    content = remote.read_small(MANIFEST_NAME, MAX_RECORD_BYTES)
-    if content is None:
+    found = read_remote(remote, MANIFEST_NAME, read_manifest)
+    if found is None:
         raise missing_manifest(remote)
+    manifest, content = found
     base, name = local_copy.directory, hashlib.sha256(content).hexdigest()[:16]
     directory, lock = _own_directory(base, name)
     write_file(directory / MANIFEST_NAME, content)
-    manifest = read_manifest(directory)
     check_listed_files(manifest, directory, remote.url)
     _require_room(manifest, local_copy.max_bytes)
 
@@ -82,7 +81,7 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[Path, Manifest, Downlo
                 download(record, path)
 
     files = DownloadedShards(directory, local_copy.max_bytes, manifest.shards, fetch, lock)
-    return directory, manifest, files
+    return remote.url, directory, manifest, files
 
 
 def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
@@ -90,8 +89,12 @@ def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
     number = 0
     while True:
         directory = base / f"{name}-{number}"
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / _LOCK_NAME).open("w")
+        with refusals(directory):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ConfigError(f"--local-cache-dir {base}: not a directory; name a new or an empty one") from error
+            lock = (directory / _LOCK_NAME).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

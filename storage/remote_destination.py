@@ -20,6 +20,7 @@ from storage.crew import Crew
 from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
 from storage.files import refusals, remove_directory, write_file
 from storage.manifest import (
+    CARD_NAME,
     MANIFEST_NAME,
     PLAN_NAME,
     CacheIdentity,
@@ -32,10 +33,10 @@ from storage.manifest import (
     write_commit,
     write_plan,
 )
-from storage.publication import CARD_NAME, describe, file_record, require_same_facts, require_same_plan
+from storage.publication import describe, file_record, require_same_facts, require_same_plan
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
-from storage.remote_records import read_remote
+from storage.remote_records import read_remote, require_no_foreign_card
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.sending import Sender, Unit
 from storage.shard import write_shard
@@ -64,8 +65,11 @@ class RemoteDestination:
             )
 
     def require_own(self) -> None:
-        """Raise TransferError when the place cannot be reached; whose it is the plan tells later."""
-        self._remote.num_bytes(PLAN_NAME)
+        """Raise TransferError for a place that cannot be reached, ConfigError for one with another README.md.
+
+        Whose cache it is the plan tells later.
+        """
+        require_no_foreign_card(self._remote)
 
     def require_same_facts(self, facts: dict[str, Any]) -> None:
         """Check what is known of this run against a published plan."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from storage.errors import CacheError, NoCacheError, RecordError, UnfinishedRemoteError, first_line
+from storage.errors import CacheError, ConfigError, NoCacheError, RecordError, UnfinishedRemoteError, first_line
 from storage.files import refusals
-from storage.manifest import PLAN_NAME
+from storage.manifest import CARD_NAME, PLAN_NAME
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 
@@ -51,6 +51,12 @@ def missing_manifest(remote: RemoteDirectory) -> CacheError:
     """What to raise at a URL that has no manifest.json: nobody has begun a cache there, or nobody finished it."""
     is_begun = remote.read_small(PLAN_NAME, MAX_RECORD_BYTES) is not None
     return UnfinishedRemoteError(remote.url) if is_begun else NoCacheError(remote.url)
+
+
+def require_no_foreign_card(remote: RemoteDirectory) -> None:
+    """Raise ConfigError where a README.md, which would be replaced, stands and no cache was begun."""
+    if remote.num_bytes(PLAN_NAME) is None and remote.num_bytes(CARD_NAME) is not None:
+        raise ConfigError(f"{remote.url}: holds a {CARD_NAME} and no cache; name another place, or take it away")
 
 
 def _say_where(error: CacheError, staging: str, url: str) -> None:

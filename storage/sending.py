@@ -33,7 +33,7 @@ class Sender:
 
     def __init__(self, cache_dir: Path, remote: RemoteDirectory, crew: Crew) -> None:
         self.remote = remote
-        self.sent: list[FileRecord | ShardRecord] = []
+        self.sent: set[FileRecord | ShardRecord] = set()
         self._cache_dir, self._crew = cache_dir, crew
 
     def send(self, units: Sequence[Unit]) -> None:
@@ -46,7 +46,7 @@ class Sender:
             self._crew.map(self._put, batches, num_threads=1)  # two commits at once would conflict
         else:
             self._crew.map(self._put, [[unit] for unit in missing])
-        self.sent += [file for unit in missing for file in unit.files]
+        self.sent.update(file for unit in missing for file in unit.files)
 
     def prove(self, units: Sequence[Unit]) -> None:
         """Read every byte back; put again what differs."""
@@ -71,6 +71,7 @@ class Sender:
     def _read_back(self, file: FileRecord | ShardRecord) -> None:
         if not self.remote.holds(file.path, file.num_bytes, file.sha256, lambda num_bytes: self._crew.tell(0)):
             self.remote.put(check_file(self._cache_dir, file), file.path)
+            self.sent.add(file)
             raise OSError("what was read back differs from the local file, which was sent again")
 
 

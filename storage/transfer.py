@@ -35,7 +35,7 @@ from storage.manifest import (
     write_plan,
 )
 from storage.remote import ProgressHook, RemoteDirectory
-from storage.remote_records import missing_manifest, read_remote
+from storage.remote_records import missing_manifest, read_remote, require_no_foreign_card
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.sending import Sender, Unit, as_file
 from storage.shard import ensure_file
@@ -71,8 +71,8 @@ def push(
     shard and listed file twice: when it is there, and as it is read back.
 
     Raises NoCacheError, IncompleteCacheError, RecordError, MissingFileError or HashMismatchError for the local
-    cache, CacheMismatchError when another cache is there, ConfigError for a URL that cannot be served, and
-    TransferError for what is final or has passed its deadline.
+    cache, CacheMismatchError when another cache is there, ConfigError for a URL that cannot be served or
+    holds a README.md of something else, and TransferError for what is final or has passed its deadline.
     """
     manifest = open_cache(cache_dir).manifest
     crew = Crew(num_connections, progress)
@@ -80,6 +80,7 @@ def push(
     plan, last = (Unit(files=(as_file(name, (cache_dir / name).read_bytes()),)) for name in (PLAN_NAME, MANIFEST_NAME))
     units = _units(cache_dir, manifest)
     _refuse_another_cache(sender.remote, manifest)
+    require_no_foreign_card(sender.remote)
     sender.send([plan])  # from now on another push sees whose place this is
     _refuse_another_cache(sender.remote, manifest)
     sender.send(units)

@@ -30,7 +30,7 @@ def cached_sequences(source: str | Path, model: Any, name: str, max_tokens: int)
     vocab_size = head_weight(model).shape[0]
     if vocab_size != cache.identity.vocab_size:
         raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
-    return cache, _take(_segments(cache), str(cache.path), context_length_of(model), max_tokens)
+    return cache, _take(_segments(cache), cache.where, context_length_of(model), max_tokens)
 
 
 def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> Sequences:

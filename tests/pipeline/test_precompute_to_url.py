@@ -103,13 +103,18 @@ def test_a_url_that_cannot_be_is_one_line(configure: Callable[..., PrecomputeCon
         ("nosuchthing://a/b", ConfigError, "nosuchthing"),
         ("s3://", ConfigError, "expected protocol://bucket/path"),
         (f"file://{tmp_path}/file/cache", DiskFullError, "Not a directory"),
+        ("file://tmp/cache", ConfigError, "expected file:///path, with three slashes"),
+        (f"file://{tmp_path}/taken", ConfigError, "taken: holds a README.md and no cache"),
     ):
         (tmp_path / "file").write_text("no directory")
+        (tmp_path / "taken").mkdir(exist_ok=True)
+        (tmp_path / "taken" / "README.md").write_text("my notes")
         config = configure(out, work_dir=tmp_path / "work")
         with pytest.raises(error, match=said) as caught:
             precompute(config)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
+    assert (tmp_path / "taken" / "README.md").read_text() == "my notes"
     with pytest.raises(ConfigError, match="--work-dir is for an --out that is a URL"):
         configure(tmp_path / "cache", work_dir=tmp_path)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_a_damaged_record_is_refused_by_name(small_cache: Path, name: str) -> No
     with pytest.raises(RecordError) as caught:
         open_cache(small_cache)
     assert caught.value.path == str(small_cache / name)
+
+
+def test_a_cache_that_may_not_be_read_is_not_called_missing(small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_file(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    with pytest.raises(NoCacheError, match=r"cannot be read \(Permission denied\)"):
+        open_cache(small_cache)
 
 
 def test_a_path_too_long_or_unspeakable_holds_no_cache(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from storage.errors import (
     ConfigError,
     IncompleteCacheError,
     LocalCacheTooSmallError,
+    MissingKindError,
     NoCacheError,
     RecordError,
     TransferError,
@@ -165,6 +166,24 @@ def test_what_is_no_cache_is_refused(origin: Path, tmp_path: Path) -> None:
     (origin / "manifest.json").write_bytes((origin / "manifest.json").read_bytes().replace(b'"samples"', b'"simples"'))
     with pytest.raises(RecordError):
         open_cache(f"file://{origin}", local_copy=local(tmp_path))
+
+
+def test_messages_speak_of_the_url(origin: Path, tmp_path: Path) -> None:
+    url = f"file://{origin}"
+    with pytest.raises(MissingKindError, match=f"^{url}: "):
+        open_cache(url, local_copy=local(tmp_path)).shards("soft_targets", "train")
+    content = (origin / "manifest.json").read_bytes()
+    (origin / "manifest.json").write_bytes(content[: len(content) // 2])
+    with pytest.raises(RecordError, match=f"^{url}/manifest.json: not valid JSON") as caught:
+        open_cache(url, local_copy=local(tmp_path))
+    assert str(tmp_path / "local") not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_local_cache_dir_that_is_none(origin: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=f"^--local-cache-dir {tmp_path / place}: not a directory"):
+        open_cache(f"file://{origin}", local_copy=LocalCopy(directory=tmp_path / place, max_bytes=1 << 30))
 
 
 def test_an_incomplete_cache_is_read_only_when_asked_for(origin: Path) -> None:

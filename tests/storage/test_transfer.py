@@ -232,8 +232,20 @@ def test_damage_there_is_found_and_mended_by_a_push(source: Path, name: str, is_
     if not is_finished:
         MemoryFileSystem().rm("/bucket/cache/manifest.json")
     damage(name)
-    push(source, "memory://bucket/cache", policy=QUICK)
+    pushed = push(source, "memory://bucket/cache", policy=QUICK)
     assert remote_files() == files(source)
+    assert pushed.num_copied_files >= 1
+    assert pushed.num_copied_files + pushed.num_kept_files == NUM_FILES
+
+
+def test_a_readme_of_something_else_stays(source: Path, url: str, tmp_path: Path) -> None:
+    target = fsspec.filesystem(url.partition(":")[0])
+    target.makedirs(url, exist_ok=True)
+    target.pipe_file(f"{url}/README.md", b"my notes")
+    with pytest.raises(ConfigError, match=r"^.*bucket/cache: holds a README|remote/cache: holds a README"):
+        push(source, url, policy=QUICK)
+    assert target.cat_file(f"{url}/README.md") == b"my notes"
+    assert not target.exists(f"{url}/plan.json")
 
 
 def test_damage_that_cannot_be_mended_leaves_no_manifest(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
