@@ -29,7 +29,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except TeachonceError as error:
         fail(command[0], str(error))
     except KeyboardInterrupt:
-        print(f"\n{command[0]}: stopped; to go on, run the same line again:\n  {shlex.join(command)}", file=sys.stderr)
+        # Who started this one among several processes knows how.
+        line = "" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else f":\n  {shlex.join(command)}"
+        print(f"\n{command[0]}: stopped; to go on, run the same line again{line}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

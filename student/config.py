@@ -116,10 +116,15 @@ class TrainConfig:
         _require(self.local_cache_bytes >= 1, f"--local-cache-bytes is {self.local_cache_bytes}, expected at least 1")
         _require(self.max_steps >= 1, f"--max-steps is {self.max_steps}, expected at least 1")
         batch_blocks = 1 if self.batch_blocks == "auto" else self.batch_blocks
-        sizes = (batch_blocks, self.batch_samples, self.batch_beams, self.micro_batches)
-        _require(
-            min(sizes) >= 1, "--batch-blocks, --batch-samples, --batch-beams and --micro-batches must be at least 1"
-        )
+        for name, size in (
+            ("batch-blocks", batch_blocks),
+            ("batch-samples", self.batch_samples),
+            ("batch-beams", self.batch_beams),
+            ("micro-batches", self.micro_batches),
+            ("evaluate-every", self.evaluate_every),
+            ("checkpoint-every", self.checkpoint_every),
+        ):
+            _require(size >= 1, f"--{name} is {size}, expected at least 1")
         _require(self.max_gradient_norm > 0, f"--max-gradient-norm is {self.max_gradient_norm}, expected more than 0")
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}, expected 0 or more")
         _require(self.learning_rate > 0, f"--learning-rate is {self.learning_rate}, expected more than 0")
@@ -128,10 +133,6 @@ class TrainConfig:
         _require(
             self.selection_temperature is None or self.selection_temperature > 0,
             "--selection-temperature must be more than 0, or None",
-        )
-        _require(
-            min(self.evaluate_every, self.checkpoint_every) >= 1,
-            "--evaluate-every and --checkpoint-every must be at least 1",
         )
         _require(0 <= self.beta2 < 1, f"--beta2 is {self.beta2}, expected at least 0 and below 1")
 

@@ -28,7 +28,7 @@ class RankedCandidate:
 def read_candidates(path: Path) -> list[str]:
     """Candidates, one a line of UTF-8; raises CandidatesError for fewer than two."""
     try:
-        candidates = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        candidates = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CandidatesError(str(path), f"cannot be read ({first_line(error)})") from error
     if len(candidates) < 2:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from storage.errors import ConfigError
+
 Name = Literal["precompute", "loss", "step", "stream", "generate", "write", "scale", "all"]
 
 
@@ -28,3 +30,8 @@ class BenchConfig:
     """Python that has the peers of stream; None: of an environment made, once, in the user's cache directory."""
     threads: int | None = None
     """Threads of PyTorch; None leaves its choice."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("rounds", self.rounds), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} is {value}, expected at least 1")

@@ -52,8 +52,8 @@ def make_server(exported: Path, packages: Path, port: int) -> ThreadingHTTPServe
 
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise ConfigError(f"--port {port}: {error.strerror}; name another, or 0 for any") from error
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--port {port}: {getattr(error, 'strerror', error)}; name another, or 0 for any") from error
 
 
 def describe(exported: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
 from scripts.bench.report import as_json, machine, render
+from storage.errors import ConfigError
 
 
 def comparison(**changes: object) -> Comparison:
@@ -82,3 +83,9 @@ def test_an_unknown_device_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_defaults_are_the_published_ones() -> None:
     config = BenchConfig(name="loss")
     assert (config.device, config.size) == ("cpu", "full")
+
+
+@pytest.mark.parametrize("setting", ["rounds", "threads"])
+def test_a_benchmark_runs_at_least_once(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{setting} is 0, expected at least 1"):
+        BenchConfig(name="write", **{setting: 0})

@@ -134,8 +134,9 @@ def test_another_directory_and_a_taken_port_are_one_line(exported: Path, student
     with pytest.raises(ConfigError, match=r"holds no onnx/model\.onnx"):
         describe(student_dir)
     port = int(address.rpartition(":")[2])
-    with pytest.raises(ConfigError, match=f"--port {port}: "):
-        make_server(exported, student_dir, port)
+    for taken_or_none in (port, -1, 99999):
+        with pytest.raises(ConfigError, match=f"--port {taken_or_none}: "):
+            make_server(exported, student_dir, taken_or_none)
 
 
 def test_packages_need_npm_and_a_free_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

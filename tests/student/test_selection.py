@@ -81,6 +81,8 @@ def test_candidates_are_lines_with_text(tmp_path: Path) -> None:
     path = tmp_path / "candidates.txt"
     path.write_text(" one\n\n two \n   \nthree")
     assert read_candidates(path) == [" one", " two ", "three"]
+    path.write_bytes("\ufeffa\x0cb\r\nc\u2028d\x85e\n".encode())
+    assert read_candidates(path) == ["a\x0cb", "c\u2028d\x85e"]
 
 
 @pytest.mark.parametrize(("content", "found"), [("", 0), ("only one\n", 1), ("\n\n", 0)])
