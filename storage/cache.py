@@ -33,7 +33,7 @@ from storage.manifest import (
     read_manifest,
     read_plan,
 )
-from storage.remote import is_remote_url
+from storage.remote import is_remote_url, require_local
 from storage.remote_cache import LocalCopy, default_local_copy, open_remote
 from storage.settings import find_setting
 from storage.shard import Shard
@@ -163,6 +163,7 @@ def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: 
         return Cache(where=str(cache_dir), path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))
     if is_begun:
         return _open_incomplete(cache_dir, allow_incomplete)
+    require_local(cache_dir)
     raise NoCacheError(str(path))
 
 

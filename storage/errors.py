@@ -14,6 +14,7 @@ TeachonceError
     ├── RecordError            plan, manifest or commit record is damaged or malformed
     ├── UnsafePathError        a path that would leave the cache directory
     ├── MissingFileError       a file that the manifest lists is not there
+    ├── UnreadableFileError    a file that the system does not let us read
     ├── HashMismatchError      bytes differ from the recorded sha256
     ├── ShardFormatError       not the Arrow file that the schema promises
     ├── RowError               a row that breaks a rule of its kind
@@ -145,6 +146,14 @@ class MissingFileError(CacheError):
             f"{path}: listed in the manifest but missing; "
             "restore it, or run the command that made the cache again, which makes what is missing (unpack: elsewhere)"
         )
+
+
+class UnreadableFileError(CacheError):
+    """The operating system refused to read a file that is there."""
+
+    def __init__(self, path: str, reason: str | None) -> None:
+        self.path = path
+        super().__init__(f"{path}: cannot be read ({reason}); make it readable, or restore it")
 
 
 class HashMismatchError(CacheError):

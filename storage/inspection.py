@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -55,6 +55,8 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"data       {data['source']}",
         f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
     ]
+    if "soft_targets" in summary["config"]:
+        lines.append(_about_targets(summary["config"]["soft_targets"], summary["temperatures"]))
     for split, perplexity in summary["teacher_perplexity"].items():
         if perplexity is not None:
             entropy = summary["teacher_entropy_nats"][split]
@@ -67,6 +69,14 @@ def render_summary(summary: dict[str, Any]) -> str:
                 f"{totals['bytes_per_token']} bytes/token"
             )
     return "\n".join(map(_printable, lines))
+
+
+def _about_targets(settings: dict[str, Any], temperatures: Sequence[float]) -> str:
+    """What a loss can have of the soft targets."""
+    first, served = f"{temperatures[0]:g}", ", ".join(f"{t:g}" for t in sorted({1.0, *temperatures}))
+    weight = settings.get("tail_weight")
+    tail = "the mass of the rest" if weight is None else f"draws of weight {weight:g} at temperature {first}"
+    return f"targets    the top {settings.get('top_k')} and {tail}; losses at temperature {served}"
 
 
 def _printable(line: str) -> str:

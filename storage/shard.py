@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from storage import beams, columns, samples, soft_targets
 from storage.arrow_claims import ClaimError, check_claims, stored_buffer_bytes
-from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError
+from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError, UnreadableFileError
 from storage.files import publishing, safe_join
 from storage.hashing import sha256_file
 from storage.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
@@ -122,14 +122,17 @@ def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
 def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
     """Path of a recorded file whose size and sha256 are as recorded.
 
-    Raises MissingFileError, HashMismatchError or UnsafePathError.
+    Raises MissingFileError, UnreadableFileError, HashMismatchError or UnsafePathError.
     """
     path = safe_join(cache_dir, record.path, str(cache_dir))
     if not path.is_file():
         raise MissingFileError(str(path))
     if path.stat().st_size != record.num_bytes:
         raise HashMismatchError(str(path), f"{path.stat().st_size} bytes", f"{record.num_bytes} bytes")
-    found = sha256_file(path)
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise UnreadableFileError(str(path), error.strerror) from error
     if found != record.sha256:
         raise HashMismatchError(str(path), f"sha256 {found[:16]}…", f"{record.sha256[:16]}…")
     return path

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import ConfigError, TransferError, first_line
+from storage.errors import ConfigError, MissingExtraError, TransferError, first_line
 from storage.files import publishing
 
 _HUB_URL = re.compile(
@@ -53,7 +53,11 @@ class FileSystem:
 
         try:
             self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-        except (ImportError, ValueError) as error:  # the package behind the protocol is missing; no such protocol
+        except ImportError as error:
+            if url.startswith("s3://"):
+                raise MissingExtraError(f"{where}: S3", "s3fs", "s3") from error
+            raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
+        except ValueError as error:  # no such protocol
             raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)

@@ -89,7 +89,8 @@ def report_page(
     ]
     sections = [Section(key=key, title=title, content=content) for key, title, content in parts if content]
     told = told_about(runs)
-    students = " and ".join(run.name for run in told)
+    *earlier, last = [run.name for run in told]
+    students = f"{', '.join(earlier)} and {last}" if earlier else last
     return page(
         title=f"{students}, distilled from {teacher['id']}", lead=summary_view(runs, teacher), sections=sections
     )

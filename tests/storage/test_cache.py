@@ -8,7 +8,7 @@ import pytest
 
 from storage import open_cache, verify_cache
 from storage.cache import Cache
-from storage.errors import IncompleteCacheError, MissingKindError, NoCacheError, RecordError
+from storage.errors import ConfigError, IncompleteCacheError, MissingKindError, NoCacheError, RecordError
 from storage.manifest import KINDS, SPLITS
 
 
@@ -96,6 +96,12 @@ def test_a_cache_that_may_not_be_read_is_not_called_missing(small_cache: Path, m
     monkeypatch.setattr(Path, "is_file", is_file)
     with pytest.raises(NoCacheError, match=r"cannot be read \(Permission denied\)"):
         open_cache(small_cache)
+
+
+@pytest.mark.parametrize("path", ["file:/tmp/cache", "s3:/bucket/cache"])
+def test_a_url_with_a_slash_too_few_is_told(path: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{path}: looks like a URL"):
+        open_cache(path)
 
 
 def test_a_path_too_long_or_unspeakable_holds_no_cache(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ def test_inspect_prints_what_is_in_a_cache(run: Run, cache: Cache) -> None:
     assert (done.code, done.err) == (0, [])
     assert "GPT2LMHeadModel" in done.out
     assert "257 entries, blocks of 32 targets" in done.out
+    settings = cache.identity.config["soft_targets"]
+    made = f"the top {settings['top_k']} and draws of weight {settings['tail_weight']:g} at temperature 1"
+    assert f"targets    {made}; losses at temperature 1" in done.out
     for kind in KINDS:
         assert f"{kind} train" in done.out
 

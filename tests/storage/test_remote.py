@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import open_cache, remote, retrying
-from storage.errors import ConfigError, DiskFullError, NoCacheError, TransferError
+from storage.errors import ConfigError, DiskFullError, MissingExtraError, NoCacheError, TransferError
 from storage.remote import RemoteDirectory, is_remote_url
 from storage.retrying import RetryPolicy
 from tests.storage.object_store import FakeHub
@@ -127,6 +127,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(known_implementations, "dropbox", {"class": "no_dropbox.D", "err": "get dropboxfs"})
     with pytest.raises(ConfigError, match="get dropboxfs"):
         RemoteDirectory("dropbox://a/b")
+
+
+def test_the_extra_that_brings_s3_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(known_implementations, "s3", {"class": "no_s3fs.S3", "err": "Install s3fs to access S3"})
+    with pytest.raises(MissingExtraError, match=r"s3://bucket/cache: S3 needs s3fs, .* -e \.\[s3\]"):
+        RemoteDirectory("s3://bucket/cache")
 
 
 def test_passwords_in_urls_are_not_repeated() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from storage import open_cache, verify_cache
+from storage import shard as shard_module
 from storage.cache import Cache
-from storage.errors import HashMismatchError, MissingFileError, RecordError, RowError
+from storage.errors import HashMismatchError, MissingFileError, RecordError, RowError, UnreadableFileError
 from storage.verification import check_records
 
 COMMIT = "commits/soft_targets-train-00001.json"
@@ -44,6 +46,25 @@ def test_records_are_checked_without_a_shard(small_cache: Path, forge: SimpleNam
     assert isinstance(plan, MissingFileError)
     assert isinstance(commit, RecordError)
     assert COMMIT in str(commit)
+
+
+def test_a_shard_that_may_not_be_read_is_one_problem_of_several(
+    small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, flipped = (small_cache / record.path for record in open_cache(small_cache).manifest.shards[:2])
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"!")
+    original = shard_module.sha256_file
+
+    def sha256_file(path: Path) -> str:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(shard_module, "sha256_file", sha256_file)
+    unreadable, damaged = verify_cache(small_cache).problems
+    assert isinstance(unreadable, UnreadableFileError)
+    assert str(unreadable).startswith(f"{closed}: cannot be read (Permission denied)")
+    assert isinstance(damaged, HashMismatchError)
 
 
 @pytest.mark.parametrize("name", ["plan.json", COMMIT])

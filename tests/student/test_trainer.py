@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline import SoftTargetsConfig
 from storage import Cache
 from storage.directory_lock import only_writer
 from storage.errors import (
@@ -597,3 +598,22 @@ def test_a_run_killed_before_its_checkpoint_was_removed_is_tidied_by_the_next(
     assert not (config.out / "checkpoint.pt").exists()
     assert not (config.out / ".tmp-student").exists()
     assert final_files(config.out) == files
+
+
+@pytest.mark.parametrize(
+    ("temperature", "loss", "is_told"), [(1.0, "forward_kl", True), (2.0, "forward_kl", False), (1.0, "jsd", False)]
+)
+def test_draws_of_another_temperature_are_told_of(
+    make_cache: Callable[..., Cache],
+    train_config: Callable[..., TrainConfig],
+    capsys: pytest.CaptureFixture[str],
+    temperature: float,
+    loss: str,
+    is_told: bool,
+) -> None:
+    settings = SoftTargetsConfig(top_k=4, tail_weight=0.05, temperatures=(2.0,))
+    cache = make_cache(kinds=("soft_targets",), soft_targets=settings)
+    capsys.readouterr()
+    train(train_config(cache=cache.path, temperature=temperature, loss=loss, max_steps=1))
+    said = f"{cache.path}: the tail was drawn at temperature 2 and counts as one mass at --temperature 1\n"
+    assert (said in capsys.readouterr().err) is is_told
