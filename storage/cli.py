@@ -188,10 +188,17 @@ def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_L
     """
     require_local(cache, out)
     before = sum(shard.shard_bytes for shard in open_cache(cache).manifest.shards)
+    kept: list[int] = []
     with Progress(before, "compact", "bytes", quiet=quiet) as bar:
-        compacted = compact_cache(cache, out, zstd_level, bar.update)
+
+        def keep(num_bytes: int) -> None:
+            kept.append(num_bytes)
+            bar.skip(num_bytes)
+
+        compacted = compact_cache(cache, out, zstd_level, bar.update, keep)
     after = sum(shard.shard_bytes for shard in compacted.manifest.shards)
-    print(f"{out}: {after:,} bytes, {1 - after / max(before, 1):.1%} fewer than {cache} with {before:,}")
+    found = f"; {len(kept)} of {len(compacted.manifest.shards)} shards were there and stay as they were" if kept else ""
+    print(f"{out}: {after:,} bytes, {1 - after / max(before, 1):.1%} fewer than {cache} with {before:,}{found}")
     return 0
 
 

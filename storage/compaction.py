@@ -23,12 +23,13 @@ def compact(
     out: Path,
     zstd_level: int = COMPACT_ZSTD_LEVEL,
     progress: Callable[[int], object] = lambda num_bytes: None,
+    kept: Callable[[int], object] = lambda num_bytes: None,
 ) -> Cache:
     """Write the rows of a finished cache to a new cache at `out`, compressed at zstd_level (1 to 22).
 
     `progress` is told the old bytes of each shard when it is done. A shard that would not shrink keeps its
     bytes. The cache in cache_dir is only read. Killed and run again, it goes on; shards that an earlier run
-    committed stay as they are.
+    committed stay as they are, whatever its level was, and `kept` is told of them instead.
 
     Raises ConfigError for a level that zstd does not have and an `out` that is cache_dir or no place for a
     cache, CacheMismatchError for one that is another cache, what open_cache and reading a shard raise
@@ -45,7 +46,9 @@ def compact(
     for record in cache.manifest.shards:
         if read_held_commit(out, record.key) is None:
             write_commit(out, _recompress(cache, record, out, zstd_level))
-        progress(record.shard_bytes)
+            progress(record.shard_bytes)
+        else:
+            kept(record.shard_bytes)
     finish(out, identity, tokenizer_files)
     remove_leftovers(out)
     return open_cache(out)

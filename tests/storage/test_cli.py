@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from storage import open_cache
 from storage.cache import Cache
 from storage.cli import main
 from storage.errors import TeachonceError
@@ -230,3 +231,13 @@ def test_ctrl_c_prints_the_line_that_goes_on(run: Run, small_cache: Path, monkey
     done = run("inspect", small_cache)
     assert done.code == 130
     assert done.err[-1].strip() == f"teachonce-cache inspect {small_cache}"
+
+
+def test_compact_tells_of_shards_that_were_there(run: Run, own_cache: Path, tmp_path: Path) -> None:
+    line = "compact", own_cache, "--out", tmp_path / "out"
+    first, again = run(*line), run(*line, "--zstd-level", "1")
+    assert (first.code, again.code) == (0, 0)
+    num_shards = len(open_cache(own_cache).manifest.shards)
+    assert "were there" not in first.out
+    assert again.out == first.out.rstrip() + f"; {num_shards} of {num_shards} shards were there and stay as they were\n"
+    assert any("done before" in line for line in again.err)

@@ -266,7 +266,9 @@ def test_a_finished_run_again_changes_nothing(small_cache: Path, tmp_path: Path)
     told: list[int] = []
     before = snapshot(compact(small_cache, tmp_path / "out", progress=told.append).path)
     assert told == [shard.shard_bytes for shard in open_cache(small_cache).manifest.shards]
-    compact(small_cache, tmp_path / "out", 1)
+    kept: list[int] = []
+    compact(small_cache, tmp_path / "out", 1, pytest.fail, kept.append)
+    assert kept == told
     assert snapshot(tmp_path / "out") == before
 
 
