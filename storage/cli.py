@@ -47,7 +47,7 @@ def verify(cache: Positional[Path], quiet: bool = False) -> int:
     with Progress(_cache_bytes(cache), "verify", "bytes", quiet=quiet) as bar:
         found = verify_cache(cache, bar.update)
     for problem in found.problems:
-        print(f"teachonce-cache: damaged: {problem}", file=sys.stderr)
+        print(f"teachonce-cache: error: {problem}", file=sys.stderr)
     if found.problems:
         return EXIT_BAD_INPUT
     print(f"{cache}: whole: {found.num_shards} shards, {found.num_rows:,} rows, {found.num_bytes:,} bytes")
