@@ -31,6 +31,8 @@ STDLIB = "stdlib"
 _PIECE_CHARS = 1 << 20
 # A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
 _CUT = re.compile(r"\S(?=[ \n]\S)")
+# Rows may lack the text, as they may hold none; of so many from the first on, one has it, or it is the wrong name.
+_MOST_ROWS_WITHOUT = 1000
 # What a decoder puts in the place of bytes that are not UTF-8.
 _REPLACEMENT = "\ufffd"
 # What datasets and the parsers below it raise for files that are cut, empty or of another kind.
@@ -154,14 +156,21 @@ def _load(source: str, loader: str, **options: Any) -> Any:
 def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
+        missing_in: list[str] | None = []
         for number, row in enumerate(rows, 1):
             text = row.get(config.text_column)
-            if number == 1 and config.text_column not in row:
-                raise ColumnError(source, config.text_column, f"not among {sorted(row)}", "--text-column")
+            if config.text_column in row:
+                missing_in = None
+            elif missing_in is not None:
+                missing_in = missing_in or sorted(row)
+                if number == _MOST_ROWS_WITHOUT:
+                    break
             if not isinstance(text, str | None):
                 found = f"row {number} holds {type(text).__name__}, not text"
                 raise ColumnError(source, config.text_column, found, "--text-column")
             yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
+        if missing_in:
+            raise ColumnError(source, config.text_column, f"not among {missing_in}", "--text-column")
     except TeachonceError:
         raise
     except _UNREADABLE as error:

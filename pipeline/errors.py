@@ -43,7 +43,7 @@ class JsonRowError(DataError):
     def __init__(self, source: str, place: str, found: str) -> None:
         self.source, self.place = source, place
         super().__init__(
-            f"--data {source}: {place} {found}; expected an object a line, or one array of objects: mend it, or take "
+            f"--data {source}: {place} {found}; expected objects, one a line, or one array of them: mend it, or take "
             "it out"
         )
 

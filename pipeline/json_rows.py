@@ -1,4 +1,4 @@
-"""Rows of a JSON file: an object a line, or one array of objects.
+"""Rows of a JSON file: objects, by custom one a line, or one array of them.
 
 Each row stands for itself. Readers that make columns of rows infer a type for each column, see dates in texts, and fail
 where a type changes or a key is new, be it of a column that nobody reads.
@@ -19,14 +19,15 @@ from pipeline.data_files import open_binary, refuse_utf16
 from pipeline.errors import JsonRowError
 from storage.errors import first_line
 
-# White space, and the mark that UTF-8 may begin with.
-_BLANK = b" \t\r\n" + codecs.BOM_UTF8
+# As most readers, this one lets tabs and the like stand in strings.
+_DECODER = json.JSONDecoder(strict=False)
+_SPACE = re.compile(r"[ \t\r\n]*")
 # Half of a character: JSON can escape one, UTF-8 has none.
 _LONE = re.compile("[\ud800-\udfff]")
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file, in its order; blank lines are passed over, an array is read as a whole.
+    """Rows of a file, in its order. An array, or objects that go over several lines, are read as a whole.
 
     Lone surrogates become U+FFFD, which is told. Raises JsonRowError, NoSuchDataError for UTF-16, and OSError.
     """
@@ -36,7 +37,10 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
         for place, value in _values(path):
             if not isinstance(value, dict):
                 raise JsonRowError(str(path), place, f"holds {json.dumps(value)[:40]}")
-            row, replaced = _without_lone_surrogates(value)
+            try:
+                row, replaced = _without_lone_surrogates(value)
+            except RecursionError as error:
+                raise JsonRowError(str(path), place, f"cannot be read ({first_line(error)})") from error
             num_replaced += replaced
             yield row
     finally:  # also when who asked has read enough
@@ -47,26 +51,51 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
     """Each value, and what to call its place."""
     with open_binary(path) as binary, io.BufferedReader(binary) as file:
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip(_BLANK))
-        for index, (number, line) in enumerate(lines):
-            if index == 0 and line.lstrip(_BLANK).startswith(b"["):
-                array = _parse(line + file.read(), path, number)
-                yield from ((f"item {place} of the array", item) for place, item in enumerate(array, 1))
-                return
-            yield f"line {number}", _parse(line.rstrip(b"\r\n"), path, number)
+        is_first = True
+        for number, line in enumerate(file, 1):
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not content.strip():
+                continue
+            if is_first and _is_cut(content):
+                content += file.read()
+            for place, value in _parse(content, path, number):
+                if is_first and isinstance(value, list):
+                    yield from ((f"item {item} of the array", found) for item, found in enumerate(value, 1))
+                else:
+                    yield place, value
+                is_first = False
 
 
-def _parse(content: bytes, path: Path, number: int) -> Any:
-    """JSON that begins in line `number`."""
+def _is_cut(line: bytes) -> bool:
+    """Whether JSON that is sound so far goes on behind the line."""
     try:
-        return json.loads(content.decode("utf-8-sig" if number == 1 else "utf-8"))
+        text = line.decode().strip()
+        _DECODER.raw_decode(text)
     except json.JSONDecodeError as error:
-        line = f"line {number + error.lineno - 1}"
-        raise JsonRowError(str(path), line, f"is not JSON ({error.msg}, column {error.colno})") from error
+        return error.pos >= len(text)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _parse(content: bytes, path: Path, number: int) -> Iterator[tuple[str, Any]]:
+    """The values, one or more, of a text that begins in line `number`, and their places."""
+    place = f"line {number}"
+    try:
+        text = content.decode().rstrip()
+        start = len(text) - len(text.lstrip())
+        while start < len(text):
+            place = f"line {number + text.count(chr(10), 0, start)}"
+            value, end = _DECODER.raw_decode(text, start)
+            yield place, value
+            start = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+    except json.JSONDecodeError as error:
+        place = f"line {number + error.lineno - 1}"
+        raise JsonRowError(str(path), place, f"is not JSON ({error.msg}, column {error.colno})") from error
     except UnicodeDecodeError as error:
-        raise JsonRowError(str(path), f"line {number}", f"is not UTF-8 ({error.reason})") from error
+        raise JsonRowError(str(path), place, f"is not UTF-8 ({error.reason})") from error
     except (ValueError, RecursionError) as error:  # too many digits, or too deep
-        raise JsonRowError(str(path), f"line {number}", f"cannot be read ({first_line(error)})") from error
+        raise JsonRowError(str(path), place, f"cannot be read ({first_line(error)})") from error
 
 
 def _without_lone_surrogates(value: Any) -> tuple[Any, int]:

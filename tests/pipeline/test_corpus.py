@@ -131,6 +131,23 @@ def test_another_text_column(read: Callable[..., list[str]], tmp_path: Path) -> 
     assert "body" in str(caught.value)
 
 
+def test_rows_may_lack_the_text_but_not_all_of_them(
+    read: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n{"text": "b"}\n{"id": 3}\n')
+    assert read(path) == ["", "b", ""]
+    path.write_text('{"id": 1}\n' * 3)
+    with pytest.raises(ColumnError, match=r"'text': not among \['id'\]"):
+        read(path)
+    monkeypatch.setattr("pipeline.corpus._MOST_ROWS_WITHOUT", 2)
+    path.write_text('{"id": 1}\n' * 2 + '{"text": "b"}\n')
+    with pytest.raises(ColumnError):
+        read(path)
+    path.write_text('{"id": 1}\n{"text": "b"}\n' + '{"id": 1}\n' * 3)
+    assert read(path) == ["", "b", "", "", ""]
+
+
 @pytest.mark.parametrize("rows", ['{"text": 3}\n', '{"text": "fine"}\n{"text": 4}\n', '{"text": ["a", "b"]}\n'])
 def test_a_text_column_that_is_not_text(read: Callable[..., list[str]], tmp_path: Path, rows: str) -> None:
     path = tmp_path / "a.jsonl"

@@ -40,6 +40,9 @@ def test_each_row_stands_for_itself(tmp_path: Path) -> None:
         '\n  \n{"text": "\\u00e9"}\n\n\t\n{"text": "b"}\n\n',
         '[{"text": "é"}, {"text": "b"}]',
         '\ufeff\n [\n{"text": "é"},\n{"text": "b"}\n]\n',
+        '{"text": "é"} {"text": "b"}',
+        '{"text": "é"}\r{"text": "b"}\r',
+        '{\n "text":\n "é"\n}\n{ "text": "b"\n}\n',
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
@@ -60,8 +63,12 @@ def test_no_rows(tmp_path: Path, content: str) -> None:
         ('{"text": "a"}\n[1, 2]\n', r"line 2 holds \[1, 2\]"),
         ('"text"\n', 'line 1 holds "text"'),
         ('{"text": "a"}\n{"text": \n', r"line 2 is not JSON \(.*, column \d+\)"),
-        ('{"text": "a"} {"text": "b"}\n', r"line 1 is not JSON \(Extra data, column 15\)"),
-        ('{\n "text": "a"\n}\n', "line 1 is not JSON"),
+        ('{"text": "a"} x\n', r"line 1 is not JSON \(Expecting value, column 15\)"),
+        ('{\n "text": "a"\n}\n{\n "text"\n}', "line 6 is not JSON"),
+        ('{\n "text": "a"\n}\n\n3\n', "line 5 holds 3"),
+        ('{"text": "a"}\n{\n "text": "b"\n}\n', "line 2 is not JSON"),
+        (b'{"text": "a"}\n\xbf\xbb\n', "line 2 is not UTF-8"),
+        ('{"text": "a", "other": ' + "[" * 700 + "]" * 700 + "}", "line 1 cannot be read"),
         ('[{"text": "a"}, 3]', "item 2 of the array holds 3"),
         ('\n[\n{"text": "a"},\n{"text" "b"}]', "line 4 is not JSON"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2 is not UTF-8 \(invalid start byte\)"),
@@ -74,6 +81,10 @@ def test_what_is_no_row_is_told_with_its_place(tmp_path: Path, content: str | by
     with pytest.raises(JsonRowError, match=rf"^--data {tmp_path}/a\.jsonl: {told}") as caught:
         rows_of(tmp_path, content)
     assert "\n" not in str(caught.value)
+
+
+def test_tabs_may_stand_in_strings(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, '{"text": "a\tb"}\n') == [{"text": "a\tb"}]
 
 
 def test_half_characters_are_replaced_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
