@@ -2,7 +2,8 @@
 
 Each keeps its copies in a directory of its own, where it alone decides what leaves. A copy that another one has already
 becomes a second name of the same file; of several that want the same shard at the same time, as the processes of one
-training do, one fetches it and the others wait.
+training do, one fetches it and the others wait. Whatever fails about this costs a download and nothing else; so do two
+caches opened in one process, which no such lock tells apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from storage.errors import CacheError, DiskFullError
 from storage.files import link_or_copy
@@ -30,7 +32,9 @@ class SharedCopies:
         """directory: this process's, one of those at base/name-*; shards: all of the cache."""
         self._directory, self._base, self._name = directory, base, name
         self._places = {shard.path: place for place, shard in enumerate(shards)}
-        self._lock_file = (base / f"{name}.lock").open("a")
+        self._lock_file: IO[str] | None = None
+        with suppress(OSError):
+            self._lock_file = (base / f"{name}.lock").open("a")
 
     @contextmanager
     def turn(self, record: ShardRecord) -> Iterator[None]:
@@ -40,29 +44,31 @@ class SharedCopies:
         try:
             yield
         finally:
-            if is_mine:
-                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, place)
+            if is_mine and self._lock_file:
+                with suppress(OSError):
+                    fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, place)
 
     def take_over(self, record: ShardRecord, path: Path) -> bool:
         """Whether another process had a whole copy, which now stands at `path`, too."""
         for directory in sorted(self._base.glob(f"{self._name}-*")):
-            if directory == self._directory or not is_held(directory, record):
+            if directory == self._directory:
                 continue
-            with suppress(OSError, DiskFullError):  # it has just left, or cannot be copied
-                link_or_copy(directory / record.path, path)
-                with suppress(CacheError):
+            with suppress(OSError, DiskFullError, CacheError):  # it has just left, cannot be copied, or is damaged
+                if is_held(directory, record):
+                    link_or_copy(directory / record.path, path)
                     check_file(self._directory, record)
                     return True
-            path.unlink(missing_ok=True)
         return False
 
     def _lock(self, place: int) -> bool:
         """Lock a byte of a file that all share: the system gives it back when a process ends."""
+        if self._lock_file is None:
+            return False
         give_up_at = time.monotonic() + _LONGEST_WAIT_S
         while time.monotonic() < give_up_at:
             try:
                 fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-            except (BlockingIOError, PermissionError):  # either says that another process has it
+            except BlockingIOError:
                 time.sleep(_WAIT_S)
             except OSError:
                 return False

@@ -67,16 +67,49 @@ def test_what_one_has_the_other_takes_over(origin: Path, tmp_path: Path, fetched
         assert one.samefile(other), "no more bytes on the disk"
 
 
-def test_what_has_left_there_stays_here(origin: Path, tmp_path: Path) -> None:
+def test_what_has_left_there_stays_here(origin: Path, tmp_path: Path, fetched: list[str]) -> None:
     first, second = opened(origin, tmp_path), opened(origin, tmp_path)
     rows = rows_of(first)
     assert rows_of(second) == rows
     for copy in copies(first):
         copy.unlink()
+    assert rows_of(second) == rows
     third = opened(origin, tmp_path)
-    for copy in copies(second):
-        copy.unlink()
     assert rows_of(third) == rows
+    assert len(fetched) == NUM_SHARDS
+    assert all(map(Path.samefile, copies(second), copies(third)))
+
+
+@pytest.mark.parametrize("failure", ["no lock file", "lockf", "unlock", "stat", "link"])
+def test_what_fails_costs_a_download_and_nothing_else(
+    origin: Path, tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    first = opened(origin, tmp_path)
+    rows = rows_of(first)
+    lockf = fcntl.lockf
+
+    def refuse(*args: object) -> Any:
+        raise OSError(errno.EACCES if failure == "lockf" else errno.ESTALE, "refused")
+
+    match failure:
+        case "no lock file":
+            (lock_file,) = (tmp_path / "local").glob("*.lock")
+            lock_file.unlink()
+            lock_file.mkdir()
+        case "lockf":
+            monkeypatch.setattr(fcntl, "lockf", refuse)
+        case "unlock":
+            monkeypatch.setattr(
+                fcntl, "lockf", lambda f, how, *a: (refuse if how == fcntl.LOCK_UN else lockf)(f, how, *a)
+            )
+        case "stat":
+            monkeypatch.setattr(shared_copies, "is_held", refuse)
+        case "link":
+            monkeypatch.setattr(shared_copies, "link_or_copy", refuse)
+    began = time.monotonic()
+    assert rows_of(opened(origin, tmp_path)) == rows
+    assert time.monotonic() - began < shared_copies._LONGEST_WAIT_S / 10
+    assert len(fetched) == (2 if failure in ("stat", "link") else 1) * NUM_SHARDS
 
 
 def test_a_damaged_copy_is_not_taken_over(origin: Path, tmp_path: Path, fetched: list[str]) -> None:
