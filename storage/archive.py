@@ -32,11 +32,11 @@ from storage.errors import (
     RecordError,
     UnsafePathError,
 )
-from storage.files import TEMPORARY_PREFIX, HashingFile, may_replace, publishing, refusals, safe_join, sync_directory
+from storage.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, safe_join, sync_directory
 from storage.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_commit, check_plan, read_manifest
 from storage.records import MAX_RECORD_BYTES
 from storage.tar_header import BLOCK_BYTES, END_OF_TAR, MAX_MEMBER_BYTES, padding, tar_header
-from storage.zstd_frame import FRAME_HEADER, FrameReader, frame_compressor, trailer
+from storage.zstd_frame import FrameReader, frame_compressor, trailer
 
 _MAX_COMMIT_BYTES = 4096  # an honest one has about 500
 # A shard adds some 500 bytes to the manifest and 64 bytes of hashes, which do not shrink, to the archive. A manifest
@@ -91,7 +91,7 @@ def pack(
     cache = open_cache(cache_dir)
     if file.is_dir() or file.resolve().is_relative_to(cache.path.resolve()):
         raise ConfigError(f"{file}: a directory, or inside the cache; name a file outside of {cache.path}")
-    if not may_replace(file, FRAME_HEADER):
+    if file.exists() and not _may_be_replaced(file):
         raise ConfigError(f"{file}: holds something else than a packed cache; name another file")
     members = _members(cache.manifest, MAX_RECORD_BYTES, str(cache.path / MANIFEST_NAME))
     _check_records(cache.path, cache.manifest)
@@ -108,6 +108,18 @@ def pack(
         out.write(compressor.flush())
         out.write(trailer(out.sha256))
     return PackedCache(archive_bytes=out.num_bytes, sha256=out.sha256)
+
+
+def _may_be_replaced(file: Path) -> bool:
+    """Whether it is empty, or begins as a packed cache."""
+    if not file.is_file():  # a device or a pipe
+        return False
+    with _opened(file) as archive:
+        try:
+            beginning = FrameReader(archive, str(file), lambda num_bytes: None).read(len(MANIFEST_NAME) + 1)
+        except ArchiveError:
+            return file.stat().st_size == 0
+    return beginning == f"{MANIFEST_NAME}\0".encode()
 
 
 def unpack(file: Path, cache_dir: Path, progress: Callable[[int], object] = lambda num_bytes: None) -> Cache:

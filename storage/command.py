@@ -30,7 +30,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         fail(command[0], str(error))
     except KeyboardInterrupt:
         # Who started this one among several processes knows how.
-        line = "" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else f":\n  {shlex.join(command)}"
+        is_alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+        line = f":\n  {shlex.join(command)}" if is_alone else ""
         print(f"\n{command[0]}: stopped; to go on, run the same line again{line}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from storage.errors import CacheError, ConfigError, NoCacheError, RecordError, UnfinishedRemoteError, first_line
 from storage.files import refusals
-from storage.manifest import CARD_NAME, PLAN_NAME
+from storage.manifest import CARD_NAME, MANIFEST_NAME, PLAN_NAME
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 
@@ -55,7 +55,8 @@ def missing_manifest(remote: RemoteDirectory) -> CacheError:
 
 def require_no_foreign_card(remote: RemoteDirectory) -> None:
     """Raise ConfigError where a README.md, which would be replaced, stands and no cache was begun."""
-    if remote.num_bytes(PLAN_NAME) is None and remote.num_bytes(CARD_NAME) is not None:
+    is_cache = any(remote.num_bytes(name) is not None for name in (PLAN_NAME, MANIFEST_NAME))
+    if not is_cache and remote.num_bytes(CARD_NAME) is not None:
         raise ConfigError(f"{remote.url}: holds a {CARD_NAME} and no cache; name another place, or take it away")
 
 

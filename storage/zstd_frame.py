@@ -20,7 +20,7 @@ _JOB_BYTES = 2 << 20
 # zstd's buffer, on which its matches can depend, grows with the threads once their jobs outgrow the window.
 _MAX_THREADS = (1 << _WINDOW_LOG) // _JOB_BYTES
 # Magic, "a checksum and nothing else", window: what zstd writes for a stream of unknown length.
-FRAME_HEADER = bytes.fromhex("28b52ffd04") + bytes([(_WINDOW_LOG - 10) << 3])
+_FRAME_HEADER = bytes.fromhex("28b52ffd04") + bytes([(_WINDOW_LOG - 10) << 3])
 _BLOCK_HEADER_BYTES = 3
 _RLE_BLOCK = 1
 _CHECKSUM_BYTES = 4
@@ -61,10 +61,10 @@ class FrameReader:
         self._file, self._progress = file, progress
         self._digest = hashlib.sha256()
         self._block, self._position, self._is_last = b"", 0, False
-        if self._stored(len(FRAME_HEADER)) != FRAME_HEADER:
+        if self._stored(len(_FRAME_HEADER)) != _FRAME_HEADER:
             raise ArchiveError(where, "not a cache that teachonce-cache packed")
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG).decompressobj()
-        self._decompressor.decompress(FRAME_HEADER)
+        self._decompressor.decompress(_FRAME_HEADER)
 
     def pieces(self, num_bytes: int) -> Iterator[bytes]:
         """The next `num_bytes`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -231,12 +232,12 @@ def _from_config_file(path: str, cache: Cache) -> Any:
     """A model as the file says; what it leaves open of the vocabulary is the cache's."""
     eos = cache.setting("tokenizer", "eos_token_id")
     try:
-        settings = json.loads(Path(path).read_text())
-        settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | settings
+        stated = {name: value for name, value in json.loads(Path(path).read_text()).items() if value is not None}
+        settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | stated
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UnknownPresetError(path, list(PRESETS), first_line(error)) from error
 
 

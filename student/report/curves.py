@@ -38,7 +38,7 @@ def training_charts(runs: Sequence[Run]) -> Markup | None:
 def _loss_charts(runs: Sequence[Run], name: str, key: str) -> list[Markup]:
     title, what = _LOSSES.get(name, (name, name))
     points = {run.name: run.logged(name) for run in runs}
-    functions = {run.name: _function_of(name, run.settings) for run in runs}
+    functions = {run.name: _function_of(name, run) for run in runs}
     return _charts_over_steps(runs, points, functions, key=key, title=title, what=what, y_label="nats")
 
 
@@ -69,13 +69,16 @@ def _charts_over_steps(
     ]
 
 
-def _function_of(name: str, settings: dict[str, Any]) -> str:
-    """What a run's settings make of a part of the loss, in words; empty where they leave no choice."""
+def _function_of(name: str, run: Run) -> str:
+    """What a run's settings and cache make of a part of the loss, in words; empty where they leave no choice."""
+    loss, temperature, chosen_at = map(run.settings.get, ("loss", "temperature", "selection_temperature"))
     if name.startswith("soft_targets_"):
-        return f"{settings.get('loss')} at temperature {settings.get('temperature')}"
+        if not isinstance(temperature, (int, float)):
+            return "of settings unknown"
+        bound = ", a lower bound" if loss == "forward_kl" and run.has_bounds else ""
+        return f"{loss} at temperature {temperature:g}{bound}"
     if name == "beams_nats":
-        temperature = settings.get("selection_temperature")
-        return "the best alone" if temperature is None else f"the teacher at temperature {temperature}"
+        return f"the teacher at temperature {chosen_at:g}" if isinstance(chosen_at, (int, float)) else "the best alone"
     return ""
 
 

@@ -13,7 +13,7 @@ def stop() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("world_size", "has_line"), [(None, True), ("1", True), ("2", False)])
+@pytest.mark.parametrize(("world_size", "has_line"), [(None, True), ("", True), ("1", True), ("2", False)])
 def test_the_line_that_goes_on_is_one_that_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], world_size: str | None, has_line: bool
 ) -> None:

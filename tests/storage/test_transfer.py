@@ -246,6 +246,11 @@ def test_a_readme_of_something_else_stays(source: Path, url: str, tmp_path: Path
         push(source, url, policy=QUICK)
     assert target.cat_file(f"{url}/README.md") == b"my notes"
     assert not target.exists(f"{url}/plan.json")
+    target.rm_file(f"{url}/README.md")
+    push(source, url, policy=QUICK)
+    target.rm_file(f"{url}/plan.json")
+    push(source, url, policy=QUICK)  # the README.md there is a cache's own
+    assert target.exists(f"{url}/plan.json")
 
 
 def test_damage_that_cannot_be_mended_leaves_no_manifest(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

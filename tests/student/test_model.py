@@ -136,7 +136,7 @@ def test_an_unknown_preset(cache: Cache, preset: str) -> None:
 @pytest.mark.parametrize(
     "content",
     ["{", "[1]", '"gpt2"', '{"model_type": "nothing"}', '{"model_type": "gpt2", "n_head": 3, "n_embd": 16}',
-     '{"model_type": "bert"}', None],
+     '{"model_type": "bert"}', '{"n_layer": "one"}', None],
 )  # fmt: skip
 def test_a_config_file_that_is_none(cache: Cache, tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "config.json"
@@ -155,6 +155,8 @@ def test_what_a_config_file_leaves_open_of_the_vocabulary_is_the_caches(cache: C
     assert eos < cache.identity.vocab_size
     for settings in (model.config, model.generation_config):
         assert (settings.bos_token_id, settings.eos_token_id) == (eos, eos)
+    path.write_text(json.dumps(shape | {"vocab_size": None, "eos_token_id": None}))
+    assert build_student(str(path), cache, seed=0).config.to_dict() == model.config.to_dict()
     path.write_text(json.dumps(shape | {"eos_token_id": 3}))
     assert build_student(str(path), cache, seed=0).config.eos_token_id == 3
     path.write_text(json.dumps(shape | {"vocab_size": 1000}))

@@ -86,9 +86,18 @@ def test_losses_of_different_functions_share_no_axis() -> None:
     charts = training_charts([soft("a", **forward), soft("b", **reverse), soft("c", **forward), plain])
     assert charts is not None
     forwards, reverses, labels = charts.split("<figure ")[1:]
-    assert "Loss on soft targets: forward_kl at temperature 1.0" in forwards
-    assert "Loss on soft targets: reverse_kl at temperature 1.0" in reverses
+    assert "Loss on soft targets: forward_kl at temperature 1" in forwards
+    assert "Loss on soft targets: reverse_kl at temperature 1" in reverses
     assert "Loss on real text" in labels
+    bound = make_run(
+        name="e", settings=forward | {"temperature": 1}, metrics=[
+            {"step": 10, "soft_targets_nats": 0.5}, {"step": 10, "validation": {"kl_is_lower_bound": True}},
+        ],
+    )  # fmt: skip
+    with_bound = training_charts([soft("a", **forward), bound, soft("f", **forward, mix=None)])
+    assert with_bound is not None
+    assert [title in with_bound for title in ("temperature 1<", "temperature 1, a lower bound<")] == [True, True]
+    assert with_bound.count("<figure ") == 2
     shown = [[f">{name}</" in figure for name in "abcd"] for figure in (forwards, reverses, labels)]
     assert shown == [[True, False, True, False], [False, True, False, False], [False, False, False, True]]
 
