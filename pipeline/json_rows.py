@@ -80,22 +80,22 @@ def _is_cut(line: bytes) -> bool:
 
 def _parse(content: bytes, path: Path, number: int) -> Iterator[tuple[str, Any]]:
     """The values, one or more, of a text that begins in line `number`, and their places."""
-    place = f"line {number}"
+    line, seen = number, 0
     try:
         text = content.decode().rstrip()
         start = len(text) - len(text.lstrip())
         while start < len(text):
-            place = f"line {number + text.count(chr(10), 0, start)}"
+            line, seen = line + text.count("\n", seen, start), start
             value, end = _DECODER.raw_decode(text, start)
-            yield place, value
+            yield f"line {line}", value
             start = _SPACE.match(text, end).end()  # type: ignore[union-attr]
     except json.JSONDecodeError as error:
         place = f"line {number + error.lineno - 1}"
         raise JsonRowError(str(path), place, f"is not JSON ({error.msg}, column {error.colno})") from error
     except UnicodeDecodeError as error:
-        raise JsonRowError(str(path), place, f"is not UTF-8 ({error.reason})") from error
+        raise JsonRowError(str(path), f"line {line}", f"is not UTF-8 ({error.reason})") from error
     except (ValueError, RecursionError) as error:  # too many digits, or too deep
-        raise JsonRowError(str(path), place, f"cannot be read ({first_line(error)})") from error
+        raise JsonRowError(str(path), f"line {line}", f"cannot be read ({first_line(error)})") from error
 
 
 def _without_lone_surrogates(value: Any) -> tuple[Any, int]:
