@@ -63,6 +63,10 @@ def lines(chart: Chart, series: Sequence[Line], axes: Axes | None = None) -> Mar
     """Lines with bands."""
 
     def draw(canvas: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        if all(float(x).is_integer() for line in series for x in line.x):
+            canvas.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         for line in series:
             colour = COLOURS["muted" if line.colour is None else f"series{line.colour % NUM_SERIES}"]
             if line.low is not None and line.high is not None:

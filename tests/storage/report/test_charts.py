@@ -87,6 +87,14 @@ def test_a_picture_has_a_name_and_a_table_with_its_numbers() -> None:
     assert rows[-1] == ("4", "12346")
 
 
+@pytest.mark.parametrize(("x", "has_fractions"), [([10.0, 20.0, 30.0], False), ([1.0, 2.0], False), ([0.0, 0.5], True)])
+def test_whole_numbers_have_whole_ticks(x: list[float], has_fractions: bool) -> None:
+    content = lines(chart(), [Line(name="a", x=x, y=[1000.0 * value for value in x], colour=1)])
+    ticks = re.findall(r">([\d.,]+)</text>", content)
+    assert len(ticks) > 5
+    assert any(not float(tick).is_integer() for tick in ticks) is has_fractions
+
+
 @pytest.mark.parametrize(("y", "low"), [([-1.0, 2.0], None), ([0.5, 2.0], [-1.0, 1.0]), ([0.5, 2.0], [0.25, 1.0])])
 def test_the_axis_begins_at_zero_and_cuts_nothing_below(y: list[float], low: list[float] | None) -> None:
     content = lines(chart(), [Line(name="a", x=[1.0, 2.0], y=y, colour=1, low=low, high=None if low is None else y)])
