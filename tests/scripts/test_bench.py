@@ -7,7 +7,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from scripts.bench.__main__ import run_bench
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
@@ -83,6 +85,15 @@ def test_an_unknown_device_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_defaults_are_the_published_ones() -> None:
     config = BenchConfig(name="loss")
     assert (config.device, config.size) == ("cpu", "full")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["precompute", "loss", "step", "generate"])
+def test_a_benchmark_runs_on_a_gpu(name: str) -> None:
+    comparisons = list(run_bench(name, BenchConfig(name=name, size="tiny", rounds=1, device="cuda")))
+    assert comparisons
+    for comparison in comparisons:
+        assert all(value > 0 for value in comparison.our_values), comparison.what
 
 
 @pytest.mark.parametrize("setting", ["rounds", "threads"])
