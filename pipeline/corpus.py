@@ -156,21 +156,19 @@ def _load(source: str, loader: str, **options: Any) -> Any:
 def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        missing_in: list[str] | None = []
+        number, has_column, names = 0, False, set[str]()
         for number, row in enumerate(rows, 1):
-            text = row.get(config.text_column)
-            if config.text_column in row:
-                missing_in = None
-            elif missing_in is not None:
-                missing_in = missing_in or sorted(row)
-                if number == _MOST_ROWS_WITHOUT:
+            if not has_column:
+                has_column, names = config.text_column in row, names | row.keys()
+                if number == _MOST_ROWS_WITHOUT and not has_column:
                     break
+            text = row.get(config.text_column)
             if not isinstance(text, str | None):
                 found = f"row {number} holds {type(text).__name__}, not text"
                 raise ColumnError(source, config.text_column, found, "--text-column")
             yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
-        if missing_in:
-            raise ColumnError(source, config.text_column, f"not among {missing_in}", "--text-column")
+        if number and not has_column:
+            raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
     except TeachonceError:
         raise
     except _UNREADABLE as error:

@@ -146,6 +146,9 @@ def test_rows_may_lack_the_text_but_not_all_of_them(
         read(path)
     path.write_text('{"id": 1}\n{"text": "b"}\n' + '{"id": 1}\n' * 3)
     assert read(path) == ["", "b", "", "", ""]
+    path.write_text("{}\n" * 2 + '{"text": "b"}\n')
+    with pytest.raises(ColumnError, match=r"'text': not among \[\]"):
+        read(path)
 
 
 @pytest.mark.parametrize("rows", ['{"text": 3}\n', '{"text": "fine"}\n{"text": 4}\n', '{"text": ["a", "b"]}\n'])
