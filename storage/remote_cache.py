@@ -21,10 +21,9 @@ from storage.manifest import (
     Manifest,
     ShardRecord,
     check_listed_files,
-    read_manifest,
 )
 from storage.remote import RemoteDirectory
-from storage.remote_records import missing_manifest, read_remote
+from storage.remote_records import read_remote_manifest
 from storage.shard import ensure_file
 from storage.shard_files import DownloadedShards
 from storage.shared_copies import SharedCopies
@@ -58,10 +57,7 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, D
     LocalCacheTooSmallError when local_copy has no room for the shards that a stream holds at once.
     """
     remote = RemoteDirectory(url)
-    found = read_remote(remote, MANIFEST_NAME, read_manifest)
-    if found is None:
-        raise missing_manifest(remote)
-    manifest, content = found
+    manifest, content = read_remote_manifest(remote)
     base, name = local_copy.directory, hashlib.sha256(content).hexdigest()[:16]
     directory, lock = _own_directory(base, name)
     write_file(directory / MANIFEST_NAME, content)

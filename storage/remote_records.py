@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from storage.errors import CacheError, ConfigError, NoCacheError, RecordError, UnfinishedRemoteError, first_line
 from storage.files import refusals
-from storage.manifest import CARD_NAME, MANIFEST_NAME, PLAN_NAME
+from storage.manifest import CARD_NAME, MANIFEST_NAME, PLAN_NAME, Manifest, read_manifest
 from storage.records import MAX_RECORD_BYTES
 from storage.remote import RemoteDirectory
 
@@ -47,17 +47,23 @@ def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parse
         return remote.retrying(name, lambda: attempt(staging))
 
 
-def missing_manifest(remote: RemoteDirectory) -> CacheError:
-    """What to raise at a URL that has no manifest.json: nobody has begun a cache there, or nobody finished it."""
-    is_begun = remote.read_small(PLAN_NAME, MAX_RECORD_BYTES) is not None
-    return UnfinishedRemoteError(remote.url) if is_begun else NoCacheError(remote.url)
+def read_remote_manifest(remote: RemoteDirectory) -> tuple[Manifest, bytes]:
+    """The manifest of a finished cache, and its bytes; raises NoCacheError, or UnfinishedRemoteError for one begun."""
+    found = read_remote(remote, MANIFEST_NAME, read_manifest)
+    if found is not None:
+        return found
+    raise UnfinishedRemoteError(remote.url) if _holds(remote, PLAN_NAME) else NoCacheError(remote.url)
 
 
 def require_no_foreign_card(remote: RemoteDirectory) -> None:
     """Raise ConfigError where a README.md, which would be replaced, stands and no cache was begun."""
-    is_cache = any(remote.num_bytes(name) is not None for name in (PLAN_NAME, MANIFEST_NAME))
-    if not is_cache and remote.num_bytes(CARD_NAME) is not None:
+    is_cache = _holds(remote, PLAN_NAME) or _holds(remote, MANIFEST_NAME)
+    if not is_cache and _holds(remote, CARD_NAME):
         raise ConfigError(f"{remote.url}: holds a {CARD_NAME} and no cache; name another place, or take it away")
+
+
+def _holds(remote: RemoteDirectory, name: str) -> bool:
+    return remote.num_bytes(name) is not None
 
 
 def _say_where(error: CacheError, staging: str, url: str) -> None:

@@ -35,7 +35,7 @@ from storage.manifest import (
     write_plan,
 )
 from storage.remote import ProgressHook, RemoteDirectory
-from storage.remote_records import missing_manifest, read_remote, require_no_foreign_card
+from storage.remote_records import read_remote, read_remote_manifest, require_no_foreign_card
 from storage.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.sending import Sender, Unit, as_file
 from storage.shard import ensure_file
@@ -119,10 +119,7 @@ def pull(
     """
     crew = Crew(num_connections, progress)
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)
-    found = read_remote(remote, MANIFEST_NAME, read_manifest)
-    if found is None:
-        raise missing_manifest(remote)
-    manifest, content = found
+    manifest, content = read_remote_manifest(remote)
     check_listed_files(manifest, cache_dir, remote.url)
     listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
     copied: list[ShardRecord | FileRecord] = []
