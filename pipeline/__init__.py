@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 
 if TYPE_CHECKING:
-    from storage.manifest import Manifest
+    from storage.records.manifest import Manifest
 
 __all__ = ["BeamsConfig", "PrecomputeConfig", "SamplesConfig", "SoftTargetsConfig", "precompute"]
 

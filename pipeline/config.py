@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from storage.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.errors import ConfigError
-from storage.remote import is_remote_url, require_local
+from storage.remote.directory import is_remote_url, require_local
+from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

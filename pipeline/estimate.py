@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.blocks import Blocks
+from pipeline.corpus.blocks import Blocks
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, planned_shards
-from storage.manifest import SPLITS
-from storage.shard import ipc_write_options
+from storage.records.manifest import SPLITS
+from storage.shards.shard import ipc_write_options
 
 _MAX_PROBE_ROWS = {"soft_targets": 64, "samples": 16, "beams": 8}
 

@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus import Corpus, open_corpus
+from pipeline.corpus.sources import Corpus, open_corpus
+from pipeline.corpus.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
 from pipeline.errors import NoPromptsError, TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Begun, Producer, make_producers, planned_shards, shard_ranges
-from pipeline.teacher import Teacher, load_teacher
-from pipeline.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
-from pipeline.work_directory import work_directory
-from storage.cache import TOKENIZER_DIR
-from storage.columns import token_type
-from storage.destinations import Destination, open_destination
+from pipeline.teacher.model import Teacher, load_teacher
+from pipeline.work.work_directory import work_directory
+from storage.disk.files import refusals
+from storage.disk.hashing import directory_sha256
 from storage.errors import ConfigError, DiskFullError
-from storage.files import refusals
-from storage.hashing import directory_sha256
-from storage.manifest import MAX_SHARDS, CacheIdentity, Manifest
+from storage.reading.cache import TOKENIZER_DIR
+from storage.records.manifest import MAX_SHARDS, CacheIdentity, Manifest
+from storage.rows.columns import token_type
+from storage.writing.destinations import Destination, open_destination
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.beams import BeamsProducer
-from pipeline.blocks import Blocks, PromptSet, prompts_from_blocks, prompts_from_column
 from pipeline.config import BeamsConfig, PrecomputeConfig, SamplesConfig
-from pipeline.samples import SamplesProducer
-from pipeline.soft_targets import SoftTargetsProducer
-from pipeline.teacher import Teacher
-from pipeline.tokenization import TokenizedCorpus
-from storage import beams, samples, soft_targets
-from storage.manifest import KINDS, SPLITS, CacheIdentity, ShardKey
+from pipeline.corpus.blocks import Blocks, PromptSet, prompts_from_blocks, prompts_from_column
+from pipeline.corpus.tokenization import TokenizedCorpus
+from pipeline.producers.beams import BeamsProducer
+from pipeline.producers.samples import SamplesProducer
+from pipeline.producers.soft_targets import SoftTargetsProducer
+from pipeline.teacher.model import Teacher
+from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardKey
+from storage.rows import beams, samples, soft_targets
 
 # 8 to 16 rows a batch cost 1.5 % of size and give range reads.
 RECORD_BATCH_ROWS = 16

@@ -26,7 +26,7 @@ import tyro
 from storage import Cache, open_cache
 from storage.command import run_command
 from storage.errors import ConfigError
-from storage.samples import decode
+from storage.rows.samples import decode
 
 _PROMPTS_SHOWN = 3
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

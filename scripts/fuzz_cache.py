@@ -151,8 +151,8 @@ def make_target(name: Name, cache_dir: Path) -> Target:
 def _manifest_target(cache_dir: Path) -> Target:
     from storage import open_cache
     from storage.errors import TeachonceError
-    from storage.inspection import render_summary, summarize
-    from storage.manifest import MANIFEST_NAME, PLAN_NAME, read_plan
+    from storage.reading.inspection import render_summary, summarize
+    from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, read_plan
 
     only_manifest = ("shards", "files", "teacher_perplexity", "teacher_entropy_nats")
 
@@ -173,7 +173,7 @@ def _manifest_target(cache_dir: Path) -> Target:
 
 def _commit_target(cache_dir: Path) -> Target:
     from storage import open_cache
-    from storage.manifest import read_commit
+    from storage.records.manifest import read_commit
 
     shards = open_cache(cache_dir).manifest.shards
     key = shards[0].key
@@ -192,7 +192,7 @@ def _commit_target(cache_dir: Path) -> Target:
 
 def _arrow_target(cache_dir: Path) -> Target:
     from storage import open_cache
-    from storage.shard import Shard, batch_stats
+    from storage.shards.shard import Shard, batch_stats
 
     cache = open_cache(cache_dir)
     records = {kind: cache.manifest.shards_of(kind, "train")[0] for kind in _KINDS}
@@ -213,7 +213,7 @@ def _arrow_target(cache_dir: Path) -> Target:
 
 def _stream_target(cache_dir: Path) -> Target:
     from storage import RowStream, open_cache
-    from storage.manifest import MANIFEST_NAME
+    from storage.records.manifest import MANIFEST_NAME
 
     manifest = json.loads(_content(cache_dir / MANIFEST_NAME))
     first = {kind: next(s for s in manifest["shards"] if s["path"].startswith(f"{kind}/train")) for kind in _KINDS}
@@ -245,7 +245,7 @@ def _archive_target(cache_dir: Path) -> Target:
     import zstandard
 
     from storage import verify_cache
-    from storage.archive import pack, unpack
+    from storage.sharing.archive import pack, unpack
 
     work = cache_dir.parent
     packed, unpacked = work / "packed.tar.zst", work / "unpacked"
@@ -599,7 +599,7 @@ def _run_atheris(config: FuzzConfig, work: Path) -> None:
     os.dup2(log, 2)
     with atheris.instrument_imports(include=["storage"]):
         import storage
-        import storage.archive  # noqa: F401
+        import storage.sharing.archive  # noqa: F401
     target = make_target(config.target, _copy(config.cache, work / "cache"))
     corpus, outcomes = work / "corpus", Counter[str]()
     corpus.mkdir()

@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus import Corpus, open_corpus
-from pipeline.matmul_precision import use_fast_matmul
-from pipeline.tokenization import tokenize_corpus
-from storage.columns import token_type
+from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.sources import Corpus, open_corpus
+from pipeline.corpus.tokenization import tokenize_corpus
+from pipeline.teacher.matmul_precision import use_fast_matmul
 from storage.command import run_command
+from storage.disk.files import publishing_path, refusals
+from storage.disk.hashing import hash_permutation
 from storage.errors import ConfigError
-from storage.files import publishing_path, refusals
-from storage.hashing import hash_permutation
 from storage.progress import Progress
-from storage.remote import require_local
-from storage.segments import position_ids, valid_targets
+from storage.remote.directory import require_local
+from storage.rows.columns import token_type
+from storage.rows.segments import position_ids, valid_targets
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
 from student.model import head_weight, hidden_states, num_parameters

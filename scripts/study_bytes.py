@@ -23,16 +23,16 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import Blocks
 from pipeline.job import load_job
 from pipeline.plan import RECORD_BATCH_ROWS
-from pipeline.sparsify import SparseTargets, sparsify
+from pipeline.producers.sparsify import SparseTargets, sparsify
 from scripts.study.stored_bytes import PAYLOAD, as_record_batch, compressed_bytes
-from storage.bit_rounding import round_float16
 from storage.command import run_command
-from storage.hashing import hash_uniform
-from storage.shard import ZSTD_LEVEL
+from storage.disk.hashing import hash_uniform
+from storage.rows.bit_rounding import round_float16
+from storage.shards.shard import ZSTD_LEVEL
 
 _POSITIONS_PER_CHUNK = 128
 _BASE_TOP_K, _BASE_DENOMINATOR, _BASE_BITS = 1, 32, 6

@@ -3,10 +3,10 @@
 Imports neither torch nor transformers. The format is specified in storage/FORMAT.md.
 """
 
-from storage.cache import Cache, open_cache
 from storage.errors import TeachonceError
-from storage.row_stream import RowStream, StreamBatch, StreamState
-from storage.verification import Verification, verify_cache
+from storage.reading.cache import Cache, open_cache
+from storage.reading.row_stream import RowStream, StreamBatch, StreamState
+from storage.reading.verification import Verification, verify_cache
 
 __all__ = [
     "Cache",

@@ -11,17 +11,17 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from storage import archive, transfer
-from storage.cache import open_cache
 from storage.command import EXIT_BAD_INPUT, run_command
-from storage.compaction import COMPACT_ZSTD_LEVEL
-from storage.compaction import compact as compact_cache
-from storage.inspection import render_head, render_summary, summarize
-from storage.merging import merge as merge_caches
 from storage.progress import Progress
-from storage.remote import require_local
-from storage.transfer import NUM_CONNECTIONS
-from storage.verification import verify_cache
+from storage.reading.cache import open_cache
+from storage.reading.inspection import render_head, render_summary, summarize
+from storage.reading.verification import verify_cache
+from storage.remote.directory import require_local
+from storage.sharing import archive, transfer
+from storage.sharing.compaction import COMPACT_ZSTD_LEVEL
+from storage.sharing.compaction import compact as compact_cache
+from storage.sharing.merging import merge as merge_caches
+from storage.sharing.transfer import NUM_CONNECTIONS
 
 
 def inspect(cache: Positional[str], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:

@@ -10,7 +10,7 @@ from student.export.config import ExportConfig
 
 if TYPE_CHECKING:
     from student.export.trial import Trial
-    from student.generation import Generator
+    from student.generation.generator import Generator
 
 __all__ = [
     "EvaluateConfig",
@@ -25,8 +25,8 @@ __all__ = [
 
 
 def train(config: TrainConfig) -> Path:
-    """Train to the last step and return the student's directory; a rerun resumes (see student.trainer)."""
-    from student.trainer import train as run
+    """Train to the last step and return the student's directory; a rerun resumes (see student.training.trainer)."""
+    from student.training.trainer import train as run
 
     return run(config)
 
@@ -49,6 +49,6 @@ def __getattr__(name: str) -> Any:
     """Generator, whose module brings torch along, is imported when it is asked for."""
     if name != "Generator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from student.generation import Generator
+    from student.generation.generator import Generator
 
     return Generator

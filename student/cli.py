@@ -21,7 +21,7 @@ from student.export.config import ExportConfig
 def train(config: Annotated[TrainConfig, arg(name="")]) -> int:
     """Train a student from a cache alone; a rerun with the same settings resumes."""
     from student.processes import is_first_process
-    from student.trainer import train as run
+    from student.training.trainer import train as run
 
     out = run(config)
     if is_first_process():
@@ -67,8 +67,8 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
         prompt: Text to continue.
         candidates: File with one candidate a line.
     """
+    from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
     from student.model import load_student, load_tokenizer
-    from student.selection import rank_candidates, read_candidates, trained_length_penalty
 
     texts = read_candidates(candidates)
     model, tokenizer = load_student(student).eval(), load_tokenizer(student)
@@ -95,11 +95,11 @@ def generate(
         interactive: Read prompts from the terminal or a pipe, one a line, each continued with another seed.
         device: cpu, cuda, cuda:1, …; auto takes a GPU when there is one.
     """
-    from student.interactive import converse, write_answer
+    from student.generation.interactive import converse, write_answer
 
     if interactive == (prompt is not None):
         raise ConfigError("expected either --prompt TEXT or --interactive")
-    from student.generation import Generator
+    from student.generation.generator import Generator
 
     generator = Generator(student, device=device)
     if prompt is None:

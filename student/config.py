@@ -10,8 +10,8 @@ from typing import Literal
 from tyro.conf import Positional
 
 from storage.errors import ConfigError
-from storage.remote import require_local
-from storage.remote_cache import DEFAULT_LOCAL_BYTES, LocalCopy, default_local_copy
+from storage.reading.remote_cache import DEFAULT_LOCAL_BYTES, LocalCopy, default_local_copy
+from storage.remote.directory import require_local
 
 Loss = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"]
 Dtype = Literal["auto", "float32", "bfloat16"]

@@ -12,9 +12,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from storage.cache import Cache
 from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
-from storage.manifest import SPLITS
+from storage.reading.cache import Cache
+from storage.records.manifest import SPLITS
 from student.errors import (
     ArchitectureError,
     BrokenStudentError,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.cache import Cache
+from storage.reading.cache import Cache
 from student.errors import CheckpointError
 
 RUN_NAME = "run.json"

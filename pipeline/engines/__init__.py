@@ -1,1 +1,1 @@
-"""Where the shards of a run are made: in this process, or by workers that Ray places and starts."""
+"""Who makes the shards of a run: this process, or workers that Ray places and starts."""

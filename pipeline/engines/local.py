@@ -12,12 +12,12 @@ import itertools
 import platform
 import sys
 
-from pipeline.claims import Claims
 from pipeline.config import PrecomputeConfig
-from pipeline.kind_progress import KindProgress
+from pipeline.engines.kind_progress import KindProgress
+from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import Begun, Producer, ShardRange
-from pipeline.shard_writing import write_missing_shards
-from storage.destinations import Destination
+from pipeline.work.claims import Claims
+from storage.writing.destinations import Destination
 
 
 def write_shards(

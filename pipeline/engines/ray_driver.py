@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
+from pipeline.engines.kind_progress import KindProgress
 from pipeline.engines.ray_session import Share, ray_session, share_out
 from pipeline.engines.ray_worker import Failure, Outcome, RayWorker, worker_config
 from pipeline.errors import WorkerError
-from pipeline.kind_progress import KindProgress
 from pipeline.plan import Begun, ShardRange
-from storage.destinations import Destination
-from storage.files import refusals
-from storage.remote import is_remote_url
+from storage.disk.files import refusals
+from storage.remote.directory import is_remote_url
+from storage.writing.destinations import Destination
 
 # A worker that dies this often at one and the same thing is not unlucky.
 _MOST_DEATHS = 4

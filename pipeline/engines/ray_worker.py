@@ -13,10 +13,10 @@ from typing import Literal, TypeVar
 
 from pipeline.config import PrecomputeConfig
 from pipeline.plan import Begun, ShardRange
-from pipeline.work_directory import work_directory
-from storage.destinations import open_destination
+from pipeline.work.work_directory import work_directory
 from storage.errors import ConfigError, TeachonceError, first_line
-from storage.remote import is_remote_url
+from storage.remote.directory import is_remote_url
+from storage.writing.destinations import open_destination
 
 _LOOK_AGAIN_AFTER_S = 1.0
 
@@ -73,7 +73,7 @@ class RayWorker:
         return self._begun
 
     def _write(self, shard: ShardRange) -> Outcome:
-        from pipeline.shard_writing import write_missing_shards
+        from pipeline.engines.shard_writing import write_missing_shards
 
         producer = self._job.producers[shard.key.kind]
         is_new: list[bool] = []
@@ -109,7 +109,7 @@ def _attempt(action: Callable[[], Answer]) -> Answer | Failure:
     except TeachonceError as error:
         return Failure(reason=str(error))
     except (MemoryError, RuntimeError) as error:
-        from pipeline.batch_size import is_out_of_memory
+        from pipeline.teacher.batch_size import is_out_of_memory
 
         if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
             raise

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage import columns, soft_targets
-from storage.cache import Cache, open_cache
-from storage.manifest import CacheIdentity, ShardKey, write_commit, write_plan
-from storage.publication import finish
-from storage.segments import valid_targets
-from storage.shard import write_shard
-from storage.soft_targets import SoftTargetRows
+from storage.reading.cache import Cache, open_cache
+from storage.records.manifest import CacheIdentity, ShardKey, write_commit, write_plan
+from storage.rows import columns, soft_targets
+from storage.rows.segments import valid_targets
+from storage.rows.soft_targets import SoftTargetRows
+from storage.shards.shard import write_shard
+from storage.writing.publication import finish
 
 RECORD_BATCH_ROWS = 16
 _TAIL_WEIGHT = 1 / 32

@@ -20,18 +20,18 @@ import transformers
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from pipeline.beams import BeamsProducer
-from pipeline.blocks import PromptSet
 from pipeline.config import BeamsConfig, Dtype, PrecomputeConfig, SamplesConfig
+from pipeline.corpus.blocks import PromptSet
+from pipeline.decoding.prefill import left_pad
 from pipeline.plan import RECORD_BATCH_ROWS
-from pipeline.prefill import left_pad
-from pipeline.samples import SamplesProducer
-from pipeline.teacher import Teacher, load_teacher
+from pipeline.producers.beams import BeamsProducer
+from pipeline.producers.samples import SamplesProducer
+from pipeline.teacher.model import Teacher, load_teacher
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
-from storage import beams, samples
+from storage.rows import beams, samples
 
 Texts = list[NDArray[np.int64]]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")

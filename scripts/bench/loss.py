@@ -21,7 +21,7 @@ from scripts.bench.caches import write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
-from student.batches import block_batch
+from student.losses.batches import block_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
 from student.matmul_precision import use_fast_matmul

@@ -19,21 +19,21 @@ import numpy as np
 import torch
 import transformers
 
-from pipeline.blocks import Blocks
 from pipeline.config import PrecomputeConfig, SoftTargetsConfig
+from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.token_store import TokenWriter
+from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import ShardRange
-from pipeline.shard_writing import write_missing_shards
-from pipeline.soft_targets import SoftTargetsProducer
-from pipeline.teacher import Teacher, load_teacher
-from pipeline.token_store import TokenWriter
+from pipeline.producers.soft_targets import SoftTargetsProducer
+from pipeline.teacher.model import Teacher, load_teacher
 from scripts.bench.caches import made_up_identity
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
-from storage import soft_targets
-from storage.destinations import open_destination
-from storage.manifest import ShardKey
+from storage.records.manifest import ShardKey
+from storage.rows import soft_targets
+from storage.writing.destinations import open_destination
 
 _TIME_TARGETS = {("float32", "top-k 64"): 1.02, ("bfloat16", "top-k 64"): 1.08}
 _SAMPLED_TIME_TARGET, _MEMORY_TARGET = 1.10, 0.35

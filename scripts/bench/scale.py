@@ -22,11 +22,11 @@ from scripts.bench.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes, seconds_of
-from storage.cache import open_cache
-from storage.manifest import read_held_commit, read_plan
-from storage.publication import begin_or_resume, finish
-from storage.row_stream import RowStream
-from storage.verification import verify_cache
+from storage.reading.cache import open_cache
+from storage.reading.row_stream import RowStream
+from storage.reading.verification import verify_cache
+from storage.records.manifest import read_held_commit, read_plan
+from storage.writing.publication import begin_or_resume, finish
 
 _TIMES = (1, 10, 100)
 # Largest ratios of seconds per shard or bytes, and of seconds.

@@ -21,13 +21,13 @@ from scripts.bench.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds
-from storage.cache import Cache
-from storage.row_stream import RowStream
-from student.batches import block_batch
+from storage.reading.cache import Cache
+from storage.reading.row_stream import RowStream
 from student.config import TrainConfig
-from student.learner import Learner, make_learner
+from student.losses.batches import block_batch
 from student.model import PRESETS, choose_device
-from student.schedule import make_optimizer
+from student.training.learner import Learner, make_learner
+from student.training.schedule import make_optimizer
 
 _TARGET = 0.95
 _OURS, _REFERENCE, _DEFAULTS = "cached targets", "labels alone", "labels alone, transformers' defaults"

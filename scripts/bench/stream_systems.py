@@ -1,6 +1,7 @@
 """How each storage format holds blocks with sparse targets, and hands them out shuffled, as tensors ready for the loss.
 
-Importing this module imports nothing that a peer needs. Every system ends in the same function of student.batches.
+Importing this module imports nothing that a peer needs. Every system ends in the same function of
+student.losses.batches.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 from scripts.peers import lit, mosaic
 from scripts.peers.rows import ARRAY_TYPES, Row, RowSet
 from storage import Cache, RowStream, open_cache
-from storage.soft_targets import SoftTargetRows
-from student.batches import BlockBatch, block_batch, block_tensors
+from storage.rows.soft_targets import SoftTargetRows
+from student.losses.batches import BlockBatch, block_batch, block_tensors
 
 BATCH_ROWS = 16
 _TAIL_WEIGHT = 1 / 32

@@ -23,7 +23,7 @@ import torch
 from scripts.bench.measure import peak_bytes, reset_peak
 from scripts.bench.stream_systems import SYSTEMS, Epochs, StreamSystem
 from storage import open_cache
-from student.batches import BlockBatch
+from student.losses.batches import BlockBatch
 
 
 class Reader:

@@ -26,10 +26,10 @@ from scripts.bench.caches import RECORD_BATCH_ROWS, made_up_identity, made_up_ro
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds
-from storage import columns, soft_targets
-from storage.manifest import CacheIdentity, ShardKey
-from storage.shard import write_shard
-from storage.soft_targets import SoftTargetRows
+from storage.records.manifest import CacheIdentity, ShardKey
+from storage.rows import columns, soft_targets
+from storage.rows.soft_targets import SoftTargetRows
+from storage.shards.shard import write_shard
 
 _QUOTED_DISTILLKIT_TOKENS_PER_SECOND = 19_000.0
 _TARGET = 20.0

@@ -90,7 +90,7 @@ class Bench:
 
     def train(self, cache: Path, out: Path) -> object:
         """Nine steps of a student."""
-        from student.trainer import train
+        from student.training.trainer import train
 
         config = TrainConfig(
             cache=cache,

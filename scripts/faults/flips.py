@@ -11,11 +11,11 @@ from pathlib import Path
 from scripts.faults.regions import Spans, arrow_regions, json_regions, whole
 from scripts.faults.tally import Tally
 from scripts.faults.time_limit import StillBusy, time_limit
-from storage.cache import Cache, open_cache
 from storage.errors import CacheError, MissingKindError
-from storage.manifest import KINDS, MANIFEST_NAME, PLAN_NAME, SPLITS, ShardRecord, read_commit, read_plan
-from storage.shard import check_file
-from storage.verification import verify_cache
+from storage.reading.cache import Cache, open_cache
+from storage.reading.verification import verify_cache
+from storage.records.manifest import KINDS, MANIFEST_NAME, PLAN_NAME, SPLITS, ShardRecord, read_commit, read_plan
+from storage.shards.shard import check_file
 
 _HUNG_AFTER_S = 20
 _TRUNCATED_EVERY_BYTES = 64

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import storage.destinations
-from pipeline.claims import Claims
+import storage.writing.destinations
+from pipeline.work.claims import Claims
 from scripts.faults.bench import Bench, difference
 from scripts.faults.children import Child, Ending
 from scripts.faults.kills import Target
 from scripts.faults.steps import Hook, Moment, at_moment, observed_steps
 from scripts.faults.tally import Tally
-from storage import columns
-from storage.verification import verify_cache
+from storage.reading.verification import verify_cache
+from storage.rows import columns
 
 _FLOATS = {"soft_targets": "entropy", "samples": "completion_logprobs", "beams": "sum_logprobs"}
 
@@ -191,7 +191,7 @@ def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
 
 def _compute_other_bits() -> None:
     """Let this process compute as another machine does: floats that differ in the last bit, another Python."""
-    module: Any = storage.destinations
+    module: Any = storage.writing.destinations
     original = module.write_shard
 
     def write_shard(

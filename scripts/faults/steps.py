@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.files import TEMPORARY_PREFIX
+from storage.disk.files import TEMPORARY_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from scripts.faults.children import Ending, run_in_child
 from scripts.faults.kills import Target, chosen_moments
 from scripts.faults.steps import Hook, Moment, observed_steps
 from scripts.faults.tally import Tally
+from storage.disk.files import TEMPORARY_PREFIX
 from storage.errors import CacheError
-from storage.files import TEMPORARY_PREFIX
-from storage.manifest import MANIFEST_NAME, PLAN_NAME, read_commit, read_plan
-from storage.publication import WORK_DIR
-from storage.shard import check_file
-from storage.verification import verify_cache
+from storage.reading.verification import verify_cache
+from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, read_commit, read_plan
+from storage.shards.shard import check_file
+from storage.writing.publication import WORK_DIR
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 # A full disk or quota stays full; a bad block is met once.

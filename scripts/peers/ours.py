@@ -12,12 +12,13 @@ import numpy as np
 from scripts.bench.caches import made_up_identity
 from scripts.peers.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
 from scripts.peers.system import System
-from storage import soft_targets
-from storage.cache import open_cache
-from storage.dataset_card import dataset_card
-from storage.files import remove_leftovers, write_file
-from storage.hashing import sha256_file
-from storage.manifest import (
+from storage.disk.files import remove_leftovers, write_file
+from storage.disk.hashing import sha256_file
+from storage.reading.cache import open_cache
+from storage.reading.row_stream import RowStream
+from storage.reading.verification import verify_cache
+from storage.records.dataset_card import dataset_card
+from storage.records.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
     CacheIdentity,
@@ -31,10 +32,9 @@ from storage.manifest import (
     write_manifest,
     write_plan,
 )
-from storage.row_stream import RowStream
-from storage.shard import write_shard
-from storage.soft_targets import SoftTargetRows
-from storage.verification import verify_cache
+from storage.rows import soft_targets
+from storage.rows.soft_targets import SoftTargetRows
+from storage.shards.shard import write_shard
 
 _BATCH_ROWS = 32
 _NUM_SHARDS = NUM_ROWS // ROWS_PER_SHARD

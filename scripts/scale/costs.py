@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scripts.scale.made_up import BLOCK_SIZE, BYTES_PER_TOKEN, TOKENS_PER_SHARD, VOCAB_SIZE
-from storage.epoch_order import SHARDS_PER_GROUP, STRANDS
 from storage.errors import ConfigError
-from storage.remote import PIECE_BYTES
+from storage.reading.epoch_order import SHARDS_PER_GROUP, STRANDS
+from storage.remote.directory import PIECE_BYTES
 
 _BENCHMARKS = "measured, docs/benchmarks.md"
 _TARGETS = "measured, docs/targets.md"
@@ -91,15 +91,15 @@ class Assumptions:
     """UTF-8 bytes of the text."""
 
     device_bytes_per_token: float = _number(33 * (4 + 4 + 1) + 33 * (4 + 1) + 3 * 4, "B/token", _CODE)
-    """pipeline/sparsify.py, PaddedTargets at the default tail_weight 1/32: 33 places for a head, 33 for draws."""
+    """pipeline/producers/sparsify.py: PaddedTargets at default tail_weight 1/32: 33 places for a head, 33 for draws."""
     stored_token_bytes: float = _number(2, "B/token", _CODE)
-    """pipeline/token_store.py: uint16 below 65,536 ids."""
+    """pipeline/corpus/token_store.py: uint16 below 65,536 ids."""
     piece_bytes: int = _number(PIECE_BYTES, "B", _CODE)
-    """storage/remote.py: what one request asks for."""
+    """storage/remote/directory.py: what one request asks for."""
     group_shards: int = _number(SHARDS_PER_GROUP, "shards", _CODE)
-    """storage/epoch_order.py: shards that a stream proves before its first batch."""
+    """storage/reading/epoch_order.py: shards that a stream proves before its first batch."""
     commit_lookups: float = _number(7, "look-ups", _CODE)
-    """storage/manifest.py, read_held_commit: two links, is it there, size, bytes; does its shard wait, its size."""
+    """storage/records/manifest.py, read_held_commit: two links, is it there, size, bytes; its shard."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

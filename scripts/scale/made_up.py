@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.token_store import TokenStore, TokenWriter
+from pipeline.corpus.token_store import TokenStore, TokenWriter
 from scripts.bench.caches import RECORD_BATCH_ROWS, made_up_identity
-from storage.files import link_or_copy
-from storage.manifest import (
+from storage.disk.files import link_or_copy
+from storage.records.manifest import (
     CacheIdentity,
     Manifest,
     ShardKey,
@@ -27,7 +27,7 @@ from storage.manifest import (
     write_manifest,
     write_plan,
 )
-from storage.publication import describe
+from storage.writing.publication import describe
 
 VOCAB_SIZE = 50_257
 BLOCK_SIZE = 512

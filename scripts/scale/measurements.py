@@ -17,25 +17,25 @@ from typing import NoReturn, cast
 import numpy as np
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import Producer, make_producers, planned_shards, shard_ranges
-from pipeline.shard_writing import write_missing_shards
-from pipeline.teacher import Teacher
-from pipeline.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.teacher.model import Teacher
 from scripts.bench.measure import peak_extra_bytes, seconds_of
 from scripts.scale.made_up import BLOCK_SIZE, TOKENS_PER_SHARD, VOCAB_SIZE, MadeUp, identity_of, tokens_of
-from storage.cache import Cache, open_cache
-from storage.destinations import open_destination
-from storage.epoch_order import EpochOrder
+from storage.disk.hashing import sha256_file
 from storage.errors import MissingFileError, TransferError
-from storage.hashing import sha256_file
-from storage.inspection import render_summary, summarize
-from storage.manifest import MANIFEST_NAME, read_plan
-from storage.merging import merge
-from storage.publication import finish
-from storage.remote import RemoteDirectory
-from storage.remote_cache import LocalCopy
-from storage.transfer import pull, push
-from storage.verification import check_records
+from storage.reading.cache import Cache, open_cache
+from storage.reading.epoch_order import EpochOrder
+from storage.reading.inspection import render_summary, summarize
+from storage.reading.remote_cache import LocalCopy
+from storage.reading.verification import check_records
+from storage.records.manifest import MANIFEST_NAME, read_plan
+from storage.remote.directory import RemoteDirectory
+from storage.sharing.merging import merge
+from storage.sharing.transfer import pull, push
+from storage.writing.destinations import open_destination
+from storage.writing.publication import finish
 
 KIND, SPLIT = "soft_targets", "train"
 STREAM_POSITION = 10**9

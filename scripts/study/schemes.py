@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pipeline.sparsify import sparsify
+from pipeline.producers.sparsify import sparsify
 from scripts.study.stored_bytes import draw_counts_bytes, payload_bytes
 
 MANTISSA_BITS = 6
@@ -90,7 +90,7 @@ def _cross_entropy_gradient(softmax_CV: Tensor, ids_CK: Tensor, weights_CK: Tens
 
 
 def _round(logprobs: Tensor) -> Tensor:
-    """storage.bit_rounding on the device."""
+    """storage.rows.bit_rounding on the device."""
     bits = logprobs.half().view(torch.int16).int() & 0xFFFF
     dropped = 10 - MANTISSA_BITS
     rounded = (bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)) >> dropped << dropped

@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.plan import RECORD_BATCH_ROWS
-from pipeline.sparsify import SparseTargets
-from storage.shard import ZSTD_LEVEL
-from storage.soft_targets import SoftTargetRows, encode, schema
+from pipeline.producers.sparsify import SparseTargets
+from storage.rows.soft_targets import SoftTargetRows, encode, schema
+from storage.shards.shard import ZSTD_LEVEL
 
 PAYLOAD = ["head_size", "tail_size", "ids", "logprobs"]
 

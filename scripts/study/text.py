@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.stdlib_corpus import docstring_documents, stdlib_documents
-from storage.hashing import hash_permutation
+from pipeline.corpus.stdlib_corpus import docstring_documents, stdlib_documents
+from storage.disk.hashing import hash_permutation
 
 _EOS = "<|endoftext|>"
 _NUM_HELD_OUT = 512

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from storage.disk.files import publishing_path
 from storage.errors import ConfigError
-from storage.files import publishing_path
-from storage.remote_cache import default_local_copy
+from storage.reading.remote_cache import default_local_copy
 
 _HERE = Path(__file__).parent
 _SPECIFICATION = ("package.json", "package-lock.json")

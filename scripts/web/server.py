@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from scripts.web.packages import VENDOR_FILES
+from storage.disk.files import safe_join
 from storage.errors import ConfigError, UnsafePathError
-from storage.files import safe_join
 
 _PAGE = Path(__file__).parent
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/worker.js": "worker.js", "/style.css": "style.css"}

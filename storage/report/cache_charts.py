@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.pages.charts import Axes, Chart, Line, bars, histogram, lines
+from storage.pages.markup import Markup, join
+from storage.pages.numbers import percent, whole
+from storage.pages.page import grid, note
 from storage.report.cache_rows import BeamsSeen, Coverage, Floats, SamplesSeen, SoftTargetsSeen
-from storage.report.charts import Axes, Chart, Line, bars, histogram, lines
-from storage.report.markup import Markup, join
-from storage.report.numbers import percent, whole
-from storage.report.page import grid, note
 
 _ENTROPY_BINS, _MASS_BINS, _LENGTH_BINS = 40, 25, 24
 _ENDS = {"stop": "end of text", "length": "token limit"}

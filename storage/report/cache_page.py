@@ -7,17 +7,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from storage.cache import Cache, open_cache
-from storage.hashing import sha256_file
-from storage.inspection import summarize
-from storage.manifest import MANIFEST_NAME
+from storage.disk.hashing import sha256_file
+from storage.pages.markup import Markup, element, join
+from storage.pages.numbers import ABSENT, count, decimal, significant, size, whole
+from storage.pages.page import Section, note, page, publish_page, require_file_name
+from storage.pages.svg import require_matplotlib
+from storage.pages.tables import Cell, facts, table, tiles
+from storage.reading.cache import Cache, open_cache
+from storage.reading.inspection import summarize
+from storage.records.manifest import MANIFEST_NAME
 from storage.report.cache_charts import beams_charts, samples_charts, soft_targets_charts
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets
-from storage.report.markup import Markup, element, join
-from storage.report.numbers import ABSENT, count, decimal, significant, size, whole
-from storage.report.page import Section, note, page, publish_page, require_file_name
-from storage.report.svg import require_matplotlib
-from storage.report.tables import Cell, facts, table, tiles
 
 _KIND_NAMES = {"soft_targets": "soft targets", "samples": "sampled texts", "beams": "prompts with beam candidates"}
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage import beams, samples, soft_targets
-from storage.cache import Cache
-from storage.manifest import SPLITS, ShardRecord
-from storage.shard import Shard
+from storage.reading.cache import Cache
+from storage.records.manifest import SPLITS, ShardRecord
+from storage.rows import beams, samples, soft_targets
+from storage.shards.shard import Shard
 
 # Of each kind; a shard is hashed whole before it is read, and copied here first when the cache is at a URL.
 MOST_SHARDS, MOST_RECORD_BATCHES = 4, 32

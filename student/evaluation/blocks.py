@@ -14,14 +14,14 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from storage.cache import Cache
 from storage.progress import Progress
-from student.batches import BlockBatch, block_batch
+from storage.reading.cache import Cache
 from student.evaluation.intervals import ratio_intervals
 from student.evaluation.parts import in_parts
 from student.evaluation.positions import PositionMeasures, measure_positions
 from student.evaluation.ratios import ratio_with_error
-from student.objective import soft_target_settings
+from student.losses.batches import BlockBatch, block_batch
+from student.training.objective import soft_target_settings
 
 _NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT = range(7)
 

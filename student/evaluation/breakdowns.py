@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student.batches import BlockBatch
 from student.evaluation.blocks import block_of_position
 from student.evaluation.calibration import Calibration
 from student.evaluation.positions import PositionMeasures
 from student.evaluation.ratios import BinnedRatios
+from student.losses.batches import BlockBatch
 
 _ENTROPY_BIN_NATS = 0.5
 

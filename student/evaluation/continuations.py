@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from storage.cache import Cache
-from storage.hashing import hash_u64, hash_uniform
+from storage.disk.hashing import hash_u64, hash_uniform
 from storage.progress import Progress
-from storage.samples import SampleRow, decode
+from storage.reading.cache import Cache
+from storage.rows.samples import SampleRow, decode
 
 _CHOICE_SEED = 22
 # Most texts per prompt that are measured, whatever a cache holds.

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from storage.cache import Cache
+from storage.reading.cache import Cache
 from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts
 from student.evaluation.texts import Text, has_sacrebleu, measure_texts
 

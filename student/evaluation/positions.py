@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student.batches import BlockBatch
+from student.losses.batches import BlockBatch
 from student.losses.divergences import forward_kl
 from student.losses.head_matmul import chunk_positions_on
 from student.losses.targets import SparseTargets

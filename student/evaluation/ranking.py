@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.cache import Cache
-from student.batches import beam_batch
+from storage.reading.cache import Cache
 from student.evaluation.intervals import mean_intervals
 from student.evaluation.parts import in_parts
-from student.objective import candidate_scores
+from student.losses.batches import beam_batch
+from student.training.objective import candidate_scores
 
 _NAMES = (
     "selection_accuracy", "selection_chance",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from storage.cache import Cache, open_cache
+from storage.reading.cache import Cache, open_cache
 from student.config import EvaluateConfig
 from student.errors import BrokenStudentError, NoHeldOutRowsError
 from student.evaluation.blocks import (

@@ -1,1 +1,1 @@
-"""Shipping a student: as ONNX, GGUF or small safetensors, each run and compared before it appears."""
+"""Students for other runtimes: what all formats share, and how an export is tried before it appears."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from storage.cache import Cache
+from storage.disk.files import publishing_path, refusals
 from storage.errors import ConfigError
-from storage.files import publishing_path, refusals
+from storage.reading.cache import Cache
 from student.export.config import ExportConfig
 from student.export.held_out import cached_sequences, text_sequences
 from student.export.model_card import model_card
@@ -58,7 +58,7 @@ def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -
     """The files of an export, unproved; raises NotExportableError."""
     match config.format:
         case "gguf":
-            from student.export.gguf_file import check_gguf, write_gguf
+            from student.export.gguf.file import check_gguf, write_gguf
 
             check_gguf(model, tokenizer, str(config.student))
             write_gguf(model, tokenizer, path, config.quantize)
@@ -71,8 +71,8 @@ def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -
 
 def _write_onnx_directory(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
     """onnx/model.onnx or, as transformers.js calls it, onnx/model_quantized.onnx, with what belongs to it."""
-    from student.export.onnx_graph import write_onnx
-    from student.export.onnx_int8 import quantize_onnx
+    from student.export.onnx.graph import write_onnx
+    from student.export.onnx.int8 import quantize_onnx
 
     plain = path / "onnx" / "model.onnx"
     write_onnx(model, str(config.student), plain)

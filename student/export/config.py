@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from storage.errors import ConfigError
-from storage.remote import require_local
+from storage.remote.directory import require_local
 
 Format = Literal["onnx", "gguf", "safetensors"]
 Quantize = Literal["none", "int8", "q8_0"]

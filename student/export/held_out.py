@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import soft_targets
-from storage.cache import Cache, open_cache
 from storage.errors import ConfigError, first_line
+from storage.reading.cache import Cache, open_cache
+from storage.rows import soft_targets
 from student.errors import HeldOutTextError, VocabularyMismatchError
 from student.model import context_length_of, head_weight
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from storage.cache import Cache
+from storage.reading.cache import Cache
 from student.export.trial import Trial
 
 

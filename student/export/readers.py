@@ -73,7 +73,7 @@ def _onnx_runtime() -> Runtime:
     require("an ONNX file", "onnxruntime")
     import onnxruntime
 
-    from student.export.onnx_reader import OnnxReader
+    from student.export.onnx.reader import OnnxReader
 
     return Runtime(name=f"onnxruntime {onnxruntime.__version__}", open=lambda path: OnnxReader(onnx_file(path)))
 
@@ -83,14 +83,14 @@ def _gguf_runtime() -> Runtime:
         import llama_cpp
     except ImportError:
         return _numpy_runtime()
-    from student.export.llama_reader import LlamaReader
+    from student.export.gguf.llama_reader import LlamaReader
 
     return Runtime(name=f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", open=LlamaReader)
 
 
 def _numpy_runtime() -> Runtime:
     require("a GGUF file", "gguf")
-    from student.export.gguf_reader import GgufReader
+    from student.export.gguf.reader import GgufReader
 
     return Runtime(name="gguf's reader and numpy", open=GgufReader)
 

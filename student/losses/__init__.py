@@ -1,1 +1,1 @@
-"""Losses of the student: sparse targets, token log-probabilities and beam selection."""
+"""From rows of a cache to losses and gradients."""

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from storage import beams
-from storage.cache import Cache
+from storage.pages.markup import Markup, element, join, one_line
+from storage.pages.page import note, quotation
+from storage.pages.tables import table
+from storage.reading.cache import Cache
 from storage.report.cache_rows import spread
-from storage.report.markup import Markup, element, join, one_line
-from storage.report.page import note, quotation
-from storage.report.tables import table
-from student.batches import beam_batch
-from student.objective import candidate_scores
+from storage.rows import beams
+from student.losses.batches import beam_batch
+from student.training.objective import candidate_scores
 
 _NUM_PROMPTS = 4
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from storage.report.charts import Axes, Chart, Line, lines
-from storage.report.markup import Markup
-from storage.report.page import grid
-from storage.report.tables import Cell
+from storage.pages.charts import Axes, Chart, Line, lines
+from storage.pages.markup import Markup
+from storage.pages.page import grid
+from storage.pages.tables import Cell
 from student.report.runs import Point, Run
 
 _LOSSES = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from storage.report.markup import Markup, element, join
-from storage.report.numbers import ABSENT, decimal, interval, percent, share_interval, size, whole
-from storage.report.page import note
-from storage.report.tables import Cell, table
+from storage.pages.markup import Markup, element, join
+from storage.pages.numbers import ABSENT, decimal, interval, percent, share_interval, size, whole
+from storage.pages.page import note
+from storage.pages.tables import Cell, table
 from student.report.runs import Run
 
 

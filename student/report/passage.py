@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage import soft_targets
-from storage.cache import Cache
-from storage.report.markup import Markup, element, join
-from storage.report.numbers import percent
-from storage.report.page import note
-from student.batches import block_batch
+from storage.pages.markup import Markup, element, join
+from storage.pages.numbers import percent
+from storage.pages.page import note
+from storage.reading.cache import Cache
+from storage.rows import soft_targets
 from student.evaluation.positions import measure_positions
+from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
 from student.model import head_weight, hidden_states
 

@@ -10,14 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from storage.cache import Cache
-from storage.hashing import sha256_file
-from storage.manifest import MANIFEST_NAME
+from storage.disk.hashing import sha256_file
+from storage.pages.markup import Markup, element, join
+from storage.pages.numbers import ABSENT, duration, size, whole
+from storage.pages.page import note
+from storage.pages.tables import Cell, facts, table
+from storage.reading.cache import Cache
+from storage.records.manifest import MANIFEST_NAME
 from storage.report.cache_page import code, commands_block
-from storage.report.markup import Markup, element, join
-from storage.report.numbers import ABSENT, duration, size, whole
-from storage.report.page import note
-from storage.report.tables import Cell, facts, table
 from student.config import MixConfig, TrainConfig
 from student.report.runs import Run
 from student.run_record import is_of_other_rows

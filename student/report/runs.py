@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from student.run_log import read_metrics
+from student.training.run_log import read_metrics
 
 Point = tuple[float, float]
 _MOST_POINTS = 120

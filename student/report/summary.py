@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from storage.report.markup import Markup, element
-from storage.report.numbers import ABSENT, count, decimal, percent, size
-from storage.report.tables import tiles
+from storage.pages.markup import Markup, element
+from storage.pages.numbers import ABSENT, count, decimal, percent, size
+from storage.pages.tables import tiles
 from student.report.runs import Run
 
 # How a student's perplexity compares with the teacher's: up to this ratio, these words.

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage.cache import Cache
-from storage.report.markup import Markup, element, join
-from storage.report.numbers import ABSENT, decimal, interval, percent, share_interval
-from storage.report.page import note, quotation
-from storage.report.tables import Cell, table
+from storage.pages.markup import Markup, element, join
+from storage.pages.numbers import ABSENT, decimal, interval, percent, share_interval
+from storage.pages.page import note, quotation
+from storage.pages.tables import Cell, table
+from storage.reading.cache import Cache
 from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts
 from student.report.runs import Run
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from storage.cache import Cache, open_cache
-from storage.report.markup import Markup, join
-from storage.report.page import Section, page, publish_page, require_file_name
-from storage.report.svg import require_matplotlib
+from storage.pages.markup import Markup, join
+from storage.pages.page import Section, page, publish_page, require_file_name
+from storage.pages.svg import require_matplotlib
+from storage.reading.cache import Cache, open_cache
 from student.config import EvaluateConfig, ReportConfig
 from student.evaluation import evaluate
-from student.generation import generation_speeds
+from student.generation.generator import generation_speeds
 from student.model import choose_device, load_cache_tokenizer, load_fitting_student
 from student.report.candidates import candidates_view, rank_some_prompts
 from student.report.curves import calibration_charts, divergence_charts, training_charts

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from pipeline.teacher import Teacher
+from pipeline.teacher.model import Teacher
 
 
 @pytest.fixture(scope="session")

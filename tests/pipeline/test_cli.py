@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 from storage.errors import ConfigError
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "pyarrow.dataset")
 
 

@@ -14,11 +14,12 @@ from types import ModuleType
 import pytest
 
 from pipeline import BeamsConfig, SamplesConfig
+from tests.places import ROOT
 
 # Everything heavy is imported once; each run is a fork that kills itself at the moment asked for.
 SCRIPT = """
 import base64, json, os, pickle, signal, sys
-import pipeline.job, storage.shard, torch
+import pipeline.job, storage.shards.shard, torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 from pipeline.job import precompute
 torch.set_num_threads(1)
@@ -57,13 +58,13 @@ print(json.dumps(codes))
 """
 
 KILLS = [
-    ("pipeline.tokenization", "write_file", 0, False),  # the text is tokenized, but its directory not yet in place
-    ("storage.destinations", "write_commit", 0, False),  # a shard is published, its commit record is not
-    ("storage.destinations", "write_commit", 1, True),  # right after a commit record
-    ("storage.shard", "check_batch", 1, False),  # in the middle of a shard
-    ("storage.files", "sync_directory", 2, False),  # renamed, not yet synced
-    ("storage.publication", "write_manifest", 0, False),  # all shards are there, the manifest is not
-    ("storage.publication", "write_manifest", 0, True),  # the manifest is there, the work files are too
+    ("pipeline.corpus.tokenization", "write_file", 0, False),  # text is tokenized, its directory not yet in place
+    ("storage.writing.destinations", "write_commit", 0, False),  # a shard is published, its commit record is not
+    ("storage.writing.destinations", "write_commit", 1, True),  # right after a commit record
+    ("storage.shards.shard", "check_batch", 1, False),  # in the middle of a shard
+    ("storage.disk.files", "sync_directory", 2, False),  # renamed, not yet synced
+    ("storage.writing.publication", "write_manifest", 0, False),  # all shards are there, the manifest is not
+    ("storage.writing.publication", "write_manifest", 0, True),  # the manifest is there, the work files are too
 ]
 
 
@@ -71,7 +72,7 @@ KILLS = [
 def run_script() -> Callable[..., list[int]]:
     def run_script(*configs: object) -> list[int]:
         arguments = [base64.b64encode(pickle.dumps(configs)).decode(), json.dumps(KILLS)]
-        root = Path(__file__).parents[2]
+        root = ROOT
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *arguments], cwd=root, capture_output=True, text=True, check=False
         )

@@ -27,9 +27,10 @@ from pipeline.errors import (
 )
 from pipeline.estimate import render_plan
 from pipeline.job import Job, plan_only
-from pipeline.teacher import Teacher
-from storage import Cache, beams, open_cache, samples, verify_cache
+from pipeline.teacher.model import Teacher
+from storage import Cache, open_cache, verify_cache
 from storage.errors import CacheMismatchError, ConfigError
+from storage.rows import beams, samples
 from tests.precomputed import precomputed
 
 Snapshot = Callable[[Path], dict[str, str]]
@@ -165,10 +166,10 @@ class Stop(Exception):
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
     """Let `name` of a module of a run work a number of times and then raise."""
-    import storage.destinations
-    import storage.publication
+    import storage.writing.destinations
+    import storage.writing.publication
 
-    modules = (storage.destinations, storage.publication)
+    modules = (storage.writing.destinations, storage.writing.publication)
     module = next(module for module in modules if hasattr(module, name))
     original, count = getattr(module, name), iter(range(calls))
 

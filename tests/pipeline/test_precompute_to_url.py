@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, precompute
-from pipeline.soft_targets import SoftTargetsProducer
+from pipeline.producers.soft_targets import SoftTargetsProducer
 from storage import open_cache
 from storage.errors import CacheMismatchError, ConfigError, DiskFullError
-from storage.manifest import read_manifest
+from storage.records.manifest import read_manifest
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 Snapshot = Callable[[Path], dict[str, str]]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scripts.bench.caches import write_soft_targets_cache
-from storage import soft_targets
-from storage.verification import verify_cache
+from storage.reading.verification import verify_cache
+from storage.rows import soft_targets
 
 
 @pytest.mark.parametrize("vocab_size", [300, 70_000])

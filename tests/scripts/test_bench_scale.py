@@ -8,8 +8,8 @@ import pytest
 
 from scripts.bench import scale
 from scripts.bench.config import BenchConfig
-from storage.cache import open_cache
-from storage.manifest import MANIFEST_NAME
+from storage.reading.cache import open_cache
+from storage.records.manifest import MANIFEST_NAME
 
 
 def test_caches_grow_tenfold_and_their_rows_differ(tmp_path: Path) -> None:

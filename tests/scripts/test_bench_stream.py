@@ -9,7 +9,8 @@ from pathlib import Path
 from scripts.bench import stream
 from scripts.bench.config import BenchConfig
 from scripts.bench.stream_systems import OURS, PEERS
-from storage import open_cache, soft_targets
+from storage import open_cache
+from storage.rows import soft_targets
 
 TINY = BenchConfig(name="stream", size="tiny", rounds=1, peers_python=sys.executable)
 

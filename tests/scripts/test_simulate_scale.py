@@ -25,10 +25,11 @@ from scripts.scale.made_up import BYTES_PER_TOKEN, ROWS_PER_SHARD, TOKENS_PER_SH
 from scripts.scale.measurements import KIND, MEASUREMENTS, SPLIT, STREAM_POSITION, Figures, epoch_order, measure_all
 from scripts.scale.report import render_costs
 from scripts.simulate_scale import SimulateScaleConfig
-from storage.cache import open_cache
+from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError
-from storage.hashing import sha256_file
-from storage.manifest import MANIFEST_NAME, read_commit
+from storage.reading.cache import open_cache
+from storage.records.manifest import MANIFEST_NAME, read_commit
+from tests.places import ROOT
 
 NUM_SHARDS = 201
 ROWS = NUM_SHARDS * ROWS_PER_SHARD
@@ -195,14 +196,14 @@ def test_settings_that_leave_nothing_to_do_are_refused(changes: dict[str, object
 
 
 def test_the_page_shows_what_the_script_prints() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    page = (ROOT / "docs" / "scale.md").read_text()
     assert render_costs(Assumptions()) in page
     assert all(f"\n| {measurement.what} | " in page for measurement in MEASUREMENTS)
 
 
 def test_the_command_prints_one_document() -> None:
     command = [sys.executable, "-m", "scripts.simulate_scale", "--num-shards", "4", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     document = json.loads(done.stdout)
     assert [one["what"] for one in document["measurements"]] == [m.what for m in MEASUREMENTS]
     assert document["costs"]

@@ -15,8 +15,7 @@ from scripts.faults.bench import Bench, difference, snapshot
 from scripts.faults.children import Child, run_in_child
 from scripts.faults.kills import Target, kill_at_steps
 from scripts.faults.tally import Tally
-
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
 
 
 def test_a_small_soak_loses_nothing(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.sparsify import SparseTargets
+from pipeline.producers.sparsify import SparseTargets
 from scripts.study_bytes import BytesConfig, Positions, _base_tables, _by_probability, _settings_table, rounding_kl
 from scripts.study_bytes import sparse_targets as targets_of
-from storage.bit_rounding import round_float16
+from storage.rows.bit_rounding import round_float16
 
 
 def example() -> SparseTargets:

@@ -15,7 +15,7 @@ from scripts.study.schemes import MANTISSA_BITS, Scheme, Teaching, _round, all_s
 from scripts.study.stored_bytes import draw_counts_bytes
 from scripts.study.students import StudentConfig, TeacherConfig
 from scripts.study_targets import Size, run_study
-from storage.bit_rounding import round_float16
+from storage.rows.bit_rounding import round_float16
 
 VOCAB = 300
 SCHEMES = {scheme.name: scheme for scheme in all_schemes()}

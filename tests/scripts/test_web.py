@@ -21,7 +21,7 @@ from scripts.web.server import describe, make_server
 from storage.errors import ConfigError
 from student.export.command import write_export
 from student.export.config import ExportConfig
-from student.generation import Generator
+from student.generation.generator import Generator
 from student.model import load_student, load_tokenizer
 from tests.browser import visiting
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from storage.errors import RowError
-from storage.manifest import CacheIdentity
-from storage.shard import check_batch
+from storage.records.manifest import CacheIdentity
+from storage.shards.shard import check_batch
 
 Edit = Callable[[list[Any]], object]
 # What to change in which columns, the column that is blamed, and a part of what is said about it.

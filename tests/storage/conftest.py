@@ -19,12 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import beams, samples, soft_targets
-from storage.beams import BeamRow, Candidate
-from storage.dataset_card import dataset_card
-from storage.files import write_file
-from storage.hashing import sha256_file
-from storage.manifest import (
+from storage.disk.files import write_file
+from storage.disk.hashing import sha256_file
+from storage.records.dataset_card import dataset_card
+from storage.records.manifest import (
     KINDS,
     SPLITS,
     CacheIdentity,
@@ -36,15 +34,17 @@ from storage.manifest import (
     write_manifest,
     write_plan,
 )
-from storage.samples import SampleRow
-from storage.shard import write_shard
-from storage.soft_targets import SoftTargetRows
+from storage.rows import beams, samples, soft_targets
+from storage.rows.beams import BeamRow, Candidate
+from storage.rows.samples import SampleRow
+from storage.rows.soft_targets import SoftTargetRows
+from storage.shards.shard import write_shard
+from tests.places import ROOT
 from tests.storage.object_store import FakeHub
 
 # What they assert is told as what a test asserts is.
 pytest.register_assert_rewrite("tests.storage.broken_rows", "tests.storage.stopping")
 
-REPOSITORY = Path(__file__).parents[2]
 VOCAB_SIZE = 50
 BLOCK_SIZE = 6
 RECORD_BATCH_ROWS = 4
@@ -363,7 +363,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n{code}"
         command = [sys.executable, "-c", limited, *map(str, arguments)]
         try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY, check=False)
+            return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, -1, "", "still running after ten seconds")
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from storage import open_cache
-from storage.cache import Cache
 from storage.cli import main
 from storage.errors import TeachonceError
-from storage.manifest import KINDS
+from storage.reading.cache import Cache
+from storage.records.manifest import KINDS
 
 Run = Callable[..., SimpleNamespace]
 
@@ -108,7 +108,7 @@ def test_head_shows_rows_of_each_kind(run: Run, cache: Cache, kind: str, split: 
 
 
 def test_head_shows_the_text_and_probabilities_that_are_stored(run: Run, cache: Cache) -> None:
-    from storage import soft_targets
+    from storage.rows import soft_targets
 
     rows = soft_targets.decode(next(cache.record_batches("soft_targets", "train")))
     done = run("head", cache.path, "--num-rows", "1")

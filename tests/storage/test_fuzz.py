@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.fuzz_cache import FuzzFailureError, Name, Target, Worker, containers, make_target, mutate_bytes
+from tests.places import GOLDEN
 from tests.storage.hostile import ArrowFile
 
-GOLDEN = Path(__file__).parent / "golden" / "cache"
 ERRORS = {"RecordError", "FormatVersionError", "UnsafePathError"}
 
 JSON_VALUES = st.recursive(
@@ -91,7 +91,7 @@ def places_in_buffers(data: bytes) -> list[int]:
 
 
 def scratch(directory: Path) -> Path:
-    return Path(shutil.copytree(GOLDEN, directory / "cache"))
+    return Path(shutil.copytree(GOLDEN / "cache", directory / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import SoftTargetsConfig
-from storage import Cache, soft_targets, verify_cache
-from student import EvaluateConfig, Generator, TrainConfig, evaluate, learner
-from student.batches import block_batch
-from student.trainer import train
+from storage import Cache, verify_cache
+from storage.rows import soft_targets
+from student import EvaluateConfig, Generator, TrainConfig, evaluate
+from student.losses.batches import block_batch
+from student.training import learner
+from student.training.trainer import train
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.places import ROOT
+
 # Runs the command line once for each list of arguments, in one process without network and without pipeline.
 SCRIPT = """
 import importlib.abc, json, socket, sys
@@ -64,7 +66,7 @@ def test_a_student_is_trained_measured_and_used_from_the_cache_alone(
         ["generate", out, "--prompt", "the teacher", "--max-new-tokens", "5", "--seed", "3"],
         ["generate", out, "--prompt", "the teacher", "--max-new-tokens", "5", "--candidates", "2"],
     ]
-    root = Path(__file__).parents[2]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)], cwd=root, capture_output=True, text=True, check=False
     )

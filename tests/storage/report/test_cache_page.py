@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import open_cache, soft_targets
-from storage.cache import Cache
+from storage import open_cache
 from storage.cli import main
 from storage.errors import ShardFormatError
-from storage.manifest import KINDS
+from storage.reading.cache import Cache
+from storage.records.manifest import KINDS
 from storage.report import cache_rows
 from storage.report.cache_page import cache_page
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets, spread
-from tests.storage.report.test_page import check_page
+from storage.rows import soft_targets
+from tests.storage.pages.test_page import check_page
 
 HOSTILE = '"></td><script>alert("hi")</script>\x1b[2J\u202e'
 
@@ -185,7 +186,7 @@ def test_bytes_of_columns_are_those_of_their_buffers(small_cache: Path, kind: st
 def test_buffers_that_are_not_those_of_the_columns(small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = open_cache(small_cache)
     shard = cache.open_shard(cache.shards("beams", "train")[0])
-    monkeypatch.setattr("storage.shard.stored_buffer_bytes", lambda content: [1])
+    monkeypatch.setattr("storage.shards.shard.stored_buffer_bytes", lambda content: [1])
     with pytest.raises(ShardFormatError, match="has 1 buffers, expected"):
         shard.column_bytes()
 

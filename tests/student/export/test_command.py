@@ -21,9 +21,10 @@ import student.cli
 from storage import Cache
 from storage.errors import ConfigError, DiskFullError, MissingExtraError, TeachonceError
 from student.errors import BrokenStudentError, DisagreementError, NoSuchStudentError, RuntimeFailedError
-from student.export import command, gguf_file, readers
+from student.export import command, readers
 from student.export.command import export_student
 from student.export.config import TOLERANCES_NATS, ExportConfig
+from student.export.gguf import file
 from student.export.model_card import model_card
 from student.export.trial import Trial
 from student.run_record import RUN_NAME, read_run
@@ -171,13 +172,13 @@ def nothing_is_left(export_config: Make) -> Iterator[None]:
 
 @pytest.mark.usefixtures("nothing_is_left")
 def test_a_weight_that_is_not_the_students_is_noticed(export_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = gguf_file.gguf_weights
+    original = file.gguf_weights
 
     def damaged(model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
         for name, weight in original(model):
             yield name, weight * np.float32(1.05) if name == "blk.1.ffn_up.weight" else weight
 
-    monkeypatch.setattr(gguf_file, "gguf_weights", damaged)
+    monkeypatch.setattr(file, "gguf_weights", damaged)
     with pytest.raises(DisagreementError, match=r"exported\.gguf: not kept: .* allowed are 2e-05") as caught:
         export_student(export_config())
     assert "\n" not in str(caught.value)

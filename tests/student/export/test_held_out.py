@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import Cache, soft_targets
+from storage import Cache
+from storage.rows import soft_targets
 from student.errors import HeldOutTextError, VocabularyMismatchError
 from student.export.held_out import cached_sequences, text_sequences
 from student.model import load_student, load_tokenizer

@@ -16,8 +16,8 @@ import torch
 import tyro
 
 from storage import Cache
-from storage.beams import decode as decode_beams
-from storage.report import page
+from storage.pages import page
+from storage.rows.beams import decode as decode_beams
 from student import MixConfig, TrainConfig
 from student.report.candidates import candidates_view, places, rank_some_prompts
 from student.report.passage import heat, look_at_passage, passage_view, quoted

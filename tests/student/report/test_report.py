@@ -19,7 +19,7 @@ from student.config import ReportConfig
 from student.model import load_student
 from student.report.runs import read_log
 from student.report.whole import report_page
-from tests.storage.report.test_page import check_page
+from tests.storage.pages.test_page import check_page
 from tests.student.report.measures import made_up_measures
 from tests.student.report.test_runs import make_run
 

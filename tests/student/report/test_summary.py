@@ -6,7 +6,7 @@ from html import unescape
 
 import pytest
 
-from storage.report.numbers import interval, share_interval
+from storage.pages.numbers import interval, share_interval
 from student.report.headline import headline
 from student.report.summary import comparison, sentences, summary_view, told_about
 from tests.student.report.measures import TEACHER, made_up_measures

@@ -1,0 +1,73 @@
+"""Blocks of T + 1 tokens cut from a store, and prompts taken from their documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.corpus.token_store import TokenStore
+
+
+class Blocks:
+    """Consecutive blocks of `block_size` + 1 tokens; a rest shorter than a block is left out."""
+
+    def __init__(self, store: TokenStore, block_size: int) -> None:
+        self._store, self._block_tokens = store, block_size + 1
+
+    def __len__(self) -> int:
+        return self._store.num_tokens // self._block_tokens
+
+    def input_ids(self, start: int, stop: int) -> NDArray[Any]:
+        """Tokens of blocks [start, stop): [stop - start, T + 1]."""
+        flat = self._store.tokens[start * self._block_tokens : stop * self._block_tokens]
+        return np.asarray(flat).reshape(-1, self._block_tokens)
+
+    def segment_lengths(self, index: int) -> NDArray[np.int64]:
+        """Lengths of the pieces of documents in a block."""
+        start = index * self._block_tokens
+        return self._store.segment_lengths(start, start + self._block_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts of one split: prompt_id and prompt_ids of each."""
+
+    prompt_id: list[int]
+    prompt_ids: list[NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.prompt_id)
+
+
+def prompts_from_blocks(blocks: Blocks, num_prompts: int, prompt_tokens: int) -> PromptSet:
+    """Beginnings of documents' pieces, from blocks spread evenly; prompt_id is the block's row_id.
+
+    A prompt never spans two documents, and its piece is longer than the prompt, so there is something
+    to continue. Blocks without such a piece give none.
+    """
+    chosen: list[int] = []
+    prompt_ids: list[NDArray[Any]] = []
+    num_prompts = min(num_prompts, len(blocks))
+    for i in range(num_prompts):
+        for block in range(i * len(blocks) // num_prompts, (i + 1) * len(blocks) // num_prompts):
+            start = _first_long_segment(blocks.segment_lengths(block), prompt_tokens)
+            if start is not None:
+                chosen.append(block)
+                prompt_ids.append(blocks.input_ids(block, block + 1)[0, start : start + prompt_tokens])
+                break
+    return PromptSet(prompt_id=chosen, prompt_ids=prompt_ids)
+
+
+def prompts_from_column(store: TokenStore, num_prompts: int) -> PromptSet:
+    """The first prompts that a column gave; prompt_id counts them."""
+    count = min(num_prompts, len(store.ends))
+    return PromptSet(prompt_id=list(range(count)), prompt_ids=[store.document(i) for i in range(count)])
+
+
+def _first_long_segment(segment_lengths: NDArray[np.int64], prompt_tokens: int) -> int | None:
+    starts = np.cumsum(segment_lengths) - segment_lengths
+    long_enough = np.flatnonzero(segment_lengths > prompt_tokens)
+    return int(starts[long_enough[0]]) if len(long_enough) else None

@@ -1,0 +1,235 @@
+"""Where the text comes from: the standard library, files, or the Hugging Face hub.
+
+A row is a document; a plain text file is one document unless a separator says otherwise. Everything
+is streamed, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus.data_files import find_files, format_of, open_binary, refuse_utf16
+from pipeline.corpus.json_rows import json_rows
+from pipeline.corpus.stdlib_corpus import stdlib_documents
+from pipeline.errors import ColumnError, NoSuchDataError
+from storage.disk.hashing import sha256_file
+from storage.errors import ConfigError, TeachonceError, first_line
+
+STDLIB = "stdlib"
+# Long documents reach the tokenizer in pieces of about this many characters.
+_PIECE_CHARS = 1 << 20
+# A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
+_CUT = re.compile(r"\S(?=[ \n]\S)")
+# Rows may lack the text, as they may hold none; of so many from the first on, one has it, or it is the wrong name.
+_MOST_ROWS_WITHOUT = 1000
+# What a decoder puts in the place of bytes that are not UTF-8.
+_REPLACEMENT = "\ufffd"
+# What datasets and the parsers below it raise for files that are cut, empty or of another kind.
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One document: its text in pieces, and its prompts by column (empty for plain text)."""
+
+    pieces: Iterable[str]
+    prompts: dict[str, Prompt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A text source. `documents()` starts reading from the beginning."""
+
+    source: str
+    fingerprint: str
+    licence: str | None
+    documents: Callable[[], Iterator[Document]]
+
+
+def open_corpus(config: PrecomputeConfig) -> Corpus:
+    """The corpus that --data names; raises NoSuchDataError, or ConfigError for columns that plain text lacks."""
+    if config.data == STDLIB:
+        _require_no_columns(config)
+        return _stdlib_corpus()
+    path = Path(config.data)
+    if path.exists():
+        return _file_corpus(config, path)
+    if format_of(path) or config.data.startswith(("/", ".", "~")):
+        raise NoSuchDataError(config.data, "no such file")
+    return _hub_corpus(config)
+
+
+def _stdlib_corpus() -> Corpus:
+    digest = hashlib.sha256()
+    for document in stdlib_documents():
+        digest.update(document.encode(errors="replace"))
+    return Corpus(
+        source="the docstrings of the Python standard library",
+        fingerprint=digest.hexdigest(),
+        licence="psfl",
+        documents=lambda: (Document(pieces=_cut(text), prompts={}) for text in stdlib_documents()),
+    )
+
+
+def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
+    files = find_files(path)
+    if not files or not all(format_of(file) for file in files):
+        raise NoSuchDataError(config.data, "no file of a known kind")
+    if all(format_of(file) == "text" for file in files):
+        _require_no_columns(config)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+
+    def documents() -> Iterator[Document]:
+        for file in files:
+            match format_of(file):
+                case "text":
+                    yield from _text_documents(file, config.document_separator)
+                case "json":
+                    yield from _row_documents(config, str(file), json_rows(file))
+                case _:
+                    pattern = glob.escape(str(file))  # datasets would read every file that the name fits
+                    yield from _row_documents(config, str(file), _load(str(file), "parquet", data_files=pattern))
+
+    return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+
+
+def _require_no_columns(config: PrecomputeConfig) -> None:
+    """Refuse prompts from columns of plain text."""
+    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
+        if kind in config.kinds and settings.prompt_column is not None:
+            raise ConfigError(
+                f"--{kind}.prompt-column {settings.prompt_column}: --data {config.data} is plain text, which has no "
+                "columns; leave it out, or give jsonl, parquet or hub data"
+            )
+
+
+def _hub_corpus(config: PrecomputeConfig) -> Corpus:
+    name, _, subset = config.data.partition(":")
+    rows = _load(config.data, name, name=subset or None)
+    return Corpus(
+        source=config.data,
+        fingerprint=hashlib.sha256(f"{config.data} {_hub_commit(config, name)}".encode()).hexdigest(),
+        licence=rows.info.license or None,
+        documents=lambda: _row_documents(config, config.data, _load(config.data, name, name=subset or None)),
+    )
+
+
+def _hub_commit(config: PrecomputeConfig, name: str) -> str:
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.dataset_info(name).sha)
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
+
+
+def _load(source: str, loader: str, **options: Any) -> Any:
+    """The rows of `source`; raises NoSuchDataError."""
+    import datasets
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises, which we say in one line
+    try:
+        return datasets.load_dataset(loader, split="train", streaming=True, **options)
+    except StopIteration as error:
+        raise NoSuchDataError(source, "cannot be loaded: holds no rows, or is cut short") from error
+    except _UNREADABLE as error:
+        raise NoSuchDataError(source, f"cannot be loaded: {first_line(error)}") from error
+
+
+def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+    wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
+    try:
+        number, has_column, names = 0, False, set[str]()
+        for number, row in enumerate(rows, 1):
+            if not has_column:
+                has_column, names = config.text_column in row, names | row.keys()
+                if number == _MOST_ROWS_WITHOUT and not has_column:
+                    break
+            text = row.get(config.text_column)
+            if not isinstance(text, str | None):
+                found = f"row {number} holds {type(text).__name__}, not text"
+                raise ColumnError(source, config.text_column, found, "--text-column")
+            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
+        if number and not has_column:
+            raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
+    except TeachonceError:
+        raise
+    except _UNREADABLE as error:
+        raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
+
+
+def _prompt(source: str, row: dict[str, Any], column: str, number: int) -> Prompt:
+    value = row.get(column)
+    is_chat = isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
+    if not isinstance(value, str) and not is_chat:
+        holds = f"row {number} holds {type(value).__name__}, not text or chat"
+        found = holds if column in row else f"not among {sorted(row)} of row {number}"
+        raise ColumnError(source, column, found, "--samples.prompt-column or --beams.prompt-column")
+    return value  # type: ignore[return-value]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys()
+
+
+def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
+    if separator is None:
+        yield Document(pieces=_read_pieces(path), prompts={})
+        return
+    separator = separator.replace("\\n", "\n")
+    rest = ""
+    for piece in _read_pieces(path):
+        *whole, rest = (rest + piece).split(separator)
+        yield from (Document(pieces=_cut(text), prompts={}) for text in whole)
+    yield Document(pieces=_cut(rest), prompts={})
+
+
+def _read_pieces(path: Path) -> Iterator[str]:
+    """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD, which is told."""
+    rest, num_replaced = "", 0
+    try:
+        refuse_utf16(path)
+        with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
+            while characters := file.read(_PIECE_CHARS):
+                num_replaced += characters.count(_REPLACEMENT)
+                *pieces, rest = _cut(rest + characters)
+                yield from pieces
+        yield rest
+    except OSError as error:
+        raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
+    finally:  # also when who asked has read enough
+        if num_replaced:
+            print(
+                f"{path}: read {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8 "
+                "unless the text itself holds them",
+                file=sys.stderr,
+            )
+
+
+def _cut(text: str) -> list[str]:
+    """Pieces of at most about _PIECE_CHARS characters."""
+    pieces = []
+    while len(text) > _PIECE_CHARS:
+        cut = _CUT.search(text, _PIECE_CHARS // 2)
+        if cut is None:
+            break
+        pieces.append(text[: cut.end()])
+        text = text[cut.end() :]
+    return [*pieces, text]

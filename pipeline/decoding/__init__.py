@@ -1,0 +1,1 @@
+"""The teacher's texts and candidates, token by token."""

@@ -1,0 +1,84 @@
+"""The shards of a plan that are not committed, or lost: made by the teacher, written behind it, committed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange
+from pipeline.work.claims import Claims
+from pipeline.work.write_behind import write_behind
+from storage.records.manifest import CacheIdentity, ShardKey
+from storage.writing.destinations import Destination
+
+# What may wait for the writer: some seconds of a fast GPU, in which a shard is synced, or sent to a URL and read back.
+_MAX_WAITING_TOKENS = 1 << 20
+
+Count = Callable[[int, bool], None]
+_Part = tuple[ShardRange, pa.RecordBatch]
+
+
+def write_missing_shards(
+    destination: Destination,
+    identity: CacheIdentity,
+    producer: Producer,
+    shards: list[ShardRange],
+    count: Count,
+) -> list[ShardRange]:
+    """Write and commit the shards of one producer that are not committed, or lost.
+
+    count: told the rows of each record batch that was written, with True, and of each shard that was there, with False.
+
+    Returns the shards that were left out because other processes are at them; they are for whoever finds them
+    free and still without a commit record.
+    """
+    taken = []
+    with Claims(destination.work_dir) as claims:
+        write = functools.partial(_write, destination, identity, claims=claims, count=count)
+        max_waiting = max(1, _MAX_WAITING_TOKENS // (RECORD_BATCH_ROWS * producer.tokens_per_row))
+        # A writer that is hurried commits what is whole and waits for no network.
+        with write_behind(write, max_waiting, destination.hurry) as put:
+            for shard in shards:
+                record = destination.read_commit(shard.key)
+                if record is None and not claims.take(_claim_name(shard.key)):
+                    taken.append(shard)
+                    continue
+                if record is None and (
+                    record := destination.read_commit(shard.key)
+                ):  # committed before it was given back
+                    claims.give_back(_claim_name(shard.key))
+                if record is not None:
+                    count(record.num_rows, False)
+                    continue
+                for batch in producer.record_batches(
+                    shard.key.split, shard.first_row, shard.end_row, RECORD_BATCH_ROWS
+                ):
+                    put((shard, batch))
+    return taken
+
+
+def _claim_name(key: ShardKey) -> str:
+    return PurePosixPath(key.commit_path).stem
+
+
+def _write(
+    destination: Destination,
+    identity: CacheIdentity,
+    parts: Iterator[_Part],
+    claims: Claims,
+    count: Count,
+) -> None:
+    for shard, shard_parts in itertools.groupby(parts, key=lambda part: part[0]):
+        batches = _counted((batch for _, batch in shard_parts), count)
+        destination.add_shard(identity, shard.key, shard.first_row, batches)
+        claims.give_back(_claim_name(shard.key))
+
+
+def _counted(batches: Iterator[pa.RecordBatch], count: Count) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        count(batch.num_rows, True)

@@ -1,0 +1,1 @@
+"""One file a kind: rows of the cache from the teacher."""

@@ -1,0 +1,82 @@
+"""The beams kind: the teacher's best candidates for prompts, by beam search."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import PromptSet
+from pipeline.decoding.beam_search import Finished, beam_search
+from pipeline.decoding.sampling import batches_by_length
+from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
+from pipeline.teacher.model import Teacher
+from storage.rows.beams import BeamRow, Candidate, encode
+
+# Batches whose prompts are sorted by length together, and that a progress bar waits for.
+_WINDOW_BATCHES = 4
+
+
+class BeamsProducer:
+    """Makes record batches of beams, one row per prompt."""
+
+    def __init__(
+        self, teacher: Teacher, config: PrecomputeConfig, prompts: dict[str, PromptSet], row_schema: pa.Schema
+    ) -> None:
+        self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
+        self._config, self._settings = config, config.beams
+        self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
+        self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        self.tokens_per_row = self._settings.num_beams * (self.longest_prompt_tokens + self._settings.max_new_tokens)
+
+    def num_rows(self, split: str) -> int:
+        """Prompts in a split."""
+        return len(self._prompts[split])
+
+    def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Rows [start, stop) in record batches."""
+        rows = self._search_rows(split, start, stop)
+        while batch := list(itertools.islice(rows, record_batch_rows)):
+            yield encode(batch, self._schema)
+
+    def _search_rows(self, split: str, start: int, stop: int) -> Iterator[BeamRow]:
+        prompt_set = self._prompts[split]
+        batch_prompts = max(1, self._batch_tokens // self.tokens_per_row)
+        for window in range(start, stop, _WINDOW_BATCHES * batch_prompts):
+            prompts = prompt_set.prompt_ids[window : min(window + _WINDOW_BATCHES * batch_prompts, stop)]
+            candidates: dict[int, list[Candidate]] = {}
+            for indices in batches_by_length(prompts, batch_prompts):
+                candidates |= zip(indices.tolist(), self._search([prompts[i] for i in indices]), strict=True)
+            for i, prompt_ids in enumerate(prompts):
+                yield BeamRow(
+                    row_id=window + i,
+                    prompt_id=prompt_set.prompt_id[window + i],
+                    prompt_ids=prompt_ids,
+                    candidates=candidates[i],
+                )
+
+    def _search(self, prompts: list[NDArray[Any]]) -> list[list[Candidate]]:
+        """Candidates of prompts, best first."""
+        found = beam_search(
+            self._teacher,
+            prompts,
+            num_beams=self._settings.num_beams,
+            max_new_tokens=self._settings.max_new_tokens,
+            length_penalty=self._settings.length_penalty,
+        )
+        return [[self._candidate(f) for f in finished[: self._settings.num_candidates]] for finished in found]
+
+    def _candidate(self, finished: Finished) -> Candidate:
+        ends = finished.ids[-1] == self._teacher.tokenizer.eos_token_id
+        return Candidate(
+            candidate_ids=finished.ids,
+            score=float(np.float32(finished.sum_logprob / len(finished.ids) ** self._settings.length_penalty)),
+            sum_logprob=finished.sum_logprob,
+            finish_reason="stop" if ends else "length",
+            text=self._teacher.decode(finished.ids),
+        )

@@ -1,0 +1,190 @@
+"""The soft_targets kind: the teacher's forward pass over blocks, made sparse position by position."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import Blocks
+from pipeline.errors import TeacherOutputError
+from pipeline.producers.sparsify import PaddedTargets, SparseTargets, sparsify
+from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
+from pipeline.teacher.model import Teacher
+from storage.disk.hashing import hash_uniform
+from storage.records.manifest import SPLITS
+from storage.rows.segments import valid_targets
+from storage.rows.soft_targets import SoftTargetRows, encode
+
+# Bytes of float32 logits. A matrix product pays for long chunks; what follows it, on CPU, for temporaries that
+# stay under 32 MB, as larger ones cost page faults.
+_PRODUCT_BYTES_ON_CPU, _CHUNK_BYTES_ON_CPU = 96 << 20, 24 << 20
+_PRODUCT_BYTES_ELSEWHERE = 1 << 30
+_TAIL_DRAW = 5
+# One core keeps up with a large teacher; small ones on a fast GPU need a few.
+_NUM_ENCODERS = 3
+
+
+class SoftTargetsProducer:
+    """Makes record batches of soft targets for ranges of blocks."""
+
+    def __init__(
+        self, teacher: Teacher, config: PrecomputeConfig, blocks: dict[str, Blocks], row_schema: pa.Schema
+    ) -> None:
+        self._teacher, self._config, self._blocks, self._schema = teacher, config, blocks, row_schema
+        self._batch_tokens = choose_batch_tokens(teacher, config)
+        self._buffer_CV: torch.Tensor | None = None
+        self.tokens_per_row = config.block_size + 1
+        self.longest_prompt_tokens = 0
+
+    def num_rows(self, split: str) -> int:
+        """Blocks in a split."""
+        return len(self._blocks[split])
+
+    def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Rows [start, stop) in record batches; the teacher runs on --batch-tokens tokens at a time."""
+        rows_per_pass = max(1, self._batch_tokens // self._config.block_size)
+        if rows_per_pass > record_batch_rows:
+            rows_per_pass -= rows_per_pass % record_batch_rows
+        passes = in_passes(functools.partial(self._run, split), start, stop, rows_per_pass)
+        return _of_rows(_encoded_behind(passes), record_batch_rows)
+
+    @torch.inference_mode()
+    def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:
+        """The teacher's work on rows [start, stop); what is returned encodes them, in whatever thread calls it."""
+        blocks = self._blocks[split]
+        input_ids = blocks.input_ids(start, stop)
+        segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
+        is_valid = np.stack([valid_targets(lengths) for lengths in segment_lengths])
+        hidden_NTD = self._teacher.hidden(input_ids[:, :-1], segment_lengths)
+        row_index, position = np.nonzero(is_valid)
+        seed = self._config.seed
+        uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
+        chunks = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+        wait_for_copies = self._teacher.mark_time()
+
+        def encoded() -> pa.RecordBatch:
+            wait_for_copies()
+            parts = [chunk.flatten() for chunk in chunks]
+            rows = _rows(start, input_ids, segment_lengths, is_valid, parts)
+            return encode(rows, self._schema, self._config.soft_targets.mantissa_bits)
+
+        return encoded
+
+    def _sparse_chunks(
+        self, hidden_PD: torch.Tensor, label_ids_P: NDArray[Any], uniforms_P: NDArray[np.float64]
+    ) -> list[PaddedTargets]:
+        settings = self._config.soft_targets
+        labels = self._teacher.to_device(label_ids_P)
+        # float64 does not exist on every accelerator's arithmetic units at speed, but the draw needs it.
+        uniforms = torch.from_numpy(uniforms_P).to(self._teacher.device)
+        found: list[PaddedTargets] = []
+        for first, logits_CV in self._logits_in_chunks(hidden_PD):
+            rows = slice(first, first + len(logits_CV))
+            found.append(
+                sparsify(
+                    logits_CV,
+                    labels[rows],
+                    uniforms[rows],
+                    top_k=settings.top_k,
+                    top_p=settings.top_p,
+                    tail_weight=settings.tail_weight,
+                    temperatures=settings.temperatures,
+                ).to_host()
+            )
+        return found
+
+    def _logits_buffer(self, num_rows: int) -> torch.Tensor | None:
+        """Memory for logits [num_rows, V] that is kept from pass to pass: new pages cost as much as a softmax.
+
+        None on a GPU, whose memory PyTorch keeps by itself.
+        """
+        if self._teacher.device.type != "cpu":
+            return None
+        if self._buffer_CV is None or len(self._buffer_CV) < num_rows:
+            self._buffer_CV = torch.empty((num_rows, self._teacher.vocab_size), dtype=torch.float32)
+        return self._buffer_CV[:num_rows]
+
+    def _logits_in_chunks(self, hidden_PD: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """First position and logits [C, V] of chunks; a chunk's logits are valid until the next one is asked for."""
+        row_bytes = 4 * self._teacher.vocab_size
+        on_cpu = self._teacher.device.type == "cpu"
+        product_rows = max(1, (_PRODUCT_BYTES_ON_CPU if on_cpu else _PRODUCT_BYTES_ELSEWHERE) // row_bytes)
+        chunk_rows = max(1, _CHUNK_BYTES_ON_CPU // row_bytes) if on_cpu else product_rows
+        for start in range(0, len(hidden_PD), product_rows):
+            part_PD = hidden_PD[start : start + product_rows]
+            logits_PV = self._teacher.logits(part_PD, self._logits_buffer(len(part_PD)))
+            for first in range(0, len(part_PD), chunk_rows):
+                yield start + first, logits_PV[first : first + chunk_rows]
+
+
+def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+    """Encode in threads while the teacher goes on with the next passes; the order stays."""
+    with ThreadPoolExecutor(_NUM_ENCODERS, thread_name_prefix="teachonce-encoder") as pool:
+        waiting: collections.deque[Future[pa.RecordBatch]] = collections.deque()
+        for encoded in passes:
+            waiting.append(pool.submit(encoded))
+            if len(waiting) > _NUM_ENCODERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _of_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in record batches of num_rows, the last one perhaps shorter."""
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        num_pending = sum(batch.num_rows for batch in pending)
+        if num_pending >= num_rows:
+            table = pa.Table.from_batches(pending).combine_chunks()
+            whole = num_pending - num_pending % num_rows
+            yield from table.slice(0, whole).to_batches(max_chunksize=num_rows)
+            pending = table.slice(whole).to_batches()
+    if pending:
+        yield from pa.Table.from_batches(pending).combine_chunks().to_batches()
+
+
+def _rows(
+    start: int,
+    input_ids: NDArray[Any],
+    segment_lengths: list[NDArray[np.int64]],
+    is_valid: NDArray[np.bool_],
+    parts: list[SparseTargets],
+) -> SoftTargetRows:
+    """Join chunks and put them at the valid targets; the others hold no entries and zeros."""
+
+    def spread(name: str, dtype: Any) -> NDArray[Any]:
+        values = np.zeros(is_valid.shape, dtype=dtype)
+        values[is_valid] = np.concatenate([getattr(part, name) for part in parts]) if parts else []
+        return values
+
+    def spread_tempered(temperature: float) -> NDArray[Any]:
+        values = np.zeros(is_valid.shape, dtype=np.float32)
+        values[is_valid] = np.concatenate([part.tempered_tail_logmass[temperature] for part in parts])
+        return values
+
+    entropy = spread("entropy", np.float32)
+    if not np.isfinite(entropy).all():
+        raise TeacherOutputError(start + int(np.flatnonzero(~np.isfinite(entropy).all(axis=1))[0]))
+    return SoftTargetRows(
+        row_id=np.arange(start, start + len(input_ids)),
+        input_ids=input_ids,
+        segment_lengths=segment_lengths,
+        head_size=spread("head_size", np.int64),
+        tail_size=spread("tail_size", np.int64),
+        ids=np.concatenate([part.ids for part in parts]) if parts else np.empty(0, np.int64),
+        logprobs=np.concatenate([part.logprobs for part in parts]) if parts else np.empty(0, np.float32),
+        tail_logprob=spread("tail_logprob", np.float32),
+        entropy=entropy,
+        label_logprob=spread("label_logprob", np.float32),
+        tempered_tail_logmass={t: spread_tempered(t) for t in (parts[0].tempered_tail_logmass if parts else {})},
+    )

@@ -1,0 +1,258 @@
+"""The teacher: any causal language model that transformers loads, called in two halves.
+
+The body gives hidden states, the head gives float32 logits for a chunk of positions at a time, so that
+[N, V] in float32 never exists. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipeline.config import PrecomputeConfig
+from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
+from pipeline.teacher.fast_layers import use_fast_layers
+from pipeline.teacher.matmul_precision import use_fast_matmul
+from storage.errors import ConfigError, first_line
+from storage.rows.segments import position_ids
+
+# Hidden states of a document alone and packed differ by rounding only; a leak differs by far more.
+_LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_HEAD_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.25}
+
+
+class Teacher:
+    """A loaded teacher in evaluation mode on its device."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        name: str,
+        revision: str | None,
+        weights_sha256: str,
+        weights_bytes: int,
+    ) -> None:
+        self.name = name
+        self.revision = getattr(model.config, "_commit_hash", None) or revision
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype: torch.dtype = model.dtype
+        self.weights_sha256 = weights_sha256
+        self.weights_bytes = weights_bytes
+        head = model.get_output_embeddings()
+        self.vocab_size: int = head.weight.shape[0]
+        self.context_length: int = _context_length(model.config)
+        self._body: nn.Module = model.base_model
+        self._head_weight_VD: Tensor = head.weight
+        self._head_bias_V: Tensor | None = getattr(head, "bias", None)
+        if self.dtype != torch.float32 and device.type == "cpu":
+            self._head_weight_VD = self._head_weight_VD.float()
+        self._logits: Callable[[Tensor, Tensor | None], Tensor] = self._head_logits
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def hidden(self, input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
+        """Last hidden states [N, T, D] of packed blocks, each document seeing only itself."""
+        positions = np.stack([position_ids(lengths)[: input_ids_NT.shape[1]] for lengths in segment_lengths])
+        output = self._body(
+            input_ids=self.to_device(input_ids_NT),
+            position_ids=self.to_device(positions),
+            attention_mask=None,
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def last_hidden(self, input_ids_NT: Tensor, attention_mask_NT: Tensor, positions_NT: Tensor, cache: Any) -> Tensor:
+        """Hidden state [N, D] of the last position of left-padded sequences, appended to a key-value cache."""
+        output = self._body(
+            input_ids=input_ids_NT,
+            attention_mask=attention_mask_NT,
+            position_ids=positions_NT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    def decode(self, ids: NDArray[Any]) -> str:
+        """Text of token ids, without special tokens."""
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
+    def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
+        """Float32 logits [C, V] of a chunk of hidden states; a float32 buffer may be used to hold them."""
+        return self._logits(hidden_CD, buffer_CV)
+
+    def to_device(self, array: NDArray[Any]) -> Tensor:
+        """An integer array as an int64 tensor on the teacher's device; on a GPU the host does not wait for the copy."""
+        tensor = torch.from_numpy(array.astype(np.int64))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def mark_time(self) -> Callable[[], None]:
+        """A function that waits until the device has done everything it was given before this call."""
+        if self.device.type != "cuda":
+            return lambda: None
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        return done.synchronize
+
+    def require_context(self, setting: str, num_tokens: int) -> None:
+        """Raise ContextTooShortError when `num_tokens` do not fit."""
+        if num_tokens > self.context_length:
+            raise ContextTooShortError(setting, num_tokens, self.context_length)
+
+    def check_head(self) -> None:
+        """Use the model's own logits where it does more than a linear head (scaling, soft caps)."""
+        ids = self.to_device(np.arange(8)[None] % self.vocab_size)
+        with torch.inference_mode():
+            expected = self.model(input_ids=ids, use_cache=False).logits[0].float()
+            found = self._head_logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
+        if (expected - found).abs().max() > _HEAD_TOLERANCE_NATS[self.dtype]:
+            self._body = _WholeModel(self.model)
+            self._logits = _as_they_are
+
+    def check_isolation(self) -> None:
+        """Raise LeakingTeacherError when a packed document differs from the same document alone."""
+        length = min(6, self.context_length // 2)
+        alone = (np.arange(length)[None] * 7 + 1) % self.vocab_size
+        packed = np.concatenate([(np.arange(length)[None] * 5 + 3) % self.vocab_size, alone], axis=1)
+        with torch.inference_mode():
+            wanted = self.hidden(alone, [np.array([length])])[0].float()
+            found = self.hidden(packed, [np.array([length, length])])[0, length:].float()
+        scale = max(float(wanted.abs().max()), 1.0)
+        difference = float((wanted - found).abs().max()) / scale
+        if difference > _LEAK_TOLERANCE[self.dtype]:
+            raise LeakingTeacherError(self.name, difference)
+
+    def _head_logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
+        if self._head_weight_VD.dtype == torch.float32:
+            logits_CV = torch.mm(hidden_CD.float(), self._head_weight_VD.T, out=buffer_CV)
+        else:
+            logits_CV = torch.mm(hidden_CD, self._head_weight_VD.T, out_dtype=torch.float32)
+        return logits_CV if self._head_bias_V is None else logits_CV.add_(self._head_bias_V.float())
+
+
+def _as_they_are(logits_CV: Tensor, _: Tensor | None) -> Tensor:
+    return logits_CV.float()
+
+
+class _WholeModel(nn.Module):
+    """A body that returns logits as hidden states, for models whose head cannot be called alone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        output = self._model(**inputs)
+        output.last_hidden_state = output.logits
+        return output
+
+
+def load_tokenizer(config: PrecomputeConfig) -> Any:
+    """The teacher's tokenizer; raises NoSuchTeacherError."""
+    tokenizer = _loading(
+        config, lambda: transformers.AutoTokenizer.from_pretrained(config.teacher, revision=config.revision)
+    )
+    if len(tokenizer) == 0:
+        raise NoSuchTeacherError(config.teacher, "it has no tokenizer")
+    return tokenizer
+
+
+def load_teacher(config: PrecomputeConfig) -> Teacher:
+    """The teacher on its device, its weights hashed and its packing checked.
+
+    Raises NoSuchTeacherError or LeakingTeacherError.
+    """
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(config)
+    model, loading = _loading(
+        config,
+        lambda: transformers.AutoModelForCausalLM.from_pretrained(
+            config.teacher, revision=config.revision, dtype="auto", output_loading_info=True
+        ),
+    )
+    if loading["missing_keys"]:
+        raise NoSuchTeacherError(config.teacher, f"its weights lack {sorted(loading['missing_keys'])[0]}")
+    weights_sha256 = hash_weights(model)
+    weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    # Parameters keep requires_grad: without it PyTorch's fast float32 path on CPU takes sixteen times the memory
+    # and six times the time in beam search. Everything here runs in inference mode.
+    model = model.to(device=device, dtype=_choose_dtype(config.dtype, device)).eval()
+    if device.type == "cpu":
+        use_fast_matmul(inputs_are_bfloat16=model.dtype == torch.bfloat16)
+    use_fast_layers(model)
+    name = Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
+    teacher = Teacher(
+        model,
+        tokenizer,
+        device,
+        name=name,
+        revision=config.revision,
+        weights_sha256=weights_sha256,
+        weights_bytes=weights_bytes,
+    )
+    teacher.check_head()
+    teacher.check_isolation()
+    return teacher
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Hex sha256 over the names, dtypes, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {first_line(error)}") from error
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _context_length(model_config: Any) -> int:
+    length = getattr(model_config, "max_position_embeddings", None)
+    return int(length) if length else 1 << 30
+
+
+def _loading(config: PrecomputeConfig, load: Callable[[], Any]) -> Any:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if config.teacher.startswith(("/", ".", "~")) and not Path(config.teacher).is_dir():
+        raise NoSuchTeacherError(config.teacher, "no such directory")
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        raise NoSuchTeacherError(config.teacher, first_line(error)) from error

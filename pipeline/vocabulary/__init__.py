@@ -1,0 +1,1 @@
+"""Walks over logits [C, V], block by block, that hold no second copy of them."""

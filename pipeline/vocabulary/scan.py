@@ -1,0 +1,72 @@
+"""What needs every logit of a row, found in one walk over groups of rows that stay in the processor's cache.
+
+Shape legend: C positions, V vocabulary, B blocks of neighbouring ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.vocabulary.blocks import num_blocks, split_blocks
+
+# Bytes of logits that one core works on: with their exponentials they fill less than half of a cache of 2 MB.
+_GROUP_BYTES_PER_THREAD = 410 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyScan:
+    """Logits made ready for sparse targets.
+
+    shifted_CV: float32 logits in nats less their row's largest. maxima_CB: largest logit of every block, not shifted.
+    sums_CB: float32 sums of every block's exp(shifted). partition_C: their float64 sum, by which exp(shifted) is
+    divided to be a probability; log_partition_C: its logarithm, float32. entropy_C: float32 nats.
+    """
+
+    shifted_CV: Tensor
+    maxima_CB: Tensor
+    sums_CB: Tensor
+    partition_C: Tensor
+    log_partition_C: Tensor
+    entropy_C: Tensor
+
+
+def scan_logits(logits_CV: Tensor) -> VocabularyScan:
+    """Scan float32 logits, whose memory then holds shifted_CV. Exponentials exist for one group at a time."""
+    num_rows, vocab_size = logits_CV.shape
+    maxima_CB = logits_CV.new_empty((num_rows, num_blocks(vocab_size)))
+    sums_CB = torch.empty_like(maxima_CB)
+    dots_C = logits_CV.new_empty(num_rows)
+    whole_CBW, rest_CW = split_blocks(logits_CV)
+    whole = slice(whole_CBW.shape[1])
+    if rest_CW is not None:
+        torch.amax(rest_CW, dim=1, out=maxima_CB[:, -1])
+    group_rows = _rows_per_group(logits_CV)
+    exps_GV = torch.empty_like(logits_CV[:group_rows])
+    for first in range(0, num_rows, group_rows):
+        rows = slice(first, first + group_rows)
+        torch.amax(whole_CBW[rows], dim=2, out=maxima_CB[rows, whole])
+        shifted_CV = logits_CV[rows].sub_(maxima_CB[rows].amax(dim=1, keepdim=True))
+        exps_CV = torch.exp(shifted_CV, out=exps_GV[: len(shifted_CV)])
+        torch.sum(split_blocks(exps_CV)[0], dim=2, out=sums_CB[rows, whole])
+        torch.sum(exps_CV.mul_(shifted_CV), dim=1, out=dots_C[rows])
+    if rest_CW is not None:
+        torch.sum(rest_CW.exp(), dim=1, out=sums_CB[:, -1])
+    partition_C = sums_CB.sum(dim=1, dtype=torch.float64)
+    log_partition_C = partition_C.log()
+    return VocabularyScan(
+        shifted_CV=logits_CV,
+        maxima_CB=maxima_CB,
+        sums_CB=sums_CB,
+        partition_C=partition_C,
+        log_partition_C=log_partition_C.float(),
+        entropy_C=(log_partition_C - dots_C / partition_C).float(),
+    )
+
+
+def _rows_per_group(logits_CV: Tensor) -> int:
+    if logits_CV.device.type != "cpu":
+        return len(logits_CV)
+    return torch.get_num_threads() * max(1, _GROUP_BYTES_PER_THREAD // (4 * logits_CV.shape[1]))

@@ -1,0 +1,74 @@
+"""Who is at what: locks that the system takes back when a process ends, however it ends.
+
+Claims save work and decide nothing. Where a file system's locks exclude nobody, work is done twice, and what was
+committed first stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from storage.disk.files import refusals
+
+_DIRECTORY = "claims"
+_LOOK_AGAIN_AFTER_S = 0.25
+
+
+class Claims:
+    """What this process has claimed of the work that shares a work directory."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._directory = work_dir / _DIRECTORY
+        self._held: dict[str, int] = {}
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in list(self._held):
+            self.give_back(name)
+
+    def take(self, name: str) -> bool:
+        """Claim `name`, a file name; False when another process, or another Claims, is at it.
+
+        Raises DiskFullError.
+        """
+        with refusals(self._directory / name):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._directory / name, os.O_CREAT | os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return False
+            except OSError:
+                os.close(lock)
+                raise
+        self._held[name] = lock
+        return True
+
+    def give_back(self, name: str) -> None:
+        """Let others have it."""
+        os.close(self._held.pop(name))
+
+    @staticmethod
+    def wait() -> None:
+        """Wait a moment before claims that others hold are tried again."""
+        time.sleep(_LOOK_AGAIN_AFTER_S)
+
+
+@contextlib.contextmanager
+def claimed(work_dir: Path, name: str) -> Iterator[None]:
+    """Inside, this process alone is at `name`: waits until it is free; raises DiskFullError."""
+    with Claims(work_dir) as claims:
+        while not claims.take(name):
+            claims.wait()
+        yield

@@ -1,0 +1,64 @@
+"""The directory for what runs keep beside a cache that is being made: tokenized text, claims."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.disk.directory_lock import is_still_there
+from storage.disk.files import refusals
+from storage.writing.destinations import Destination
+
+_LOCK_NAME = "lock"
+# A run that fails kills its workers on Ray, which cannot clean up and may be there a little longer than it.
+_WAIT_FOR_KILLED_S = 2.0
+
+
+@contextlib.contextmanager
+def work_directory(destination: Destination) -> Iterator[None]:
+    """Inside, the destination's work directory is there.
+
+    Every run holds a shared lock on it; whoever leaves last cleans up.
+    """
+    lock = _shared_lock(destination.work_dir)
+    is_done = False
+    try:
+        yield
+        is_done = True
+    finally:
+        is_alone = _lock_alone(lock, wait_s=0.0 if is_done else _WAIT_FOR_KILLED_S)
+        if is_alone and is_still_there(destination.work_dir / _LOCK_NAME, lock):
+            destination.clean_up(is_done=is_done)
+        os.close(lock)
+
+
+def _lock_alone(lock: int, *, wait_s: float) -> bool:
+    """Turn a shared lock into an exclusive one; False when others hold it for `wait_s` more seconds."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+
+
+def _shared_lock(work_dir: Path) -> int:
+    """Make the directory and lock it; descriptor of the lock."""
+    while True:
+        with refusals(work_dir):
+            work_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = os.open(work_dir / _LOCK_NAME, os.O_CREAT | os.O_RDWR)
+            except FileNotFoundError:  # the last run before this one has just cleaned up
+                continue
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        if is_still_there(work_dir / _LOCK_NAME, lock):
+            return lock
+        os.close(lock)

@@ -1,0 +1,1 @@
+"""A cache in use: opened, shuffled, streamed, summed up, and proved byte by byte."""

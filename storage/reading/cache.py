@@ -1,0 +1,177 @@
+"""Opening a cache: a directory, or a URL whose shards are copied here as they are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from storage.disk.files import safe_join
+from storage.disk.hashing import directory_sha256
+from storage.errors import (
+    HashMismatchError,
+    IncompleteCacheError,
+    MissingFileError,
+    MissingKindError,
+    NoCacheError,
+    RecordError,
+    UnsafePathError,
+)
+from storage.reading.remote_cache import LocalCopy, default_local_copy, open_remote
+from storage.reading.shard_files import DirectoryShards, ShardFiles
+from storage.records.manifest import (
+    KINDS,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    Manifest,
+    ShardRecord,
+    read_commit,
+    read_manifest,
+    read_plan,
+)
+from storage.records.settings import find_setting
+from storage.remote.directory import is_remote_url, require_local
+from storage.shards.shard import Shard
+
+TOKENIZER_DIR = "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A cache whose shards can be read.
+
+    where: what messages call it, a directory or a URL; path: its directory, of a remote cache the local one with its
+    manifest, tokenizer and copies of shards.
+    """
+
+    where: str
+    path: Path
+    manifest: Manifest
+    files: ShardFiles
+
+    @property
+    def identity(self) -> CacheIdentity:
+        """Teacher, tokenizer, data and configuration."""
+        return self.manifest.identity
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Directory with the tokenizer that travels with the cache."""
+        return self.path / TOKENIZER_DIR
+
+    def setting(self, *names: str) -> Any:
+        """A setting of the identity, such as ("config", "beams", "length_penalty"); RecordError for none."""
+        try:
+            return find_setting(vars(self.identity), names)
+        except KeyError as error:
+            raise RecordError(str(self.path / MANIFEST_NAME), f"states no {'.'.join(names)!r}") from error
+
+    def checked_tokenizer_dir(self) -> Path:
+        """The tokenizer's directory, which holds the very files that the cache was begun with.
+
+        Raises MissingFileError, UnsafePathError or HashMismatchError.
+        """
+        directory = safe_join(self.path, TOKENIZER_DIR, str(self.path))
+        if not directory.is_dir():
+            raise MissingFileError(str(directory))
+        for path in directory.iterdir():
+            if not safe_join(directory, path.name, str(directory)).is_file():
+                raise UnsafePathError(path.name, str(directory))
+        found, recorded = directory_sha256(directory), self.setting("tokenizer", "sha256")
+        if found != recorded:
+            raise HashMismatchError(str(directory), f"sha256 {found[:16]}…", f"{recorded[:16]}…")
+        return directory
+
+    def shards(self, kind: str, split: str) -> tuple[ShardRecord, ...]:
+        """Shards of one kind and split; raises MissingKindError when there are no rows."""
+        found = self.manifest.shards_of(kind, split)
+        if not sum(shard.num_rows for shard in found):
+            raise MissingKindError(self.where, kind, split)
+        return found
+
+    def num_rows(self, kind: str, split: str) -> int:
+        """Rows of one kind and split, 0 when the cache holds none."""
+        return sum(shard.num_rows for shard in self.manifest.shards_of(kind, split))
+
+    def held_kinds(self, split: str) -> list[str]:
+        """Kinds with rows in a split, in their usual order."""
+        return [kind for kind in KINDS if self.num_rows(kind, split)]
+
+    @property
+    def rows_sha256(self) -> str:
+        """Hex sha256 over the hashes of all shards in order: equal for caches with the same rows in the same bytes."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
+
+    def open_shard(self, record: ShardRecord) -> Shard:
+        """Open a shard, its sha256 checked; give it back with close_shard."""
+        path = self.files.acquire(record)
+        try:
+            return Shard(path, self.identity, record)
+        except BaseException:
+            self.files.release(record)
+            raise
+
+    def close_shard(self, shard: Shard) -> None:
+        """The shard's file may go."""
+        self.files.release(shard.record)
+
+    def restricted_to(self, paths: Iterable[str]) -> Cache:
+        """The same cache with some of its shards; raises MissingFileError for one that it does not hold."""
+        held = {shard.path: shard for shard in self.manifest.shards}
+        for path in paths:
+            if path not in held:
+                raise MissingFileError(str(self.path / path))
+        shards = tuple(held[path] for path in paths)
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, shards=shards))
+
+    def record_batches(self, kind: str, split: str) -> Iterator[pa.RecordBatch]:
+        """All record batches of one kind and split in stored order."""
+        for record in self.shards(kind, split):
+            shard = self.open_shard(record)
+            try:
+                for index in range(shard.num_record_batches):
+                    yield shard.read_batch(index)
+            finally:
+                self.close_shard(shard)
+
+
+def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: LocalCopy | None = None) -> Cache:
+    """Open a cache.
+
+    path: a directory, or any URL that fsspec reads, for which local_copy says where shards go.
+    allow_incomplete: take what is committed of a cache that precompute is still at (a directory only).
+
+    Raises NoCacheError when there is none, IncompleteCacheError when precompute has not finished,
+    RecordError or FormatVersionError when its manifest cannot be trusted.
+    """
+    if is_remote_url(str(path)):
+        where, directory, manifest, files = open_remote(str(path), local_copy or default_local_copy())
+        return Cache(where=where, path=directory, manifest=manifest, files=files)
+    cache_dir = Path(path)
+    try:
+        is_complete, is_begun = (cache_dir / MANIFEST_NAME).is_file(), (cache_dir / PLAN_NAME).is_file()
+    except OSError as error:
+        raise NoCacheError(str(path), f"cannot be read ({error.strerror})") from error
+    if is_complete:
+        manifest = read_manifest(cache_dir)
+        return Cache(where=str(cache_dir), path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))
+    if is_begun:
+        return _open_incomplete(cache_dir, allow_incomplete)
+    require_local(cache_dir)
+    raise NoCacheError(str(path))
+
+
+def _open_incomplete(cache_dir: Path, allow: bool) -> Cache:
+    identity = read_plan(cache_dir)
+    planned = identity.planned_keys()
+    committed = tuple(record for key in planned if (record := read_commit(cache_dir, key)) is not None)
+    if not allow or not committed:
+        raise IncompleteCacheError(str(cache_dir), len(committed), len(planned))
+    manifest = Manifest(identity=identity, shards=committed, files=())
+    return Cache(where=str(cache_dir), path=cache_dir, manifest=manifest, files=DirectoryShards(cache_dir))

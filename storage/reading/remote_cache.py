@@ -1,0 +1,111 @@
+"""A cache at a URL: its manifest and tokenizer are copied here, its shards as they are needed."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from storage.disk.files import refusals, write_file
+from storage.errors import ConfigError, LocalCacheTooSmallError
+from storage.reading.epoch_order import SHARDS_PER_GROUP
+from storage.reading.shard_files import DownloadedShards
+from storage.reading.shared_copies import SharedCopies
+from storage.records.manifest import (
+    KINDS,
+    MANIFEST_NAME,
+    SPLITS,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    check_listed_files,
+)
+from storage.remote.directory import RemoteDirectory
+from storage.remote.remote_records import read_remote_manifest
+from storage.shards.shard import ensure_file
+
+DEFAULT_LOCAL_BYTES = 16 << 30
+_LOCK_NAME = "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCopy:
+    """Where shards of a remote cache are kept, and how much of them."""
+
+    directory: Path
+    max_bytes: int
+
+
+def default_local_copy() -> LocalCopy:
+    """Up to DEFAULT_LOCAL_BYTES in the user's cache directory."""
+    return LocalCopy(directory=user_cache_dir(), max_bytes=DEFAULT_LOCAL_BYTES)
+
+
+def user_cache_dir() -> Path:
+    """Where this machine keeps what can be had again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
+
+
+def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, DownloadedShards]:
+    """The URL without secrets, local directory, manifest and shards of the cache at a URL.
+
+    Raises NoCacheError or UnfinishedRemoteError when there is no finished one, TransferError when it cannot be reached,
+    LocalCacheTooSmallError when local_copy has no room for the shards that a stream holds at once.
+    """
+    remote = RemoteDirectory(url)
+    manifest, content = read_remote_manifest(remote)
+    base, name = local_copy.directory, hashlib.sha256(content).hexdigest()[:16]
+    directory, lock = _own_directory(base, name)
+    write_file(directory / MANIFEST_NAME, content)
+    check_listed_files(manifest, directory, remote.url)
+    _require_room(manifest, local_copy.max_bytes)
+
+    def download(record: ShardRecord | FileRecord, path: Path) -> None:
+        remote.download(record.path, path, record.num_bytes, record.sha256)
+
+    for record in manifest.files:
+        ensure_file(directory, record, functools.partial(download, record))
+    shared = SharedCopies(directory, base, name, manifest.shards)
+
+    def fetch(record: ShardRecord, path: Path) -> None:
+        with shared.turn(record):
+            if not shared.take_over(record, path):
+                download(record, path)
+
+    files = DownloadedShards(directory, local_copy.max_bytes, manifest.shards, fetch, lock)
+    return remote.url, directory, manifest, files
+
+
+def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
+    """base/name-N that no other process uses while its lock is open: each bounds its own copies."""
+    number = 0
+    while True:
+        directory = base / f"{name}-{number}"
+        with refusals(directory):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ConfigError(f"--local-cache-dir {base}: not a directory; name a new or an empty one") from error
+            lock = (directory / _LOCK_NAME).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            number += 1
+        else:
+            return directory, lock
+
+
+def _require_room(manifest: Manifest, max_bytes: int) -> None:
+    """A stream holds one group of shards of each kind, and an evaluation one validation shard beside them."""
+    needed = 0
+    for kind in KINDS:
+        sizes = sorted((s.shard_bytes for s in manifest.shards_of(kind, "train")), reverse=True)
+        needed += sum(sizes[:SHARDS_PER_GROUP])
+    needed += max((s.shard_bytes for kind in KINDS for s in manifest.shards_of(kind, SPLITS[1])), default=0)
+    if needed > max_bytes:
+        raise LocalCacheTooSmallError(max_bytes, needed)

@@ -1,0 +1,93 @@
+"""An endless, shuffled, resumable stream of rows, the same however many readers share it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage.reading.cache import Cache
+from storage.reading.epoch_order import EpochOrder
+from storage.reading.read_ahead import ReadAhead
+from storage.shards.shard import BATCH_MEMORY
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """Where a stream stands: `position` rows of epoch `epoch` have been handed out to all readers."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamBatch:
+    """Rows of one step for one reader, and the state after the step."""
+
+    rows: pa.RecordBatch
+    next_state: StreamState
+
+
+class RowStream:
+    """Global batches of `batch_rows` rows of one kind and split, without end.
+
+    Epoch follows epoch and a global batch may span two. Reader `rank` of `world_size` gets rows
+    rank, rank + world_size, … of each global batch, so the union over readers never changes. Threads
+    read and decompress the record batches that hold them in the order in which they are needed, up to a window ahead.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        kind: str,
+        split: str,
+        *,
+        batch_rows: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        self._cache = cache
+        self._shards = cache.shards(kind, split)
+        self._schema = cache.identity.schema(kind)
+        self._batch_rows, self._seed, self._shuffle = batch_rows, seed, shuffle
+        self._rank, self._world_size = rank, world_size
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """Rows in an epoch."""
+        return sum(shard.num_rows for shard in self._shards)
+
+    def batches(self, start: StreamState | None = None) -> Iterator[StreamBatch]:
+        """Batches from `start` on."""
+        state = start or StreamState()
+        reading = ReadAhead(self._cache, self._shards, self._order, self._is_mine)
+        rows = reading.rows_from(state.epoch, state.position)
+        num_mine = len(range(self._rank, self._batch_rows, self._world_size))
+        while True:
+            state = self._advance(state)
+            yield StreamBatch(rows=self._joined(list(islice(rows, num_mine))), next_state=state)
+
+    def _is_mine(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether this reader gets rows that are counted from the beginning of a global batch on."""
+        is_mine: NDArray[np.bool_] = rows % self._batch_rows % self._world_size == self._rank
+        return is_mine
+
+    def _joined(self, rows: list[pa.RecordBatch]) -> pa.RecordBatch:
+        if not rows:
+            return pa.RecordBatch.from_pylist([], schema=self._schema)
+        return pa.concat_batches(rows, memory_pool=BATCH_MEMORY)
+
+    def _advance(self, state: StreamState) -> StreamState:
+        epochs, position = divmod(state.position + self._batch_rows, self.num_rows)
+        return StreamState(epoch=state.epoch + epochs, position=position)
+
+    def _order(self, epoch: int) -> EpochOrder:
+        rows = self._cache.identity.record_batch_rows
+        return EpochOrder(self._shards, rows, seed=self._seed, epoch=epoch, shuffle=self._shuffle)

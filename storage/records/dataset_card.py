@@ -1,0 +1,93 @@
+"""The README.md inside a cache: a dataset card that `datasets` understands and people can read."""
+
+from __future__ import annotations
+
+import json
+
+from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord
+
+_WHAT_A_ROW_IS = {
+    "soft_targets": "a block of tokens with the teacher's sparse next-token distribution at every position",
+    "samples": "a text that the teacher drew for a prompt",
+    "beams": "a prompt with the teacher's best candidates from beam search",
+}
+
+
+def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> str:
+    """Markdown with YAML front matter (as JSON, which is YAML); depends on its arguments alone."""
+    counted = {(kind, split): _count(shards, kind, split) for kind in KINDS for split in SPLITS}
+    kinds = [kind for kind in KINDS if any(counted[kind, split] for split in SPLITS)]
+    header: dict[str, object] = {
+        "tags": ["teachonce", "knowledge-distillation"],
+        "configs": [
+            {
+                "config_name": kind,
+                "data_files": [
+                    {"split": split, "path": f"{kind}/{split}-*.arrow"} for split in SPLITS if counted[kind, split]
+                ],
+            }
+            for kind in kinds
+        ],
+    }
+    licence = identity.data.get("licence")
+    if licence:
+        header["license"] = licence
+    table = "\n".join(
+        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {_WHAT_A_ROW_IS[kind]} |"
+        for (kind, split), (num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
+    )
+    teacher, data = identity.teacher, identity.data
+    sources = data.get("sources", [data])
+    data_lines = "\n".join(
+        f"- Data: `{source['source']}`, licence {source.get('licence') or 'not stated by the source'}; "
+        "the rows contain its text"
+        for source in sources
+    )
+    row_ids = "\n`row_id` and `prompt_id` count each of the sources above on its own.\n" if len(sources) > 1 else ""
+    return f"""---
+{json.dumps(header, indent=1)}
+---
+
+# What {teacher["id"]} knows about {data["source"]}
+
+A teachonce cache: a teacher language model ran once over this text, and these shards are what it said.
+Students are distilled from them without the teacher.
+
+- Teacher: `{teacher["id"]}` ({teacher["architecture"]}, {teacher["num_parameters"]:,} parameters,
+  run in {teacher["dtype"]}), sha256 of weights `{teacher["weights_sha256"]}`
+- Vocabulary: {identity.vocab_size:,} entries; the tokenizer is in `tokenizer/`
+{data_lines}
+- Written by: {", ".join(f"{name} {version}" for name, version in identity.software.items())}
+
+| kind | split | rows | bytes | a row is |
+|---|---|---|---|---|
+{table}
+{row_ids}
+Load rows:
+
+```python
+import datasets
+
+rows = datasets.load_dataset("PATH_OF_THIS_DIRECTORY", "{kinds[0] if kinds else "soft_targets"}", split="train")
+```
+
+Train a student:
+
+```
+teachonce-cache verify PATH_OF_THIS_DIRECTORY
+teachonce-student train PATH_OF_THIS_DIRECTORY --out STUDENT --preset small
+```
+
+Configuration:
+
+```json
+{json.dumps(identity.config, indent=1, sort_keys=True)}
+```
+"""
+
+
+def _count(shards: tuple[ShardRecord, ...], kind: str, split: str) -> tuple[int, int] | None:
+    chosen = [shard for shard in shards if shard.path.startswith(f"{kind}/{split}-")]
+    if not chosen:
+        return None
+    return sum(shard.num_rows for shard in chosen), sum(shard.shard_bytes for shard in chosen)

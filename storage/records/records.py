@@ -1,0 +1,120 @@
+"""JSON files that carry their own sha256: plan.json, manifest.json and the commit records.
+
+The key "record_sha256" is the sha256 of the canonical JSON (sorted keys, no spaces, ASCII) of all other keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from storage.disk.files import IfTaken, write_file
+from storage.errors import MissingFileError, RecordError
+
+# A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
+MAX_RECORD_BYTES = 256 << 20
+_MAX_DEPTH = 64
+_LINE_BREAK = re.compile(rb"\n *")  # never in a string, where JSON has it escaped
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
+
+
+def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "replace") -> None:
+    """Publish `content` with its checksum."""
+    text = json.dumps(_sealed(content, _checksum(content)), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_file(path, text.encode(), if_taken)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Content of a record without its checksum; raises MissingFileError or RecordError."""
+    return parse_record(read_record_bytes(path), path)
+
+
+def read_record_bytes(path: Path) -> bytes:
+    """The bytes of a file of a record's size, unchecked; raises MissingFileError or RecordError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise MissingFileError(str(path)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RecordError(str(path), "not a file")
+    num_bytes = status.st_size
+    if num_bytes > MAX_RECORD_BYTES:
+        raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
+    return path.read_bytes()
+
+
+def parse_record(text: bytes, path: Path) -> dict[str, Any]:
+    """Content of a record without its checksum; raises RecordError, which names `path`."""
+    try:
+        content = json.loads(text.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(str(path), f"not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise RecordError(str(path), f"holds a {type(content).__name__}, not an object")
+    if _is_deeper(content, _MAX_DEPTH):
+        raise RecordError(str(path), f"nested more than {_MAX_DEPTH} deep")
+    recorded = content.pop("record_sha256", None)
+    try:
+        actual = _checksum(content)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(str(path), f"not canonical JSON ({error})") from error
+    if recorded != actual:
+        raise RecordError(str(path), "damaged: its content does not match its own record_sha256")
+    if _without_layout(text) != _canonical(_sealed(content, actual)) and not _is_exactly_written(text.decode()):
+        raise RecordError(str(path), "damaged: a number or a string is not written as its value is")
+    return content
+
+
+def _is_exactly_written(text: str) -> bool:
+    """Whether strings and numbers stand as JSON writers put them: other last digits, or escapes, read the same."""
+    for literal in _LITERAL.findall(text):
+        value = json.loads(literal)
+        if literal not in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+            return False
+    return True
+
+
+def _without_layout(text: bytes) -> bytes:
+    """A record without the line breaks and spaces that write_record puts between its literals.
+
+    A string that itself holds `": ` loses its space, too: such a record equals no canonical text.
+    """
+    return _LINE_BREAK.sub(b"", text).replace(b'": ', b'":')
+
+
+def _is_deeper(content: object, depth: int) -> bool:
+    level = [content]
+    for _ in range(depth):
+        if not level:
+            return False
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [value for item in nested for value in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
+def _sealed(content: dict[str, Any], checksum: str) -> dict[str, Any]:
+    return content | {"record_sha256": checksum}
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values; of two alike, one reader would take the first and another the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,1 @@
+"""Files at a URL: looked up, fetched, put and proved, each request retried."""

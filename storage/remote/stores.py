@@ -1,0 +1,187 @@
+"""What is behind a URL: one of fsspec's file systems, or a dataset repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from storage.disk.files import publishing
+from storage.errors import ConfigError, MissingExtraError, TransferError, first_line
+
+_HUB_URL = re.compile(
+    r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<root>.*))?"
+)
+
+
+class Store(Protocol):
+    """What a kind of storage does, without a second try; paths are relative to the URL."""
+
+    puts_are_commits: bool
+
+    def num_bytes(self, path: str) -> int | None:
+        """Size of a file, None when there is none."""
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, fewer when it ends before."""
+
+    def put(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Copy local files there, in this order."""
+
+
+def open_store(url: str, where: str) -> Store:
+    """Open the URL; it is called `where` in errors."""
+    if url.startswith("hf://"):
+        return HubRepository(url, where)
+    return FileSystem(url, where)
+
+
+class FileSystem:
+    """Any of fsspec's file systems, without caches of instances or listings, which other writers would make stale."""
+
+    puts_are_commits = False
+
+    def __init__(self, url: str, where: str) -> None:
+        import fsspec.core
+        from fsspec.implementations.local import LocalFileSystem
+
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+        except ImportError as error:
+            if url.startswith("s3://"):
+                raise MissingExtraError(f"{where}: S3", "s3fs", "s3") from error
+            raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
+        except ValueError as error:  # no such protocol
+            raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
+        self._root = root.rstrip("/")
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def num_bytes(self, path: str) -> int | None:
+        """Size of a file, None when there is none."""
+        try:
+            info = self._fs.info(self._full(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if info["type"] == "directory":
+            return None
+        if info.get("size") is None:
+            raise OSError("the server does not say how large it is")
+        return int(info["size"])
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, fewer when it ends before."""
+        content: bytes = self._fs.cat_file(self._full(path), start=start, end=end)
+        return content
+
+    def put(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Copy local files there, in this order; on the Hub as one commit."""
+        for local, path in files:
+            if self._is_local:
+                with local.open("rb") as source, publishing(Path(self._full(path))) as target:
+                    shutil.copyfileobj(source, target)
+            else:
+                self._fs.put_file(str(local), self._full(path))
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+class HubRepository:
+    """A dataset repository of the Hugging Face Hub, through the Hub's own client.
+
+    Its fsspec file system would make a commit per file and answer sizes from listings that it keeps.
+    """
+
+    puts_are_commits = True
+
+    def __init__(self, url: str, where: str) -> None:
+        from huggingface_hub import HfApi
+
+        matched = _HUB_URL.fullmatch(url.rstrip("/"))
+        if matched is None:
+            raise ConfigError(f"{where}: expected hf://datasets/OWNER/NAME[@REVISION][/PATH]")
+        self._where, self._repo_id = where, matched["repo_id"]
+        self._revision = urllib.parse.unquote(matched["revision"]) if matched["revision"] else None
+        self._root = matched["root"] or ""
+        self._api = HfApi()
+
+    def num_bytes(self, path: str) -> int | None:
+        """Size of a file, None when there is none."""
+        try:
+            with self._translated():
+                num_bytes = self._api.get_hf_file_metadata(url=self._file_url(path)).size
+        except FileNotFoundError:
+            return None
+        if num_bytes is None:
+            raise OSError("the Hub does not say how large it is")
+        return num_bytes
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, fewer when it ends before."""
+        from huggingface_hub import constants
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_backoff,
+        )
+
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with self._translated():
+            response = http_backoff(
+                "GET", self._file_url(path), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            )
+            hf_raise_for_status(response)
+        content: bytes = response.content
+        # Small files may come whole, whatever range was asked for.
+        return content if response.status_code == http.client.PARTIAL_CONTENT else content[start:end]
+
+    def put(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Copy local files there, in this order; on the Hub as one commit."""
+        from huggingface_hub import CommitOperationAdd
+
+        additions = [CommitOperationAdd(self._full(path), local) for local, path in files]
+        message = f"teachonce: {files[0][1]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        with self._translated():
+            self._api.create_commit(
+                self._repo_id, additions, commit_message=message, repo_type="dataset", revision=self._revision
+            )
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The Hub's answers as the errors that the other file systems raise."""
+        from huggingface_hub import errors
+
+        try:
+            yield
+        except errors.EntryNotFoundError as error:
+            raise FileNotFoundError(first_line(error)) from error
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+            problem = (
+                f"no such dataset repository or revision, or not visible to you ({first_line(error)}): "
+                "create it, or log in with `hf auth login`"
+            )
+            raise TransferError(self._where, problem) from error
+        except json.JSONDecodeError as error:  # an error page where JSON was due
+            raise OSError(f"not the Hub's answer: {first_line(error)}") from error
+        except ValueError as error:  # a request that the Hub refuses, such as a malformed dataset card
+            raise TransferError(self._where, first_line(error)) from error
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}".lstrip("/")
+
+    def _file_url(self, path: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(
+            self._repo_id,
+            self._full(path),
+            repo_type="dataset",
+            revision=self._revision,
+            endpoint=self._api.endpoint,
+        )

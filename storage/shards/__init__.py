@@ -1,0 +1,1 @@
+"""One shard: an Arrow file, written, read and distrusted."""

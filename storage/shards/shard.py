@@ -1,0 +1,245 @@
+"""Writing and reading one shard: an Arrow IPC file with zstd-compressed buffers.
+
+The writer, the verifier and the training reader check rows with the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from storage.disk.files import publishing, safe_join
+from storage.disk.hashing import sha256_file
+from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError, UnreadableFileError
+from storage.records.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.rows import beams, columns, samples, soft_targets
+from storage.shards.arrow_claims import ClaimError, check_claims, stored_buffer_bytes
+from storage.shards.row_limits import check_limits
+
+ZSTD_LEVEL = 3
+# Where rows that are read lie. Arrow's own allocator gives pages back between record batches and takes new ones, which
+# the first epoch of a stream pays for with a tenth to a fifth of its time.
+BATCH_MEMORY = pa.system_memory_pool()
+_UNREADABLE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStats:
+    """What the shard's record adds up over its record batches."""
+
+    num_tokens: int
+    num_targets: int
+    entropy_sum_nats: float = 0.0
+    label_nll_sum_nats: float = 0.0
+
+
+def ipc_write_options(zstd_level: int = ZSTD_LEVEL) -> pa.ipc.IpcWriteOptions:
+    """How every shard's buffers are compressed."""
+    return pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=zstd_level))
+
+
+def write_shard(
+    cache_dir: Path,
+    identity: CacheIdentity,
+    key: ShardKey,
+    first_row_id: int,
+    batches: Iterable[pa.RecordBatch],
+    zstd_level: int = ZSTD_LEVEL,
+) -> ShardRecord:
+    """Check and write record batches as one shard and publish it; the commit record is the caller's.
+
+    A file that stands there already, of another writer or of one that was killed, stays until a commit record
+    decides. Raises RowError for a row that breaks the format, DiskFullError when a write fails; in both cases
+    nothing is published.
+    """
+    schema = identity.schema(key.kind)
+    options = ipc_write_options(zstd_level)
+    stats: list[BatchStats] = []
+    num_rows = 0
+    with publishing(cache_dir / key.path, "wait") as file, pa.ipc.new_file(file, schema, options=options) as writer:
+        for batch in batches:
+            where = f"{key.path}, record batch {len(stats)}"
+            check_batch(batch, key.kind, identity, where)
+            if num_rows % identity.record_batch_rows or batch.num_rows > identity.record_batch_rows:
+                raise RowError(where, "row_id", f"batches are not of {identity.record_batch_rows} rows")
+            if batch.num_rows and columns.plain(batch, "row_id")[0] != first_row_id + num_rows:
+                raise RowError(where, "row_id", f"does not begin at {first_row_id + num_rows}")
+            stats.append(batch_stats(batch, key.kind))
+            num_rows += batch.num_rows
+            writer.write_batch(batch)
+    return ShardRecord(
+        path=key.path,
+        first_row_id=first_row_id,
+        num_rows=num_rows,
+        num_tokens=sum(s.num_tokens for s in stats),
+        num_targets=sum(s.num_targets for s in stats),
+        entropy_sum_nats=float(sum(s.entropy_sum_nats for s in stats)),
+        label_nll_sum_nats=float(sum(s.label_nll_sum_nats for s in stats)),
+        shard_bytes=file.num_bytes,
+        sha256=file.sha256,
+    )
+
+
+def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where: str) -> None:
+    """Raise RowError unless every row of the batch obeys the rules of its kind."""
+    row_ids = columns.plain(batch, "row_id")
+    if np.any(np.diff(row_ids) != 1):
+        raise RowError(where, "row_id", "does not count up by one")
+    if kind == "soft_targets":
+        soft_targets.check(batch, identity.vocab_size, where, identity.mantissa_bits)
+    else:
+        {"samples": samples.check, "beams": beams.check}[kind](batch, identity.vocab_size, where)
+    check_limits(batch, kind, identity, where)
+
+
+def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
+    """Counts and sums of one record batch."""
+    if kind == "soft_targets":
+        rows = soft_targets.decode(batch)
+        valid = rows.is_valid_target
+        return BatchStats(
+            num_tokens=rows.input_ids.size,
+            num_targets=int(valid.sum()),
+            entropy_sum_nats=float(rows.entropy[valid].astype(np.float64).sum()),
+            label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
+        )
+    completion, targets = {
+        "samples": ("completion_ids", "completion_ids"),
+        "beams": ("candidate_ids", "candidate_lengths"),
+    }[kind]
+    num_prompt_tokens = len(columns.ragged(batch, "prompt_ids")[0])
+    return BatchStats(
+        num_tokens=num_prompt_tokens + len(columns.ragged(batch, completion)[0]),
+        num_targets=len(columns.ragged(batch, targets)[0]),
+    )
+
+
+def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
+    """Path of a recorded file whose size and sha256 are as recorded.
+
+    Raises MissingFileError, UnreadableFileError, HashMismatchError or UnsafePathError.
+    """
+    path = safe_join(cache_dir, record.path, str(cache_dir))
+    if not path.is_file():
+        raise MissingFileError(str(path))
+    if path.stat().st_size != record.num_bytes:
+        raise HashMismatchError(str(path), f"{path.stat().st_size} bytes", f"{record.num_bytes} bytes")
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise UnreadableFileError(str(path), error.strerror) from error
+    if found != record.sha256:
+        raise HashMismatchError(str(path), f"sha256 {found[:16]}…", f"{record.sha256[:16]}…")
+    return path
+
+
+def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callable[[Path], object]) -> bool:
+    """Call `bring` with the path of a recorded file unless it is there and whole; whether that was needed."""
+    try:
+        check_file(cache_dir, record)
+    except (MissingFileError, HashMismatchError):
+        bring(safe_join(cache_dir, record.path, str(cache_dir)))
+        return True
+    return False
+
+
+def _has_nulls(column: pa.Array) -> bool:
+    """Also of elements that belong to no list: one null changes the type that all of them are read as."""
+    return bool(column.null_count or (pa.types.is_nested(column.type) and column.values.null_count))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+class Shard:
+    """An opened shard, read, decompressed and checked record batch by record batch."""
+
+    def __init__(self, path: Path, identity: CacheIdentity, record: ShardRecord) -> None:
+        """`path`: the shard's file, whose sha256 the caller has checked."""
+        self.record = record
+        self._identity = identity
+        self._path = path
+        try:
+            file = pa.memory_map(str(self._path))
+            # Bytes of another order are not swapped, so that the schema tells.
+            options = pa.ipc.IpcReadOptions(ensure_native_endian=False)
+            self._reader = pa.ipc.open_file(file, options=options, memory_pool=BATCH_MEMORY)
+            found, found_names = self._reader.schema, self._reader.schema.names
+            self._content = file.read_buffer()
+            check_claims(self._content)
+        except ClaimError as error:
+            raise ShardFormatError(str(self._path), str(error)) from error
+        except _UNREADABLE as error:
+            raise ShardFormatError(str(self._path), f"not an Arrow IPC file ({_one_line(error)})") from error
+        wanted = identity.schema(record.key.kind)
+        if not found.equals(wanted, check_metadata=True):
+            raise ShardFormatError(
+                str(self._path),
+                f"its columns are {found_names}, expected {wanted.names}, each of its type and without metadata",
+            )
+        expected_batches = -(-record.num_rows // identity.record_batch_rows)
+        if self._reader.num_record_batches != expected_batches:
+            raise ShardFormatError(
+                str(self._path),
+                f"holds {self._reader.num_record_batches} record batches, expected {expected_batches}",
+            )
+
+    @property
+    def num_record_batches(self) -> int:
+        """Number of record batches in the file."""
+        return int(self._reader.num_record_batches)
+
+    def column_bytes(self) -> dict[str, int]:
+        """Bytes of the file that each column's compressed buffers take; raises ShardFormatError."""
+        num_buffers = {field.name: columns.num_buffers(field.type) for field in self._reader.schema}
+        num_all = sum(num_buffers.values())
+        try:
+            stored = stored_buffer_bytes(self._content) or [0] * num_all
+        except ClaimError as error:
+            raise ShardFormatError(str(self._path), str(error)) from error
+        if len(stored) != num_all:
+            raise ShardFormatError(str(self._path), f"has {len(stored)} buffers, expected {num_all}")
+        sizes = iter(stored)
+        return {name: sum(islice(sizes, count)) for name, count in num_buffers.items()}
+
+    def read_batch(self, index: int) -> pa.RecordBatch:
+        """Record batch `index`, checked; raises ShardFormatError or RowError."""
+        batch = self.read_unchecked(index)
+        self.check(batch, index)
+        return batch
+
+    def read_unchecked(self, index: int) -> pa.RecordBatch:
+        """Record batch `index`, for who checks it before use, or has; raises ShardFormatError if it cannot be read."""
+        try:
+            return self._reader.get_batch(index)
+        except _UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+
+    def check(self, batch: pa.RecordBatch, index: int) -> None:
+        """Raise ShardFormatError or RowError unless the batch that was read as `index` is sound."""
+        try:
+            batch.validate(full=True)
+        except _UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+        where = self._where(index)
+        per_batch = self._identity.record_batch_rows
+        wanted_rows = min(per_batch, self.record.num_rows - index * per_batch)
+        if batch.num_rows != wanted_rows:
+            raise ShardFormatError(where, f"holds {batch.num_rows} rows, expected {wanted_rows}")
+        if any(_has_nulls(column) for column in batch.columns):
+            raise ShardFormatError(where, "holds nulls")
+        check_batch(batch, self.record.key.kind, self._identity, where)
+        if columns.plain(batch, "row_id")[0] != self.record.first_row_id + index * per_batch:
+            raise RowError(where, "row_id", "is not where the manifest puts it")
+
+    def _where(self, index: int) -> str:
+        return f"{self._path}, record batch {index}"
+
+    def _unreadable(self, index: int, error: BaseException) -> ShardFormatError:
+        return ShardFormatError(self._where(index), f"cannot be read ({_one_line(error)})")

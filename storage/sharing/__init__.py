@@ -1,0 +1,1 @@
+"""Caches that travel: copies to and from URLs, archives, merged and compacted caches."""

@@ -1,0 +1,311 @@
+"""A finished cache as one file: a ustar archive inside one zstd frame, the same bytes whoever packs it.
+
+The members are manifest.json, plan.json, the manifest's files, then each shard behind its commit
+record. A skippable frame with the sha256 of all bytes before it ends the file, so that no flipped bit
+goes unnoticed; tar and zstd pass over it. There is one way to write a cache down, and `unpack` accepts
+no other: whatever else a tar header or a zstd frame could say is a place to hide or to attack.
+One version of libzstd always writes the same bytes; another may compress differently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from storage.disk.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, safe_join, sync_directory
+from storage.errors import (
+    ArchiveError,
+    ConfigError,
+    FormatVersionError,
+    HashMismatchError,
+    MissingFileError,
+    RecordError,
+    UnsafePathError,
+)
+from storage.reading.cache import Cache, open_cache
+from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_commit, check_plan, read_manifest
+from storage.records.records import MAX_RECORD_BYTES
+from storage.sharing.tar_header import BLOCK_BYTES, END_OF_TAR, MAX_MEMBER_BYTES, padding, tar_header
+from storage.sharing.zstd_frame import FrameReader, frame_compressor, trailer
+
+_MAX_COMMIT_BYTES = 4096  # an honest one has about 500
+# A shard adds some 500 bytes to the manifest and 64 bytes of hashes, which do not shrink, to the archive. A manifest
+# that is larger than that allows is made to fill the reader's memory.
+_RECORD_BYTES = 1 << 20
+_RECORD_EXPANSION = 32
+_READ_BYTES = 1 << 20
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedCache:
+    """What `pack` published: the size of the file and its hex sha256."""
+
+    archive_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A file with `num_bytes` and `sha256`, or a record: at most `num_bytes` that carry their own checksum."""
+
+    path: str
+    num_bytes: int
+    sha256: str | None = None
+
+    def may_have(self, num_bytes: int) -> bool:
+        return 0 <= num_bytes <= self.num_bytes if self.sha256 is None else num_bytes == self.num_bytes
+
+    @property
+    def size_rule(self) -> str:
+        return f"{'at most ' if self.sha256 is None else ''}{self.num_bytes} bytes"
+
+
+def pack(
+    cache_dir: Path,
+    file: Path,
+    progress: Callable[[int], object] = lambda num_bytes: None,
+    *,
+    num_threads: int | None = None,
+) -> PackedCache:
+    """Write a finished cache to `file`, replacing a packed cache that is there.
+
+    Every size and sha256 is checked as the bytes pass; `progress` is told the bytes of the manifest's
+    files and shards. The file does not depend on `num_threads`, None for one per core.
+
+    Raises NoCacheError, IncompleteCacheError, RecordError, FormatVersionError, UnsafePathError,
+    MissingFileError or HashMismatchError for a cache that is not whole, ConfigError for a place that no
+    file can take, a file that is no packed cache, or a cache that tar cannot hold, DiskFullError when a
+    write fails. `file` then is what it was before.
+    """
+    cache = open_cache(cache_dir)
+    if file.is_dir() or file.resolve().is_relative_to(cache.path.resolve()):
+        raise ConfigError(f"{file}: a directory, or inside the cache; name a file outside of {cache.path}")
+    if file.exists() and not _may_be_replaced(file):
+        raise ConfigError(f"{file}: holds something else than a packed cache; name another file")
+    members = _members(cache.manifest, MAX_RECORD_BYTES, str(cache.path / MANIFEST_NAME))
+    _check_records(cache.path, cache.manifest)
+    sizes = [_size_on_disk(cache.path, member) for member in members]
+    compressor = frame_compressor(num_threads)
+    with publishing(file) as out:
+        for member, num_bytes in zip(members, sizes, strict=True):
+            out.write(compressor.compress(tar_header(member.path, num_bytes)))
+            for piece in _checked_pieces(cache.path / member.path, member, num_bytes):
+                out.write(compressor.compress(piece))
+                progress(0 if member.sha256 is None else len(piece))
+            out.write(compressor.compress(padding(num_bytes)))
+        out.write(compressor.compress(END_OF_TAR))
+        out.write(compressor.flush())
+        out.write(trailer(out.sha256))
+    return PackedCache(archive_bytes=out.num_bytes, sha256=out.sha256)
+
+
+def _may_be_replaced(file: Path) -> bool:
+    """Whether it is empty, or begins as a packed cache."""
+    if not file.is_file():  # a device or a pipe
+        return False
+    with _opened(file) as archive:
+        try:
+            beginning = FrameReader(archive, str(file), lambda num_bytes: None).read(len(MANIFEST_NAME) + 1)
+        except ArchiveError:
+            return file.stat().st_size == 0
+    return beginning == f"{MANIFEST_NAME}\0".encode()
+
+
+def unpack(file: Path, cache_dir: Path, progress: Callable[[int], object] = lambda num_bytes: None) -> Cache:
+    """Restore the cache packed in `file` as the directory `cache_dir`, new or empty.
+
+    Nothing in the file is trusted: names, sizes, hashes, records and order must be those of the
+    manifest that comes first, and the directory appears when all of it was checked and is on disk.
+    `progress` is told the bytes of `file` as they pass.
+
+    Raises ArchiveError, UnsafePathError or FormatVersionError for a file that is not a whole packed
+    cache, ConfigError for a `cache_dir` that is taken, DiskFullError when a write fails. Nothing is left
+    behind then.
+    """
+    target = _free_target(cache_dir)
+    with _opened(file) as archive:
+        stream = FrameReader(archive, str(file), progress)
+        temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{target.name}")
+        try:
+            with refusals(target):
+                temporary.mkdir(parents=True)
+            _extract(stream, temporary, target)
+            with refusals(target):
+                _sync_directories(temporary)
+            _move(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return open_cache(cache_dir)
+
+
+def _members(manifest: Manifest, max_record_bytes: int, where: str) -> list[_Member]:
+    """Every file of a cache, in the order of the archive; RecordError when two would share a path."""
+    members = [_Member(path=name, num_bytes=max_record_bytes) for name in (MANIFEST_NAME, PLAN_NAME)]
+    members += [_Member(path=file.path, num_bytes=file.file_bytes, sha256=file.sha256) for file in manifest.files]
+    for shard in manifest.shards:
+        members.append(_Member(path=shard.key.commit_path, num_bytes=_MAX_COMMIT_BYTES))
+        members.append(_Member(path=shard.path, num_bytes=shard.shard_bytes, sha256=shard.sha256))
+    previous: tuple[str, ...] = ("",)
+    for parts, path in sorted((PurePosixPath(member.path).parts, member.path) for member in members):
+        if not parts or "/".join(parts) != path:
+            raise UnsafePathError(path, where)
+        if parts[: len(previous)] == previous:
+            raise RecordError(where, f"{path!r} is listed twice, or below a file")
+        previous = parts
+    return members
+
+
+def _check_records(directory: Path, manifest: Manifest) -> None:
+    check_plan(directory, manifest)
+    for shard in manifest.shards:
+        check_commit(directory, shard)
+
+
+def _size_on_disk(cache_dir: Path, member: _Member) -> int:
+    """Bytes of a member that is there, has the recorded size and fits into a tar archive."""
+    path = safe_join(cache_dir, member.path, str(cache_dir))
+    if not path.is_file():
+        raise MissingFileError(str(path))
+    num_bytes = path.stat().st_size
+    if not member.may_have(num_bytes):
+        raise HashMismatchError(str(path), f"{num_bytes} bytes", member.size_rule)
+    tar_header(member.path, num_bytes)
+    return num_bytes
+
+
+def _checked_pieces(path: Path, member: _Member, num_bytes: int) -> Iterator[bytes]:
+    """The `num_bytes` of a file piece by piece; HashMismatchError when they are others than recorded."""
+    digest, num_read = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            num_read += len(piece)
+            if num_read > num_bytes:
+                break
+            yield piece
+    if num_read != num_bytes:
+        raise HashMismatchError(str(path), "a size that changes", f"{num_bytes} bytes")
+    found = digest.hexdigest()
+    if member.sha256 not in (None, found):
+        raise HashMismatchError(str(path), f"sha256 {found[:16]}…", f"{member.sha256:.16}…")
+
+
+def _extract(stream: FrameReader, directory: Path, target: Path) -> None:
+    """Write the whole archive below `directory`, everything checked; a refused write is told of `target`."""
+    max_record_bytes = min(MAX_RECORD_BYTES, _RECORD_BYTES + _RECORD_EXPANSION * stream.file_bytes)
+    _extract_member(stream, _Member(path=MANIFEST_NAME, num_bytes=max_record_bytes), directory, target)
+    with _errors_inside(stream.where):
+        manifest = read_manifest(directory)
+        members = _members(manifest, max_record_bytes, MANIFEST_NAME)
+    for member in members[1:]:
+        _extract_member(stream, member, directory, target)
+    if stream.read(len(END_OF_TAR)) != END_OF_TAR:
+        raise ArchiveError(stream.where, "holds more than its manifest lists")
+    stream.finish()
+    with _errors_inside(stream.where):
+        _check_records(directory, manifest)
+
+
+def _extract_member(stream: FrameReader, member: _Member, directory: Path, target: Path) -> None:
+    path = safe_join(directory, member.path, stream.where)
+    num_bytes = _member_bytes(stream.read(BLOCK_BYTES), member, directory, stream.where)
+    with refusals(target):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        out = HashingFile(path)
+    try:
+        for piece in stream.pieces(num_bytes):
+            with refusals(target):
+                out.write(piece)
+        with refusals(target):
+            out.sync()
+    finally:
+        with contextlib.suppress(OSError):
+            out.close()
+    if member.sha256 not in (None, out.sha256):
+        raise ArchiveError(
+            stream.where, f"{member.path} has sha256 {out.sha256:.16}…, the manifest says {member.sha256:.16}…"
+        )
+    if any(stream.read(len(padding(num_bytes)))):
+        raise ArchiveError(stream.where, f"something is hidden behind {member.path}")
+
+
+def _member_bytes(header: bytes, member: _Member, directory: Path, where: str) -> int:
+    """The size in a tar header that must be the one `pack` writes for `member`."""
+    if not any(header):
+        raise ArchiveError(where, f"ends where {member.path} is expected")
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise ArchiveError(where, f"no tar header where {member.path} is expected ({error})") from error
+    if found.type != tarfile.REGTYPE:
+        raise ArchiveError(where, f"{found.name!r} is of tar's type {found.type!r}, expected the file {member.path}")
+    if found.name != member.path:
+        safe_join(directory, found.name, where)
+        raise ArchiveError(where, f"holds {found.name!r} where {member.path} is expected")
+    if not member.may_have(found.size) or not 0 <= found.size <= MAX_MEMBER_BYTES:
+        raise ArchiveError(where, f"{member.path} has {found.size} bytes, expected {member.size_rule}")
+    if header != tar_header(member.path, found.size):
+        raise ArchiveError(where, f"the tar header of {member.path} is not as teachonce-cache writes it")
+    return found.size
+
+
+def _free_target(cache_dir: Path) -> Path:
+    """The absolute path of a directory to be made, or an empty one to be replaced; ConfigError for any other."""
+    target = cache_dir.resolve()
+    is_free = not cache_dir.is_symlink() and (not target.exists() or (target.is_dir() and not any(target.iterdir())))
+    if not is_free or target == Path.cwd():
+        raise ConfigError(f"{cache_dir}: already there; name a new directory, or an empty one that is not the current")
+    return target
+
+
+def _move(directory: Path, target: Path) -> None:
+    with refusals(target):
+        try:
+            os.replace(directory, target)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            raise ConfigError(f"{target}: appeared meanwhile; name a new directory") from error
+        sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    with contextlib.ExitStack() as stack:
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise ArchiveError(str(file), "not a file")
+            archive = stack.enter_context(file.open("rb"))
+        except OSError as error:
+            raise ArchiveError(str(file), f"cannot be read ({error.strerror})") from error
+        yield archive
+
+
+@contextlib.contextmanager
+def _errors_inside(where: str) -> Iterator[None]:
+    """Let errors about records in the temporary directory speak of the archive, which is what the user has."""
+    try:
+        yield
+    except RecordError as error:
+        raise ArchiveError(where, f"{Path(error.path).name}: {error.problem}") from error
+    except UnsafePathError as error:
+        raise UnsafePathError(error.path, where) from error
+    except FormatVersionError as error:
+        raise FormatVersionError(where, error.found, error.supported) from error
+
+
+def _sync_directories(root: Path) -> None:
+    for directory, _, _ in os.walk(root):
+        sync_directory(Path(directory))

@@ -1,0 +1,201 @@
+"""Joining finished caches that one teacher made of different data; no row is encoded again.
+
+Shards keep their bytes and so their row ids, which count from 0 in each source: a row of the merged
+cache is named by its source and its row_id (storage/FORMAT.md, "Merged caches").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from storage.disk.files import link_or_copy, remove_leftovers
+from storage.errors import ConfigError, MergeError
+from storage.reading.cache import Cache, open_cache
+from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord, read_held_commit, write_commit
+from storage.shards.shard import check_file
+from storage.writing.publication import begin_or_resume, copy_tokenizer, finish, flatten, require_own_directory
+
+# Which text, how much of it, and the draws. Everything else decides what a row means and must agree.
+SETTINGS_OF_DATA = (
+    "document_separator",
+    "max_tokens",
+    "seed",
+    "shard_tokens",
+    "text_column",
+    "validation_fraction",
+)
+SETTINGS_OF_PROMPTS = ("num_prompts", "prompt_column")
+_DOCUMENT_COUNTS = ("num_documents", "num_documents_skipped", "num_prompts_skipped")
+# The same weights may have been loaded from another place.
+_NAMES_OF_TEACHER = ("id", "revision")
+
+
+def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] = lambda num_bytes: None) -> Cache:
+    """Join finished caches into one at `out`; `progress` is told the bytes of each shard when it is there.
+
+    Shards become second names of the sources' files where the file system allows that, and copies elsewhere.
+    Killed and run again, it goes on. Sources that are merged caches themselves count as what they were
+    merged from.
+
+    Raises ConfigError for fewer than two caches or an `out` that is one of them or something else, CacheMismatchError
+    for one that is another cache, MergeError for caches that do not belong together, HashMismatchError or
+    MissingFileError for a damaged one, what open_cache raises for one that is not finished, and
+    DiskFullError.
+    """
+    if len(caches) < 2:
+        raise ConfigError(f"merge was given {len(caches)} caches, expected two or more")
+    opened = [open_cache(path) for path in caches]
+    if out.exists() and any(out.samefile(path) for path in caches):
+        raise ConfigError(f"--out {out}: is one of the caches itself; name another directory")
+    for one, other in itertools.combinations(opened, 2):
+        _require_alike(one, other)
+    _require_different_data(opened)
+    require_own_directory(out)
+    identity = begin_or_resume(out, _merged_identity([cache.identity for cache in opened]))
+    tokenizer_files = copy_tokenizer(opened[0], out)
+    for cache in opened[1:]:
+        for file in cache.manifest.files:
+            check_file(cache.path, file)
+    for key, (cache, record) in zip(identity.planned_keys(), _shards_in_order(opened), strict=True):
+        if read_held_commit(out, key) is None:
+            link_or_copy(check_file(cache.path, record), out / key.path)
+            write_commit(out, dataclasses.replace(record, path=key.path))
+        progress(record.shard_bytes)
+    finish(out, identity, tokenizer_files)
+    remove_leftovers(out)
+    return open_cache(out)
+
+
+def _require_alike(one: Cache, other: Cache) -> None:
+    """Raise MergeError unless rows of both mean the same."""
+    kinds = [kind for kind in KINDS if kind in one.identity.config and kind in other.identity.config]
+    wanted, found = (_meaning(cache.identity, kinds) for cache in (one, other))
+    for field in wanted | found:
+        if found.get(field) != wanted.get(field):
+            raise MergeError(str(other.path), field, found.get(field), wanted.get(field))
+
+
+def _meaning(identity: CacheIdentity, kinds: Sequence[str]) -> dict[str, Any]:
+    """What caches must agree on, by dotted field: all but where the text came from and how much of it was taken."""
+    settings = {n: value for n, value in _shared_settings(identity.config).items() if n not in KINDS or n in kinds}
+    return flatten(
+        {
+            "teacher": _without(identity.teacher, _NAMES_OF_TEACHER),
+            "tokenizer": identity.tokenizer,
+            "vocab_size": identity.vocab_size,
+            "block_size": identity.block_size,
+            "record_batch_rows": identity.record_batch_rows,
+            "temperatures": identity.temperatures,
+            "config": settings,
+            "data": {"packing": identity.data.get("packing")},
+        }
+    )
+
+
+def _shared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    return {n: _without(value, SETTINGS_OF_PROMPTS) for n, value in _without(config, SETTINGS_OF_DATA).items()}
+
+
+def _without(settings: Any, names: Iterable[str]) -> Any:
+    return {n: value for n, value in settings.items() if n not in names} if isinstance(settings, dict) else settings
+
+
+def _require_different_data(caches: Sequence[Cache]) -> None:
+    """Raise MergeError when two caches hold the same data or the same rows."""
+    holder: dict[tuple[str, str], Cache] = {}
+    for cache in caches:
+        for field, found in _marks_of_data(cache):
+            other = holder.setdefault((field, found), cache)
+            if other is not cache:
+                raise MergeError(str(cache.path), field, found, f"other data than in {other.path}")
+
+
+def _marks_of_data(cache: Cache) -> Iterator[tuple[str, str]]:
+    """What no other cache may have too: fingerprints of data, and shards with the same rows."""
+    for source in _sources(cache.identity):
+        fingerprint = source.get("fingerprint")
+        if not isinstance(fingerprint, str):
+            raise MergeError(str(cache.path), "data.fingerprint", fingerprint, "the hash of its data")
+        yield "data.fingerprint", fingerprint
+    for record in cache.manifest.shards:
+        if record.num_rows:
+            yield f"sha256 of a {record.key.kind} {record.key.split} shard", record.sha256
+
+
+def _sources(identity: CacheIdentity) -> list[dict[str, Any]]:
+    """What a cache was merged from, or itself, as entries of a merged cache's data["sources"]."""
+    own = {"config": identity.config, "software": identity.software, "planned_shards": identity.planned_shards}
+    sources: list[dict[str, Any]] = identity.data.get("sources", [identity.data | own])
+    return sources
+
+
+def _merged_identity(identities: Sequence[CacheIdentity]) -> CacheIdentity:
+    sources = [source for identity in identities for source in _sources(identity)]
+    names = _distinct(name for source in sources for name in source["software"])
+    return dataclasses.replace(
+        identities[0],
+        data=_merged_data(sources),
+        config={n: value for source in sources for n, value in _shared_settings(source["config"]).items()},
+        software={
+            name: ", ".join(_distinct(str(s["software"][name]) for s in sources if name in s["software"]))
+            for name in names
+        },
+        planned_shards=_added_shards(sources),
+    )
+
+
+def _merged_data(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    lines = "".join(f"{source['fingerprint']}\n" for source in sources)
+    licences = _distinct(source.get("licence") for source in sources)
+    documents = ({name: source[name] for name in _DOCUMENT_COUNTS if name in source} for source in sources)
+    return {
+        "source": " + ".join(source["source"] for source in sources),
+        "fingerprint": hashlib.sha256(lines.encode()).hexdigest(),
+        "licence": licences[0] if len(licences) == 1 else licences if all(licences) else None,
+        "packing": sources[0].get("packing"),
+        **_combined(documents, sum),
+        "num_tokens": _combined((source.get("num_tokens") for source in sources), sum),
+        "longest_prompt_tokens": _combined((source.get("longest_prompt_tokens") for source in sources), max),
+        "sources": sources,
+    }
+
+
+def _combined(parts: Iterable[object], combine: Callable[[list[int]], int]) -> dict[str, int]:
+    """Numbers of several dictionaries combined name by name; what is no number is left out."""
+    by_name: dict[str, list[int]] = {}
+    for part in parts:
+        for name, count in part.items() if isinstance(part, dict) else ():
+            if type(count) is int:
+                by_name.setdefault(name, []).append(count)
+    return {name: combine(counts) for name, counts in by_name.items()}
+
+
+def _added_shards(sources: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    planned = [source["planned_shards"] for source in sources]
+    return {
+        kind: {split: sum(part.get(kind, {}).get(split, 0) for part in planned) for split in SPLITS}
+        for kind in KINDS
+        if any(kind in part for part in planned)
+    }
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order of first appearance; values need not be hashable."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _shards_in_order(caches: Sequence[Cache]) -> Iterator[tuple[Cache, ShardRecord]]:
+    """Every shard of every cache in the order of the merged one."""
+    for kind, split in itertools.product(KINDS, SPLITS):
+        for cache in caches:
+            for record in cache.manifest.shards_of(kind, split):
+                yield cache, record

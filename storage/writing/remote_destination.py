@@ -1,0 +1,195 @@
+"""A cache that is made at a URL: each shard is written to a local disk, sent, read back, and only then committed.
+
+An object store renames nothing and locks nothing. A process looks for a shard's commit record before it makes the
+shard and again before it sends it, so that seldom two send the same one. When they do, the later replaces the earlier:
+harmless among processes that agree on every byte; among others, readers find it by the manifest's sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from storage.disk.files import refusals, remove_directory, write_file
+from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
+from storage.records.manifest import (
+    CARD_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    CacheIdentity,
+    FileRecord,
+    Manifest,
+    ShardKey,
+    ShardRecord,
+    read_commit,
+    read_plan,
+    write_commit,
+    write_plan,
+)
+from storage.records.records import MAX_RECORD_BYTES
+from storage.remote.crew import Crew
+from storage.remote.directory import RemoteDirectory
+from storage.remote.remote_records import read_remote, require_no_foreign_card
+from storage.remote.retrying import DEFAULT_POLICY, RetryPolicy
+from storage.remote.sending import Sender, Unit
+from storage.shards.shard import write_shard
+from storage.writing.publication import describe, file_record, require_same_facts, require_same_plan
+
+# Commit records are small: what takes time is the way there and back.
+_NUM_CONNECTIONS = 32
+# In a work directory with this mark a run has begun a cache: what it keeps there is for those that go on with it.
+_BEGUN_NAME = "begun"
+
+
+class RemoteDestination:
+    """A directory behind a URL that fsspec writes."""
+
+    def __init__(self, url: str, work_dir: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
+        """Raises ConfigError for a URL that cannot be served, and for the Hub, where every shard would be a commit."""
+        self._crew = Crew(_NUM_CONNECTIONS, lambda num_bytes: None)
+        self._remote = RemoteDirectory(url, policy, sleep=self._crew.sleep)
+        self.where = self._remote.url
+        self.work_dir = work_dir
+        self._committed: dict[ShardKey, ShardRecord] = {}
+        self._lost: set[ShardKey] = set()
+        if self._remote.puts_are_commits:
+            raise ConfigError(
+                f"--out {self.where}: every shard would be a commit of its own there; write to a directory, and send "
+                "it with teachonce-cache push"
+            )
+
+    def require_own(self) -> None:
+        """Raise TransferError for a place that cannot be reached, ConfigError for one with another README.md.
+
+        Whose cache it is the plan tells later.
+        """
+        require_no_foreign_card(self._remote)
+
+    def require_same_facts(self, facts: dict[str, Any]) -> None:
+        """Check what is known of this run against a published plan."""
+        begun = self._read_plan()
+        if begun is not None:
+            require_same_facts(self.where, begun, facts)
+
+    def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
+        """Put the plan, or check that it is this one; raises CacheMismatchError."""
+        if self._read_plan() is None:
+            with self._staging() as staging:
+                write_plan(staging, identity)
+                self._send(staging, file_record(staging, PLAN_NAME))
+        begun = self._begun(identity)
+        write_file(self.work_dir / _BEGUN_NAME, b"")
+        return begun
+
+    def add_file(self, path: str, content: bytes) -> None:
+        """Put a file that is no shard unless it is there."""
+        with self._staging() as staging:
+            write_file(staging / path, content)
+            self._send(staging, file_record(staging, path))
+
+    def look_up(self, keys: Sequence[ShardKey]) -> None:
+        """Read the commit records that this process does not know, many at a time."""
+        self._crew.map(self.read_commit, [key for key in keys if key not in self._committed])
+
+    def read_commit(self, key: ShardKey) -> ShardRecord | None:
+        """A shard's commit record, None when the shard has to be made."""
+        if key not in self._committed:
+            found = read_remote(self._remote, key.commit_path, functools.partial(read_commit, key=key))
+            if found is None or found[0] is None:
+                return None
+            if self._remote.num_bytes(key.path) != found[0].num_bytes:
+                self._lost.add(key)
+                return None
+            self._committed[key] = found[0]
+        return self._committed[key]
+
+    def add_shard(
+        self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
+    ) -> None:
+        """Write a shard here, send it and then its commit record; nothing when another process was quicker.
+
+        Raises CacheMismatchError when the place went to another cache that was begun at the same time.
+        """
+        with self._staging() as staging:
+            record = write_shard(staging, identity, key, first_row, batches)
+            [is_missing] = self._crew.map(functools.partial(self._is_missing, identity), [key])
+            if is_missing:
+                write_commit(staging, record)
+                files = [record, file_record(staging, key.commit_path)]
+                # Beside the record of a lost shard, a new one of the same size would pass for it.
+                # Not remembered: it is looked up again before the cache is finished, should another have replaced it.
+                self._send(staging, *(reversed(files) if key in self._lost else files))
+
+    def hurry(self) -> None:
+        """A network that fails is not waited for any longer."""
+        self._crew.hurry()
+
+    def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
+        """Join what is committed, whoever committed it, and the tokenizer's files.
+
+        Raises IncompleteCacheError, and CacheMismatchError as add_shard does.
+        """
+        begun = self._begun(identity)
+        planned = begun.planned_keys()
+        self.look_up(planned)
+        records = [self._committed[key] for key in planned if key in self._committed]
+        if len(records) < len(planned):
+            raise IncompleteCacheError(self.where, len(records), len(planned))
+        with self._staging() as staging:
+            for name in tokenizer_files:
+                write_file(staging / name, self._content(name))
+            manifest = describe(staging, begun, records, tokenizer_files)
+            for name in (CARD_NAME, MANIFEST_NAME):
+                self._send(staging, file_record(staging, name))
+        return manifest
+
+    def is_finished(self) -> bool:
+        """Whether there is a manifest."""
+        return self._remote.num_bytes(MANIFEST_NAME) is not None
+
+    def clean_up(self, *, is_done: bool) -> None:
+        """Remove the work directory when all is done, and when nothing was begun, by this process or another."""
+        if is_done or not (self.work_dir / _BEGUN_NAME).exists():
+            remove_directory(self.work_dir)
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A directory of this call's own for files on their way."""
+        with refusals(self.work_dir):
+            self.work_dir.mkdir(parents=True, exist_ok=True)
+            staging = tempfile.TemporaryDirectory(dir=self.work_dir, prefix="sending-", ignore_cleanup_errors=True)
+        with staging:
+            yield Path(staging.name)
+
+    def _send(self, staging: Path, *files: FileRecord | ShardRecord) -> None:
+        """Put what is not there, one file after the other, and read every byte back."""
+        unit = Unit(files=files)
+        sender = Sender(staging, self._remote, self._crew)
+        sender.send([unit])
+        sender.prove([unit])
+
+    def _is_missing(self, identity: CacheIdentity, key: ShardKey) -> bool:
+        self._begun(identity)
+        return self.read_commit(key) is None
+
+    def _begun(self, identity: CacheIdentity) -> CacheIdentity:
+        """The plan that stands, should two have begun at the same time; CacheMismatchError when it is another one."""
+        begun = self._read_plan() or identity
+        require_same_plan(self.where, begun, identity)
+        return begun
+
+    def _read_plan(self) -> CacheIdentity | None:
+        found = read_remote(self._remote, PLAN_NAME, read_plan)
+        return found[0] if found else None
+
+    def _content(self, path: str) -> bytes:
+        content = self._remote.read_small(path, MAX_RECORD_BYTES)
+        if content is None:
+            raise MissingFileError(f"{self.where}/{path}")
+        return content

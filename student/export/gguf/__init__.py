@@ -1,0 +1,1 @@
+"""Students as GGUF files, with their tokenizers."""

@@ -1,0 +1,93 @@
+"""A GPT-2-architecture student as a GGUF file that llama.cpp runs: weights, shape and tokenizer in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student.errors import NotExportableError
+from student.export.config import Quantize
+from student.export.gguf.tokenizer import add_tokenizer, check_tokenizer
+
+# llama.cpp has one GELU, GPT-2's approximation; transformers has these names for it.
+_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+_LAYER_PARTS = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
+    """Raise NotExportableError for what llama.cpp's gpt2 cannot express."""
+    config = model.config
+    if config.model_type != "gpt2":
+        raise NotExportableError(name, "gguf", f"is a {config.model_type} model, expected gpt2; export it as onnx")
+    if config.activation_function not in _ACTIVATIONS:
+        problem = f"has activation {config.activation_function!r}, llama.cpp's gpt2 has {_ACTIVATIONS[0]!r} alone"
+        raise NotExportableError(name, "gguf", problem)
+    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+        raise NotExportableError(name, "gguf", "scales attention in another way than llama.cpp's gpt2")
+    check_tokenizer(tokenizer, name)
+
+
+def write_gguf(model: Any, tokenizer: Any, path: Path, quantize: Quantize) -> None:
+    """Write the file; matrices in float16 or q8_0, vectors and positions in float32.
+
+    A matrix whose rows q8_0 cannot divide into blocks of 32 stays in float16.
+    """
+    from gguf import GGUFWriter, LlamaFileType
+
+    config = model.config
+    writer = GGUFWriter(path, "gpt2")
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if quantize == "q8_0" else LlamaFileType.MOSTLY_F16)
+    add_tokenizer(writer, tokenizer, config.vocab_size)
+    for name, weight in gguf_weights(model):
+        _add_weight(writer, name, weight, quantize)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_weights(model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Weights under llama.cpp's names, matrices as [out, in]; a tied head is left to the embedding."""
+    weights = {name: weight.detach().float().cpu().numpy() for name, weight in model.state_dict().items()}
+    yield "token_embd.weight", weights["transformer.wte.weight"]
+    yield "position_embd.weight", weights["transformer.wpe.weight"]
+    for layer in range(model.config.n_layer):
+        for part, theirs in _LAYER_PARTS.items():
+            weight = weights[f"transformer.h.{layer}.{part}.weight"]
+            yield f"blk.{layer}.{theirs}.weight", weight.T  # transformers' Conv1D keeps [in, out]; vectors have no T
+            yield f"blk.{layer}.{theirs}.bias", weights[f"transformer.h.{layer}.{part}.bias"]
+    yield "output_norm.weight", weights["transformer.ln_f.weight"]
+    yield "output_norm.bias", weights["transformer.ln_f.bias"]
+    if not model.config.tie_word_embeddings:
+        yield "output.weight", weights["lm_head.weight"]
+
+
+def _add_weight(writer: Any, name: str, weight: NDArray[np.float32], quantize: Quantize) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
+    weight = np.ascontiguousarray(weight)
+    block_size, _ = GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
+    if weight.ndim == 1 or name.startswith("position_embd"):
+        stored = GGMLQuantizationType.F32
+    elif quantize == "q8_0" and weight.shape[1] % block_size == 0:
+        stored = GGMLQuantizationType.Q8_0
+    else:
+        stored = GGMLQuantizationType.F16
+    writer.add_tensor(name, quants.quantize(weight, stored), raw_dtype=stored)

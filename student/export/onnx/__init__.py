@@ -1,0 +1,1 @@
+"""Students as ONNX graphs, also with 8-bit weights."""

@@ -1,0 +1,76 @@
+"""Choosing the best of several texts, as beam selection taught the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.errors import first_line
+from student.errors import BrokenStudentError, CandidatesError, StudentContextError
+from student.losses.batches import text_batch
+from student.losses.selection import length_normalised_scores
+from student.losses.token_logprobs import token_logprobs
+from student.model import context_length_of, head_weight, hidden_states
+from student.run_record import read_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCandidate:
+    """A candidate and its score: summed log-probability / length^length_penalty, nats."""
+
+    text: str
+    score: float
+
+
+def read_candidates(path: Path) -> list[str]:
+    """Candidates, one a line of UTF-8; raises CandidatesError for fewer than two."""
+    try:
+        candidates = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CandidatesError(str(path), f"cannot be read ({first_line(error)})") from error
+    if len(candidates) < 2:
+        raise CandidatesError(str(path), f"holds {len(candidates)} candidates")
+    return candidates
+
+
+def rank_candidates(
+    model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
+) -> list[RankedCandidate]:
+    """Candidates as continuations of the prompt, best first; raises as continuation_scores does."""
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
+    continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
+    scores = continuation_scores(model, prompt_ids, continuations, length_penalty)
+    ranked = [RankedCandidate(text=text, score=score) for text, score in zip(candidates, scores, strict=True)]
+    return sorted(ranked, key=lambda candidate: -candidate.score)
+
+
+@torch.inference_mode()
+def continuation_scores(
+    model: Any, prompt_ids: list[int], continuations: list[list[int]], length_penalty: float
+) -> list[float]:
+    """The student's score of each continuation of the prompt, nats.
+
+    Raises StudentContextError for one too long, BrokenStudentError for scores that are not finite.
+    """
+    needed = len(prompt_ids) + max(map(len, continuations)) - 1
+    if needed > context_length_of(model):
+        raise StudentContextError(model.name_or_path, context_length_of(model), needed, "prompt and candidate")
+    batch = text_batch(prompt_ids, continuations, model.device)
+    hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
+    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)
+    lengths = torch.tensor([len(ids) for ids in continuations])
+    sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
+    scores_N = length_normalised_scores(sums.cpu(), lengths, length_penalty)
+    if not bool(scores_N.isfinite().all()):
+        raise BrokenStudentError(model.name_or_path)
+    scores: list[float] = scores_N.tolist()
+    return scores
+
+
+def trained_length_penalty(student: Path) -> float:
+    """The length penalty that the student was trained with, 1 when it saw no beams; see read_run for what it raises."""
+    found = read_run(student).get("length_penalty")
+    return 1.0 if found is None else float(found)

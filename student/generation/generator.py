@@ -1,0 +1,188 @@
+"""Text from a trained student: whole, piece by piece, or the best of several drawn continuations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from storage.errors import ConfigError
+from student.config import SamplingConfig
+from student.errors import PromptError, StudentContextError
+from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
+from student.generation.token_loop import draw_tokens
+from student.model import choose_device, context_length_of, load_student, load_tokenizer
+
+# What a decoder puts in the place of bytes that are no whole character, or not yet.
+_REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnCandidate(RankedCandidate):
+    """A continuation that the student drew, and why it ended: "stop" (end of text) or "length"."""
+
+    finish_reason: str
+
+
+class Generator:
+    """A student that is loaded once and continues any number of prompts; it completes text and knows no dialogue."""
+
+    def __init__(self, student: Path | str, *, device: str = "auto") -> None:
+        """Raises NoSuchStudentError, or ConfigError for a device that is not there."""
+        self._student = Path(student)
+        self._model = load_student(self._student).to(choose_device(device)).eval()
+        self._tokenizer = load_tokenizer(self._student)
+        self._length_penalty = trained_length_penalty(self._student)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the prompt and its continuation may have together."""
+        return context_length_of(self._model)
+
+    def num_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt; raises PromptError for text that is not Unicode."""
+        return len(self._prompt_ids(prompt))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = SamplingConfig.max_new_tokens,
+        temperature: float = SamplingConfig.temperature,
+        top_p: float = SamplingConfig.top_p,
+        seed: int = SamplingConfig.seed,
+        keep_end: bool = False,
+    ) -> Iterator[str]:
+        """The prompt's continuation in pieces of whole characters, each as soon as its tokens are drawn.
+
+        keep_end: of a prompt that leaves no room for max_new_tokens, the last tokens that do are read; otherwise it
+        raises StudentContextError. Raises ConfigError for settings out of range, PromptError for text that is not
+        Unicode, BrokenStudentError for logits that are not finite.
+        """
+        config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        prompt_ids = self._fitting_ids(prompt, config, keep_end)
+        return self._pieces(self._steps(prompt_ids, config, 1))
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = SamplingConfig.max_new_tokens,
+        temperature: float = SamplingConfig.temperature,
+        top_p: float = SamplingConfig.top_p,
+        seed: int = SamplingConfig.seed,
+        keep_end: bool = False,
+    ) -> str:
+        """The prompt's continuation: the pieces of `stream` joined."""
+        pieces = self.stream(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, keep_end=keep_end
+        )
+        return "".join(pieces)
+
+    def candidates(
+        self,
+        prompt: str,
+        num_candidates: int,
+        *,
+        max_new_tokens: int = SamplingConfig.max_new_tokens,
+        temperature: float = SamplingConfig.temperature,
+        top_p: float = SamplingConfig.top_p,
+        seed: int = SamplingConfig.seed,
+        keep_end: bool = False,
+    ) -> list[DrawnCandidate]:
+        """Up to num_candidates different continuations, the one that the student chooses first.
+
+        They are drawn together, the i-th as `stream` draws with seed + i, and ranked by the score that beam
+        selection trained: summed log-probability / length^length_penalty in nats at temperature 1, the end of text
+        counted where it was drawn. Equal texts are one candidate with the best of their scores.
+        Raises as `stream` does, and ConfigError for no candidates or temperature 0, at which all would be equal.
+        """
+        config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        if num_candidates < 1:
+            raise ConfigError(f"--candidates is {num_candidates}, expected at least 1")
+        if temperature == 0:
+            raise ConfigError("--candidates are drawn: expected a --temperature above 0, at which they can differ")
+        prompt_ids = self._fitting_ids(prompt, config, keep_end)
+        drawn = [list[int]() for _ in range(num_candidates)]
+        for tokens in self._steps(prompt_ids, config, num_candidates):
+            open_ids = [(ids, token) for ids, token in zip(drawn, tokens, strict=True) if not self._has_ended(ids)]
+            for ids, token in open_ids:
+                ids.append(token)
+            if all(map(self._has_ended, drawn)):
+                break
+        scores = continuation_scores(self._model, prompt_ids, drawn, self._length_penalty)
+        best: dict[str, DrawnCandidate] = {}
+        for score, ids in sorted(zip(scores, drawn, strict=True), key=lambda scored: -scored[0]):
+            reason = "stop" if self._has_ended(ids) else "length"
+            text = self._decode(ids)
+            best.setdefault(text, DrawnCandidate(text=text, score=score, finish_reason=reason))
+        return list(best.values())
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(error.start) from error
+        eos = self._tokenizer.eos_token_id
+        return self._tokenizer(prompt, add_special_tokens=False)["input_ids"] or [0 if eos is None else eos]
+
+    def _fitting_ids(self, prompt: str, config: SamplingConfig, keep_end: bool) -> list[int]:
+        ids = self._prompt_ids(prompt)
+        room = self.context_length - config.max_new_tokens
+        if room < 1 or (len(ids) > room and not keep_end):
+            needed = len(ids) + config.max_new_tokens
+            raise StudentContextError(str(self._student), self.context_length, needed, "prompt and --max-new-tokens")
+        return ids[-room:]
+
+    def _steps(self, prompt_ids: list[int], config: SamplingConfig, num_texts: int) -> Iterator[list[int]]:
+        seeds = [config.seed + i for i in range(num_texts)]
+        steps = draw_tokens(self._model, prompt_ids, seeds, temperature=config.temperature, top_p=config.top_p)
+        return islice(steps, config.max_new_tokens)
+
+    def _has_ended(self, ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] == self._tokenizer.eos_token_id
+
+    def _pieces(self, steps: Iterator[list[int]]) -> Iterator[str]:
+        ids: list[int] = []
+        text, num_shown = "", 0
+        for tokens in steps:
+            ids += tokens
+            text = self._decode(ids)
+            num_whole = len(text.rstrip(_REPLACEMENT))
+            if num_whole > num_shown:
+                yield text[num_shown:num_whole]
+                num_shown = num_whole
+            if self._has_ended(ids):
+                break
+        if len(text) > num_shown:
+            yield text[num_shown:]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def generation_speeds(
+    models: Sequence[Any], *, prompt_tokens: int = 16, new_tokens: int = 64, rounds: int = 7
+) -> list[float]:
+    """Tokens per second of each model's greedy generation at batch 1 with the key-value cache, where the model is.
+
+    The models take turns, and the fastest of a model's `rounds` runs counts, for what else runs on a machine only
+    slows it. A run's time goes from the call to the last token, so it includes reading a prompt of prompt_tokens; a
+    shorter context shortens both. On a processor it uses as many threads as PyTorch is set to.
+    """
+    runs = [[_timed_tokens_per_second(model, prompt_tokens, new_tokens) for model in models] for _ in range(rounds)]
+    return [max(speeds) for speeds in zip(*runs, strict=True)]
+
+
+def _timed_tokens_per_second(model: Any, prompt_tokens: int, new_tokens: int) -> float:
+    context_length = context_length_of(model)
+    prompt_tokens = min(prompt_tokens, max(1, context_length // 4))
+    new_tokens = min(new_tokens, max(1, context_length - prompt_tokens))
+    started = time.perf_counter()
+    for _ in islice(draw_tokens(model, [0] * prompt_tokens, [0], temperature=0.0, top_p=1.0), new_tokens):
+        pass
+    return new_tokens / (time.perf_counter() - started)

@@ -1,0 +1,188 @@
+"""From rows of a cache to tensors ready for the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.rows import beams, samples, soft_targets
+from storage.rows.soft_targets import SoftTargetRows
+from student.losses.targets import SparseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockBatch:
+    """Blocks with targets at their P valid positions.
+
+    input_ids, position_ids [N, T] int64; is_valid [N, T]; targets, entropy [P], label_logprob [P] (the
+    teacher's, nats) belong to the valid positions in row-major order.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    is_valid: Tensor
+    targets: SparseTargets
+    entropy: Tensor
+    label_logprob: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBatch:
+    """Prompts with continuations, padded on the right where a causal model cannot see.
+
+    input_ids, position_ids [N, T]; is_target [N, T]: positions that predict a token of the continuation;
+    label_ids [P]: those tokens.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    is_target: Tensor
+    label_ids: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamBatch:
+    """Candidates of B prompts as one TextBatch of L sequences.
+
+    prompt_index [L]: whose candidate; slot [L]: its place among that prompt's; lengths [L]: tokens;
+    teacher_scores [B, N], −inf where a prompt has fewer candidates.
+    """
+
+    texts: TextBatch
+    prompt_index: Tensor
+    slot: Tensor
+    lengths: Tensor
+    teacher_scores: Tensor
+
+
+def block_batch(
+    batch: pa.RecordBatch, *, tail_weight: float | None, temperature: float, device: torch.device
+) -> BlockBatch:
+    """Soft targets to tensors; `temperature` chooses the tempered tail mass that goes along."""
+    return block_tensors(soft_targets.decode(batch), tail_weight=tail_weight, temperature=temperature, device=device)
+
+
+def block_tensors(
+    rows: SoftTargetRows, *, tail_weight: float | None, temperature: float, device: torch.device
+) -> BlockBatch:
+    """Decoded rows to tensors."""
+    is_valid = rows.is_valid_target
+    return BlockBatch(
+        input_ids=_tensor(rows.input_ids[:, :-1], np.int64, device),
+        position_ids=_tensor(rows.positions[:, :-1], np.int64, device),
+        is_valid=_tensor(is_valid, np.bool_, device),
+        targets=_sparse_targets(rows, is_valid, tail_weight, temperature, device),
+        entropy=_tensor(rows.entropy[is_valid], np.float32, device),
+        label_logprob=_tensor(rows.label_logprob[is_valid], np.float32, device),
+    )
+
+
+def sample_batch(batch: pa.RecordBatch, device: torch.device) -> TextBatch:
+    """Sampled texts to tensors."""
+    rows = samples.decode(batch)
+    return _text_batch([row.prompt_ids for row in rows], [row.completion_ids for row in rows], device)
+
+
+def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
+    """Prompts and their candidates to tensors."""
+    rows = beams.decode(batch)
+    owners = [b for b, row in enumerate(rows) for _ in row.candidates]
+    candidates = [candidate for row in rows for candidate in row.candidates]
+    slots = [slot for row in rows for slot in range(len(row.candidates))]
+    scores = torch.full((len(rows), max(slots, default=0) + 1), -torch.inf)
+    scores[owners, slots] = torch.tensor([candidate.score for candidate in candidates])
+    ids = [candidate.candidate_ids for candidate in candidates]
+    return BeamBatch(
+        texts=_text_batch([rows[b].prompt_ids for b in owners], ids, device),
+        prompt_index=torch.tensor(owners, dtype=torch.int64, device=device),
+        slot=torch.tensor(slots, dtype=torch.int64, device=device),
+        lengths=torch.tensor([len(candidate_ids) for candidate_ids in ids], dtype=torch.int64, device=device),
+        teacher_scores=scores.to(device),
+    )
+
+
+def text_batch(prompt_ids: list[int], continuations: list[list[int]], device: torch.device) -> TextBatch:
+    """One prompt with several continuations."""
+    return _text_batch([np.array(prompt_ids)] * len(continuations), [np.array(c) for c in continuations], device)
+
+
+def _text_batch(prompts: list[NDArray[Any]], continuations: list[NDArray[Any]], device: torch.device) -> TextBatch:
+    prompt_lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    lengths = prompt_lengths + np.array([len(continuation) for continuation in continuations], dtype=np.int64)
+    ids = np.zeros((len(prompts), lengths.max(initial=1)), dtype=np.int64)
+    for row, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        ids[row, : lengths[row]] = np.concatenate([prompt, continuation])
+    place = np.arange(ids.shape[1] - 1)
+    is_target = (place >= prompt_lengths[:, None] - 1) & (place < lengths[:, None] - 1)
+    return TextBatch(
+        input_ids=torch.from_numpy(ids[:, :-1].copy()).to(device),
+        position_ids=torch.from_numpy(place).expand(len(ids), -1).to(device),
+        is_target=torch.from_numpy(is_target).to(device),
+        label_ids=torch.from_numpy(ids[:, 1:][is_target]).to(device),
+    )
+
+
+def _sparse_targets(
+    rows: SoftTargetRows,
+    is_valid: NDArray[np.bool_],
+    tail_weight: float | None,
+    temperature: float,
+    device: torch.device,
+) -> SparseTargets:
+    head_size, tail_size = rows.head_size[is_valid], rows.tail_size[is_valid]
+    head_starts = _starts(head_size + tail_size)
+    is_head, is_drawn = _is_entry(head_size), _is_entry(tail_size)
+    tempered = rows.tempered_tail_logmass.get(temperature)
+    return SparseTargets(
+        head_ids=_tensor(_pad(rows.ids, head_starts, is_head), np.int32, device),
+        head_logprobs=_tensor(_pad(rows.logprobs.astype(np.float32), _starts(head_size), is_head), np.float32, device),
+        is_head=_tensor(is_head, np.bool_, device),
+        tail_logprob=_tensor(rows.tail_logprob[is_valid], np.float32, device),
+        tail_ids=_tensor(_pad(rows.ids, head_starts + head_size, is_drawn), np.int32, device),
+        is_drawn=_tensor(is_drawn, np.bool_, device),
+        tail_weight=tail_weight,
+        tempered_tail_logmass=None if tempered is None else _tensor(tempered[is_valid], np.float32, device),
+        label_ids=_tensor(rows.input_ids[:, 1:][is_valid], np.int64, device),
+    )
+
+
+def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.cumsum(sizes) - sizes
+
+
+def _is_entry(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[P, most]: where entries stand when each position's begin at 0."""
+    most = int(sizes.max(initial=0))
+    return _runs(np.repeat([True, False], most), most - sizes, most)
+
+
+def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.bool_]) -> NDArray[Any]:
+    """Each position's run of values from `starts` on to [P, most], zeros behind.
+
+    Copying as many values from every start and clearing those of others is far faster than scattering them by mask.
+    """
+    most = is_entry.shape[1]
+    padded = _runs(np.concatenate([values, np.zeros(most, values.dtype)]), starts, most)
+    padded *= is_entry
+    return padded
+
+
+def _runs(values: NDArray[Any], starts: NDArray[np.int64], length: int) -> NDArray[Any]:
+    """[P, length]: as many values from every start on."""
+    if length == 0:
+        return np.empty((len(starts), 0), values.dtype)
+    # NumPy copies a window that is one item of opaque bytes twice as fast as one of `length` items.
+    item = np.dtype((np.void, length * values.itemsize))
+    windows = np.ndarray(len(values) - length + 1, item, values, strides=values.strides)
+    return windows[starts].view(values.dtype).reshape(len(starts), length)
+
+
+def _tensor(array: NDArray[Any], dtype: type[np.generic], device: torch.device) -> Tensor:
+    """Widened without PyTorch's threads, which would then spin on the cores that read ahead."""
+    return torch.from_numpy(array.astype(dtype, order="C", copy=False)).to(device, non_blocking=True)

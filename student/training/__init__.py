@@ -1,0 +1,1 @@
+"""Training from a cache: steps, checkpoints, logs, and several processes."""

@@ -1,0 +1,139 @@
+"""Checkpoints of a run: everything that the next step depends on.
+
+checkpoint.pt appears at once. A student that is shared out over processes has its tensors in a directory beside it
+(torch.distributed.checkpoint), which checkpoint.pt names. Any number of processes, with any parallelism, goes on from
+either.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+import transformers
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
+
+from storage.disk.files import publishing, refusals
+from storage.errors import first_line
+from storage.reading.row_stream import StreamState
+from student.errors import CheckpointError, RunMismatchError
+from student.training.learner import Learner
+from student.training.meter import Meter
+
+CHECKPOINT_NAME = "checkpoint.pt"
+SHARDED_PREFIX = "checkpoint-"
+
+
+def save_checkpoint(
+    out: Path, *, step: int, learner: Learner, streams: dict[str, StreamState], meter: Meter, run: dict[str, Any]
+) -> None:
+    """Publish the state after `step` steps; `run` is what a resuming run must agree with. Called by all processes."""
+    parallel = learner.parallel
+    model, optimizer = get_state_dict(parallel.model, learner.optimizer)
+    tensors = {"model": model, "optimizer": optimizer}
+    state: dict[str, Any] = {
+        "step": step,
+        "streams": {kind: asdict(stream) for kind, stream in streams.items()},
+        "meter": meter.state(),
+        "random": torch.get_rng_state(),
+        "run": run,
+    }
+    if parallel.is_sharded:
+        state["sharded"] = f"{SHARDED_PREFIX}{step}"
+        with refusals(out / state["sharded"]):
+            save_sharded(tensors, checkpoint_id=out / state["sharded"])
+    else:
+        state |= tensors
+    if parallel.processes.is_first:
+        with publishing(out / CHECKPOINT_NAME) as file:
+            torch.save(state, cast(IO[bytes], file))
+        _remove_sharded(out, keep=state.get("sharded"))
+
+
+def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tuple[int, dict[str, StreamState], Meter]:
+    """Restore the last checkpoint: steps done, stream states and counts; those of a run's begin without one.
+
+    Called by all processes.
+
+    Raises CheckpointError for a damaged file, RunMismatchError when `run` differs from the run that wrote it.
+    """
+    path, processes = out / CHECKPOINT_NAME, learner.parallel.processes
+    if not path.is_file():
+        return 0, {}, Meter(processes=processes)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(str(path), _first_sentence(error)) from error
+    for field in sorted(run.keys() | state["run"].keys()):
+        if run.get(field) != state["run"].get(field):
+            raise RunMismatchError(str(out), field, state["run"].get(field), run.get(field))
+    if "sharded" in state:
+        _load_sharded(out / state["sharded"], learner)
+    else:
+        _set_state(learner, state["model"], state["optimizer"], StateDictOptions(full_state_dict=True))
+    torch.set_rng_state(state["random"])
+    streams = {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
+    return state["step"], streams, Meter(processes=processes, **state.get("meter", {}))  # earlier versions kept none
+
+
+def whole_model(learner: Learner) -> Any:
+    """The student as one model, in the first process (elsewhere it may have no weights). Called by all processes."""
+    model = learner.parallel.model
+    if not learner.parallel.is_sharded:
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = transformers.AutoModelForCausalLM.from_config(model.config)
+    whole.generation_config = model.generation_config
+    if learner.parallel.processes.is_first:
+        whole.load_state_dict(weights)
+    return whole
+
+
+def remove_checkpoint(out: Path) -> None:
+    """Delete the checkpoint of a finished run."""
+    (out / CHECKPOINT_NAME).unlink(missing_ok=True)
+    _remove_sharded(out, keep=None)
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What PyTorch found; then it advises, also to run whatever code the file holds."""
+    return first_line(error).partition(". ")[0]
+
+
+def _load_sharded(directory: Path, learner: Learner) -> None:
+    """Tensors of a shared-out student; whoever goes on, reads what it holds."""
+    model, optimizer = get_state_dict(learner.parallel.model, learner.optimizer)
+    tensors = {"model": model, "optimizer": optimizer}
+    try:
+        load_sharded(tensors, checkpoint_id=directory)
+    except (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(str(directory), _first_sentence(error)) from error
+    _set_state(learner, tensors["model"], tensors["optimizer"], StateDictOptions())
+
+
+def _set_state(learner: Learner, model: Any, optimizer: Any, options: StateDictOptions) -> None:
+    set_state_dict(
+        learner.parallel.model,
+        learner.optimizer,
+        model_state_dict=model,
+        optim_state_dict=optimizer,
+        options=options,
+    )
+
+
+def _remove_sharded(out: Path, keep: str | None) -> None:
+    for directory in out.glob(f"{SHARDED_PREFIX}*"):
+        if directory.name != keep and directory.is_dir():
+            shutil.rmtree(directory)

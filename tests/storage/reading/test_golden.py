@@ -1,0 +1,87 @@
+"""A cache that an earlier teachonce wrote, committed beside this file by make_golden.py, reads the same for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from storage.cache import Cache
+
+from storage import RowStream, beams, open_cache, samples, soft_targets, verify_cache
+from tests.places import GOLDEN
+
+GOLDEN_EPOCHS = [[1, 3, 0, 4, 2], [1, 2, 4, 0, 3], [0, 1, 4, 2, 3]]
+SCALARS = ("tail_logprob", "entropy", "label_logprob")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Cache:
+    return open_cache(GOLDEN / "cache")
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())
+    return content
+
+
+def test_the_golden_cache_is_whole() -> None:
+    found = verify_cache(GOLDEN / "cache")
+    assert found.problems == ()
+    assert (found.num_shards, found.num_rows) == (3, 9)
+
+
+def test_the_golden_cache_is_of_version_one(golden: Cache) -> None:
+    raw = json.loads((GOLDEN / "cache" / "manifest.json").read_bytes())
+    assert (raw["format"], raw["format_version"]) == ("teachonce-cache", 1)
+    assert (golden.identity.vocab_size, golden.identity.block_size, golden.identity.record_batch_rows) == (50, 6, 4)
+    assert golden.manifest.teacher_perplexity("train") == raw["teacher_perplexity"]["train"]
+    assert golden.manifest.teacher_entropy_nats("train") == raw["teacher_entropy_nats"]["train"]
+
+
+def test_golden_soft_targets_decode_to_the_same_values(golden: Cache, expected: dict[str, Any]) -> None:
+    rows = soft_targets.decode(next(golden.record_batches("soft_targets", "train")))
+    wanted = expected["soft_targets"]
+    for name in ("row_id", "input_ids", "head_size", "tail_size", "ids", "logprobs", *SCALARS):
+        np.testing.assert_array_equal(getattr(rows, name), np.array(wanted[name]), err_msg=name)
+    assert [lengths.tolist() for lengths in rows.segment_lengths] == wanted["segment_lengths"]
+    np.testing.assert_array_equal(rows.tempered_tail_logmass[2.0], np.array(wanted["tempered_tail_logmass"]["2.0"]))
+    assert len(rows.tempered_tail_logmass) == 1
+
+
+def test_golden_samples_decode_to_the_same_values(golden: Cache, expected: dict[str, Any]) -> None:
+    rows = samples.decode(next(golden.record_batches("samples", "train")))
+    for row, wanted in zip(rows, expected["samples"], strict=True):
+        found = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(row).items()}
+        assert found == wanted
+
+
+def test_golden_beams_decode_to_the_same_values(golden: Cache, expected: dict[str, Any]) -> None:
+    rows = beams.decode(next(golden.record_batches("beams", "train")))
+    for row, wanted in zip(rows, expected["beams"], strict=True):
+        assert (row.row_id, row.prompt_id, row.prompt_ids.tolist()) == (
+            wanted["row_id"],
+            wanted["prompt_id"],
+            wanted["prompt_ids"],
+        )
+        for candidate, other in zip(row.candidates, wanted["candidates"], strict=True):
+            found = dataclasses.asdict(candidate) | {"candidate_ids": candidate.candidate_ids.tolist()}
+            assert found == other | {"sum_logprob": float(np.float32(other["sum_logprob"]))}
+
+
+def test_golden_rows_encode_to_the_same_columns(golden: Cache) -> None:
+    for batch in golden.record_batches("soft_targets", "train"):
+        assert soft_targets.encode(soft_targets.decode(batch), batch.schema, 10).equals(batch)
+    for batch in golden.record_batches("samples", "train"):
+        assert samples.encode(samples.decode(batch), batch.schema).equals(batch)
+    for batch in golden.record_batches("beams", "train"):
+        assert beams.encode(beams.decode(batch), batch.schema).equals(batch)
+
+
+def test_the_golden_stream_keeps_its_order(golden: Cache) -> None:
+    batches = RowStream(golden, "soft_targets", "train", batch_rows=5, seed=1).batches()
+    assert [next(batches).rows.column("row_id").to_pylist() for _ in range(3)] == GOLDEN_EPOCHS

@@ -1,0 +1,74 @@
+"""Shards are plain Arrow: pyarrow and datasets read them without us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from storage import open_cache
+from storage.reading.cache import Cache
+from storage.records.manifest import KINDS, SPLITS
+
+
+def stored(cache: Cache, kind: str, split: str) -> pa.Table:
+    return pa.Table.from_batches(cache.record_batches(kind, split))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pyarrow_alone_reads_every_shard(cache: Cache, kind: str) -> None:
+    tables = []
+    for path in sorted((cache.path / kind).glob("train-*.arrow")):
+        with pa.memory_map(str(path)) as file:
+            tables.append(pa.ipc.open_file(file).read_all())
+    assert pa.concat_tables(tables).equals(stored(cache, kind, "train"))
+
+
+def test_buffers_are_compressed(small_cache: Path, make: SimpleNamespace) -> None:
+    batch = make.batch("soft_targets", 4, 0, make.identity())
+    path = small_cache / "soft_targets" / "train-00000-of-00003.arrow"
+    assert path.read_bytes().count(b"\x28\xb5\x2f\xfd") > batch.num_columns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_column_is_nested_twice_nullable_or_a_dictionary(cache: Cache, kind: str) -> None:
+    for field in cache.identity.schema(kind):
+        assert not field.nullable
+        if isinstance(field.type, pa.LargeListType | pa.FixedSizeListType):
+            assert not field.type.value_field.nullable
+            assert not pa.types.is_nested(field.type.value_type)
+        else:
+            assert not pa.types.is_nested(field.type)
+        assert not pa.types.is_dictionary(field.type)
+
+
+@pytest.fixture(scope="module")
+def _offline(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()
+
+
+@pytest.mark.usefixtures("_offline")
+@pytest.mark.parametrize("kind", KINDS)
+def test_datasets_loads_each_kind_with_equal_values(cache: Cache, tmp_path: Path, kind: str) -> None:
+    loaded = datasets.load_dataset(str(cache.path), kind, cache_dir=str(tmp_path))
+    assert set(loaded) == set(SPLITS)
+    for split in SPLITS:
+        expected = stored(cache, kind, split)
+        assert loaded[split].column_names == expected.column_names
+        assert loaded[split].with_format(None).to_list() == expected.to_pylist()
+
+
+@pytest.mark.usefixtures("_offline")
+def test_datasets_finds_the_kinds_that_the_card_names(small_cache: Path) -> None:
+    assert sorted(datasets.get_dataset_config_names(str(small_cache))) == sorted(KINDS)
+    loaded = datasets.load_dataset(str(small_cache), "samples", cache_dir=str(small_cache.parent / "hf"))
+    assert set(loaded) == {"train"}
+    assert loaded["train"]["text"] == stored(open_cache(small_cache), "samples", "train")["text"].to_pylist()

@@ -1,0 +1,138 @@
+"""GGUF exports compute what the student does, by llama.cpp where it is installed and by a forward pass in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from student.errors import NotExportableError
+from student.export.config import TOLERANCES_NATS
+from student.export.gguf.file import check_gguf
+from student.export.gguf.reader import GgufReader, gelu
+from student.export.readers import Reader
+from student.model import load_student, load_tokenizer
+from tests.student.export.comparing import TEXT, assert_steps_equal_a_whole, kl_nats, student_logits
+
+Export = Callable[..., Path]
+
+
+def open_with(reader: str, path: Path) -> Reader:
+    if reader == "numpy":
+        return GgufReader(path)
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra llama)")
+    from student.export.gguf.llama_reader import LlamaReader
+
+    return LlamaReader(path)
+
+
+@pytest.mark.parametrize("reader", ["numpy", "llama.cpp"])
+@pytest.mark.parametrize("quantize", ["none", "q8_0"])
+def test_logits_are_the_students(
+    student_dir: Path, exported: Export, reader: str, quantize: str, ids: list[int]
+) -> None:
+    opened = open_with(reader, exported(student_dir, "gguf", quantize))
+    for num_ids in (1, 2, 40):
+        opened.reset()
+        expected = student_logits(student_dir, ids[:num_ids])
+        assert kl_nats(expected, opened.read(ids[:num_ids])) < TOLERANCES_NATS["gguf", quantize]
+    assert_steps_equal_a_whole(opened, ids, 0.02 if reader == "llama.cpp" else 1e-4)
+
+
+def test_unquantised_logits_are_off_by_float16s_rounding_alone(
+    student_dir: Path, exported: Export, ids: list[int]
+) -> None:
+    expected = student_logits(student_dir, ids)
+    found = GgufReader(exported(student_dir, "gguf")).read(ids)
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("text", [TEXT, "it's  we'll\n\n\tI'M 3.14 ½ <|endof", " leading", "naïve\r\n 日本 \u00a0x"])
+def test_llama_cpp_cuts_text_into_the_same_tokens(student_dir: Path, exported: Export, text: str) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra llama)")
+    from student.export.gguf.llama_reader import LlamaReader
+
+    expected = load_tokenizer(student_dir)(text, add_special_tokens=False)["input_ids"]
+    assert LlamaReader(exported(student_dir, "gguf")).tokenize(text) == expected
+
+
+def test_the_file_says_what_it_holds(students: dict[str, Path], exported: Export) -> None:
+    student = students["untied"]
+    file = GGUFReader(exported(student, "gguf", "q8_0"))
+
+    def field(key: str) -> object:
+        found = file.get_field(key)
+        assert found is not None
+        return found.contents()
+
+    assert field("general.architecture") == "gpt2"
+    assert field("gpt2.feed_forward_length") == 96
+    assert field("gpt2.context_length") == 64
+    assert field("tokenizer.ggml.eos_token_id") == load_tokenizer(student).eos_token_id == 0
+    tokens, types = field("tokenizer.ggml.tokens"), field("tokenizer.ggml.token_type")
+    assert isinstance(tokens, list)
+    assert isinstance(types, list)
+    assert len(tokens) == len(types) == 307
+    assert tokens[306] == "[PAD306]"
+    assert types[306] == TokenType.UNUSED
+    assert (tokens[0], types[0]) == ("<|endoftext|>", TokenType.CONTROL)
+    merges = field("tokenizer.ggml.merges")
+    assert isinstance(merges, list)
+    assert len(merges) == 300 - 257
+    stored = {tensor.name: tensor.tensor_type for tensor in file.tensors}
+    assert stored["token_embd.weight"] == stored["output.weight"] == GGMLQuantizationType.Q8_0
+    assert stored["position_embd.weight"] == stored["blk.0.attn_qkv.bias"] == GGMLQuantizationType.F32
+
+
+def test_rows_that_32_does_not_divide_stay_in_float16(odd_student: Path, exported: Export) -> None:
+    stored = {t.name: t.tensor_type for t in GGUFReader(exported(odd_student, "gguf", "q8_0")).tensors}
+    assert stored["blk.0.attn_qkv.weight"] == GGMLQuantizationType.F16  # 24 wide
+    assert stored["blk.0.ffn_down.weight"] == GGMLQuantizationType.Q8_0  # 96 wide
+    assert "output.weight" not in stored
+
+
+def test_gelu_is_the_one_of_gpt2() -> None:
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    expected = torch.nn.functional.gelu(torch.from_numpy(x).double(), approximate="tanh").numpy()
+    np.testing.assert_allclose(gelu(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"activation_function": "gelu"}, "activation 'gelu'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scales attention"),
+        ({"scale_attn_weights": False}, "scales attention"),
+    ],
+)
+def test_a_student_that_llama_cpp_would_compute_otherwise_is_refused(
+    save_student: Callable[..., Path], changes: dict[str, object], problem: str
+) -> None:
+    student = save_student("odd", **changes)
+    with pytest.raises(NotExportableError, match=problem):
+        check_gguf(load_student(student), load_tokenizer(student), "student")
+
+
+def test_another_architecture_is_refused(odd_student: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(NotExportableError, match="is a llama model, expected gpt2; export it as onnx"):
+        check_gguf(LlamaForCausalLM(config), load_tokenizer(odd_student), "student")
+
+
+@pytest.mark.parametrize("kind", ["words", "prefix", "pattern", "no merges", "no end"])
+def test_another_tokenizer_is_refused(odd_student: Path, kind: str) -> None:
+    vocab = {char: i for i, char in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", "ab"])}
+    merges = [] if kind == "no merges" else [("a", "b")]
+    tokenizer = Tokenizer(models.WordLevel(vocab, "<end>") if kind == "words" else models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "prefix", use_regex=kind != "pattern")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=None if kind == "no end" else "<end>")
+    with pytest.raises(NotExportableError, match="tokenizer"):
+        check_gguf(load_student(odd_student), wrapped, "student")
