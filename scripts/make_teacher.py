@@ -30,7 +30,7 @@ from pipeline.corpus.tokenization import tokenize_corpus
 from pipeline.teacher.matmul_precision import use_fast_matmul
 from storage.command import run_command
 from storage.disk.files import publishing_path, refusals
-from storage.disk.hashing import hash_permutation
+from storage.draws import hash_permutation
 from storage.errors import ConfigError
 from storage.progress import Progress
 from storage.remote.directory import require_local

@@ -30,7 +30,7 @@ from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.sparsify import SparseTargets, sparsify
 from scripts.study.stored_bytes import PAYLOAD, as_record_batch, compressed_bytes
 from storage.command import run_command
-from storage.disk.hashing import hash_uniform
+from storage.draws import hash_uniform
 from storage.rows.bit_rounding import round_float16
 from storage.shards.shard import ZSTD_LEVEL
 

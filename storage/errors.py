@@ -40,6 +40,10 @@ class TeachonceError(Exception):
     """Base of every error that is the input's fault."""
 
 
+class StoppedError(Exception):
+    """Raised in a thread to end it, because another thread failed or the user stopped the run; nobody's fault."""
+
+
 class ConfigError(TeachonceError):
     """A setting, or a combination of settings, that cannot be served."""
 

@@ -26,7 +26,7 @@ from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.errors import ColumnError, NoUsableTextError
 from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
-from storage.disk.hashing import hash_uniform
+from storage.draws import hash_uniform
 from storage.progress import Progress
 from storage.records.manifest import SPLITS
 

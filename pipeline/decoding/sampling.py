@@ -19,7 +19,7 @@ from pipeline.decoding.prefill import Prefilled, prefill
 from pipeline.decoding.slot_cache import SlotCache
 from pipeline.teacher.model import Teacher
 from pipeline.vocabulary.blocks import block_sums, find_in_running_sum
-from storage.disk.hashing import hash_uniform
+from storage.draws import hash_uniform
 
 # Texts whose prompts are sorted by length together, as a multiple of the slots.
 _WINDOW_BATCHES = 4

@@ -13,7 +13,7 @@ from pipeline.corpus.blocks import PromptSet
 from pipeline.decoding.sampling import stream_completions
 from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
 from pipeline.teacher.model import Teacher
-from storage.disk.hashing import hash_u64
+from storage.draws import hash_u64
 from storage.records.manifest import SPLITS
 from storage.rows.samples import SampleRow, encode
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from storage.remote.crew import StoppedError
+from storage.errors import StoppedError
 
 Item = TypeVar("Item")
 

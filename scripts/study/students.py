@@ -18,7 +18,7 @@ from torch import Tensor
 from scripts.study.measures import Measures
 from scripts.study.schemes import Scheme, Teaching
 from scripts.study.text import batch_indices
-from storage.disk.hashing import hash_uniform
+from storage.draws import hash_uniform
 from storage.progress import Progress
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.corpus.stdlib_corpus import docstring_documents, stdlib_documents
-from storage.disk.hashing import hash_permutation
+from storage.draws import hash_permutation
 
 _EOS = "<|endoftext|>"
 _NUM_HELD_OUT = 512

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.disk.hashing import hash_permutation, hash_u64
+from storage.draws import hash_permutation, hash_u64
 from storage.records.manifest import ShardRecord
 
 SHARDS_PER_GROUP = 4

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StoppedError
 
 # Ctrl-C waits as long for a transfer that is under way.
 _GRACE_S = 2.0
@@ -21,10 +21,6 @@ _LOOK_UP_S = 0.5
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Outcome = TypeVar("Outcome")
-
-
-class StoppedError(Exception):
-    """Another thread failed, or the user did: leave."""
 
 
 class Crew:

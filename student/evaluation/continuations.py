@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from storage.disk.hashing import hash_u64, hash_uniform
+from storage.draws import hash_u64, hash_uniform
 from storage.progress import Progress
 from storage.reading.cache import Cache
 from storage.rows.samples import SampleRow, decode

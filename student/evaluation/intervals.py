@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.disk.hashing import hash_uniform
+from storage.draws import hash_uniform
 
 Draw = TypeVar("Draw")
 Interval = list[float]

@@ -17,7 +17,7 @@ from storage.progress import Progress
 from student.errors import BrokenStudentError
 from student.export.child import LoneReader
 from student.export.held_out import Sequences
-from student.export.readers import Logits
+from student.export.logits import Logits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from student.errors import RuntimeFailedError
-from student.export.readers import Logits
+from student.export.logits import Logits
 from student.export.worker import Speed
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

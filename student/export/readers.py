@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from storage.errors import MissingExtraError
-
-Logits = NDArray[np.float32]
+from student.export.logits import Logits
 
 
 class Reader(Protocol):

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache
 
-from student.export.readers import Logits
+from student.export.logits import Logits
 
 
 class TransformersReader:

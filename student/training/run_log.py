@@ -17,8 +17,8 @@ class RunLog:
 
     A line holds its step and means over the steps since the one before: each part of the loss (`…_nats`),
     gradient_norm before clipping, and tokens_per_second; learning_rate of the last step; tokens_seen, and
-    seconds (see student.training.meter) since the run's first step, over all resumes. Or it holds `validation`, the measures after that
-    step (see student.evaluation), with tokens_seen and seconds.
+    seconds (see student.training.meter) since the run's first step, over all resumes. Or it holds `validation`, the
+    measures after that step (see student.evaluation), with tokens_seen and seconds.
     """
 
     def __init__(self, out: Path, first_step: int, *, tensorboard: bool = False) -> None:

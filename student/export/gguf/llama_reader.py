@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from student.export.readers import Logits
+from student.export.logits import Logits
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

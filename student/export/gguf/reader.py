@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFReader, quants
 from numpy.typing import NDArray
 
-from student.export.readers import Logits
+from student.export.logits import Logits
 
 Array = NDArray[np.float32]
 

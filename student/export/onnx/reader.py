@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from student.export.readers import Logits
+from student.export.logits import Logits
 
 
 class OnnxReader:

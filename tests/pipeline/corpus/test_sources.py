@@ -20,7 +20,8 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
-from pipeline.corpus.sources import Corpus, open_corpus, stdlib_corpus
+from pipeline.corpus import stdlib_corpus
+from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.errors import ColumnError, DataError, NoSuchDataError
 
 TEXTS = ["The first text.\nIt has two lines.", "", "x", "Ünïcödé — 漢字 🙂", "the last"]

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.decoding.sampling import Completion, batches_by_length, draw, stream_completions
 from pipeline.teacher.model import Teacher
-from storage.disk.hashing import hash_u64
+from storage.draws import hash_u64
 
 SETTINGS = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 1.0}
 

@@ -7,7 +7,6 @@ grid of n stratified uniforms its share is off by at most 2/n: these tests are e
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from pipeline.work.write_behind import write_behind
-from storage.remote.crew import StoppedError
+from storage.errors import StoppedError
 
 
 class Broken(Exception):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.disk.hashing import hash_permutation, hash_u64, hash_uniform, sha256_file
+from storage.disk.hashing import sha256_file
+from storage.draws import hash_permutation, hash_u64, hash_uniform
 
 NUM_DRAWS = 100_000
 GOLDEN_U64 = 15020427595393229491
@@ -57,7 +58,7 @@ def test_uniform_lies_in_the_half_open_unit_interval_with_the_right_moments() ->
 
 
 def test_largest_hash_is_still_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.disk.hashing.hash_u64", lambda *_: np.array([2**64 - 1, 0], dtype=np.uint64))
+    monkeypatch.setattr("storage.draws.hash_u64", lambda *_: np.array([2**64 - 1, 0], dtype=np.uint64))
     assert hash_uniform(0).tolist() == [1 - 2.0**-53, 0.0]
 
 

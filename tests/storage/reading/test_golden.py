@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from storage.cache import Cache
 
-from storage import RowStream, beams, open_cache, samples, soft_targets, verify_cache
+from storage import RowStream, open_cache, verify_cache
+from storage.reading.cache import Cache
+from storage.rows import beams, samples, soft_targets
 from tests.places import GOLDEN
 
 GOLDEN_EPOCHS = [[1, 3, 0, 4, 2], [1, 2, 4, 0, 3], [0, 1, 4, 2, 3]]

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from storage.errors import DiskFullError, MissingFileError, RecordError
-from storage.records.records import MAX_RECORD_BYTES, read_record, records, write_record
+from storage.records import records
+from storage.records.records import MAX_RECORD_BYTES, read_record, write_record
 
 CONTENT = {"b": [1, 2.5, None, True], "a": {"é": "🦉\n", "sum": 0.1 + 0.2}, "large": 2**63}
 

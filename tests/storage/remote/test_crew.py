@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from storage.remote.crew import Crew, StoppedError
-from storage.remote.directory import crew as crew_module
+from storage.errors import StoppedError
+from storage.remote import crew as crew_module
+from storage.remote.crew import Crew
 from tests.failing_thread import start_failing
 
 

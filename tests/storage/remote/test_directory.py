@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from storage import open_cache
 from storage.errors import ConfigError, DiskFullError, MissingExtraError, NoCacheError, TransferError
-from storage.remote import directory, retrying
+from storage.remote import directory as directory_module
+from storage.remote import retrying
 from storage.remote.directory import RemoteDirectory, is_remote_url
 from storage.remote.retrying import RetryPolicy
 from tests.storage.object_store import FakeHub
@@ -219,7 +220,7 @@ def test_waits_are_random_doubled_and_bounded_until_the_deadline(flaky: Callable
 def test_the_clock_of_a_download_starts_again_with_every_new_piece(
     flaky: Callable[..., Flaky], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(directory, "PIECE_BYTES", 256)
+    monkeypatch.setattr(directory_module, "PIECE_BYTES", 256)
     policy, time = RetryPolicy(deadline_s=10, first_wait_s=8, longest_wait_s=8), FakeTime()
     monkeypatch.setattr(retrying._JITTER, "uniform", lambda low, high: high)
     flaky(*([OSError(), None] * 10))  # each piece fails once: 80 s in all, 8 s at a time
@@ -249,7 +250,7 @@ def test_any_faults_end_in_the_right_bytes_or_nothing(
 ) -> None:
     directory, content, told = tmp_path_factory.mktemp("download"), CONTENT[:num_bytes], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(directory, "PIECE_BYTES", piece_bytes)
+        patch.setattr(directory_module, "PIECE_BYTES", piece_bytes)
         made = Flaky(script)
         patch.setattr(
             MemoryFileSystem, "cat_file", lambda self, path, start, end: made.cat_file(self, path, start, end)
@@ -350,7 +351,9 @@ def test_opening_needs_no_network_package(run_python: Callable[..., object]) -> 
 def test_a_dataset_repository_is_a_directory_whose_puts_are_commits(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    monkeypatch.setattr(directory, "PIECE_BYTES", 100)  # the Hub sends small text files whole, whatever is asked for
+    monkeypatch.setattr(
+        directory_module, "PIECE_BYTES", 100
+    )  # the Hub sends small text files whole, whatever is asked for
     directory = RemoteDirectory(url, QUICK)
     contents = {"README.md": "→ a card\n".encode() * 90, "x/data.arrow": CONTENT}
     for name, content in contents.items():
@@ -369,7 +372,7 @@ def test_a_dataset_repository_is_a_directory_whose_puts_are_commits(
 
 @pytest.mark.parametrize("fault", ["503", "short body", "reset", "lost acknowledgement"])
 def test_a_faulty_hub_is_tried_again(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr(directory, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(directory_module, "PIECE_BYTES", 1000)
     (tmp_path / "data.arrow").write_bytes(CONTENT)
     (tmp_path / "README.md").write_text("a card")
     for method, part_of_path in (

@@ -29,7 +29,7 @@ from storage.errors import (
     UnfinishedRemoteError,
     UnsafePathError,
 )
-from storage.remote.directory import remote_records
+from storage.remote import remote_records
 from storage.remote.retrying import RetryPolicy
 from storage.sharing.transfer import pull, push
 from tests.places import ROOT

@@ -23,11 +23,11 @@ from storage.errors import (
     DiskFullError,
     IncompleteCacheError,
     MissingFileError,
+    StoppedError,
     TransferError,
 )
 from storage.records.manifest import ShardKey, ShardRecord
-from storage.remote.crew import StoppedError
-from storage.remote.directory import crew
+from storage.remote import crew
 from storage.remote.retrying import RetryPolicy
 from storage.remote.stores import FileSystem
 from storage.writing.destinations import DirectoryDestination, open_destination

@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from storage import Cache
-from storage.disk.hashing import hash_uniform
+from storage.draws import hash_uniform
 from storage.errors import RecordError
 from storage.rows.samples import SampleRow, decode
 from storage.sharing.merging import merge
