@@ -1,7 +1,4 @@
-"""A precompute run from beginning to end: load, tokenize, plan, write what is missing, finish.
-
-Killed anywhere and run again, it ends with the same bytes as an undisturbed run.
-"""
+"""What a run is made of: teacher, text and layout, loaded, and the plan that they begin."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,17 +16,14 @@ from typing import Any
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.corpus.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
-from pipeline.engines.local import write_shards
-from pipeline.engines.ray_driver import write_on_ray
 from pipeline.errors import NoPromptsError, TokenizerMismatchError
 from pipeline.plan import RECORD_BATCH_ROWS, Begun, Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher.model import Teacher, load_teacher
-from pipeline.work.work_directory import work_directory
 from storage.disk.files import refusals
 from storage.disk.hashing import directory_sha256
-from storage.errors import ConfigError, DiskFullError
+from storage.errors import ConfigError
 from storage.reading.cache import TOKENIZER_DIR
-from storage.records.manifest import MAX_SHARDS, CacheIdentity, Manifest
+from storage.records.manifest import MAX_SHARDS, CacheIdentity
 from storage.rows.columns import token_type
 from storage.writing.destinations import Destination, open_destination
 
@@ -44,35 +37,6 @@ class Job:
     corpus: Corpus
     tokenized: TokenizedCorpus
     producers: dict[str, Producer]
-
-
-def precompute(config: PrecomputeConfig) -> Manifest:
-    """Run the teacher over the data and return what the finished cache holds; shards already committed are kept.
-
-    Raises DataError, TeacherError, CacheMismatchError, ConfigError, DiskFullError or TransferError.
-    """
-    try:
-        return _run(config)
-    except (FileNotFoundError, DiskFullError):
-        if not open_destination(config.out, config.work_dir).is_finished():
-            raise
-    return _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
-
-
-def _run(config: PrecomputeConfig) -> Manifest:
-    write = {"local": _write_here, "ray": write_on_ray}[config.engine]
-    destination = open_destination(config.out, config.work_dir)
-    destination.require_own()
-    with work_directory(destination):
-        begun = write(config, destination)
-        return destination.finish(begun.identity, begun.tokenizer_files)
-
-
-def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
-    job = load_job(config, destination.work_dir, destination.require_same_facts)
-    begun = begin(job, destination)
-    write_shards(config, destination, job.producers, begun)
-    return begun
 
 
 def load_job(
@@ -255,10 +219,3 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     destination = open_destination(config.out, config.work_dir)
     with tempfile.TemporaryDirectory() as directory:
         return report(load_job(config, Path(directory), destination.require_same_facts))
-
-
-def announce(config: PrecomputeConfig, manifest: Manifest) -> None:
-    """Say on standard error where the cache is."""
-    where = open_destination(config.out, config.work_dir).where
-    total = sum(shard.shard_bytes for shard in manifest.shards)
-    print(f"{where}: complete, {len(manifest.shards)} shards, {total:,} bytes", file=sys.stderr)

@@ -77,7 +77,7 @@ class Bench:
 
     def precompute(self, out: Path, **changes: Any) -> object:
         """Run teachonce-precompute's work in this process."""
-        from pipeline.job import precompute
+        from pipeline.run import precompute
 
         return precompute(replace(self.settings, out=out, **changes))
 

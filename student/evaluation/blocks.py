@@ -21,7 +21,7 @@ from student.evaluation.parts import in_parts
 from student.evaluation.positions import PositionMeasures, measure_positions
 from student.evaluation.ratios import ratio_with_error
 from student.losses.batches import BlockBatch, block_batch
-from student.training.objective import soft_target_settings
+from student.losses.targets import soft_target_settings
 
 _NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT = range(7)
 

@@ -15,7 +15,7 @@ from storage.reading.cache import Cache
 from student.evaluation.intervals import mean_intervals
 from student.evaluation.parts import in_parts
 from student.losses.batches import beam_batch
-from student.training.objective import candidate_scores
+from student.losses.scores import candidate_scores
 
 _NAMES = (
     "selection_accuracy", "selection_chance",

@@ -10,6 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from storage.reading.cache import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetSettings:
+    """How the cache's soft targets were made, as far as the losses care."""
+
+    tail_weight: float | None
+    temperatures: tuple[float, ...]
+
+
+def soft_target_settings(cache: Cache) -> SoftTargetSettings:
+    """Settings of a cache that holds soft targets."""
+    return SoftTargetSettings(
+        tail_weight=cache.setting("config", "soft_targets", "tail_weight"), temperatures=cache.identity.temperatures
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparseTargets:

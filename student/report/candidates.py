@@ -15,7 +15,7 @@ from storage.reading.cache import Cache
 from storage.report.cache_rows import spread
 from storage.rows import beams
 from student.losses.batches import beam_batch
-from student.training.objective import candidate_scores
+from student.losses.scores import candidate_scores
 
 _NUM_PROMPTS = 4
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -21,31 +20,16 @@ from student.config import TrainConfig
 from student.errors import TemperatureError
 from student.losses.batches import BeamBatch, BlockBatch, TextBatch, beam_batch, block_batch, sample_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss
-from student.losses.selection import length_normalised_scores, selection_loss
-from student.losses.targets import SparseTargets
-from student.losses.token_logprobs import token_logprobs
-from student.model import head_weight, hidden_states
+from student.losses.scores import candidate_scores, hidden_at
+from student.losses.selection import selection_loss
+from student.losses.targets import SparseTargets, soft_target_settings
+from student.model import head_weight
 from student.training.parallel import ParallelModel
 
 _DEFAULT_WEIGHTS = {"soft_targets": 1.0, "samples": 0.5, "beams": 0.25, "labels": 0.1}
 _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 
 _Batch = BlockBatch | TextBatch | BeamBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftTargetSettings:
-    """How the cache's soft targets were made, as far as the losses care."""
-
-    tail_weight: float | None
-    temperatures: tuple[float, ...]
-
-
-def soft_target_settings(cache: Cache) -> SoftTargetSettings:
-    """Settings of a cache that holds soft targets."""
-    return SoftTargetSettings(
-        tail_weight=cache.setting("config", "soft_targets", "tail_weight"), temperatures=cache.identity.temperatures
-    )
 
 
 def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
@@ -219,25 +203,6 @@ class Objective:
         wanted = self._config.dtype
         enabled = wanted == "bfloat16" or (wanted == "auto" and self._device.type == "cuda")
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Tensor:
-    """The student's length-normalised scores [B, N], −inf where a prompt has fewer candidates."""
-    hidden_PD = hidden_at(model, batch.texts, batch.texts.is_target)
-    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.texts.label_ids)
-    owner_P = torch.repeat_interleave(torch.arange(len(batch.lengths), device=hidden_PD.device), batch.lengths)
-    sums_L = logprobs_P.new_zeros(len(batch.lengths)).index_add(0, owner_P, logprobs_P)
-    scores_L = length_normalised_scores(sums_L, batch.lengths, length_penalty)
-    scores_BN = torch.full_like(batch.teacher_scores, -torch.inf, dtype=scores_L.dtype)
-    return scores_BN.index_put((batch.prompt_index, batch.slot), scores_L)
-
-
-def hidden_at(model: Any, batch: BlockBatch | TextBatch, is_target: Tensor) -> Tensor:
-    """Hidden states [P, D] at the targets; without rows, the model still passes over a token that leaves nothing."""
-    if not len(batch.input_ids):
-        token_11 = is_target.new_zeros((1, 1), dtype=torch.int64)
-        return hidden_states(model, token_11, token_11)[:, :0].flatten(0, 1)
-    return hidden_states(model, batch.input_ids, batch.position_ids)[is_target]
 
 
 def _texts_of(batch: _Batch) -> BlockBatch | TextBatch:

@@ -27,6 +27,7 @@ from storage.shards.shard import check_file
 from student.config import TrainConfig
 from student.errors import DivergedError, RunMismatchError
 from student.evaluation import evaluate_model
+from student.losses.targets import soft_target_settings
 from student.model import choose_device, load_cache_tokenizer
 from student.processes import Processes, joined_processes
 from student.run_record import RUN_NAME, read_run
@@ -41,7 +42,6 @@ from student.training.checkpoint import (
 from student.training.learner import Learner, make_learner
 from student.training.meter import Meter
 from student.training.micro_batches import MICRO_BATCHES_NAME, with_batch_blocks, with_remembered_micro_batches
-from student.training.objective import soft_target_settings
 from student.training.run_log import METRICS_NAME, NoLog, RunLog
 from student.training.schedule import learning_rate
 from student.training.tensorboard_log import TENSORBOARD_NAME, require_tensorboard

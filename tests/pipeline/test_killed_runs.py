@@ -19,9 +19,9 @@ from tests.places import ROOT
 # Everything heavy is imported once; each run is a fork that kills itself at the moment asked for.
 SCRIPT = """
 import base64, json, os, pickle, signal, sys
-import pipeline.job, storage.shards.shard, torch
+import pipeline.run, storage.shards.shard, torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
-from pipeline.job import precompute
+from pipeline.run import precompute
 torch.set_num_threads(1)
 
 def kill_at(module, name, calls, after):

@@ -81,7 +81,7 @@ def start(configure: Callable[..., PrecomputeConfig]) -> Iterator[Callable[..., 
         "config = pickle.loads(base64.b64decode(sys.argv[1]))\n"
         "sys.argv = ['teachonce-precompute', '--engine', 'ray']\n"
         "from storage.command import run_command\n"
-        "from pipeline.job import announce, precompute\n"
+        "from pipeline.run import announce, precompute\n"
         "run_command(lambda: announce(config, precompute(config)))\n"
     )
     started: list[subprocess.Popen[str]] = []

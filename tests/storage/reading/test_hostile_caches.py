@@ -43,7 +43,7 @@ from storage.records.manifest import KINDS, SPLITS
 from student import TrainConfig, train
 from student.errors import VocabularyMismatchError
 from student.losses.batches import beam_batch, block_batch, sample_batch
-from student.training.objective import soft_target_settings
+from student.losses.targets import soft_target_settings
 from tests.places import GOLDEN
 from tests.storage import hostile
 from tests.storage.hostile import (

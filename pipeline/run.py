@@ -1,0 +1,54 @@
+"""A precompute run from beginning to end, by the engine that was chosen.
+
+Killed anywhere and run again, it ends with the same bytes as an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.config import PrecomputeConfig
+from pipeline.engines.local import write_shards
+from pipeline.engines.ray_driver import write_on_ray
+from pipeline.job import begin, load_job
+from pipeline.plan import Begun
+from pipeline.work.work_directory import work_directory
+from storage.errors import DiskFullError
+from storage.records.manifest import Manifest
+from storage.writing.destinations import Destination, open_destination
+
+
+def precompute(config: PrecomputeConfig) -> Manifest:
+    """Run the teacher over the data and return what the finished cache holds; shards already committed are kept.
+
+    Raises DataError, TeacherError, CacheMismatchError, ConfigError, DiskFullError or TransferError.
+    """
+    try:
+        return _run(config)
+    except (FileNotFoundError, DiskFullError):
+        if not open_destination(config.out, config.work_dir).is_finished():
+            raise
+    return _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
+
+
+def _run(config: PrecomputeConfig) -> Manifest:
+    write = {"local": _write_here, "ray": write_on_ray}[config.engine]
+    destination = open_destination(config.out, config.work_dir)
+    destination.require_own()
+    with work_directory(destination):
+        begun = write(config, destination)
+        return destination.finish(begun.identity, begun.tokenizer_files)
+
+
+def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
+    job = load_job(config, destination.work_dir, destination.require_same_facts)
+    begun = begin(job, destination)
+    write_shards(config, destination, job.producers, begun)
+    return begun
+
+
+def announce(config: PrecomputeConfig, manifest: Manifest) -> None:
+    """Say on standard error where the cache is."""
+    where = open_destination(config.out, config.work_dir).where
+    total = sum(shard.shard_bytes for shard in manifest.shards)
+    print(f"{where}: complete, {len(manifest.shards)} shards, {total:,} bytes", file=sys.stderr)
