@@ -27,7 +27,6 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.corpus.tokenization import tokenize_corpus
-from pipeline.teacher.matmul_precision import use_fast_matmul
 from storage.command import run_command
 from storage.disk.files import publishing_path, refusals
 from storage.draws import hash_permutation
@@ -36,6 +35,7 @@ from storage.progress import Progress
 from storage.remote.directory import require_local
 from storage.rows.columns import token_type
 from storage.rows.segments import position_ids, valid_targets
+from storage.tensors.matmul_precision import use_fast_matmul
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
 from student.model import head_weight, hidden_states, num_parameters

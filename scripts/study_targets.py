@@ -37,7 +37,7 @@ from scripts.study.students import (
     train_teacher,
     uniforms_of,
 )
-from student.matmul_precision import use_fast_matmul
+from storage.tensors.matmul_precision import use_fast_matmul
 from student.model import choose_device
 
 _FEW = ("ce", "full", "random_sampling_50", "tail_16_top_0", "tail_32_top_0", "tail_64_top_0")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
 from storage.records.manifest import SPLITS
+from storage.tensors.matmul_precision import use_fast_matmul
 from student.errors import (
     ArchitectureError,
     BrokenStudentError,
@@ -24,7 +25,6 @@ from student.errors import (
     UnknownPresetError,
     VocabularyMismatchError,
 )
-from student.matmul_precision import use_fast_matmul
 from student.processes import local_rank
 
 # GPT-2 architecture: layers, width, heads. distil is the shape of DistilGPT2.

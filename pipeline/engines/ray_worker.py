@@ -109,7 +109,7 @@ def _attempt(action: Callable[[], Answer]) -> Answer | Failure:
     except TeachonceError as error:
         return Failure(reason=str(error))
     except (MemoryError, RuntimeError) as error:
-        from pipeline.teacher.batch_size import is_out_of_memory
+        from storage.tensors.memory import is_out_of_memory
 
         if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
             raise

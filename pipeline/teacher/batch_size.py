@@ -12,6 +12,7 @@ import torch
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import TeacherMemoryError
 from pipeline.teacher.model import Teacher
+from storage.tensors.memory import is_out_of_memory
 
 # Longer passes are no faster on a CPU, and generation on any device keeps keys and values of all its tokens.
 DEFAULT_BATCH_TOKENS = 8192
@@ -61,12 +62,6 @@ def in_passes(run: Callable[[int, int], Result], start: int, stop: int, rows_per
         print(f"out of memory: going on with {rows_per_pass} rows a pass", file=sys.stderr)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch could not allocate, on a GPU or on the host."""
-    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 @torch.inference_mode()

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
 from pipeline.teacher.fast_layers import use_fast_layers
-from pipeline.teacher.matmul_precision import use_fast_matmul
 from storage.errors import ConfigError, first_line
 from storage.rows.segments import position_ids
+from storage.tensors.matmul_precision import use_fast_matmul
 
 # Hidden states of a document alone and packed differ by rounding only; a leak differs by far more.
 _LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}

@@ -21,10 +21,10 @@ from scripts.bench.caches import write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
+from storage.tensors.matmul_precision import use_fast_matmul
 from student.losses.batches import block_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
-from student.matmul_precision import use_fast_matmul
 
 _TIME_TARGET, _MEMORY_TARGET = 0.80, 0.25
 _TAIL_WEIGHT = 1 / 32

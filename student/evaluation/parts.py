@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from student.training.micro_batches import is_out_of_memory
+from storage.tensors.memory import is_out_of_memory
 
 T = TypeVar("T")
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from storage.reading.cache import Cache
+from storage.tensors.memory import is_out_of_memory
 from student.config import TrainConfig
 from student.errors import StudentMemoryError
 from student.model import build_student
 from student.processes import Processes
-from student.training.micro_batches import is_out_of_memory, remember_micro_batches
+from student.training.micro_batches import remember_micro_batches
 from student.training.objective import Objective
 from student.training.parallel import ParallelModel
 from student.training.schedule import learning_rate, make_optimizer

@@ -6,8 +6,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import torch
-
 from storage.reading.cache import Cache
 from storage.records.records import read_record, write_record
 from student.config import TrainConfig
@@ -42,9 +40,3 @@ def with_remembered_micro_batches(config: TrainConfig, processes: Processes) -> 
     if processes.is_first:
         print(f"going on with {found} micro-batches, for memory ran out before", file=sys.stderr)
     return dataclasses.replace(config, micro_batches=found)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch could not allocate, on a GPU or on the host."""
-    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

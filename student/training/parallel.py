@@ -16,9 +16,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from storage.tensors.memory import is_out_of_memory
 from student.config import Parallelism
 from student.processes import Processes
-from student.training.micro_batches import is_out_of_memory
 
 T = TypeVar("T")
 

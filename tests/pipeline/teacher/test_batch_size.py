@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.errors import TeacherMemoryError
-from pipeline.teacher.batch_size import choose_batch_tokens, in_passes, is_out_of_memory
+from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
+from storage.tensors.memory import is_out_of_memory
 
 
 def rows_fitting(most_rows: int, start: int, stop: int, rows_per_pass: int) -> list[tuple[int, int]]:
