@@ -29,8 +29,8 @@ from pipeline.producers.samples import SamplesProducer
 from pipeline.teacher.model import Teacher, load_teacher
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.measure import interleaved_seconds
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
+from scripts.support.measure import interleaved_seconds
 from storage.rows import beams, samples
 
 Texts = list[NDArray[np.int64]]

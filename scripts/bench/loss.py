@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.bench.caches import write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
+from scripts.support.caches import write_soft_targets_cache
+from scripts.support.measure import interleaved_seconds, peak_extra_bytes
 from storage.tensors.matmul_precision import use_fast_matmul
 from student.losses.batches import block_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss

@@ -26,11 +26,11 @@ from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import ShardRange
 from pipeline.producers.soft_targets import SoftTargetsProducer
 from pipeline.teacher.model import Teacher, load_teacher
-from scripts.bench.caches import made_up_identity
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
+from scripts.support.caches import made_up_identity
+from scripts.support.measure import interleaved_seconds, peak_extra_bytes
 from storage.records.manifest import ShardKey
 from storage.rows import soft_targets
 from storage.writing.destinations import open_destination

@@ -18,10 +18,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scripts.bench.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.measure import interleaved_seconds, peak_extra_bytes, seconds_of
+from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
+from scripts.support.measure import interleaved_seconds, peak_extra_bytes, seconds_of
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import verify_cache

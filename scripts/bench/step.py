@@ -17,10 +17,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from scripts.bench.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.measure import interleaved_seconds
+from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
+from scripts.support.measure import interleaved_seconds
 from storage.reading.cache import Cache
 from storage.reading.row_stream import RowStream
 from student.config import TrainConfig

@@ -19,12 +19,12 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
-from scripts.bench.caches import write_soft_targets_cache
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.stream_systems import OURS, PEERS, StreamSystem
-from scripts.peers.child import Child
-from scripts.peers.environment import default_directory, peers_python
+from scripts.support.caches import write_soft_targets_cache
+from scripts.support.child import Child
+from scripts.support.environment import default_directory, peers_python
 
 _VOCAB_SIZE = 50_257
 # Blocks, targets in a block, shards: an epoch of one to a few seconds, and one group of shards of the default size.

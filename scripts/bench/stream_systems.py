@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from scripts.peers import lit, mosaic
-from scripts.peers.rows import ARRAY_TYPES, Row, RowSet
+from scripts.support import lit, mosaic
+from scripts.support.rows import ARRAY_TYPES, Row, RowSet
 from storage import Cache, RowStream, open_cache
 from storage.rows.soft_targets import SoftTargetRows
 from student.losses.batches import BlockBatch, block_batch, block_tensors

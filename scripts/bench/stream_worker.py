@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.bench.measure import peak_bytes, reset_peak
 from scripts.bench.stream_systems import SYSTEMS, Epochs, StreamSystem
+from scripts.support.measure import peak_bytes, reset_peak
 from storage import open_cache
 from student.losses.batches import BlockBatch
 

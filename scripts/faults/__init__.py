@@ -1,1 +1,1 @@
-"""Faults injected on purpose (scripts/soak.py): killed writers, flipped bits, refused writes, racing writers."""
+"""Faults injected on purpose: killed writers, flipped bits, refused writes, racing writers."""

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from scripts.peers.child import Child
-from scripts.peers.system import System
 from scripts.peers.worker import Answer, Request
+from scripts.support.child import Child
+from scripts.support.system import System
 
 
 class Worker:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts.bench.caches import made_up_identity
-from scripts.peers.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
-from scripts.peers.system import System
+from scripts.support.caches import made_up_identity
+from scripts.support.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
+from scripts.support.system import System
 from storage.disk.files import remove_leftovers, write_file
 from storage.disk.hashing import sha256_file
 from storage.reading.cache import open_cache

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.peers.client import Worker
-from scripts.peers.rows import OTHER_COLUMNS
 from scripts.peers.worker import Answer
+from scripts.support.rows import OTHER_COLUMNS
 
 NAMED, OTHER_ERROR, LATE_ERROR = "error that names the file", "error that does not", "wrong rows, then an error"
 DIED, NO_ANSWER = "process died", "no answer in time"

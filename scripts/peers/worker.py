@@ -24,8 +24,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.rows import NUM_ROWS, fingerprint, made_up_rows, make_row
-from scripts.peers.system import System
+from scripts.support.rows import NUM_ROWS, fingerprint, made_up_rows, make_row
+from scripts.support.system import System
 
 _POLL_S = {"read": 0.01, "write": 0.001}
 _LAST_WORDS_S = 0.5

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpus.token_store import TokenStore, TokenWriter
-from scripts.bench.caches import RECORD_BATCH_ROWS, made_up_identity
+from scripts.support.caches import RECORD_BATCH_ROWS, made_up_identity
 from storage.disk.files import link_or_copy
 from storage.records.manifest import (
     CacheIdentity,

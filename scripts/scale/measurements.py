@@ -21,8 +21,8 @@ from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
 from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import Producer, make_producers, planned_shards, shard_ranges
 from pipeline.teacher.model import Teacher
-from scripts.bench.measure import peak_extra_bytes, seconds_of
 from scripts.scale.made_up import BLOCK_SIZE, TOKENS_PER_SHARD, VOCAB_SIZE, MadeUp, identity_of, tokens_of
+from scripts.support.measure import peak_extra_bytes, seconds_of
 from storage.disk.hashing import sha256_file
 from storage.errors import MissingFileError, TransferError
 from storage.reading.cache import Cache, open_cache

@@ -1,1 +1,1 @@
-"""Parts of the study of sparse targets (scripts/study_targets.py)."""
+"""Parts of the study of sparse targets (scripts/study/targets.py)."""

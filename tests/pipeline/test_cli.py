@@ -55,11 +55,15 @@ TRAIN = ["train", "c", "--out", "o"]
             [*TRAIN, "--mix.beams", "-1"],
             "--mix weights are (None, None, -1.0, None), expected none below 0",
         ),
-        ("scripts.make_teacher", ["--out", "o", "--heads", "3"], "--width is 256, expected a multiple of --heads (3)"),
-        ("scripts.make_teacher", ["--out", "o", "--block-size", "300"], "--block-size is 300, expected at most"),
-        ("scripts.make_teacher", ["--out", "s3://bucket/teacher"], "s3:/bucket/teacher: looks like a URL"),
-        ("scripts.make_teacher", ["--out", "tests"], "--out tests: is there already and is no teacher"),
-        ("scripts.make_teacher", ["--out", "README.md"], "--out README.md: is there already and is no teacher"),
+        (
+            "scripts.demo.make_teacher",
+            ["--out", "o", "--heads", "3"],
+            "--width is 256, expected a multiple of --heads (3)",
+        ),
+        ("scripts.demo.make_teacher", ["--out", "o", "--block-size", "300"], "--block-size is 300, expected at most"),
+        ("scripts.demo.make_teacher", ["--out", "s3://bucket/teacher"], "s3:/bucket/teacher: looks like a URL"),
+        ("scripts.demo.make_teacher", ["--out", "tests"], "--out tests: is there already and is no teacher"),
+        ("scripts.demo.make_teacher", ["--out", "README.md"], "--out README.md: is there already and is no teacher"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2(module: str, arguments: list[str], told: str) -> None:

@@ -12,8 +12,8 @@ import torch
 from scripts.bench.__main__ import run_bench
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.measure import interleaved_seconds, peak_extra_bytes
 from scripts.bench.report import as_json, machine, render
+from scripts.support.measure import interleaved_seconds, peak_extra_bytes
 from storage.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.bench.caches import write_soft_targets_cache
+from scripts.support.caches import write_soft_targets_cache
 from storage.reading.verification import verify_cache
 from storage.rows import soft_targets
 

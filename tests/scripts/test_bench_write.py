@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from scripts.bench import write
-from scripts.bench.caches import made_up_identity, made_up_rows
 from scripts.bench.config import BenchConfig
+from scripts.support.caches import made_up_identity, made_up_rows
 
 
 @pytest.mark.parametrize(("top_k", "tail_weight"), [(64, None), (1, 1 / 32)])

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from scripts.compare_faults import SYSTEMS, Column, CompareConfig, compare, report
 from scripts.peers import trials
-from scripts.peers.rows import OTHER_COLUMNS, fingerprint, make_row
-from scripts.peers.system import System
+from scripts.peers.__main__ import SYSTEMS, Column, CompareConfig, compare, report
 from scripts.peers.worker import Answer
+from scripts.support.rows import OTHER_COLUMNS, fingerprint, make_row
+from scripts.support.system import System
 
 BY_NAME = {system.name: system for system in SYSTEMS}
 FEW = CompareConfig(flips=8, kills=1, seed=3)

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from scripts.scale.__main__ import SimulateScaleConfig
 from scripts.scale.costs import (
     Assumptions,
     assumed,
@@ -23,7 +24,6 @@ from scripts.scale.costs import (
 from scripts.scale.made_up import BYTES_PER_TOKEN, ROWS_PER_SHARD, TOKENS_PER_SHARD, MadeUp, make_up
 from scripts.scale.measurements import KIND, MEASUREMENTS, SPLIT, STREAM_POSITION, Figures, epoch_order, measure_all
 from scripts.scale.report import render_costs
-from scripts.simulate_scale import SimulateScaleConfig
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError
 from storage.reading.cache import open_cache
@@ -201,7 +201,7 @@ def test_the_page_shows_what_the_script_prints() -> None:
 
 
 def test_the_command_prints_one_document() -> None:
-    command = [sys.executable, "-m", "scripts.simulate_scale", "--num-shards", "4", "--json"]
+    command = [sys.executable, "-m", "scripts.scale", "--num-shards", "4", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     document = json.loads(done.stdout)
     assert [one["what"] for one in document["measurements"]] == [m.what for m in MEASUREMENTS]

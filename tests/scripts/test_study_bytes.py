@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.producers.sparsify import SparseTargets
-from scripts.study_bytes import BytesConfig, Positions, _base_tables, _by_probability, _settings_table, rounding_kl
-from scripts.study_bytes import sparse_targets as targets_of
+from scripts.study.bytes import BytesConfig, Positions, _base_tables, _by_probability, _settings_table, rounding_kl
+from scripts.study.bytes import sparse_targets as targets_of
 from storage.rows.bit_rounding import round_float16
 
 

@@ -11,7 +11,7 @@ from student.errors import NotExportableError
 def check_tokenizer(tokenizer: Any, name: str) -> None:
     """Raise NotExportableError unless llama.cpp would cut text into the same tokens.
 
-    That is a BPE over bytes, split by GPT-2's pattern, as GPT-2's own and scripts/make_teacher.py's are.
+    That is a BPE over bytes, split by GPT-2's pattern, as GPT-2's own and scripts/demo/make_teacher.py's are.
     """
     stated = _stated(tokenizer)
     model, splitter = stated["model"], stated["pre_tokenizer"] or {}

@@ -1,7 +1,7 @@
 """Hurt caches and runs on purpose, and look whether anything is lost.
 
-    python -m scripts.soak                    # some minutes
-    python -m scripts.soak --kills 20 --flips 500 --seed 1
+    python -m scripts.faults                    # some minutes
+    python -m scripts.faults --kills 20 --flips 500 --seed 1
 
 Writers and trainers are killed at random times and at every kind of step, bits are flipped, writes are refused,
 and writers race; a run afterwards must leave exactly what an undisturbed one leaves, and every damage must be
@@ -49,7 +49,7 @@ class SoakConfig:
 
 def main() -> int:
     """Inject everything and print the table."""
-    config = tyro.cli(SoakConfig, prog="python -m scripts.soak", description=__doc__)
+    config = tyro.cli(SoakConfig, prog="python -m scripts.faults", description=__doc__)
     directory = config.out or Path(tempfile.mkdtemp(prefix="teachonce-soak-"))
     try:
         return soak(config, directory.resolve())

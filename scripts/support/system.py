@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.peers.rows import Row, RowSet
+from scripts.support.rows import Row, RowSet
 
 
 @dataclass(frozen=True, kw_only=True)

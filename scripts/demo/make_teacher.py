@@ -1,6 +1,6 @@
 """Train a small GPT-2 teacher and its byte-level BPE on the spot, for machines without a checkpoint.
 
-    python -m scripts.make_teacher --data stdlib --out demo/teacher
+    python -m scripts.demo.make_teacher --data stdlib --out demo/teacher
 
 The model reads the training split only: the documents that teachonce-precompute holds out, with the same
 seed and fraction, stay unseen (the BPE counts pairs over all of them).

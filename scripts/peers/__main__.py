@@ -1,7 +1,7 @@
 """How storage formats take a flipped bit and a killed writer: ours beside mosaicml-streaming and litdata.
 
-    python -m scripts.compare_faults
-    python -m scripts.compare_faults --peers-python OTHER_ENVIRONMENT/bin/python
+    python -m scripts.peers
+    python -m scripts.peers --peers-python OTHER_ENVIRONMENT/bin/python
 
 All store the same rows, and each trial judges the rows that come back, not what a library promises. The peers' pinned
 requirements exclude ours, so they want an environment of their own, made with
@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from scripts.peers import lit, mosaic, ours
+from scripts.peers import ours
 from scripts.peers.client import Worker
-from scripts.peers.rows import NUM_ROWS, fingerprint, make_row
-from scripts.peers.system import System
 from scripts.peers.trials import FLIP_OUTCOMES, KILL_OUTCOMES, RERUN_OUTCOMES, Bench, flip_trial, kill_trial
+from scripts.support import lit, mosaic
+from scripts.support.rows import NUM_ROWS, fingerprint, make_row
+from scripts.support.system import System
 from storage.command import run_command
 from storage.progress import Progress
 

@@ -1,9 +1,9 @@
 """Which sparse targets train the best student per byte: all schemes side by side on the same batches.
 
-    python -m scripts.study_targets prepare --size cpu --out study   # text and tokenizer
-    python -m scripts.study_targets run --size cpu --out study       # in as many terminals as there are cores
-    python -m scripts.study_targets noise --size cpu --out study     # noise in the gradient, by kind of draw
-    python -m scripts.study_targets plot --out study                 # docs/targets.svg and tables in Markdown
+    python -m scripts.study.targets prepare --size cpu --out study   # text and tokenizer
+    python -m scripts.study.targets run --size cpu --out study       # in as many terminals as there are cores
+    python -m scripts.study.targets noise --size cpu --out study     # noise in the gradient, by kind of draw
+    python -m scripts.study.targets plot --out study                 # docs/targets.svg and tables in Markdown
 
 One teacher is trained, then, for each seed, one student per scheme in lockstep: the same initial weights,
 batches and steps, so that schemes are compared in pairs. The whole is repeated, with fewer schemes, at another

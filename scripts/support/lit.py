@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.rows import Row, RowSet
-from scripts.peers.system import System
+from scripts.support.rows import Row, RowSet
+from scripts.support.system import System
 
 _BATCH_ROWS = 32
 _NUM_WORKERS = 2

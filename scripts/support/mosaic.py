@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.rows import ARRAY_TYPES, Row, RowSet
-from scripts.peers.system import System
+from scripts.support.rows import ARRAY_TYPES, Row, RowSet
+from scripts.support.system import System
 
 _COLUMNS = {"row_id": "int"} | {name: f"ndarray:{dtype}" for name, dtype in ARRAY_TYPES.items()}
 _BATCH_ROWS = 32

@@ -1,8 +1,8 @@
 """What planning, opening, resuming and shuffling a cache of 10^12 tokens take, and what such a cache costs.
 
-    python -m scripts.simulate_scale
-    python -m scripts.simulate_scale --num-shards 480000 --parts measurements
-    python -m scripts.simulate_scale --parts costs --assume.flops-utilisation 0.3
+    python -m scripts.scale
+    python -m scripts.scale --num-shards 480000 --parts measurements
+    python -m scripts.scale --parts costs --assume.flops-utilisation 0.3
 
 Records of 64,000 shards are made up, below TMPDIR, and the real code is run on them, each measurement in a process of
 its own; some minutes. The cost model is arithmetic on stated rates. Prints the tables of docs/scale.md.
@@ -51,7 +51,7 @@ class SimulateScaleConfig:
 
 def main() -> None:
     """Measure, calculate and print."""
-    config = tyro.cli(SimulateScaleConfig, prog="python -m scripts.simulate_scale", description=__doc__)
+    config = tyro.cli(SimulateScaleConfig, prog="python -m scripts.scale", description=__doc__)
     facts = machine("cpu")
     measured = measurements(config.num_shards) if "measurements" in config.parts else []
     assumptions = config.assume if "costs" in config.parts else None

@@ -99,7 +99,7 @@ def _own_teacher(config: DemoConfig) -> Path:
     teacher, away = config.out / "teacher", config.out / "teacher-moved-away"
     if away.is_dir():
         away.rename(teacher)
-    _run("scripts.make_teacher", "--data", config.data, "--out", str(teacher))
+    _run("scripts.demo.make_teacher", "--data", config.data, "--out", str(teacher))
     return teacher
 
 
@@ -131,7 +131,7 @@ _COMMANDS = {
     "pipeline.cli": "teachonce-precompute",
     "storage.cli": "teachonce-cache",
     "student.cli": "teachonce-student",
-    "scripts.make_teacher": "python -m scripts.make_teacher",
+    "scripts.demo.make_teacher": "python -m scripts.demo.make_teacher",
 }
 
 

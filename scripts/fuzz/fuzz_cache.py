@@ -1,7 +1,7 @@
 """Fuzzes everything that reads a cache: records, shards, streams and packed caches, with checksums that agree.
 
-    python -m scripts.fuzz_cache --target arrow --seconds 60
-    python -m scripts.fuzz_cache --target arrow --reproduce FILE
+    python -m scripts.fuzz.fuzz_cache --target arrow --seconds 60
+    python -m scripts.fuzz.fuzz_cache --target arrow --reproduce FILE
 
 With atheris (`pip install atheris`) the coverage of storage/ guides the mutations; without it they are random ones
 of the same inputs. An input may be read, and then all rules of the format hold, or be refused with an error of ours.

@@ -1,7 +1,7 @@
 """What soft targets weigh on disk: settings of the targets, rounding, order, compression, side by side.
 
-    python -m scripts.study_bytes --teacher gpt2 --data FILE
-    python -m scripts.study_bytes --teacher DIR --data stdlib --entropy-nats 3.3
+    python -m scripts.study.bytes --teacher gpt2 --data FILE
+    python -m scripts.study.bytes --teacher DIR --data stdlib --entropy-nats 3.3
 
 Prints tables in Markdown. `--entropy-nats` scales the logits until the teacher's mean entropy is as given: a small
 teacher is less certain than the ones that are worth a cache, and bytes follow entropy.
