@@ -13,7 +13,7 @@ from pipeline.engines.ray_driver import write_on_ray
 from pipeline.job import begin, load_job
 from pipeline.plan import Begun
 from pipeline.work.work_directory import work_directory
-from storage.errors import DiskFullError
+from storage.errors import WriteRefusedError
 from storage.records.manifest import Manifest
 from storage.writing.destinations import Destination, open_destination
 
@@ -21,11 +21,11 @@ from storage.writing.destinations import Destination, open_destination
 def precompute(config: PrecomputeConfig) -> Manifest:
     """Run the teacher over the data and return what the finished cache holds; shards already committed are kept.
 
-    Raises DataError, TeacherError, CacheMismatchError, ConfigError, DiskFullError or TransferError.
+    Raises DataError, TeacherError, CacheMismatchError, ConfigError, WriteRefusedError or TransferError.
     """
     try:
         return _run(config)
-    except (FileNotFoundError, DiskFullError):
+    except (FileNotFoundError, WriteRefusedError):
         if not open_destination(config.out, config.work_dir).is_finished():
             raise
     return _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do

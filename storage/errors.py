@@ -4,7 +4,7 @@
 TeachonceError
 ├── ConfigError                a setting that cannot be served
 ├── MissingExtraError          a package of an extra is not installed
-├── DiskFullError              no room, or a write that the system refused
+├── WriteRefusedError          no room, or a write that the system refused
 └── CacheError                 something about a cache on disk
     ├── NoCacheError           the path holds no cache
     ├── IncompleteCacheError   precompute has not finished
@@ -59,7 +59,7 @@ class MissingExtraError(TeachonceError):
         )
 
 
-class DiskFullError(TeachonceError):
+class WriteRefusedError(TeachonceError):
     """The operating system refused a write: `path` could not be written."""
 
     def __init__(self, path: str, reason: str) -> None:

@@ -19,7 +19,7 @@ _ENDS_NAME = "ends.bin"
 
 
 class TokenWriter:
-    """Appends documents piece by piece to a new store in `directory`; every method raises DiskFullError."""
+    """Appends documents piece by piece to a new store in `directory`; every method raises WriteRefusedError."""
 
     def __init__(self, directory: Path, dtype: Any) -> None:
         self._directory, self._dtype = directory, np.dtype(dtype)

@@ -36,7 +36,7 @@ _IP = re.compile(r"\bip[=:] ?([0-9a-f.:]*[0-9a-f])")
 
 
 def write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
-    """Return when every shard is committed; raises WorkerError, ConfigError or DiskFullError."""
+    """Return when every shard is committed; raises WorkerError, ConfigError or WriteRefusedError."""
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session(config))
         share = share_out(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])

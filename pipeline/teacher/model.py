@@ -119,7 +119,7 @@ class Teacher:
         if num_tokens > self.context_length:
             raise ContextTooShortError(setting, num_tokens, self.context_length)
 
-    def check_head(self) -> None:
+    def use_whole_model_if_head_is_more_than_linear(self) -> None:
         """Use the model's own logits where it does more than a linear head (scaling, soft caps)."""
         ids = self.to_device(np.arange(8)[None] % self.vocab_size)
         with torch.inference_mode():
@@ -210,7 +210,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         weights_sha256=weights_sha256,
         weights_bytes=weights_bytes,
     )
-    teacher.check_head()
+    teacher.use_whole_model_if_head_is_more_than_linear()
     teacher.check_isolation()
     return teacher
 

@@ -39,7 +39,7 @@ class Claims:
     def take(self, name: str) -> bool:
         """Claim `name`, a file name; False when another process, or another Claims, is at it.
 
-        Raises DiskFullError.
+        Raises WriteRefusedError.
         """
         with refusals(self._directory / name):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Claims:
 
 @contextlib.contextmanager
 def claimed(work_dir: Path, name: str) -> Iterator[None]:
-    """Inside, this process alone is at `name`: waits until it is free; raises DiskFullError."""
+    """Inside, this process alone is at `name`: waits until it is free; raises WriteRefusedError."""
     with Claims(work_dir) as claims:
         while not claims.take(name):
             claims.wait()

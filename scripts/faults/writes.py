@@ -179,8 +179,8 @@ def can_fail(moment: Moment) -> bool:
 
 
 def _problem_of_error(ending: Ending, reason: str) -> str | None:
-    if ending.error_class != "DiskFullError":
-        return f"expected DiskFullError, got {ending}"
+    if ending.error_class != "WriteRefusedError":
+        return f"expected WriteRefusedError, got {ending}"
     if reason not in ending.error or "\n" in ending.error:
         return f"the message is not one clear line: {ending.error!r}"
     return None

@@ -21,7 +21,7 @@ def only_writer(directory: Path, what: str) -> Iterator[None]:
     """Make a directory and hold a lock on it; afterwards, what was made and stayed empty is removed.
 
     what: the writer, for who comes second. Raises ConfigError when the directory cannot be one, or has a writer
-    already; DiskFullError when the system refuses it.
+    already; WriteRefusedError when the system refuses it.
     """
     with refusals(directory):
         made = [path for path in (directory, *directory.parents) if not path.exists()]

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from storage.errors import DiskFullError, UnsafePathError, first_line
+from storage.errors import UnsafePathError, WriteRefusedError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
-# What is to happen to a file when its name is taken: replace the earlier one, go, or wait beside it.
-IfTaken = Literal["replace", "drop", "wait"]
+# What happens when a name is taken: replace the earlier file, drop the new one, or stage it beside the earlier.
+IfTaken = Literal["replace", "drop", "stage"]
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 _COPY_BYTES = 1 << 20
 
@@ -78,8 +78,8 @@ class HashingFile:
 def publishing(path: Path, if_taken: IfTaken = "replace") -> Iterator[HashingFile]:
     """Yield a file to write; when the block ends well it appears as `path`, otherwise nothing does.
 
-    if_taken: with "wait" the file stands as waiting_path until `let_in` is called.
-    Raises DiskFullError when the operating system refuses a write.
+    if_taken: with "stage" the file stands as staged_path until `install_staged` is called.
+    Raises WriteRefusedError when the operating system refuses a write.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     file = None
@@ -98,15 +98,15 @@ def publishing(path: Path, if_taken: IfTaken = "replace") -> Iterator[HashingFil
             if if_taken == "replace":
                 os.replace(temporary, path)
             else:
-                if not _link(temporary, path) and if_taken == "wait":
-                    os.replace(temporary, waiting_path(path, file.sha256))
+                if not _link(temporary, path) and if_taken == "stage":
+                    os.replace(temporary, staged_path(path, file.sha256))
                 temporary.unlink(missing_ok=True)
             sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if file and file.refused:
-            raise DiskFullError(str(path), file.refused.strerror or str(file.refused)) from error
+            raise WriteRefusedError(str(path), file.refused.strerror or str(file.refused)) from error
         raise
 
 
@@ -126,29 +126,29 @@ def _link(temporary: Path, path: Path) -> bool:
     return True
 
 
-def waiting_path(path: Path, sha256: str) -> Path:
-    """Where a file waits whose name is taken."""
+def staged_path(path: Path, sha256: str) -> Path:
+    """Where a file is staged whose name is taken."""
     return path.with_name(f"{TEMPORARY_PREFIX}{sha256}-{path.name}")
 
 
-def let_in(path: Path, sha256: str) -> None:
-    """Put the file with this sha256 in the place of whatever stands at `path`; nothing when none is waiting."""
-    waiting = waiting_path(path, sha256)
-    if waiting.exists():
+def install_staged(path: Path, sha256: str) -> None:
+    """Put the staged file with this sha256 in the place of whatever stands at `path`; do nothing when there is none."""
+    staged = staged_path(path, sha256)
+    if staged.exists():
         with refusals(path), contextlib.suppress(FileNotFoundError):  # another writer may be quicker
-            os.replace(waiting, path)
+            os.replace(staged, path)
             sync_directory(path.parent)
 
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal of a write to `path` into DiskFullError, also as libraries tell of it."""
+    """Turn the operating system's refusal of a write to `path` into WriteRefusedError, also as libraries tell of it."""
     try:
         yield
     except Exception as error:
         if not _is_refused_write(error):
             raise
-        raise DiskFullError(str(path), getattr(error, "strerror", None) or first_line(error)) from error
+        raise WriteRefusedError(str(path), getattr(error, "strerror", None) or first_line(error)) from error
 
 
 def _is_refused_write(error: Exception) -> bool:
@@ -172,7 +172,7 @@ def write_unless_equal(path: Path, content: bytes) -> None:
 def publishing_path(path: Path) -> Iterator[Path]:
     """Yield a path for a file or a directory; when the block ends well it appears as `path`, otherwise nothing does.
 
-    Raises DiskFullError when the operating system refuses a write.
+    Raises WriteRefusedError when the operating system refuses a write.
     """
     scratch = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     staged = scratch / path.name
@@ -223,7 +223,7 @@ def may_replace(path: Path, beginning: bytes) -> bool:
 def link_or_copy(source: Path, path: Path) -> None:
     """Publish the bytes of `source` as `path`: as a second name of the same file where the system allows, else a copy.
 
-    What was at `path` is replaced. Raises DiskFullError when the copy is refused.
+    What was at `path` is replaced. Raises WriteRefusedError when the copy is refused.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

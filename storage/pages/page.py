@@ -74,7 +74,7 @@ def page(*, title: str, lead: Markup, sections: Sequence[Section]) -> bytes:
 
 
 def publish_page(out: Path, content: bytes) -> None:
-    """Write a page; raises ConfigError when a directory stands there, DiskFullError when the write is refused."""
+    """Write a page; raises ConfigError when a directory stands there, WriteRefusedError when the write is refused."""
     require_file_name(out)
     write_file(out, content)
 

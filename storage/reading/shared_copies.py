@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from storage.disk.files import link_or_copy
-from storage.errors import CacheError, DiskFullError
+from storage.errors import CacheError, WriteRefusedError
 from storage.records.manifest import ShardRecord, is_held
 from storage.shards.shard import check_file
 
@@ -53,7 +53,7 @@ class SharedCopies:
         for directory in sorted(self._base.glob(f"{self._name}-*")):
             if directory == self._directory:
                 continue
-            with suppress(OSError, DiskFullError, CacheError):  # it has just left, cannot be copied, or is damaged
+            with suppress(OSError, WriteRefusedError, CacheError):  # it has just left, cannot be copied, or is damaged
                 if is_held(directory, record):
                     link_or_copy(directory / record.path, path)
                     check_file(self._directory, record)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storage.disk.files import TEMPORARY_PREFIX, IfTaken, let_in, safe_join, waiting_path
+from storage.disk.files import TEMPORARY_PREFIX, IfTaken, install_staged, safe_join, staged_path
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.records.records import MAX_RECORD_BYTES, parse_record, read_record, read_record_bytes, write_record
 from storage.records.settings import check_settings
@@ -241,15 +241,15 @@ def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "repl
     """
     write_record(cache_dir / record.key.commit_path, dataclasses.asdict(record), if_taken)
     standing = read_commit(cache_dir, record.key) or record
-    settle_commit(cache_dir, standing)
+    install_committed(cache_dir, standing)
     if standing.sha256 != record.sha256:
-        waiting_path(cache_dir / record.path, record.sha256).unlink(missing_ok=True)
+        staged_path(cache_dir / record.path, record.sha256).unlink(missing_ok=True)
     return standing
 
 
-def settle_commit(cache_dir: Path, record: ShardRecord) -> None:
+def install_committed(cache_dir: Path, record: ShardRecord) -> None:
     """Put a committed shard into its place if it is still waiting beside it: its writer may have been killed."""
-    let_in(cache_dir / record.path, record.sha256)
+    install_staged(cache_dir / record.path, record.sha256)
 
 
 def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
@@ -287,7 +287,7 @@ def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
     record = read_commit(cache_dir, key)
     if record is None:
         return None
-    settle_commit(cache_dir, record)
+    install_committed(cache_dir, record)
     return record if is_held(cache_dir, record) else None
 
 

@@ -101,7 +101,7 @@ class RemoteDirectory:
         """Publish the file's first num_bytes as `destination` if that is their sha256.
 
         Hashed while they stream to a temporary name; never more than num_bytes are written. `progress` is told of
-        new bytes. Raises DiskFullError when the write fails.
+        new bytes. Raises WriteRefusedError when the write fails.
         """
         patience = self._patience(path)
         wrong: set[str] = set()
@@ -136,7 +136,7 @@ class RemoteDirectory:
         self.put_all([(local, path)])
 
     def put_all(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Copy files in this order, in one commit where puts are commits; DiskFullError when `file://` is full."""
+        """Copy files in this order, in one commit where puts are commits; WriteRefusedError when `file://` is full."""
         groups = [files] if self.puts_are_commits else [[file] for file in files]
         for group in groups:
             self._patience(group[0][1]).call(functools.partial(self._store.put, group))

@@ -20,7 +20,7 @@ def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parse
     """A remote record as the strict reader sees it, and its bytes; None when there is none.
 
     A record that does not read is fetched once more: if the same bytes come again, it was not the wire. Raises
-    DiskFullError when the copy that the reader needs cannot be written.
+    WriteRefusedError when the copy that the reader needs cannot be written.
     """
     unreadable: set[bytes] = set()
     with refusals(Path(tempfile.gettempdir())):

@@ -25,7 +25,7 @@ _KIND_NAMES = {"soft_targets": "soft targets", "samples": "sampled texts", "beam
 def report(cache_path: str, out: Path) -> int:
     """Write a page about a finished cache and return its bytes.
 
-    Raises MissingExtraError without matplotlib, ConfigError or DiskFullError for a page that cannot be written, and
+    Raises MissingExtraError without matplotlib, ConfigError or WriteRefusedError for a page that cannot be written, and
     CacheError for a cache that cannot be read.
     """
     require_matplotlib()

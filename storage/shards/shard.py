@@ -54,14 +54,14 @@ def write_shard(
     """Check and write record batches as one shard and publish it; the commit record is the caller's.
 
     A file that stands there already, of another writer or of one that was killed, stays until a commit record
-    decides. Raises RowError for a row that breaks the format, DiskFullError when a write fails; in both cases
+    decides. Raises RowError for a row that breaks the format, WriteRefusedError when a write fails; in both cases
     nothing is published.
     """
     schema = identity.schema(key.kind)
     options = ipc_write_options(zstd_level)
     stats: list[BatchStats] = []
     num_rows = 0
-    with publishing(cache_dir / key.path, "wait") as file, pa.ipc.new_file(file, schema, options=options) as writer:
+    with publishing(cache_dir / key.path, "stage") as file, pa.ipc.new_file(file, schema, options=options) as writer:
         for batch in batches:
             where = f"{key.path}, record batch {len(stats)}"
             check_batch(batch, key.kind, identity, where)

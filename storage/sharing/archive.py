@@ -85,7 +85,7 @@ def pack(
 
     Raises NoCacheError, IncompleteCacheError, RecordError, FormatVersionError, UnsafePathError,
     MissingFileError or HashMismatchError for a cache that is not whole, ConfigError for a place that no
-    file can take, a file that is no packed cache, or a cache that tar cannot hold, DiskFullError when a
+    file can take, a file that is no packed cache, or a cache that tar cannot hold, WriteRefusedError when a
     write fails. `file` then is what it was before.
     """
     cache = open_cache(cache_dir)
@@ -130,7 +130,7 @@ def unpack(file: Path, cache_dir: Path, progress: Callable[[int], object] = lamb
     `progress` is told the bytes of `file` as they pass.
 
     Raises ArchiveError, UnsafePathError or FormatVersionError for a file that is not a whole packed
-    cache, ConfigError for a `cache_dir` that is taken, DiskFullError when a write fails. Nothing is left
+    cache, ConfigError for a `cache_dir` that is taken, WriteRefusedError when a write fails. Nothing is left
     behind then.
     """
     target = _free_target(cache_dir)

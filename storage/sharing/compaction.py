@@ -33,7 +33,7 @@ def compact(
 
     Raises ConfigError for a level that zstd does not have and an `out` that is cache_dir or no place for a
     cache, CacheMismatchError for one that is another cache, what open_cache and reading a shard raise
-    for a cache that is not finished or damaged, and DiskFullError.
+    for a cache that is not finished or damaged, and WriteRefusedError.
     """
     if not 1 <= zstd_level <= _MAX_ZSTD_LEVEL:
         raise ConfigError(f"--zstd-level is {zstd_level}, expected 1 to {_MAX_ZSTD_LEVEL}")

@@ -45,7 +45,7 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
     Raises ConfigError for fewer than two caches or an `out` that is one of them or something else, CacheMismatchError
     for one that is another cache, MergeError for caches that do not belong together, HashMismatchError or
     MissingFileError for a damaged one, what open_cache raises for one that is not finished, and
-    DiskFullError.
+    WriteRefusedError.
     """
     if len(caches) < 2:
         raise ConfigError(f"merge was given {len(caches)} caches, expected two or more")

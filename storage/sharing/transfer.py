@@ -115,7 +115,7 @@ def pull(
     Raises NoCacheError or UnfinishedRemoteError for a URL without a finished cache, CacheMismatchError when another
     cache is in the directory, ConfigError for a directory that holds
     something else or a URL that cannot be served, RecordError, FormatVersionError or UnsafePathError for a manifest
-    that cannot be trusted, DiskFullError, and TransferError for what is final or has passed its deadline.
+    that cannot be trusted, WriteRefusedError, and TransferError for what is final or has passed its deadline.
     """
     crew = Crew(num_connections, progress)
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)

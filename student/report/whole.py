@@ -32,7 +32,7 @@ from student.run_record import read_run
 def report(config: ReportConfig) -> int:
     """Write the page and return its bytes.
 
-    Raises MissingExtraError without matplotlib, ConfigError or DiskFullError for a page that cannot be written,
+    Raises MissingExtraError without matplotlib, ConfigError or WriteRefusedError for a page that cannot be written,
     NoSuchStudentError, VocabularyMismatchError, CheckpointError for a damaged run.json, or a CacheError.
     """
     require_matplotlib()

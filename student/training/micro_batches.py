@@ -27,7 +27,7 @@ def with_batch_blocks(config: TrainConfig, cache: Cache) -> TrainConfig:
 
 
 def remember_micro_batches(out: Path, micro_batches: int) -> None:
-    """Let later starts of the run at `out` begin with so many micro-batches; raises DiskFullError."""
+    """Let later starts of the run at `out` begin with so many micro-batches; raises WriteRefusedError."""
     write_record(out / MICRO_BATCHES_NAME, {"micro_batches": micro_batches})
 
 

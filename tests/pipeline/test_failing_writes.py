@@ -19,7 +19,7 @@ from scripts.faults.bench import difference, snapshot
 from scripts.faults.kills import chosen_moments
 from scripts.faults.steps import Moment, observed_steps, recorded_moments
 from scripts.faults.writes import ERRORS, can_fail, problem_of_remains, refusing
-from storage.errors import DiskFullError
+from storage.errors import WriteRefusedError
 
 NUM_FAULTS = 20
 
@@ -76,7 +76,7 @@ def test_a_refused_step_is_one_error_and_a_rerun_ends_with_the_same_bytes(
         with observed_steps(out, refusing(index, error)):
             try:
                 precompute(configure(out))
-            except DiskFullError as caught:
+            except WriteRefusedError as caught:
                 refused = str(caught)
         if refused is not None:  # a directory that cannot be made may be there, for one
             num_refused += 1

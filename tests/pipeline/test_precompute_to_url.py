@@ -16,7 +16,7 @@ import pytest
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, precompute
 from pipeline.producers.soft_targets import SoftTargetsProducer
 from storage import open_cache
-from storage.errors import CacheMismatchError, ConfigError, DiskFullError
+from storage.errors import CacheMismatchError, ConfigError, WriteRefusedError
 from storage.records.manifest import read_manifest
 from tests.places import ROOT
 
@@ -102,7 +102,7 @@ def test_a_url_that_cannot_be_is_one_line(configure: Callable[..., PrecomputeCon
         ("hf://datasets/owner/name", ConfigError, "teachonce-cache push"),
         ("nosuchthing://a/b", ConfigError, "nosuchthing"),
         ("s3://", ConfigError, "expected protocol://bucket/path"),
-        (f"file://{tmp_path}/file/cache", DiskFullError, "Not a directory"),
+        (f"file://{tmp_path}/file/cache", WriteRefusedError, "Not a directory"),
         ("file://tmp/cache", ConfigError, "expected file:///path, with three slashes"),
         (f"file://{tmp_path}/taken", ConfigError, "taken: holds a README.md and no cache"),
     ):

@@ -21,7 +21,7 @@ from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
 from pipeline.engines.local import in_order_of_host
 from pipeline.plan import ShardRange
 from pipeline.work.claims import Claims, claimed
-from storage.errors import DiskFullError
+from storage.errors import WriteRefusedError
 from storage.records.manifest import ShardKey
 from tests.places import ROOT
 from tests.precomputed import precomputed
@@ -95,7 +95,7 @@ def test_a_refused_claim_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(DiskFullError, match="No locks available"):
+    with pytest.raises(WriteRefusedError, match="No locks available"):
         Claims(tmp_path).take("a")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storage.disk.directory_lock import only_writer
-from storage.errors import ConfigError, DiskFullError
+from storage.errors import ConfigError, WriteRefusedError
 
 
 def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_file_system_without_locks_excludes_nobody(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     if is_refused:
-        with pytest.raises(DiskFullError), only_writer(tmp_path / "out", "trial"):
+        with pytest.raises(WriteRefusedError), only_writer(tmp_path / "out", "trial"):
             pass
     else:
         with only_writer(tmp_path / "out", "trial"):

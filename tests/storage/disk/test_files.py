@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage.disk.files import TEMPORARY_PREFIX, publishing, remove_leftovers, safe_join, write_file
-from storage.errors import DiskFullError, UnsafePathError
+from storage.errors import UnsafePathError, WriteRefusedError
 
 CLIMBING = ("", "/", "/etc/passwd", "//host/share", ".", "..", "../x", "a/../../x", "a/../b", "a/./b", "a/..", "./a")
 FOREIGN = ("a\\b", "..\\x", "C:x", "C:\\x", "file:///etc")
@@ -108,7 +108,7 @@ def test_a_refused_step_is_a_full_disk_and_publishes_nothing(
         monkeypatch.setattr(Path, "open", lambda path, mode: FileOnFullDisk(path, mode, error))
     else:
         monkeypatch.setattr(os, step, FullDisk(getattr(os, step), 1, error))
-    with pytest.raises(DiskFullError, match=os.strerror(error)) as caught:
+    with pytest.raises(WriteRefusedError, match=os.strerror(error)) as caught:
         publish(target)
     monkeypatch.undo()
     assert caught.value.path == str(target)
@@ -117,14 +117,14 @@ def test_a_refused_step_is_a_full_disk_and_publishes_nothing(
 
 def test_a_directory_in_the_way_is_a_refused_write(tmp_path: Path) -> None:
     (tmp_path / "file.bin").mkdir()
-    with pytest.raises(DiskFullError, match="directory"):
+    with pytest.raises(WriteRefusedError, match="directory"):
         write_file(tmp_path / "file.bin", NEW)
     assert list(tmp_path.iterdir()) == [tmp_path / "file.bin"]
 
 
 def test_a_file_in_place_of_the_directory_is_a_refused_write(tmp_path: Path) -> None:
     (tmp_path / "directory").write_bytes(OLD)
-    with pytest.raises(DiskFullError):
+    with pytest.raises(WriteRefusedError):
         write_file(tmp_path / "directory" / "file.bin", NEW)
     assert (tmp_path / "directory").read_bytes() == OLD
 
@@ -153,14 +153,14 @@ def test_a_real_limit_on_file_size_is_a_full_disk(tmp_path: Path, run_python: Ca
     write_file(tmp_path / "file.bin", OLD)
     code = """
 import pathlib, resource, signal, sys
-from storage.errors import DiskFullError
+from storage.errors import WriteRefusedError
 from storage.disk.files import write_file
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     write_file(pathlib.Path(sys.argv[1]), bytes(200_000))
-except DiskFullError as error:
+except WriteRefusedError as error:
     print(error)
 """
     done = run_python(code, tmp_path / "file.bin")
@@ -174,7 +174,7 @@ def test_a_shard_that_meets_a_full_disk_is_not_published(
     code = """
 import pathlib, resource, signal, sys
 import storage
-from storage.errors import DiskFullError
+from storage.errors import WriteRefusedError
 from storage.shards.shard import write_shard
 
 cache = storage.open_cache(sys.argv[1])
@@ -184,7 +184,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 try:
     write_shard(pathlib.Path(sys.argv[2]), cache.identity, record.key, 0, batches)
-except DiskFullError as error:
+except WriteRefusedError as error:
     print(error)
 """
     out = tmp_path / "out"
@@ -270,5 +270,5 @@ def test_a_name_too_long_for_the_system_raises_our_error(tmp_path: Path) -> None
     ("code", "remedy"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EACCES, "mend that")]
 )
 def test_what_to_do_follows_from_the_refusal(code: int, remedy: str) -> None:
-    assert f": {remedy} and run" in str(DiskFullError("path", os.strerror(code)))
-    assert f": {remedy} and run" in str(DiskFullError("path", f"IoError: {os.strerror(code)} (os error {code})"))
+    assert f": {remedy} and run" in str(WriteRefusedError("path", os.strerror(code)))
+    assert f": {remedy} and run" in str(WriteRefusedError("path", f"IoError: {os.strerror(code)} (os error {code})"))

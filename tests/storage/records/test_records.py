@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from storage.errors import DiskFullError, MissingFileError, RecordError
+from storage.errors import MissingFileError, RecordError, WriteRefusedError
 from storage.records import records
 from storage.records.records import MAX_RECORD_BYTES, read_record, write_record
 
@@ -148,7 +148,7 @@ def test_a_record_is_published_whole_or_not_at_all(record: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(DiskFullError):
+    with pytest.raises(WriteRefusedError):
         write_record(record, {"other": 1})
     assert read_record(record) == CONTENT
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import open_cache
-from storage.errors import ConfigError, DiskFullError, MissingExtraError, NoCacheError, TransferError
+from storage.errors import ConfigError, MissingExtraError, NoCacheError, TransferError, WriteRefusedError
 from storage.remote import directory as directory_module
 from storage.remote import retrying
 from storage.remote.directory import RemoteDirectory, is_remote_url
@@ -298,7 +298,7 @@ def test_a_missing_file_and_a_full_disk_are_told_apart(tmp_path: Path, monkeypat
     with pytest.raises(TransferError, match="memory://cache/nothing: not found"):
         there().download("nothing", tmp_path / "file", len(CONTENT), SHA256)
     (tmp_path / "blocked").write_text("a file where a directory should be")
-    with pytest.raises(DiskFullError, match="blocked"):
+    with pytest.raises(WriteRefusedError, match="blocked"):
         there().download("file", tmp_path / "blocked" / "file", len(CONTENT), SHA256)
 
 

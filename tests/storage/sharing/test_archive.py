@@ -26,7 +26,6 @@ from storage.disk.files import TEMPORARY_PREFIX
 from storage.errors import (
     ArchiveError,
     ConfigError,
-    DiskFullError,
     FormatVersionError,
     HashMismatchError,
     IncompleteCacheError,
@@ -35,6 +34,7 @@ from storage.errors import (
     RecordError,
     TeachonceError,
     UnsafePathError,
+    WriteRefusedError,
 )
 from storage.reading.cache import Cache
 from storage.records.records import MAX_RECORD_BYTES
@@ -712,7 +712,7 @@ def test_a_full_disk_while_unpacking_leaves_nothing(
     out.mkdir()
     with monkeypatch.context() as patch:
         fill_disk(patch, step, number)
-        with pytest.raises(DiskFullError, match="No space left") as caught:
+        with pytest.raises(WriteRefusedError, match="No space left") as caught:
             unpack(packed_file, out / "cache")
     assert caught.value.path == str(out / "cache")
     assert list(out.iterdir()) == []
@@ -724,7 +724,7 @@ def test_a_full_disk_while_packing_leaves_nothing(
 ) -> None:
     with monkeypatch.context() as patch:
         fill_disk(patch, step, 1)
-        with pytest.raises(DiskFullError, match="No space left"):
+        with pytest.raises(WriteRefusedError, match="No space left"):
             pack(small_cache, tmp_path / "a.tar.zst")
     assert list(tmp_path.iterdir()) == [small_cache]
 
@@ -736,13 +736,13 @@ def test_a_real_limit_on_file_size_is_a_full_disk(
     code = f"""
 import pathlib, resource, signal, sys
 from storage.sharing.archive import {call}
-from storage.errors import DiskFullError
+from storage.errors import WriteRefusedError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
 try:
     {call}(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
-except DiskFullError as error:
+except WriteRefusedError as error:
     print(error)
 """
     out = tmp_path / "out"

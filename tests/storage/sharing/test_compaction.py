@@ -20,10 +20,10 @@ from storage import RowStream, open_cache, verify_cache
 from storage.errors import (
     CacheMismatchError,
     ConfigError,
-    DiskFullError,
     HashMismatchError,
     IncompleteCacheError,
     NoCacheError,
+    WriteRefusedError,
 )
 from storage.reading.cache import Cache
 from storage.records.manifest import (
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_what_is_committed(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        with pytest.raises(DiskFullError, match="validation-00000"):
+        with pytest.raises(WriteRefusedError, match="validation-00000"):
             compact(small_cache, tmp_path / "out")
     assert len(list((tmp_path / "out" / "commits").iterdir())) == 3
     compact(small_cache, tmp_path / "out")

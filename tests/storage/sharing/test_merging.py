@@ -24,13 +24,13 @@ from storage import RowStream, open_cache, verify_cache
 from storage.errors import (
     CacheMismatchError,
     ConfigError,
-    DiskFullError,
     HashMismatchError,
     IncompleteCacheError,
     MergeError,
     MissingFileError,
     NoCacheError,
     RecordError,
+    WriteRefusedError,
 )
 from storage.reading.cache import Cache
 from storage.records.manifest import KINDS, SPLITS, read_manifest
@@ -181,7 +181,7 @@ def test_a_disk_that_refuses_links_and_files_is_full(
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refusing(errno.ENOSPC))
         patch.setattr(os, "replace", refusing(errno.ENOSPC))
-        with pytest.raises(DiskFullError, match="No space left"):
+        with pytest.raises(WriteRefusedError, match="No space left"):
             merge(two, tmp_path / "out")
     merge(two, tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "undisturbed")

@@ -20,11 +20,11 @@ from storage import Cache, open_cache
 from storage.errors import (
     CacheMismatchError,
     ConfigError,
-    DiskFullError,
     IncompleteCacheError,
     MissingFileError,
     StoppedError,
     TransferError,
+    WriteRefusedError,
 )
 from storage.records.manifest import ShardKey, ShardRecord
 from storage.remote import crew
@@ -313,7 +313,7 @@ def test_a_full_temporary_directory_is_no_failure_of_the_network(
 
     destination = at_url()
     monkeypatch.setattr(Path, refused, refuse)
-    with pytest.raises(DiskFullError, match="No space left"):
+    with pytest.raises(WriteRefusedError, match="No space left"):
         destination.read_commit(source.manifest.shards[0].key)
 
 

@@ -16,17 +16,17 @@ from storage.disk.files import (
     publishing,
     remove_directory,
     remove_leftovers,
-    waiting_path,
+    staged_path,
     write_file,
 )
 from storage.errors import CacheError
 from storage.records.manifest import (
     ShardKey,
     ShardRecord,
+    install_committed,
     read_commit,
     read_held_commit,
     read_plan,
-    settle_commit,
     write_commit,
     write_plan,
 )
@@ -60,7 +60,7 @@ def killed(*args: object, **settings: object) -> None:
 def commit_and_be_killed(out: Path, record: ShardRecord) -> None:
     """The record is written; a shard that waits still does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage.records.manifest.settle_commit", killed)
+        patch.setattr("storage.records.manifest.install_committed", killed)
         with pytest.raises(KeyboardInterrupt):
             write_commit(out, record, if_taken="drop")
 
@@ -106,8 +106,8 @@ def test_a_writer_killed_between_record_and_name_is_finished_by_the_next(
     assert read_commit(tmp_path, KEY) == second
     with pytest.raises(CacheError):
         check_file(tmp_path, second)
-    settle_commit(tmp_path, second)
-    settle_commit(tmp_path, second)
+    install_committed(tmp_path, second)
+    install_committed(tmp_path, second)
     check_file(tmp_path, second)
 
 
@@ -168,14 +168,14 @@ def test_a_file_system_without_hard_links_takes_shards_too(
     monkeypatch.setattr(os, "link", link)
     first = write(tmp_path, 0)
     second = write(tmp_path, 1)
-    assert waiting_path(tmp_path / KEY.path, second.sha256).is_file()
+    assert staged_path(tmp_path / KEY.path, second.sha256).is_file()
     assert write_commit(tmp_path, second, if_taken="drop") == second
     assert write_commit(tmp_path, first, if_taken="drop") == second
     check_file(tmp_path, second)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
 
-@pytest.mark.parametrize(("if_taken", "found"), [("replace", b"new"), ("drop", b"old"), ("wait", b"old")])
+@pytest.mark.parametrize(("if_taken", "found"), [("replace", b"new"), ("drop", b"old"), ("stage", b"old")])
 def test_what_becomes_of_a_file_whose_name_is_taken(tmp_path: Path, if_taken: str, found: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -183,7 +183,7 @@ def test_what_becomes_of_a_file_whose_name_is_taken(tmp_path: Path, if_taken: st
         file.write(b"new")
     assert path.read_bytes() == found
     others = {other: other.read_bytes() for other in tmp_path.iterdir() if other != path}
-    assert others == ({waiting_path(path, file.sha256): b"new"} if if_taken == "wait" else {})
+    assert others == ({staged_path(path, file.sha256): b"new"} if if_taken == "stage" else {})
 
 
 def test_a_directory_that_is_being_removed_is_whole_or_a_leftover(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import student.cli
 from storage import Cache
-from storage.errors import ConfigError, DiskFullError, MissingExtraError, TeachonceError
+from storage.errors import ConfigError, MissingExtraError, TeachonceError, WriteRefusedError
 from student.errors import BrokenStudentError, DisagreementError, NoSuchStudentError, RuntimeFailedError
 from student.export import command, readers
 from student.export.command import export_student
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(command, refused, refuse)
     config = export_config(format=format)
     said = rf"{re.escape(config.out.name)}: the write failed \(.*No space left on device"
-    with pytest.raises(DiskFullError, match=said):
+    with pytest.raises(WriteRefusedError, match=said):
         export_student(config)
 
 
