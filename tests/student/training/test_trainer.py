@@ -33,7 +33,7 @@ from storage.errors import (
 )
 from student import EvaluateConfig, MixConfig, TrainConfig
 from student.errors import CheckpointError, DivergedError, RunMismatchError
-from student.training import learner, trainer
+from student.training import learner, loop, trainer
 from student.training.objective import Objective
 from student.training.run_log import RunLog, read_metrics
 from student.training.trainer import train
@@ -72,7 +72,7 @@ def undisturbed(cache: Cache, preset: str, tmp_path_factory: pytest.TempPathFact
         batch_blocks=4, batch_samples=4, batch_beams=2, device="cpu", quiet=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_LOG_EVERY", 1)
+        patch.setattr(loop, "_LOG_EVERY", 1)
         train(config)
     return config, final_files(out), read_metrics(out)
 
@@ -97,7 +97,7 @@ def lines_of(metrics: list[dict[str, Any]]) -> Counter[tuple[int, str]]:
 
 @pytest.fixture(autouse=True)
 def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
 
 
 def test_an_undisturbed_run_logs_every_step_once(undisturbed: Undisturbed) -> None:
@@ -145,7 +145,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(
 def test_means_over_several_steps_go_on_over_a_resume(
     undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 5)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 5)
     whole = dataclasses.replace(undisturbed[0], out=tmp_path / "whole", checkpoint_every=2)
     train(whole)
     config = dataclasses.replace(whole, out=tmp_path / "student")
@@ -200,8 +200,8 @@ def test_a_resumed_run_does_not_repeat_the_steps_before_its_checkpoint(
     [
         ("student.training.checkpoint", "torch.save", 0),
         ("student.training.checkpoint", "torch.save", 1),
-        ("student.training.trainer", "RunLog.write", 6),
-        ("student.training.trainer", "evaluate_model", 3),
+        ("student.training.loop", "RunLog.write", 6),
+        ("student.training.loop", "evaluate_model", 3),
         ("student.training.trainer", "load_cache_tokenizer", 0),
     ],
 )
@@ -444,7 +444,7 @@ def test_a_run_that_diverges_stops_with_its_last_sound_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_nan: int
 ) -> None:
     """It checkpoints every 3 steps and logs every 4."""
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 4)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 4)
     config = dataclasses.replace(undisturbed[0], out=tmp_path / "student", evaluate_every=100)
     original = learner.Learner.step
 
@@ -468,7 +468,7 @@ def test_held_out_figures_that_are_no_numbers_are_a_divergence_too(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(undisturbed[0], out=tmp_path / "student", evaluate_every=2)
-    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **settings: {"kl_nats": math.inf, "perplexity": None})
+    monkeypatch.setattr(loop, "evaluate_model", lambda *args, **settings: {"kl_nats": math.inf, "perplexity": None})
     with pytest.raises(DivergedError):
         train(config)
     assert [line["step"] for line in read_metrics(config.out)] == [1, 2]
