@@ -51,7 +51,6 @@ def inline_svg(
 
 def _drawn(key: str, labels: tuple[str, str], draw: Callable[[Any], None], height: float) -> bytes:
     """matplotlib's SVG, the same bytes for the same data."""
-    require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -105,9 +104,6 @@ _SETTINGS: dict[str, Any] = {
 def _themed(content: bytes, key: str, title: str, description: str) -> Markup:
     """matplotlib's SVG with the page's colours, without styles, and with ids that no other chart of the page has."""
     root = ElementTree.fromstring(content)
-    for unwanted in ("metadata", f"{_SVG}metadata"):
-        for child in root.findall(unwanted):
-            root.remove(child)
     for defs in list(root.iter(f"{_SVG}defs")):
         for style in defs.findall(f"{_SVG}style"):
             defs.remove(style)
