@@ -1,7 +1,8 @@
 """matplotlib's drawings as inline SVG whose colours are the page's.
 
 Colours are stand-ins that become the page's custom properties, so that a chart follows light and dark by itself.
-Styles become attributes, because the page's policy allows no style but its own sheet.
+Styles become attributes, because the page's policy allows no style but its own sheet. matplotlib has no
+setting for either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Trying again: what a network does wrong passes, everything else is final or a bug."""
+"""Trying again: what a network does wrong passes, everything else is final or a bug.
+
+tenacity is no dependency, and its deadlines run from the first try, whatever has arrived since.
+"""
 
 from __future__ import annotations
 
