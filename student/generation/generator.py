@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from storage.errors import ConfigError
+from storage.tensors.model_facts import context_length_of
 from student.config import SamplingConfig
 from student.errors import PromptError, StudentContextError
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
-from student.model import choose_device, context_length_of, load_student, load_tokenizer
+from student.model import choose_device, load_student, load_tokenizer
 from student.token_loop import collect_texts, draw_tokens
 
 # What a decoder puts in the place of bytes that are no whole character, or not yet.
