@@ -79,6 +79,11 @@ def continue_prompts(
     return texts
 
 
+def without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> NDArray[Any]:
+    """A text's ids without the end-of-text token that it may end with."""
+    return completion_ids[:-1] if completion_ids[-1] == eos_token_id else completion_ids
+
+
 def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
     """Each prompt with its place in the fixed order."""
     for number, rows in enumerate(_prompts(cache)):
