@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.corpus.blocks import Blocks
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, Producer, planned_shards
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 from storage.shards.shard import ipc_write_options
 
 _MAX_PROBE_ROWS = {"soft_targets": 64, "samples": 16, "beams": 8}

@@ -23,7 +23,7 @@ from storage.disk.files import refusals
 from storage.disk.hashing import directory_sha256
 from storage.errors import ConfigError
 from storage.reading.cache import TOKENIZER_DIR
-from storage.records.manifest import MAX_SHARDS, CacheIdentity
+from storage.records.identity import MAX_SHARDS, CacheIdentity
 from storage.rows.columns import token_type
 from storage.writing.destinations import Destination, open_destination
 

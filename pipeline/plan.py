@@ -15,8 +15,9 @@ from pipeline.producers.beams import BeamsProducer
 from pipeline.producers.samples import SamplesProducer
 from pipeline.producers.soft_targets import SoftTargetsProducer
 from pipeline.teacher.model import Teacher
-from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardKey
+from storage.records.identity import SPLITS, CacheIdentity, ShardKey
 from storage.rows import beams, samples, soft_targets
+from storage.rows.kinds import KINDS
 
 # 8 to 16 rows a batch cost 1.5 % of size and give range reads.
 RECORD_BATCH_ROWS = 16

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 from storage.tensors.matmul_precision import use_fast_matmul
 from student.errors import (
     ArchitectureError,

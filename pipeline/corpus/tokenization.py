@@ -28,7 +28,7 @@ from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
 from storage.draws import hash_uniform
 from storage.progress import Progress
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 
 PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "

@@ -14,7 +14,7 @@ from pipeline.decoding.sampling import stream_completions
 from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
 from pipeline.teacher.model import Teacher
 from storage.draws import hash_u64
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 from storage.rows.samples import SampleRow, encode
 
 _SAMPLE_SEED = 6

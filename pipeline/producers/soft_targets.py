@@ -20,7 +20,7 @@ from pipeline.producers.sparsify import PaddedTargets, SparseTargets, sparsify
 from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
 from pipeline.teacher.model import Teacher
 from storage.draws import hash_uniform
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 from storage.rows.segments import valid_targets
 from storage.rows.soft_targets import SoftTargetRows, encode
 

@@ -30,7 +30,8 @@ from storage.reading.epoch_order import EpochOrder
 from storage.reading.inspection import render_summary, summarize
 from storage.reading.remote_cache import LocalCopy
 from storage.reading.verification import check_records
-from storage.records.manifest import MANIFEST_NAME, read_plan
+from storage.records.commits import read_plan
+from storage.records.manifest import MANIFEST_NAME
 from storage.remote.directory import RemoteDirectory
 from storage.sharing.merging import merge
 from storage.sharing.transfer import pull, push

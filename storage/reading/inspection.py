@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS, SPLITS
+from storage.records.identity import SPLITS
 from storage.rows import beams, samples, soft_targets
+from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
 
 _ALTERNATIVES = 4

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord
+from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
+from storage.rows.kinds import KINDS
 
 _WHAT_A_ROW_IS = {
     "soft_targets": "a block of tokens with the teacher's sparse next-token distribution at every position",

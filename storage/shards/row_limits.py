@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.errors import RowError
-from storage.records.manifest import CacheIdentity
+from storage.records.identity import CacheIdentity
 from storage.rows import columns
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from storage.disk.files import publishing, safe_join
 from storage.disk.hashing import sha256_file
 from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError, UnreadableFileError
-from storage.records.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.records.identity import CacheIdentity, FileRecord, ShardKey, ShardRecord
 from storage.rows import beams, columns, samples, soft_targets
 from storage.shards.arrow_claims import ClaimError, check_claims, stored_buffer_bytes
 from storage.shards.row_limits import check_limits
