@@ -15,8 +15,8 @@ from typing import Any
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.records.records import MAX_RECORD_BYTES, is_sha256, parse_fields, read_record
 from storage.records.settings import check_settings
-from storage.rows import beams, samples, soft_targets
-from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
+from storage.rows import soft_targets
+from storage.rows.kind import RowFacts
 from storage.rows.kinds import KINDS
 
 FORMAT_NAME = "teachonce-cache"
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 PLAN_NAME = "plan.json"
 SPLITS = ("train", "validation")
 
-_SHARD_PATH = re.compile(r"(soft_targets|samples|beams)/(train|validation)-([0-9]{5,9})-of-([0-9]{5,9})\.arrow")
+_SHARD_PATH = re.compile(r"([a-z_]+)/(train|validation)-([0-9]{5,9})-of-([0-9]{5,9})\.arrow")
 _MAX_VOCAB_SIZE = 1 << 31
 _MAX_BLOCK_SIZE = 1 << 20
 _MAX_RECORD_BATCH_ROWS = 1 << 16
@@ -137,19 +137,21 @@ class CacheIdentity:
     @property
     def mantissa_bits(self) -> int:
         """What the logprobs of soft targets were rounded to."""
-        settings = self.config.get("soft_targets")
-        bits = settings.get("mantissa_bits") if isinstance(settings, dict) else None
-        return bits if type(bits) is int and 1 <= bits <= FLOAT16_MANTISSA_BITS else FLOAT16_MANTISSA_BITS
+        return soft_targets.mantissa_bits(self.config.get("soft_targets", {}))
+
+    def row_facts(self, kind: str) -> RowFacts:
+        """What the cache states about the rows of a kind."""
+        return RowFacts(
+            vocab_size=self.vocab_size,
+            block_size=self.block_size,
+            temperatures=self.temperatures,
+            settings=self.config.get(kind, {}),
+            longest_prompt_tokens=self.data.get("longest_prompt_tokens", {}).get(kind),
+        )
 
     def schema(self, kind: str) -> Any:
         """The Arrow schema of a kind's shards in this cache."""
-        match kind:
-            case "soft_targets":
-                return soft_targets.schema(self.vocab_size, self.block_size, self.temperatures)
-            case "samples":
-                return samples.schema(self.vocab_size)
-            case _:
-                return beams.schema(self.vocab_size)
+        return KINDS[kind].schema(self.row_facts(kind))
 
     def row_id_starts(self, kind: str, split: str) -> frozenset[int]:
         """Indices of the shards at which row ids begin at 0: the first one, in a merged cache that of each source."""
@@ -180,7 +182,7 @@ def parse_shard_path(path: str, where: str) -> ShardKey:
         raise UnsafePathError(path, where)
     kind, split, index, num_shards = matched.groups()
     key = ShardKey(kind=kind, split=split, index=int(index), num_shards=int(num_shards))
-    if key.path != path or key.index >= key.num_shards:
+    if kind not in KINDS or key.path != path or key.index >= key.num_shards:
         raise UnsafePathError(path, where)
     return key
 

@@ -30,8 +30,8 @@ from storage.rows.kinds import KINDS
 MANIFEST_NAME = "manifest.json"
 # The dataset card.
 CARD_NAME = "README.md"
-# A manifest may not list these among its other files: they are written from the rest of it.
-_RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", "lock", *KINDS))
+# Beside the kinds, a manifest may not list these among its other files: they are written from the rest of it.
+_RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", "lock"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,13 @@ def check_listed_files(manifest: Manifest, cache_dir: Path, where: str) -> None:
     """
     for shard in manifest.shards:
         safe_join(cache_dir, shard.path, where)
+    reserved = _RESERVED | KINDS.keys()
     taken: set[str] = set()
     for file in manifest.files:
         safe_join(cache_dir, file.path, where)
         folded = file.path.casefold()  # some disks take README.md and readme.md for one
         parts = folded.split("/")
-        if parts[0] in _RESERVED or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+        if parts[0] in reserved or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
             raise UnsafePathError(file.path, where)
         if file.file_bytes < 0 or not is_sha256(file.sha256):
             raise RecordError(where, f"the record of {file.path} has a negative size or a malformed sha256")

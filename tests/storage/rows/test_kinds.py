@@ -1,0 +1,131 @@
+"""A further kind takes part in everything by its line in the table alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage import RowStream, open_cache, verify_cache
+from storage.errors import RecordError, RowError
+from storage.reading.inspection import render_head, render_summary, summarize
+from storage.records.commits import read_plan, write_commit, write_plan
+from storage.records.dataset_card import dataset_card
+from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
+from storage.records.manifest import Manifest, write_manifest
+from storage.report.cache_page import cache_page
+from storage.rows import columns
+from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
+from storage.rows.kinds import KINDS
+from storage.rows.setting_rules import whole
+from storage.shards.shard import write_shard
+
+KEY = ShardKey(kind="ratings", split="train", index=0, num_shards=1)
+PROMPTS = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
+RATINGS = [0, 5, 3, 1, 2]
+
+
+class Ratings(Kind):
+    """Prompts with the teacher's rating of each, from 0 to 5."""
+
+    name = "ratings"
+    row_is = "a prompt with a rating"
+    holds = "{} rated prompts"
+    sequences = "ratings"
+    longest_row_settings = (("data", "longest_prompt_tokens", "ratings"),)
+    setting_rules: ClassVar = {"most_stars": whole(1, 5)}
+    has_prompts = True
+
+    def schema(self, facts: RowFacts) -> pa.Schema:
+        return pa.schema(
+            [
+                columns.required("row_id", pa.int64()),
+                columns.required("prompt_ids", columns.required_list(columns.token_type(facts.vocab_size))),
+                columns.required("rating", pa.int32()),
+            ]
+        )
+
+    def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
+        if np.any(columns.plain(batch, "rating") > facts.settings["most_stars"]):
+            raise RowError(where, "rating", "has too many stars")
+
+    def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
+        lengths = columns.ragged_lengths(batch, "prompt_ids")
+        yield SizeLimit(column="prompt_ids", num_tokens=lengths, most=facts.longest_prompt_tokens)
+
+    def statistics(self, batch: pa.RecordBatch) -> BatchStats:
+        return BatchStats(num_tokens=len(columns.ragged(batch, "prompt_ids")[0]), num_targets=batch.num_rows)
+
+    def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
+        for row in batch.to_pylist():
+            yield f"row {row['row_id']}: {len(row['prompt_ids'])} tokens {'*' * row['rating']}"
+
+
+@pytest.fixture
+def identity(monkeypatch: pytest.MonkeyPatch, make: SimpleNamespace) -> CacheIdentity:
+    monkeypatch.setitem(KINDS, "ratings", Ratings())
+    made: CacheIdentity = make.identity({"ratings": {"train": [5]}}, config={"ratings": {"most_stars": 5}})
+    return made
+
+
+def batches(identity: CacheIdentity, ratings: list[int] = RATINGS) -> list[pa.RecordBatch]:
+    rows = {"row_id": range(5), "prompt_ids": PROMPTS, "rating": ratings}
+    table = pa.table({name: list(values) for name, values in rows.items()}, schema=identity.schema("ratings"))
+    return table.to_batches(max_chunksize=identity.record_batch_rows)
+
+
+@pytest.fixture
+def rated_cache(tmp_path: Path, identity: CacheIdentity) -> Path:
+    write_plan(tmp_path, identity)
+    record = write_commit(tmp_path, write_shard(tmp_path, identity, KEY, 0, batches(identity)))
+    write_manifest(tmp_path, Manifest(identity=identity, shards=(record,), files=()))
+    return tmp_path
+
+
+def test_its_rows_are_written_verified_streamed_and_counted(rated_cache: Path) -> None:
+    assert verify_cache(rated_cache).problems == ()
+    cache = open_cache(rated_cache)
+    assert cache.held_kinds("train") == ["ratings"]
+    (record,) = cache.shards("ratings", "train")
+    assert (record.num_rows, record.num_tokens, record.num_targets) == (5, 9, 5)
+    batch = next(iter(RowStream(cache, "ratings", "train", batch_rows=5, seed=0).batches()))
+    assert sorted(batch.rows.column("rating").to_pylist()) == sorted(RATINGS)
+
+
+def test_its_rows_are_shown_and_described(rated_cache: Path, identity: CacheIdentity) -> None:
+    cache = open_cache(rated_cache)
+    assert list(render_head(cache, "ratings", "train", 2)) == ["row 0: 2 tokens ", "row 1: 1 tokens *****"]
+    summary = summarize(cache)
+    assert summary["kinds"]["ratings"]["train"]["num_rows"] == 5
+    assert "ratings train" in render_summary(summary)
+    assert b"5 rated prompts" in cache_page(cache, "cache")
+    assert "| ratings | train | 5 |" in dataset_card(identity, cache.manifest.shards)
+
+
+def test_its_rows_are_checked_by_its_rules_and_by_the_caches_settings(tmp_path: Path, identity: CacheIdentity) -> None:
+    def write(identity: CacheIdentity, ratings: list[int]) -> ShardRecord:
+        return write_shard(tmp_path, identity, KEY, 0, batches(identity, ratings))
+
+    with pytest.raises(RowError, match="too many stars"):
+        write(identity, [0, 0, 0, 0, 6])
+    identity.data["longest_prompt_tokens"] = {"ratings": 2}
+    with pytest.raises(RowError, match="has 3 tokens where the cache's settings allow 2"):
+        write(identity, RATINGS)
+
+
+@pytest.mark.parametrize(
+    ("where", "setting", "value"),
+    [("config", "ratings", {"most_stars": 6}), ("data", "longest_prompt_tokens", {"ratings": -1})],
+)
+def test_its_settings_are_checked(
+    tmp_path: Path, identity: CacheIdentity, where: str, setting: str, value: object
+) -> None:
+    getattr(identity, where)[setting] = value
+    write_plan(tmp_path, identity)
+    with pytest.raises(RecordError, match=f"{where}.{setting}"):
+        read_plan(tmp_path)
