@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
-from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange
+from pipeline.plan import RECORD_BATCH_ROWS, ShardRange
+from pipeline.producers.producer import Producer
 from pipeline.work.claims import Claims
 from pipeline.work.write_behind import write_behind
 from storage.records.identity import CacheIdentity, ShardKey

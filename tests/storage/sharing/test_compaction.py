@@ -343,7 +343,7 @@ def test_memory_holds_a_record_batch_or_two_of_a_shard(
 @given(
     batches=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     rest=st.integers(0, 3),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(list(KINDS)),
     split=st.sampled_from(SPLITS),
     level=st.integers(1, 22),
 )
