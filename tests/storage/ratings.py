@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from storage.errors import RowError
+from storage.records.commits import write_commit, write_plan
+from storage.records.identity import CacheIdentity, ShardKey
+from storage.records.manifest import Manifest, write_manifest
 from storage.rows import columns
 from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
 from storage.rows.setting_rules import whole
+from storage.shards.shard import write_shard
+
+PROMPTS = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
+RATINGS = [0, 5, 3, 1, 2]
 
 
 class Ratings(Kind):
@@ -48,3 +56,14 @@ class Ratings(Kind):
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
         for row in batch.to_pylist():
             yield f"row {row['row_id']}: {len(row['prompt_ids'])} tokens {'*' * row['rating']}"
+
+
+def write_rated_cache(directory: Path, identity: CacheIdentity, ratings: list[int] = RATINGS) -> Path:
+    """A finished cache of five rows, as the identity plans one shard of them."""
+    write_plan(directory, identity)
+    rows = {"row_id": list(range(len(PROMPTS))), "prompt_ids": PROMPTS, "rating": ratings}
+    batches = pa.table(rows, schema=identity.schema("ratings")).to_batches(max_chunksize=identity.record_batch_rows)
+    key = ShardKey(kind="ratings", split="train", index=0, num_shards=1)
+    record = write_commit(directory, write_shard(directory, identity, key, 0, batches))
+    write_manifest(directory, Manifest(identity=identity, shards=(record,), files=()))
+    return directory

@@ -5,24 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-import pyarrow as pa
 import pytest
 
 from storage import RowStream, open_cache, verify_cache
 from storage.errors import RecordError, RowError
 from storage.reading.inspection import render_head, render_summary, summarize
-from storage.records.commits import read_plan, write_commit, write_plan
+from storage.records.commits import read_plan, write_plan
 from storage.records.dataset_card import dataset_card
-from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
-from storage.records.manifest import Manifest, write_manifest
+from storage.records.identity import CacheIdentity
 from storage.report.cache_page import cache_page
 from storage.rows.kinds import KINDS
-from storage.shards.shard import write_shard
-from tests.storage.ratings import Ratings
-
-KEY = ShardKey(kind="ratings", split="train", index=0, num_shards=1)
-PROMPTS = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
-RATINGS = [0, 5, 3, 1, 2]
+from tests.storage.ratings import RATINGS, Ratings, write_rated_cache
 
 
 @pytest.fixture
@@ -32,18 +25,9 @@ def identity(monkeypatch: pytest.MonkeyPatch, make: SimpleNamespace) -> CacheIde
     return made
 
 
-def batches(identity: CacheIdentity, ratings: list[int] = RATINGS) -> list[pa.RecordBatch]:
-    rows = {"row_id": range(5), "prompt_ids": PROMPTS, "rating": ratings}
-    table = pa.table({name: list(values) for name, values in rows.items()}, schema=identity.schema("ratings"))
-    return table.to_batches(max_chunksize=identity.record_batch_rows)
-
-
 @pytest.fixture
 def rated_cache(tmp_path: Path, identity: CacheIdentity) -> Path:
-    write_plan(tmp_path, identity)
-    record = write_commit(tmp_path, write_shard(tmp_path, identity, KEY, 0, batches(identity)))
-    write_manifest(tmp_path, Manifest(identity=identity, shards=(record,), files=()))
-    return tmp_path
+    return write_rated_cache(tmp_path, identity)
 
 
 def test_its_rows_are_written_verified_streamed_and_counted(rated_cache: Path) -> None:
@@ -67,14 +51,11 @@ def test_its_rows_are_shown_and_described(rated_cache: Path, identity: CacheIden
 
 
 def test_its_rows_are_checked_by_its_rules_and_by_the_caches_settings(tmp_path: Path, identity: CacheIdentity) -> None:
-    def write(identity: CacheIdentity, ratings: list[int]) -> ShardRecord:
-        return write_shard(tmp_path, identity, KEY, 0, batches(identity, ratings))
-
     with pytest.raises(RowError, match="too many stars"):
-        write(identity, [0, 0, 0, 0, 6])
+        write_rated_cache(tmp_path, identity, [0, 0, 0, 0, 6])
     identity.data["longest_prompt_tokens"] = {"ratings": 2}
     with pytest.raises(RowError, match="has 3 tokens where the cache's settings allow 2"):
-        write(identity, RATINGS)
+        write_rated_cache(tmp_path, identity)
 
 
 @pytest.mark.parametrize(
