@@ -189,6 +189,11 @@ class PrecomputeConfig:
         _require(self.work_dir is None or is_remote_url(str(self.out)), "--work-dir is for an --out that is a URL")
         _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")
 
+    @property
+    def prompt_settings(self) -> dict[str, SamplesConfig | BeamsConfig]:
+        """Settings of each kind whose rows continue prompts, asked for or not."""
+        return {"samples": self.samples, "beams": self.beams}
+
     def _check_engine(self) -> None:
         if self.engine == "local":
             _require(self.num_workers is None and self.address is None, "--num-workers and --address need --engine ray")

@@ -11,11 +11,10 @@ import pyarrow as pa
 
 from pipeline.corpus.blocks import Blocks
 from pipeline.job import Job
-from pipeline.plan import RECORD_BATCH_ROWS, Producer, planned_shards
-from storage.records.manifest import SPLITS
+from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
+from pipeline.producers.producer import Producer
+from storage.records.identity import SPLITS
 from storage.shards.shard import ipc_write_options
-
-_MAX_PROBE_ROWS = {"soft_targets": 64, "samples": 16, "beams": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,39 +55,30 @@ def render_plan(job: Job) -> str:
     lines.append(
         f"in all        about {sum(e.estimated_bytes for e in estimates) / 1e6:,.1f} MB, {_duration(total_seconds)}"
     )
-    if "soft_targets" in job.producers:
-        lines.append(_break_even(job, total_seconds))
+    for producer in job.producers.values():
+        lines += _break_even(producer, total_seconds)
     lines.append("nothing was written")
     return "\n".join(lines)
 
 
-def _break_even(job: Job, total_seconds: float) -> str:
-    """Online distillation runs the teacher's forward pass for every student and epoch, a cache once."""
-    producer = job.producers["soft_targets"]
+def _break_even(producer: Producer, total_seconds: float) -> list[str]:
+    """A line that compares the cache with distillation without one, where a producer has the work for that."""
+    probe_rows = _probe_rows(producer)
+    work = producer.online_work(probe_rows)
+    if work is None:
+        return []
     num_rows = sum(producer.num_rows(split) for split in SPLITS)
-    online_seconds = _timed(lambda: _forward_only(job)) * num_rows / _probe_rows("soft_targets", producer)
+    online_seconds = _timed(work) * num_rows / probe_rows
     passes = max(1, math.ceil(total_seconds / online_seconds))
-    return (
+    return [
         f"break-even    online distillation would spend {_duration(online_seconds)} of teacher time "
         f"per student and epoch: this cache pays from student {passes} on (at one epoch each)"
-    )
-
-
-def _forward_only(job: Job) -> None:
-    import torch
-
-    producer = job.producers["soft_targets"]
-    blocks = Blocks(job.tokenized.documents["train"], job.config.block_size)
-    num_rows = _probe_rows("soft_targets", producer)
-    with torch.inference_mode():
-        lengths = [blocks.segment_lengths(row) for row in range(num_rows)]
-        for row_hidden in job.teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths):
-            job.teacher.logits(row_hidden)
+    ]
 
 
 def _estimate_kind(kind: str, producer: Producer, num_shards: int) -> KindEstimate:
     num_rows = sum(producer.num_rows(split) for split in SPLITS)
-    probe_rows = _probe_rows(kind, producer)
+    probe_rows = _probe_rows(producer)
     if probe_rows == 0:
         return KindEstimate(kind=kind, num_rows=0, num_shards=0, estimated_bytes=0, estimated_seconds=0.0)
     batches: list[pa.RecordBatch] = []
@@ -107,8 +97,8 @@ def _estimate_kind(kind: str, producer: Producer, num_shards: int) -> KindEstima
     )
 
 
-def _probe_rows(kind: str, producer: Producer) -> int:
-    return min(_MAX_PROBE_ROWS[kind], producer.num_rows("train"))
+def _probe_rows(producer: Producer) -> int:
+    return min(producer.most_probe_rows, producer.num_rows("train"))
 
 
 def _timed(action: Callable[[], None]) -> float:

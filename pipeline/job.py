@@ -16,14 +16,16 @@ from typing import Any
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.corpus.tokenization import PACKING_RECIPE, TokenizedCorpus, tokenize_corpus
-from pipeline.errors import NoPromptsError, TokenizerMismatchError
-from pipeline.plan import RECORD_BATCH_ROWS, Begun, Producer, make_producers, planned_shards, shard_ranges
+from pipeline.errors import TokenizerMismatchError
+from pipeline.plan import RECORD_BATCH_ROWS, Begun, make_producers, planned_shards, shard_ranges
+from pipeline.producers.producer import Producer
+from pipeline.producers.table import PRODUCERS
 from pipeline.teacher.model import Teacher, load_teacher
 from storage.disk.files import refusals
 from storage.disk.hashing import directory_sha256
 from storage.errors import ConfigError
 from storage.reading.cache import TOKENIZER_DIR
-from storage.records.manifest import MAX_SHARDS, CacheIdentity
+from storage.records.identity import MAX_SHARDS, CacheIdentity
 from storage.rows.columns import token_type
 from storage.writing.destinations import Destination, open_destination
 
@@ -61,7 +63,6 @@ def load_job(
         work_dir=work_dir / _tokenization_key(corpus, teacher, config),
     )
     producers = make_producers(teacher, tokenized, config)
-    _require_prompts(config, producers, tokenized)
     return Job(config=config, teacher=teacher, corpus=corpus, tokenized=tokenized, producers=producers)
 
 
@@ -78,19 +79,6 @@ def begin(job: Job, destination: Destination) -> Begun:
         shards=list(shard_ranges(job.producers, job.config.shard_tokens)),
         tokenizer_files=list(tokenizer_files),
     )
-
-
-def _require_prompts(config: PrecomputeConfig, producers: dict[str, Producer], tokenized: TokenizedCorpus) -> None:
-    """Raise NoPromptsError for a kind that was asked for and would have no rows to train on."""
-    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
-        if kind in producers and not producers[kind].num_rows("train"):
-            raise NoPromptsError(
-                config.data,
-                kind,
-                settings.prompt_tokens,
-                settings.prompt_column,
-                tokenized.counts.num_prompts_skipped,
-            )
 
 
 def _require_few_shards(job: Job) -> None:
@@ -112,12 +100,9 @@ def _require_context(teacher: Teacher, config: PrecomputeConfig) -> None:
             f"--soft-targets.top-k is {config.soft_targets.top_k}, the teacher's vocabulary has {teacher.vocab_size}"
         )
     teacher.require_context("--block-size", config.block_size)
-    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
+    for kind, producer in PRODUCERS.items():
         if kind in config.kinds:
-            prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
-            teacher.require_context(
-                f"--{kind}.prompt-tokens + --{kind}.max-new-tokens", prompt_tokens + settings.max_new_tokens
-            )
+            teacher.require_context(*producer.context_needed(config))
 
 
 def _tokenization_key(corpus: Corpus, teacher: Teacher, config: PrecomputeConfig) -> str:
@@ -129,7 +114,7 @@ def _tokenization_key(corpus: Corpus, teacher: Teacher, config: PrecomputeConfig
         else repr(sorted(teacher.tokenizer.get_vocab().items())),
         "settings": {name: value for name, value in _content_settings(config).items() if name in _LAYOUT_SETTINGS},
         "prompts": [
-            (s.prompt_column, s.max_new_tokens) for s in (config.samples, config.beams) if s.prompt_column is not None
+            (s.prompt_column, s.max_new_tokens) for s in config.prompt_settings.values() if s.prompt_column is not None
         ],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from storage.errors import RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
+from storage.rows.kinds import KINDS
 from storage.rows.segments import position_ids
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
@@ -240,13 +241,9 @@ def _from_config_file(path: str, cache: Cache) -> Any:
 
 
 def _longest_rows(cache: Cache) -> dict[str, int]:
-    """Longest sequence that each kind in the cache may hold."""
-
-    def has_rows(kind: str) -> bool:
-        return any(cache.num_rows(kind, split) for split in SPLITS)
-
-    longest = {"blocks": cache.identity.block_size} if has_rows("soft_targets") else {}
-    for kind in filter(has_rows, ("samples", "beams")):
-        longest_prompt = cache.setting("data", "longest_prompt_tokens", kind)
-        longest[kind] = longest_prompt + cache.setting("config", kind, "max_new_tokens")
-    return longest
+    """Longest sequence that each kind in the cache may hold, by what messages call its rows."""
+    return {
+        kind.sequences: sum(cache.setting(*names) for names in kind.longest_row_settings)
+        for kind in KINDS.values()
+        if any(cache.num_rows(kind.name, split) for split in SPLITS)
+    }

@@ -110,7 +110,7 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
     """Refuse prompts from columns of plain text."""
-    for kind, settings in (("samples", config.samples), ("beams", config.beams)):
+    for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:
             raise ConfigError(
                 f"--{kind}.prompt-column {settings.prompt_column}: --data {config.data} is plain text, which has no "

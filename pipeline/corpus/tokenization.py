@@ -28,7 +28,7 @@ from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
 from storage.draws import hash_uniform
 from storage.progress import Progress
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 
 PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "
@@ -123,10 +123,10 @@ def _prompt_dir(work_dir: Path, column_index: int, split: str) -> Path:
 def _prompt_limits(config: PrecomputeConfig, context_length: int) -> dict[str, int]:
     """Longest prompt of each column that leaves room for the completion."""
     limits: dict[str, int] = {}
-    for kind in (config.samples, config.beams):
-        if kind.prompt_column:
-            room = context_length - kind.max_new_tokens
-            limits[kind.prompt_column] = min(room, limits.get(kind.prompt_column, room))
+    for settings in config.prompt_settings.values():
+        if settings.prompt_column:
+            room = context_length - settings.max_new_tokens
+            limits[settings.prompt_column] = min(room, limits.get(settings.prompt_column, room))
     return limits
 
 

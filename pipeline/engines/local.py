@@ -15,7 +15,8 @@ import sys
 from pipeline.config import PrecomputeConfig
 from pipeline.engines.kind_progress import KindProgress
 from pipeline.engines.shard_writing import write_missing_shards
-from pipeline.plan import Begun, Producer, ShardRange
+from pipeline.plan import Begun, ShardRange
+from pipeline.producers.producer import Producer
 from pipeline.work.claims import Claims
 from storage.writing.destinations import Destination
 

@@ -9,10 +9,11 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
-from pipeline.plan import RECORD_BATCH_ROWS, Producer, ShardRange
+from pipeline.plan import RECORD_BATCH_ROWS, ShardRange
+from pipeline.producers.producer import Producer
 from pipeline.work.claims import Claims
 from pipeline.work.write_behind import write_behind
-from storage.records.manifest import CacheIdentity, ShardKey
+from storage.records.identity import CacheIdentity, ShardKey
 from storage.writing.destinations import Destination
 
 # What may wait for the writer: some seconds of a fast GPU, in which a shard is synced, or sent to a URL and read back.

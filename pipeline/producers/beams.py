@@ -12,27 +12,34 @@ from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import PromptSet
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.decoding.beam_search import Finished, beam_search
 from pipeline.decoding.sampling import batches_by_length
-from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
+from pipeline.producers.prompts import PromptedProducer, take_prompts
 from pipeline.teacher.model import Teacher
-from storage.rows.beams import BeamRow, Candidate, encode
+from storage.rows.beams import BeamRow, Candidate, encode, schema
 
 # Batches whose prompts are sorted by length together, and that a progress bar waits for.
 _WINDOW_BATCHES = 4
 
 
-class BeamsProducer:
+class BeamsProducer(PromptedProducer):
     """Makes record batches of beams, one row per prompt."""
+
+    kind = "beams"
+    most_probe_rows = 8
 
     def __init__(
         self, teacher: Teacher, config: PrecomputeConfig, prompts: dict[str, PromptSet], row_schema: pa.Schema
     ) -> None:
-        self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
-        self._config, self._settings = config, config.beams
-        self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
-        self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        super().__init__(teacher, config, prompts, row_schema)
+        self._settings = config.beams
         self.tokens_per_row = self._settings.num_beams * (self.longest_prompt_tokens + self._settings.max_new_tokens)
+
+    @classmethod
+    def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> BeamsProducer:
+        """Searches for the run's prompts; raises NoPromptsError."""
+        return cls(teacher, config, take_prompts(cls.kind, tokenized, config), schema(teacher.vocab_size))
 
     def num_rows(self, split: str) -> int:
         """Prompts in a split."""

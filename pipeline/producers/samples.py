@@ -10,27 +10,34 @@ import pyarrow as pa
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import PromptSet
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.decoding.sampling import stream_completions
-from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
+from pipeline.producers.prompts import PromptedProducer, take_prompts
 from pipeline.teacher.model import Teacher
 from storage.draws import hash_u64
-from storage.records.manifest import SPLITS
-from storage.rows.samples import SampleRow, encode
+from storage.records.identity import SPLITS
+from storage.rows.samples import SampleRow, encode, schema
 
 _SAMPLE_SEED = 6
 
 
-class SamplesProducer:
+class SamplesProducer(PromptedProducer):
     """Makes record batches of samples; row r is sample r mod per_prompt of prompt r div per_prompt."""
+
+    kind = "samples"
+    most_probe_rows = 16
 
     def __init__(
         self, teacher: Teacher, config: PrecomputeConfig, prompts: dict[str, PromptSet], row_schema: pa.Schema
     ) -> None:
-        self._teacher, self._prompts, self._schema = teacher, prompts, row_schema
-        self._config, self._settings = config, config.samples
-        self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
-        self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        super().__init__(teacher, config, prompts, row_schema)
+        self._settings = config.samples
         self.tokens_per_row = self.longest_prompt_tokens + self._settings.max_new_tokens
+
+    @classmethod
+    def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SamplesProducer:
+        """Draws for the run's prompts; raises NoPromptsError."""
+        return cls(teacher, config, take_prompts(cls.kind, tokenized, config), schema(teacher.vocab_size))
 
     def num_rows(self, split: str) -> int:
         """Samples in a split."""

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.errors import TeacherOutputError
+from pipeline.producers.producer import Producer
 from pipeline.producers.sparsify import PaddedTargets, SparseTargets, sparsify
 from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
 from pipeline.teacher.model import Teacher
 from storage.draws import hash_uniform
-from storage.records.manifest import SPLITS
+from storage.records.identity import SPLITS
 from storage.rows.segments import valid_targets
-from storage.rows.soft_targets import SoftTargetRows, encode
+from storage.rows.soft_targets import SoftTargetRows, encode, schema
 
 # Bytes of float32 logits. A matrix product pays for long chunks; what follows it, on CPU, for temporaries that
 # stay under 32 MB, as larger ones cost page faults.
@@ -33,8 +35,11 @@ _TAIL_DRAW = 5
 _NUM_ENCODERS = 3
 
 
-class SoftTargetsProducer:
+class SoftTargetsProducer(Producer):
     """Makes record batches of soft targets for ranges of blocks."""
+
+    kind = "soft_targets"
+    most_probe_rows = 64
 
     def __init__(
         self, teacher: Teacher, config: PrecomputeConfig, blocks: dict[str, Blocks], row_schema: pa.Schema
@@ -43,7 +48,18 @@ class SoftTargetsProducer:
         self._batch_tokens = choose_batch_tokens(teacher, config)
         self._buffer_CV: torch.Tensor | None = None
         self.tokens_per_row = config.block_size + 1
-        self.longest_prompt_tokens = 0
+
+    @classmethod
+    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+        """Room for a block."""
+        return "--block-size", config.block_size
+
+    @classmethod
+    def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SoftTargetsProducer:
+        """Runs over all blocks of the text."""
+        blocks = {split: Blocks(store, config.block_size) for split, store in tokenized.documents.items()}
+        row_schema = schema(teacher.vocab_size, config.block_size, config.soft_targets.temperatures)
+        return cls(teacher, config, blocks, row_schema)
 
     def num_rows(self, split: str) -> int:
         """Blocks in a split."""
@@ -56,6 +72,17 @@ class SoftTargetsProducer:
             rows_per_pass -= rows_per_pass % record_batch_rows
         passes = in_passes(functools.partial(self._run, split), start, stop, rows_per_pass)
         return _of_rows(_encoded_behind(passes), record_batch_rows)
+
+    def online_work(self, num_rows: int) -> Callable[[], None]:
+        """The forward pass, and logits that nobody makes sparse."""
+        return functools.partial(self._forward_only, num_rows)
+
+    @torch.inference_mode()
+    def _forward_only(self, num_rows: int) -> None:
+        blocks = self._blocks["train"]
+        lengths = [blocks.segment_lengths(row) for row in range(num_rows)]
+        for row_hidden in self._teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths):
+            self._teacher.logits(row_hidden)
 
     @torch.inference_mode()
     def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:

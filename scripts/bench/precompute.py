@@ -31,7 +31,7 @@ from scripts.bench.config import BenchConfig
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
 from scripts.support.caches import made_up_identity
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes
-from storage.records.manifest import ShardKey
+from storage.records.identity import ShardKey
 from storage.rows import soft_targets
 from storage.writing.destinations import open_destination
 

@@ -25,7 +25,7 @@ from scripts.support.measure import interleaved_seconds, peak_extra_bytes, secon
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import verify_cache
-from storage.records.manifest import read_held_commit, read_plan
+from storage.records.commits import read_held_commit, read_plan
 from storage.writing.publication import begin_or_resume, finish
 
 _TIMES = (1, 10, 100)

@@ -26,7 +26,7 @@ from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.support.caches import RECORD_BATCH_ROWS, made_up_identity, made_up_rows
 from scripts.support.measure import interleaved_seconds
-from storage.records.manifest import CacheIdentity, ShardKey
+from storage.records.identity import CacheIdentity, ShardKey
 from storage.rows import columns, soft_targets
 from storage.rows.soft_targets import SoftTargetRows
 from storage.shards.shard import write_shard

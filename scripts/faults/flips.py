@@ -14,7 +14,10 @@ from scripts.faults.time_limit import StillBusy, time_limit
 from storage.errors import CacheError, MissingKindError
 from storage.reading.cache import Cache, open_cache
 from storage.reading.verification import verify_cache
-from storage.records.manifest import KINDS, MANIFEST_NAME, PLAN_NAME, SPLITS, ShardRecord, read_commit, read_plan
+from storage.records.commits import read_commit, read_plan
+from storage.records.identity import PLAN_NAME, SPLITS, ShardRecord
+from storage.records.manifest import MANIFEST_NAME
+from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
 
 _HUNG_AFTER_S = 20

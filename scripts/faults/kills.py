@@ -15,7 +15,8 @@ from scripts.faults.bench import Bench, difference, snapshot
 from scripts.faults.children import Child, Ending, run_in_child, warm_up
 from scripts.faults.steps import Moment, at_moment, observed_steps, recorded_moments
 from scripts.faults.tally import Tally
-from storage.records.manifest import MANIFEST_NAME, PLAN_NAME
+from storage.records.identity import PLAN_NAME
+from storage.records.manifest import MANIFEST_NAME
 from student.run_record import RUN_NAME
 from student.training.checkpoint import CHECKPOINT_NAME
 

@@ -21,7 +21,9 @@ from scripts.faults.tally import Tally
 from storage.disk.files import TEMPORARY_PREFIX
 from storage.errors import CacheError
 from storage.reading.verification import verify_cache
-from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, read_commit, read_plan
+from storage.records.commits import read_commit, read_plan
+from storage.records.identity import PLAN_NAME
+from storage.records.manifest import MANIFEST_NAME
 from storage.shards.shard import check_file
 from storage.writing.publication import WORK_DIR
 

@@ -152,7 +152,9 @@ def _manifest_target(cache_dir: Path) -> Target:
     from storage import open_cache
     from storage.errors import TeachonceError
     from storage.reading.inspection import render_summary, summarize
-    from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, read_plan
+    from storage.records.commits import read_plan
+    from storage.records.identity import PLAN_NAME
+    from storage.records.manifest import MANIFEST_NAME
 
     only_manifest = ("shards", "files", "teacher_perplexity", "teacher_entropy_nats")
 
@@ -173,7 +175,7 @@ def _manifest_target(cache_dir: Path) -> Target:
 
 def _commit_target(cache_dir: Path) -> Target:
     from storage import open_cache
-    from storage.records.manifest import read_commit
+    from storage.records.commits import read_commit
 
     shards = open_cache(cache_dir).manifest.shards
     key = shards[0].key

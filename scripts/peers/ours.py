@@ -17,21 +17,10 @@ from storage.disk.hashing import sha256_file
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import verify_cache
+from storage.records.commits import read_commit, read_plan, write_commit, write_plan
 from storage.records.dataset_card import dataset_card
-from storage.records.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    CacheIdentity,
-    FileRecord,
-    Manifest,
-    ShardKey,
-    ShardRecord,
-    read_commit,
-    read_plan,
-    write_commit,
-    write_manifest,
-    write_plan,
-)
+from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.records.manifest import MANIFEST_NAME, Manifest, write_manifest
 from storage.rows import soft_targets
 from storage.rows.soft_targets import SoftTargetRows
 from storage.shards.shard import write_shard

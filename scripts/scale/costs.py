@@ -99,7 +99,7 @@ class Assumptions:
     group_shards: int = _number(SHARDS_PER_GROUP, "shards", _CODE)
     """storage/reading/epoch_order.py: shards that a stream proves before its first batch."""
     commit_lookups: float = _number(7, "look-ups", _CODE)
-    """storage/records/manifest.py, read_held_commit: two links, is it there, size, bytes; its shard."""
+    """storage/records/commits.py, read_held_commit: two links, is it there, size, bytes; its shard."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -17,16 +17,9 @@ import numpy as np
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from scripts.support.caches import RECORD_BATCH_ROWS, made_up_identity
 from storage.disk.files import link_or_copy
-from storage.records.manifest import (
-    CacheIdentity,
-    Manifest,
-    ShardKey,
-    ShardRecord,
-    read_manifest,
-    write_commit,
-    write_manifest,
-    write_plan,
-)
+from storage.records.commits import write_commit, write_plan
+from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
+from storage.records.manifest import Manifest, read_manifest, write_manifest
 from storage.writing.publication import describe
 
 VOCAB_SIZE = 50_257

@@ -19,7 +19,8 @@ import numpy as np
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
 from pipeline.engines.shard_writing import write_missing_shards
-from pipeline.plan import Producer, make_producers, planned_shards, shard_ranges
+from pipeline.plan import make_producers, planned_shards, shard_ranges
+from pipeline.producers.producer import Producer
 from pipeline.teacher.model import Teacher
 from scripts.scale.made_up import BLOCK_SIZE, TOKENS_PER_SHARD, VOCAB_SIZE, MadeUp, identity_of, tokens_of
 from scripts.support.measure import peak_extra_bytes, seconds_of
@@ -30,7 +31,8 @@ from storage.reading.epoch_order import EpochOrder
 from storage.reading.inspection import render_summary, summarize
 from storage.reading.remote_cache import LocalCopy
 from storage.reading.verification import check_records
-from storage.records.manifest import MANIFEST_NAME, read_plan
+from storage.records.commits import read_plan
+from storage.records.manifest import MANIFEST_NAME
 from storage.remote.directory import RemoteDirectory
 from storage.sharing.merging import merge
 from storage.sharing.transfer import pull, push

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.reading.cache import Cache, open_cache
-from storage.records.manifest import CacheIdentity, ShardKey, write_commit, write_plan
+from storage.records.commits import write_commit, write_plan
+from storage.records.identity import CacheIdentity, ShardKey
 from storage.rows import columns, soft_targets
 from storage.rows.segments import valid_targets
 from storage.rows.soft_targets import SoftTargetRows

@@ -24,19 +24,12 @@ from storage.errors import (
 )
 from storage.reading.remote_cache import LocalCopy, default_local_copy, open_remote
 from storage.reading.shard_files import DirectoryShards, ShardFiles
-from storage.records.manifest import (
-    KINDS,
-    MANIFEST_NAME,
-    PLAN_NAME,
-    CacheIdentity,
-    Manifest,
-    ShardRecord,
-    read_commit,
-    read_manifest,
-    read_plan,
-)
+from storage.records.commits import read_commit, read_plan
+from storage.records.identity import PLAN_NAME, CacheIdentity, ShardRecord
+from storage.records.manifest import MANIFEST_NAME, Manifest, read_manifest
 from storage.records.settings import find_setting
 from storage.remote.directory import is_remote_url, require_local
+from storage.rows.kinds import KINDS
 from storage.shards.shard import Shard
 
 TOKENIZER_DIR = "tokenizer"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.draws import hash_permutation, hash_u64
-from storage.records.manifest import ShardRecord
+from storage.records.identity import ShardRecord
 
 SHARDS_PER_GROUP = 4
 BATCHES_PER_WINDOW = 64

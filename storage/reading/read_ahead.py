@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage.reading.cache import Cache
 from storage.reading.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
-from storage.records.manifest import ShardRecord
+from storage.records.identity import ShardRecord
 from storage.shards.shard import Shard
 
 _NUM_READERS = 2

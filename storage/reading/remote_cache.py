@@ -15,17 +15,11 @@ from storage.errors import ConfigError, LocalCacheTooSmallError
 from storage.reading.epoch_order import SHARDS_PER_GROUP
 from storage.reading.shard_files import DownloadedShards
 from storage.reading.shared_copies import SharedCopies
-from storage.records.manifest import (
-    KINDS,
-    MANIFEST_NAME,
-    SPLITS,
-    FileRecord,
-    Manifest,
-    ShardRecord,
-    check_listed_files,
-)
+from storage.records.identity import SPLITS, FileRecord, ShardRecord
+from storage.records.manifest import MANIFEST_NAME, Manifest, check_listed_files
 from storage.remote.directory import RemoteDirectory
 from storage.remote.remote_records import read_remote_manifest
+from storage.rows.kinds import KINDS
 from storage.shards.shard import ensure_file
 
 DEFAULT_LOCAL_BYTES = 16 << 30

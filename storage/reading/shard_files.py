@@ -15,7 +15,7 @@ from typing import IO, Protocol
 
 from storage.disk.files import remove_leftovers, safe_join
 from storage.errors import LocalCacheTooSmallError
-from storage.records.manifest import ShardRecord
+from storage.records.identity import ShardRecord
 from storage.shards.shard import check_file, ensure_file
 
 Fetch = Callable[[ShardRecord, Path], None]

@@ -17,7 +17,8 @@ from typing import IO
 
 from storage.disk.files import link_or_copy
 from storage.errors import CacheError, WriteRefusedError
-from storage.records.manifest import ShardRecord, is_held
+from storage.records.commits import is_held
+from storage.records.identity import ShardRecord
 from storage.shards.shard import check_file
 
 # A process that is stopped, or fetches slower than this, holds up no other for longer.

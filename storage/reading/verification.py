@@ -8,7 +8,8 @@ from pathlib import Path
 
 from storage.errors import CacheError, RowError
 from storage.reading.cache import Cache, open_cache
-from storage.records.manifest import ShardRecord, check_commit, check_plan
+from storage.records.commits import check_commit, check_plan
+from storage.records.identity import ShardRecord
 from storage.shards.shard import batch_stats, check_file
 
 

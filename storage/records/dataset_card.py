@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 
-from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord
-
-_WHAT_A_ROW_IS = {
-    "soft_targets": "a block of tokens with the teacher's sparse next-token distribution at every position",
-    "samples": "a text that the teacher drew for a prompt",
-    "beams": "a prompt with the teacher's best candidates from beam search",
-}
+from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
+from storage.rows.kinds import KINDS
 
 
 def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> str:
@@ -33,7 +28,7 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
     if licence:
         header["license"] = licence
     table = "\n".join(
-        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {_WHAT_A_ROW_IS[kind]} |"
+        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {KINDS[kind].row_is} |"
         for (kind, split), (num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
     )
     teacher, data = identity.teacher, identity.data
@@ -68,7 +63,7 @@ Load rows:
 ```python
 import datasets
 
-rows = datasets.load_dataset("PATH_OF_THIS_DIRECTORY", "{kinds[0] if kinds else "soft_targets"}", split="train")
+rows = datasets.load_dataset("PATH_OF_THIS_DIRECTORY", "{next(iter(kinds or KINDS))}", split="train")
 ```
 
 Train a student:

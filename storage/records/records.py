@@ -5,21 +5,34 @@ The key "record_sha256" is the sha256 of the canonical JSON (sorted keys, no spa
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import re
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from storage.disk.files import IfTaken, write_file
 from storage.errors import MissingFileError, RecordError
 
 # A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
 MAX_RECORD_BYTES = 256 << 20
+LARGEST_INT = (1 << 63) - 1
 _MAX_DEPTH = 64
 _LINE_BREAK = re.compile(rb"\n *")  # never in a string, where JSON has it escaped
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "str": str,
+    "float": (int, float),
+    "dict": dict,
+    "tuple": list,
+}
+
+Record = TypeVar("Record")
 
 
 def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "replace") -> None:
@@ -67,6 +80,26 @@ def parse_record(text: bytes, path: Path) -> dict[str, Any]:
     if _without_layout(text) != _canonical(_sealed(content, actual)) and not _is_exactly_written(text.decode()):
         raise RecordError(str(path), "damaged: a number or a string is not written as its value is")
     return content
+
+
+def parse_fields(record_class: type[Record], item: dict[str, Any], path: Path) -> Record:
+    """Build a record from JSON, refusing missing, unknown and wrongly typed fields with RecordError."""
+    fields = _field_types(record_class)  # type: ignore[arg-type]
+    if item.keys() != fields.keys():
+        wrong = sorted(item.keys() ^ fields.keys())
+        raise RecordError(str(path), f"missing or unknown keys {wrong}")
+    for name, type_name in fields.items():
+        value = item[name]
+        if not isinstance(value, _JSON_TYPES[type_name]) or isinstance(value, bool):
+            raise RecordError(str(path), f"{name!r} is {value!r:.60}, expected {type_name}")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise RecordError(str(path), f"{name!r} is larger than any reader can hold")
+    return record_class(**item)
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text is a sha256 in lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def _is_exactly_written(text: str) -> bool:
@@ -118,3 +151,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+@functools.cache
+def _field_types(record_class: type) -> dict[str, str]:
+    """Names of a record's fields and of their types, without what is in brackets."""
+    return {field.name: str(field.type).partition("[")[0] for field in dataclasses.fields(record_class)}

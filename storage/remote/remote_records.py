@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from storage.disk.files import refusals
 from storage.errors import CacheError, ConfigError, NoCacheError, RecordError, UnfinishedRemoteError, first_line
-from storage.records.manifest import CARD_NAME, MANIFEST_NAME, PLAN_NAME, Manifest, read_manifest
+from storage.records.identity import PLAN_NAME
+from storage.records.manifest import CARD_NAME, MANIFEST_NAME, Manifest, read_manifest
 from storage.records.records import MAX_RECORD_BYTES
 from storage.remote.directory import RemoteDirectory
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.records.manifest import FileRecord, ShardRecord
+from storage.records.identity import FileRecord, ShardRecord
 from storage.remote.crew import Crew
 from storage.remote.directory import RemoteDirectory
 from storage.shards.shard import check_file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from storage.reading.inspection import summarize
 from storage.records.manifest import MANIFEST_NAME
 from storage.report.cache_charts import beams_charts, samples_charts, soft_targets_charts
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets
+from storage.rows.kinds import KINDS
 
-_KIND_NAMES = {"soft_targets": "soft targets", "samples": "sampled texts", "beams": "prompts with beam candidates"}
+# The page's section about each kind: its key and title, what is read of the cache, and the charts of that.
+_KIND_SECTIONS: tuple[tuple[str, str, Callable[[Cache], Any], Callable[[Any], Markup]], ...] = (
+    ("soft-targets", "Soft targets", look_at_soft_targets, soft_targets_charts),
+    ("samples", "Sampled texts", look_at_samples, samples_charts),
+    ("beams", "Beam candidates", look_at_beams, beams_charts),
+)
 
 
 def report(cache_path: str, out: Path) -> int:
@@ -38,12 +45,13 @@ def report(cache_path: str, out: Path) -> int:
 def cache_page(cache: Cache, cache_path: str) -> bytes:
     """The page; cache_path: what the user called it. The same bytes for the same cache."""
     summary = summarize(cache)
-    soft, texts, beams = look_at_soft_targets(cache), look_at_samples(cache), look_at_beams(cache)
     sections = [
         Section(key="contents", title="What is in it", content=_contents(summary)),
-        *([Section(key="soft-targets", title="Soft targets", content=soft_targets_charts(soft))] if soft else []),
-        *([Section(key="samples", title="Sampled texts", content=samples_charts(texts))] if texts else []),
-        *([Section(key="beams", title="Beam candidates", content=beams_charts(beams))] if beams else []),
+        *(
+            Section(key=key, title=title, content=charts(seen))
+            for key, title, look_at, charts in _KIND_SECTIONS
+            if (seen := look_at(cache)) is not None
+        ),
         Section(key="settings", title="Settings and provenance", content=_settings(cache, summary)),
         Section(key="reproduce", title="Check and use it", content=_use(cache, cache_path)),
     ]
@@ -53,13 +61,11 @@ def cache_page(cache: Cache, cache_path: str) -> bytes:
 
 def _lead(summary: dict[str, Any]) -> Markup:
     teacher, kinds = summary["teacher"], summary["kinds"]
-    held = {kind: _total(splits, "num_rows") for kind, splits in kinds.items() if splits}
     num_bytes = sum(_total(splits, "shard_bytes") for splits in kinds.values())
-    parts = [f"{count(num_rows)} {_KIND_NAMES[kind]}" for kind, num_rows in held.items() if kind != "soft_targets"]
+    parts = [
+        KINDS[kind].holds.format(count(_total(splits, KINDS[kind].counted))) for kind, splits in kinds.items() if splits
+    ]
     sentence = f"A teacher with {count(teacher['num_parameters'])} parameters ran once over this text. Its cache holds "
-    if "soft_targets" in held:
-        num_targets = _total(kinds["soft_targets"], "num_targets")
-        parts.insert(0, f"its next-token distribution at {count(num_targets)} positions")
     sentence += (
         f"{', '.join(parts) or 'no rows'} in {size(num_bytes)}. Students are trained from it without the teacher."
     )
@@ -140,9 +146,9 @@ def _use(cache: Cache, cache_path: str) -> Markup:
 
 
 def _kind_shown(cache: Cache) -> str:
-    """The flag with which head shows something, where that is not soft targets."""
+    """The flag with which head shows something, where that is not the kind that it shows without."""
     held = cache.held_kinds("train")
-    return "" if not held or held[0] == "soft_targets" else f" --kind {held[0]}"
+    return "" if not held or held[0] == next(iter(KINDS)) else f" --kind {held[0]}"
 
 
 def commands_block(commands: str) -> Markup:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.reading.cache import Cache
-from storage.records.manifest import SPLITS, ShardRecord
+from storage.records.identity import SPLITS, ShardRecord
 from storage.rows import beams, samples, soft_targets
 from storage.shards.shard import Shard
 

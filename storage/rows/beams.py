@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,11 @@ from numpy.typing import NDArray
 
 from storage.errors import RowError
 from storage.rows import columns
+from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
 from storage.rows.samples import FINISH_REASONS
+from storage.rows.setting_rules import LONGEST_ROW_TOKENS, number, whole
+
+_LARGEST_LENGTH_PENALTY = 1e6
 
 
 def schema(vocab_size: int) -> pa.Schema:
@@ -140,3 +145,49 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
             raise RowError(where, "candidate_ids", "two candidates of a row are alike")
     if not set(batch.column("finish_reasons").flatten().to_pylist()) <= set(FINISH_REASONS):
         raise RowError(where, "finish_reasons", f"a value is not one of {', '.join(FINISH_REASONS)}")
+
+
+class Beams(Kind):
+    """Prompts with their best candidates."""
+
+    name = "beams"
+    row_is = "a prompt with the teacher's best candidates from beam search"
+    holds = "{} prompts with beam candidates"
+    sequences = "beams"
+    longest_row_settings = (("data", "longest_prompt_tokens", "beams"), ("config", "beams", "max_new_tokens"))
+    setting_rules: ClassVar = {
+        "max_new_tokens": whole(1, LONGEST_ROW_TOKENS),
+        "length_penalty": number(-_LARGEST_LENGTH_PENALTY, _LARGEST_LENGTH_PENALTY),
+    }
+    has_prompts = True
+
+    def schema(self, facts: RowFacts) -> pa.Schema:
+        """The same columns for all settings."""
+        return schema(facts.vocab_size)
+
+    def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
+        """The rules are the same for all settings."""
+        check(batch, facts.vocab_size, where)
+
+    def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
+        """Prompts and candidates."""
+        prompt_tokens = columns.ragged_lengths(batch, "prompt_ids")
+        yield SizeLimit(column="prompt_ids", num_tokens=prompt_tokens, most=facts.longest_prompt_tokens)
+        candidate_tokens, most = columns.ragged(batch, "candidate_lengths")[0], facts.settings.get("max_new_tokens")
+        yield SizeLimit(column="candidate_lengths", num_tokens=candidate_tokens, most=most)
+
+    def statistics(self, batch: pa.RecordBatch) -> BatchStats:
+        """The targets are the candidates."""
+        num_prompt_tokens, num_candidate_tokens, num_candidates = (
+            len(columns.ragged(batch, name)[0]) for name in ("prompt_ids", "candidate_ids", "candidate_lengths")
+        )
+        return BatchStats(num_tokens=num_prompt_tokens + num_candidate_tokens, num_targets=num_candidates)
+
+    def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
+        """Each prompt and its candidates with their scores."""
+        for row in decode(batch):
+            candidates = "\n".join(
+                f"  {c.score:8.4f} {c.text!r} ({len(c.candidate_ids)} tokens, {c.finish_reason})"
+                for c in row.candidates
+            )
+            yield f"row {row.row_id}, prompt {row.prompt_id}: {to_text(row.prompt_ids)}\n{candidates}"

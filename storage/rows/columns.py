@@ -75,6 +75,11 @@ def ragged_offsets(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     return np.asarray(offsets - offsets[0], dtype=np.int64)
 
 
+def ragged_lengths(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    """[rows]: elements of each row of a large-list column."""
+    return np.diff(ragged_offsets(batch, name))
+
+
 def _values_of_all(column: pa.Array) -> Array:
     """Elements of a list column, of a slice's those of every row; `flatten` would cut, in ten times the time."""
     values: Array = column.values.to_numpy(zero_copy_only=False)

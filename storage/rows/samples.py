@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,11 @@ from numpy.typing import NDArray
 
 from storage.errors import RowError
 from storage.rows import columns
+from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
+from storage.rows.setting_rules import LONGEST_ROW_TOKENS, number, share, whole
 
 FINISH_REASONS = ("stop", "length")
+_LARGEST_TEMPERATURE = 1e308
 
 
 def schema(vocab_size: int) -> pa.Schema:
@@ -88,3 +92,51 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
         raise RowError(where, "completion_logprobs", "a value is not a finite number ≤ 0")
     if not set(columns.strings(batch, "finish_reason")) <= set(FINISH_REASONS):
         raise RowError(where, "finish_reason", f"a value is not one of {', '.join(FINISH_REASONS)}")
+
+
+class Samples(Kind):
+    """Texts drawn from the teacher."""
+
+    name = "samples"
+    row_is = "a text that the teacher drew for a prompt"
+    holds = "{} sampled texts"
+    sequences = "samples"
+    longest_row_settings = (("data", "longest_prompt_tokens", "samples"), ("config", "samples", "max_new_tokens"))
+    setting_rules: ClassVar = {
+        "max_new_tokens": whole(1, LONGEST_ROW_TOKENS),
+        "temperature": number(0, _LARGEST_TEMPERATURE),
+        "top_p": share(),
+    }
+    has_prompts = True
+
+    def schema(self, facts: RowFacts) -> pa.Schema:
+        """The same columns for all settings."""
+        return schema(facts.vocab_size)
+
+    def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
+        """The rules are the same for all settings."""
+        check(batch, facts.vocab_size, where)
+
+    def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
+        """Prompts and completions."""
+        for column, most in (
+            ("prompt_ids", facts.longest_prompt_tokens),
+            ("completion_ids", facts.settings.get("max_new_tokens")),
+        ):
+            yield SizeLimit(column=column, num_tokens=columns.ragged_lengths(batch, column), most=most)
+
+    def statistics(self, batch: pa.RecordBatch) -> BatchStats:
+        """The targets are the tokens of completions."""
+        num_prompt_tokens, num_completion_tokens = (
+            len(columns.ragged(batch, name)[0]) for name in ("prompt_ids", "completion_ids")
+        )
+        return BatchStats(num_tokens=num_prompt_tokens + num_completion_tokens, num_targets=num_completion_tokens)
+
+    def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
+        """Each prompt and the text that was drawn for it."""
+        for row in decode(batch):
+            yield (
+                f"row {row.row_id}, prompt {row.prompt_id}, sample {row.sample_index}: {to_text(row.prompt_ids)}\n"
+                f"  → {row.text!r} ({len(row.completion_ids)} tokens, {row.finish_reason},"
+                f" {row.completion_logprobs.astype(np.float32).mean():.2f} nats/token)"
+            )

@@ -1,11 +1,11 @@
 """soft_targets: a row is one block of T + 1 tokens with the teacher's T sparse next-token targets.
 
-Shape legend: R rows, T targets per block, P = R·T positions, F of them with entries, H head entries, E head and tail
-entries.
+Shape legend: R rows, T targets per block, P = R·T positions, H head entries, E head and tail entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.errors import RowError
 from storage.rows import columns
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_float16
 from storage.rows.segments import position_ids
-
-# How far head and tail may be from mass 1 beside what rounding to few mantissa bits explains.
-MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about as many entries, which bounds the memory it takes. Short pieces cost more, for a
-# piece takes a hundred calls into Arrow and NumPy.
-_PIECE_ENTRIES = 1 << 19
-# Entries that are sorted together, if not more are needed to hold a position whole.
-_SORTED_ENTRIES = 256
 
 
 def tempered_column(temperature: float) -> str:
@@ -146,30 +137,10 @@ def decode(batch: pa.RecordBatch) -> SoftTargetRows:
 
 def head_mask(rows: SoftTargetRows) -> NDArray[np.bool_]:
     """[E]: which entries of `ids` belong to a head."""
-    return np.repeat(np.tile([True, False], rows.head_size.size), _part_sizes(rows))
+    return np.repeat(np.tile([True, False], rows.head_size.size), part_sizes(rows))
 
 
-def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> None:
-    """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row").
-
-    mantissa_bits: what logprobs were rounded to, which bounds how far their mass may be from 1.
-    """
-    _check_lengths(batch, where)
-    num_entries = int(columns.ragged_offsets(batch, "ids")[-1])
-    rows_per_piece = max(1, batch.num_rows * _PIECE_ENTRIES // max(num_entries, 1))
-    for start in range(0, batch.num_rows, rows_per_piece):
-        _check_rows(decode(batch.slice(start, rows_per_piece)), vocab_size, where, mantissa_bits)
-
-
-def _check_rows(rows: SoftTargetRows, vocab_size: int, where: str, mantissa_bits: int) -> None:
-    is_valid_RT = rows.is_valid_target
-    _check_segments(rows, is_valid_RT, where)
-    _check_ids(rows, vocab_size, where)
-    _check_values(rows, vocab_size, where)
-    _check_mass(rows, is_valid_RT, where, mantissa_bits)
-
-
-def _part_sizes(rows: SoftTargetRows) -> NDArray[np.int64]:
+def part_sizes(rows: SoftTargetRows) -> NDArray[np.int64]:
     """[2 P]: entries of each position's head, then of its tail."""
     return np.stack([rows.head_size.reshape(-1), rows.tail_size.reshape(-1)], axis=1).reshape(-1)
 
@@ -178,99 +149,7 @@ def _entries_per_row(sizes_RT: NDArray[np.int64]) -> NDArray[np.int64]:
     return columns.offsets_of(sizes_RT.sum(axis=1))
 
 
-def _require(condition: Any, where: str, column: str, problem: str) -> None:
-    if not np.all(condition):
-        raise RowError(where, column, problem)
-
-
-def _check_lengths(batch: pa.RecordBatch, where: str) -> None:
-    block_size = batch.schema.field("head_size").type.list_size
-    head = columns.fixed(batch, "head_size").astype(np.int64).sum(axis=1)
-    tail = columns.fixed(batch, "tail_size").astype(np.int64).sum(axis=1)
-    stored = np.diff(columns.ragged(batch, "ids")[1])
-    stored_head = np.diff(columns.ragged(batch, "logprobs")[1])
-    segments, offsets = columns.ragged(batch, "segment_lengths")
-    covered = columns.row_sums(segments, offsets)
-    _require(stored == head + tail, where, "ids", "its length is not the sum of head_size and tail_size")
-    _require(stored_head == head, where, "logprobs", "its length is not the sum of head_size")
-    _require(covered == block_size + 1, where, "segment_lengths", f"does not add up to {block_size + 1} tokens")
-    _require(segments > 0, where, "segment_lengths", "holds an empty segment")
-
-
-def _check_segments(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str) -> None:
-    num_entries = (rows.head_size + rows.tail_size)[~is_valid_RT]
-    _require(num_entries == 0, where, "head_size", "a masked target has entries")
-
-
-def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
-    _require(rows.input_ids < vocab_size, where, "input_ids", f"an id is outside the vocabulary of {vocab_size}")
-    _require(rows.ids < vocab_size, where, "ids", f"an id is outside the vocabulary of {vocab_size}")
-    part_ends_2P = np.cumsum(_part_sizes(rows))
-    _check_ascending(rows, part_ends_2P, where)
-    _check_disjoint(rows, part_ends_2P, vocab_size, where)
-
-
-def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
-    """Each id is above the one before it, unless a head or a tail begins with it."""
-    is_in_order = np.ones(len(rows.ids) + 1, dtype=np.bool_)
-    np.greater(rows.ids[1:], rows.ids[:-1], out=is_in_order[1:-1])
-    is_in_order[part_ends_2P] = True
-    _require(is_in_order, where, "ids", "head and tail must each ascend within a position")
-
-
-def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], vocab_size: int, where: str) -> None:
-    """Of positions whose head and tail ascend: no id is in both."""
-    if not np.any((rows.head_size > 0) & (rows.tail_size > 0)):
-        return
-    # Many short stretches are sorted several times as fast as a long one. They overlap, so that each position lies
-    # within one. Keys too large for their type begin again at 0, which the few positions of a stretch cannot do twice.
-    sizes_P = np.diff(part_ends_2P[1::2], prepend=0)
-    sizes_F = sizes_P[sizes_P > 0]
-    most_entries = int(sizes_F.max())
-    stretch = min(max(_SORTED_ENTRIES, 4 * most_entries), len(rows.ids))
-    keys_F = np.arange(len(sizes_F), dtype=np.uint32 if stretch * vocab_size <= 1 << 32 else np.uint64)
-    np.multiply(keys_F, vocab_size, out=keys_F)
-    keys_E = np.repeat(keys_F, sizes_F)
-    np.add(keys_E, rows.ids, out=keys_E)
-    stretches = np.lib.stride_tricks.sliding_window_view(keys_E, stretch)
-    for keys_XS in (stretches[:: stretch - most_entries + 1], stretches[-1:]):
-        sorted_XS = np.sort(keys_XS)
-        is_distinct_XS = sorted_XS[:, 1:] != sorted_XS[:, :-1]
-        _require(is_distinct_XS, where, "ids", "an id stands in both head and tail of a position")
-
-
-def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
-    # Of float16, −0 to the last finite number below it are the bits from 0x8000 on up to those of −∞; 0 is 0 bits.
-    logprob_bits = rows.logprobs.view(np.uint16)
-    is_negative = logprob_bits - np.uint16(0x8000) < 0x7C00
-    _require(is_negative | (logprob_bits == 0), where, "logprobs", "a value is not a finite number ≤ 0")
-    for name, values in (("tail_logprob", rows.tail_logprob), ("label_logprob", rows.label_logprob)):
-        _require(values <= 0, where, name, "a value is NaN or above 0")
-    _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
-    for temperature, logmass in rows.tempered_tail_logmass.items():
-        _require(logmass < np.inf, where, tempered_column(temperature), "a value is NaN or infinite")
-    entropy = rows.entropy.astype(np.float32)
-    most = np.log(vocab_size) * 1.001 + 1e-3
-    _require((entropy >= 0) & (entropy <= most), where, "entropy", f"a value is outside 0 to {most:.2f} nats")
-
-
-def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str, mantissa_bits: int) -> None:
-    """Σ head + tail = 1 up to MASS_TOLERANCE and rounding: a logprob is off by at most |logprob| 2^−(bits + 1)."""
-    logprobs_H = rows.logprobs.astype(np.float64)
-    head_size_P = rows.head_size.reshape(-1)
-    starts_P = np.cumsum(head_size_P) - head_size_P
-
-    def per_position(weights_H: NDArray[np.float64]) -> NDArray[np.float64]:
-        # reduceat needs an entry at every start, and gives that entry alone for a head without any.
-        sums_P: NDArray[np.float64] = np.add.reduceat(np.append(weights_H, 0.0), starts_P)
-        return np.where(head_size_P > 0, sums_P, 0.0)
-
-    probs_H = np.exp(logprobs_H)
-    mass_P = per_position(probs_H) + np.exp(rows.tail_logprob.reshape(-1).astype(np.float64))
-    is_off_P = (np.abs(mass_P - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
-    if not np.any(is_off_P):
-        return
-    # p (exp(|log p| 2^−(bits + 1)) − 1) without the inner exp, which overflows for small p and few bits.
-    slack_P = per_position(np.exp(logprobs_H * (1 - 2.0 ** -(mantissa_bits + 1))) - probs_H) + MASS_TOLERANCE
-    is_wrong_P = is_off_P & (np.abs(mass_P - 1) > slack_P)
-    _require(~is_wrong_P, where, "tail_logprob", "head and tail do not add up to mass 1")
+def mantissa_bits(settings: Mapping[str, Any]) -> int:
+    """What logprobs were rounded to, by the settings that a cache states; caches that state nothing kept all bits."""
+    bits: int = settings.get("mantissa_bits", FLOAT16_MANTISSA_BITS)
+    return bits

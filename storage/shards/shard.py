@@ -6,7 +6,6 @@ The writer, the verifier and the training reader check rows with the same functi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,26 +15,17 @@ import pyarrow as pa
 from storage.disk.files import publishing, safe_join
 from storage.disk.hashing import sha256_file
 from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError, UnreadableFileError
-from storage.records.manifest import CacheIdentity, FileRecord, ShardKey, ShardRecord
-from storage.rows import beams, columns, samples, soft_targets
+from storage.records.identity import CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.rows import columns
+from storage.rows.kind import BatchStats
+from storage.rows.kinds import KINDS
 from storage.shards.arrow_claims import ClaimError, check_claims, stored_buffer_bytes
-from storage.shards.row_limits import check_limits
 
 ZSTD_LEVEL = 3
 # Where rows that are read lie. Arrow's own allocator gives pages back between record batches and takes new ones, which
 # the first epoch of a stream pays for with a tenth to a fifth of its time.
 BATCH_MEMORY = pa.system_memory_pool()
 _UNREADABLE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchStats:
-    """What the shard's record adds up over its record batches."""
-
-    num_tokens: int
-    num_targets: int
-    entropy_sum_nats: float = 0.0
-    label_nll_sum_nats: float = 0.0
 
 
 def ipc_write_options(zstd_level: int = ZSTD_LEVEL) -> pa.ipc.IpcWriteOptions:
@@ -90,33 +80,14 @@ def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where
     row_ids = columns.plain(batch, "row_id")
     if np.any(np.diff(row_ids) != 1):
         raise RowError(where, "row_id", "does not count up by one")
-    if kind == "soft_targets":
-        soft_targets.check(batch, identity.vocab_size, where, identity.mantissa_bits)
-    else:
-        {"samples": samples.check, "beams": beams.check}[kind](batch, identity.vocab_size, where)
-    check_limits(batch, kind, identity, where)
+    facts = identity.row_facts(kind)
+    KINDS[kind].check(batch, facts, where)
+    KINDS[kind].check_sizes(batch, facts, where)
 
 
 def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
     """Counts and sums of one record batch."""
-    if kind == "soft_targets":
-        rows = soft_targets.decode(batch)
-        valid = rows.is_valid_target
-        return BatchStats(
-            num_tokens=rows.input_ids.size,
-            num_targets=int(valid.sum()),
-            entropy_sum_nats=float(rows.entropy[valid].astype(np.float64).sum()),
-            label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
-        )
-    completion, targets = {
-        "samples": ("completion_ids", "completion_ids"),
-        "beams": ("candidate_ids", "candidate_lengths"),
-    }[kind]
-    num_prompt_tokens = len(columns.ragged(batch, "prompt_ids")[0])
-    return BatchStats(
-        num_tokens=num_prompt_tokens + len(columns.ragged(batch, completion)[0]),
-        num_targets=len(columns.ragged(batch, targets)[0]),
-    )
+    return KINDS[kind].statistics(batch)
 
 
 def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:

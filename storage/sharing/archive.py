@@ -33,7 +33,9 @@ from storage.errors import (
     UnsafePathError,
 )
 from storage.reading.cache import Cache, open_cache
-from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, check_commit, check_plan, read_manifest
+from storage.records.commits import check_commit, check_plan
+from storage.records.identity import PLAN_NAME
+from storage.records.manifest import MANIFEST_NAME, Manifest, read_manifest
 from storage.records.records import MAX_RECORD_BYTES
 from storage.sharing.tar_header import BLOCK_BYTES, END_OF_TAR, MAX_MEMBER_BYTES, padding, tar_header
 from storage.sharing.zstd_frame import FrameReader, frame_compressor, trailer

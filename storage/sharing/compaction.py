@@ -10,7 +10,8 @@ import pyarrow as pa
 from storage.disk.files import link_or_copy, remove_leftovers
 from storage.errors import ConfigError
 from storage.reading.cache import Cache, open_cache
-from storage.records.manifest import ShardRecord, read_held_commit, write_commit
+from storage.records.commits import read_held_commit, write_commit
+from storage.records.identity import ShardRecord
 from storage.shards.shard import Shard, write_shard
 from storage.writing.publication import begin_or_resume, copy_tokenizer, finish, require_own_directory
 

@@ -16,7 +16,9 @@ from typing import Any
 from storage.disk.files import link_or_copy, remove_leftovers
 from storage.errors import ConfigError, MergeError
 from storage.reading.cache import Cache, open_cache
-from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord, read_held_commit, write_commit
+from storage.records.commits import read_held_commit, write_commit
+from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
+from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
 from storage.writing.publication import begin_or_resume, copy_tokenizer, finish, flatten, require_own_directory
 

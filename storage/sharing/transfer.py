@@ -18,22 +18,9 @@ from storage.disk.files import TEMPORARY_PREFIX, remove_leftovers, write_file
 from storage.errors import CacheMismatchError, ConfigError
 from storage.reading.cache import open_cache
 from storage.reading.verification import check_records
-from storage.records.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    CacheIdentity,
-    FileRecord,
-    Manifest,
-    ShardRecord,
-    check_commit,
-    check_listed_files,
-    check_plan,
-    is_held,
-    read_manifest,
-    read_plan,
-    write_commit,
-    write_plan,
-)
+from storage.records.commits import check_commit, check_plan, is_held, read_plan, write_commit, write_plan
+from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardRecord
+from storage.records.manifest import MANIFEST_NAME, Manifest, check_listed_files, read_manifest
 from storage.remote.crew import Crew
 from storage.remote.directory import ProgressHook, RemoteDirectory
 from storage.remote.remote_records import read_remote, read_remote_manifest, require_no_foreign_card

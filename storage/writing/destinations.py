@@ -12,18 +12,9 @@ import pyarrow as pa
 
 from storage.disk.files import remove_directory, remove_leftovers, write_unless_equal
 from storage.reading.remote_cache import user_cache_dir
-from storage.records.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    CacheIdentity,
-    Manifest,
-    ShardKey,
-    ShardRecord,
-    forget_lost_shard,
-    read_held_commit,
-    read_plan,
-    write_commit,
-)
+from storage.records.commits import forget_lost_shard, read_held_commit, read_plan, write_commit
+from storage.records.identity import PLAN_NAME, CacheIdentity, ShardKey, ShardRecord
+from storage.records.manifest import MANIFEST_NAME, Manifest
 from storage.remote.directory import is_remote_url
 from storage.shards.shard import write_shard
 from storage.writing.publication import WORK_DIR, begin_or_resume, finish, require_own_directory, require_same_facts

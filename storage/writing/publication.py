@@ -11,21 +11,11 @@ from storage.disk.files import TEMPORARY_PREFIX, safe_join, write_file, write_un
 from storage.disk.hashing import sha256_file
 from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError
 from storage.reading.cache import TOKENIZER_DIR, Cache
+from storage.records.commits import read_held_commit, read_plan, write_plan
 from storage.records.dataset_card import dataset_card
-from storage.records.manifest import (
-    CARD_NAME,
-    KINDS,
-    MANIFEST_NAME,
-    PLAN_NAME,
-    CacheIdentity,
-    FileRecord,
-    Manifest,
-    ShardRecord,
-    read_held_commit,
-    read_plan,
-    write_manifest,
-    write_plan,
-)
+from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardRecord
+from storage.records.manifest import CARD_NAME, MANIFEST_NAME, Manifest, write_manifest
+from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
 
 WORK_DIR = ".work"

@@ -18,20 +18,9 @@ import pyarrow as pa
 
 from storage.disk.files import refusals, remove_directory, write_file
 from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
-from storage.records.manifest import (
-    CARD_NAME,
-    MANIFEST_NAME,
-    PLAN_NAME,
-    CacheIdentity,
-    FileRecord,
-    Manifest,
-    ShardKey,
-    ShardRecord,
-    read_commit,
-    read_plan,
-    write_commit,
-    write_plan,
-)
+from storage.records.commits import read_commit, read_plan, write_commit, write_plan
+from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.records.manifest import CARD_NAME, MANIFEST_NAME, Manifest
 from storage.records.records import MAX_RECORD_BYTES
 from storage.remote.crew import Crew
 from storage.remote.directory import RemoteDirectory

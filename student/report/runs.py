@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.rows.kinds import KINDS
 from student.training.run_log import read_metrics
 
 Point = tuple[float, float]
@@ -35,7 +36,8 @@ class Run:
         mix = self.settings.get("mix")
         if not isinstance(mix, dict):
             return False
-        return all(mix.get(part) == 0 for part in ("soft_targets", "samples", "beams"))
+        kinds = mix.keys() & KINDS.keys()
+        return bool(kinds) and all(mix[kind] == 0 for kind in kinds)
 
     @property
     def loss_names(self) -> list[str]:

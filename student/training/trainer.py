@@ -14,7 +14,6 @@ from storage.reading.cache import Cache
 from storage.reading.row_stream import RowStream, StreamBatch, StreamState
 from storage.shards.shard import check_file
 from student.config import TrainConfig
-from student.losses.targets import soft_target_settings
 from student.model import choose_device, load_cache_tokenizer
 from student.processes import Processes, joined_processes
 from student.run_record import RUN_NAME
@@ -87,7 +86,8 @@ def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
         streams = _open_streams(config, cache, learner, states) if first_step < config.max_steps else {}
         if processes.is_first:
             note_incomplete(config.out, cache)
-            _note_unused_draws(config, cache, learner)
+            for remark in learner.objective.remarks():
+                print(remark, file=sys.stderr)
     with stop_signals() as stop:
         TrainingLoop(config, cache, learner, meter, run).run(first_step, streams, stop)
     model = whole_model(learner)
@@ -108,21 +108,6 @@ def _finish_again(config: TrainConfig) -> None:
     clean_up(config.out)
     if config.tensorboard:  # of a run made without it too
         RunLog(config.out, config.max_steps, tensorboard=True).close()
-
-
-def _note_unused_draws(config: TrainConfig, cache: Cache, learner: Learner) -> None:
-    """Say when forward KL sees the sampled tail as one mass, for it was drawn at another temperature."""
-    head_loss = learner.objective.head_loss
-    if not head_loss.soft_weight or head_loss.unbiased or head_loss.divergence != "forward_kl":
-        return
-    settings = soft_target_settings(cache)
-    if settings.tail_weight is not None:
-        drawn_at = settings.temperatures[0]
-        print(
-            f"{cache.where}: the tail was drawn at temperature {drawn_at:g} and counts as one mass at "
-            f"--temperature {config.temperature:g}",
-            file=sys.stderr,
-        )
 
 
 def _open_streams(

@@ -27,7 +27,8 @@ from scripts.scale.report import render_costs
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError
 from storage.reading.cache import open_cache
-from storage.records.manifest import MANIFEST_NAME, read_commit
+from storage.records.commits import read_commit
+from storage.records.manifest import MANIFEST_NAME
 from tests.places import ROOT
 
 NUM_SHARDS = 201

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from storage.errors import RowError
-from storage.records.manifest import CacheIdentity
+from storage.records.identity import CacheIdentity
 from storage.shards.shard import check_batch
 
 Edit = Callable[[list[Any]], object]

@@ -21,21 +21,13 @@ import pytest
 
 from storage.disk.files import write_file
 from storage.disk.hashing import sha256_file
+from storage.records.commits import write_commit, write_plan
 from storage.records.dataset_card import dataset_card
-from storage.records.manifest import (
-    KINDS,
-    SPLITS,
-    CacheIdentity,
-    FileRecord,
-    Manifest,
-    ShardKey,
-    ShardRecord,
-    write_commit,
-    write_manifest,
-    write_plan,
-)
+from storage.records.identity import SPLITS, CacheIdentity, FileRecord, ShardKey, ShardRecord
+from storage.records.manifest import Manifest, write_manifest
 from storage.rows import beams, samples, soft_targets
 from storage.rows.beams import BeamRow, Candidate
+from storage.rows.kinds import KINDS
 from storage.rows.samples import SampleRow
 from storage.rows.soft_targets import SoftTargetRows
 from storage.shards.shard import write_shard

@@ -13,7 +13,7 @@ from storage import open_cache
 from storage.cli import main
 from storage.errors import TeachonceError
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS
+from storage.rows.kinds import KINDS
 
 Run = Callable[..., SimpleNamespace]
 

@@ -20,7 +20,7 @@ from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
 from pipeline.errors import WorkerError
 from pipeline.plan import Begun, ShardRange
 from storage.errors import ConfigError
-from storage.records.manifest import ShardKey
+from storage.records.identity import ShardKey
 
 
 class Died(Exception):

@@ -22,7 +22,7 @@ from pipeline.engines.local import in_order_of_host
 from pipeline.plan import ShardRange
 from pipeline.work.claims import Claims, claimed
 from storage.errors import WriteRefusedError
-from storage.records.manifest import ShardKey
+from storage.records.identity import ShardKey
 from tests.places import ROOT
 from tests.precomputed import precomputed
 

@@ -9,7 +9,8 @@ import pytest
 from storage import open_cache, verify_cache
 from storage.errors import ConfigError, IncompleteCacheError, MissingKindError, NoCacheError, RecordError
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS, SPLITS
+from storage.records.identity import SPLITS
+from storage.rows.kinds import KINDS
 
 
 def test_an_opened_cache_knows_what_it_holds(small_cache: Path) -> None:

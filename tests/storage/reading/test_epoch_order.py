@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from storage.reading.epoch_order import BATCHES_PER_WINDOW, SHARDS_PER_GROUP, STRANDS, EpochOrder
-from storage.records.manifest import ShardRecord
+from storage.records.identity import ShardRecord
 
 RECORD_BATCH_ROWS = 4
 GOLDEN_ORDER = [15, 1, 5, 8, 18, 14, 7, 11, 19, 3, 13, 10, 17, 12, 6, 2, 16, 0, 4, 9]

@@ -39,7 +39,8 @@ from storage.errors import (
     UnsafePathError,
 )
 from storage.reading.inspection import render_head, render_summary, summarize
-from storage.records.manifest import KINDS, SPLITS
+from storage.records.identity import SPLITS
+from storage.rows.kinds import KINDS
 from student import TrainConfig, train
 from student.errors import VocabularyMismatchError
 from student.losses.batches import beam_batch, block_batch, sample_batch

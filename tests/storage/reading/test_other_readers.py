@@ -12,7 +12,8 @@ import pytest
 
 from storage import open_cache
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS, SPLITS
+from storage.records.identity import SPLITS
+from storage.rows.kinds import KINDS
 
 
 def stored(cache: Cache, kind: str, split: str) -> pa.Table:

@@ -18,7 +18,8 @@ from storage.errors import HashMismatchError, MissingKindError, TeachonceError
 from storage.reading import epoch_order, read_ahead
 from storage.reading.cache import Cache
 from storage.reading.epoch_order import EpochOrder
-from storage.records.manifest import KINDS, ShardRecord
+from storage.records.identity import ShardRecord
+from storage.rows.kinds import KINDS
 from storage.shards.shard import Shard
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from storage.errors import HashMismatchError, LocalCacheTooSmallError, TransferError
 from storage.reading.shard_files import DirectoryShards, DownloadedShards
-from storage.records.manifest import ShardRecord
+from storage.records.identity import ShardRecord
 
 SIZE = 1000
 

@@ -8,88 +8,14 @@ from typing import Any
 
 import pytest
 
-from storage.errors import FormatVersionError, MissingFileError, RecordError, UnsafePathError
-from storage.records.manifest import (
-    CacheIdentity,
-    FileRecord,
-    Manifest,
-    ShardKey,
-    ShardRecord,
-    check_commit,
-    parse_shard_path,
-    read_commit,
-    read_manifest,
-    read_plan,
-    write_commit,
-    write_manifest,
-    write_plan,
-)
+from storage.errors import MissingFileError, RecordError
+from storage.records.commits import read_commit, read_plan, write_plan
+from storage.records.identity import FileRecord, ShardKey, ShardRecord
+from storage.records.manifest import Manifest, read_manifest, write_manifest
 from storage.records.records import MAX_RECORD_BYTES
-
-Change = Callable[[dict[str, Any]], object]
+from tests.storage.records.record_fields import first_shard, names, wrong_values
 
 SHARD = "soft_targets/train-00001-of-00003.arrow"
-JSON_VALUES: list[Any] = [None, True, "x", 1.5, [], {}]
-FITTING = {"int": (), "str": ("x",), "float": (1.5,), "dict": ({},), "tuple": ()}
-
-HOSTILE_PATHS = [
-    "",
-    "/",
-    ".",
-    "..",
-    "../train-00000-of-00001.arrow",
-    "soft_targets/../../train-00000-of-00001.arrow",
-    "soft_targets/../soft_targets/train-00000-of-00003.arrow",
-    "./soft_targets/train-00000-of-00003.arrow",
-    "/soft_targets/train-00000-of-00003.arrow",
-    "/etc/passwd",
-    "soft_targets//train-00000-of-00003.arrow",
-    "soft_targets\\train-00000-of-00003.arrow",
-    "C:/soft_targets/train-00000-of-00003.arrow",
-    "soft_targets/train-00000-of-00003.arrow/",
-    "soft_targets/train-00000-of-00003.arrow\n",
-    "soft_targets/train-00000-of-00003.arrow\0",
-    "soft_targets/train-00000-of-00003.arrow.bak",
-    " soft_targets/train-00000-of-00003.arrow",
-    "soft_targets/train-00003-of-00003.arrow",
-    "soft_targets/train-0-of-3.arrow",
-    "soft_targets/train-000000-of-000003.arrow",
-    "soft_targets/train-٠٠٠٠٠-of-٠٠٠٠٣.arrow",
-    "soft_targets/train--0001-of-00003.arrow",
-    "soft_targets/test-00000-of-00003.arrow",
-    "logits/train-00000-of-00003.arrow",
-    "SOFT_TARGETS/train-00000-of-00003.arrow",
-    "commits/soft_targets-train-00000.json",
-    "manifest.json",
-    f"soft_targets/train-00000-of-{'1' * 5000}.arrow",
-    f"soft_targets/train-{'1' * 5000}-of-00003.arrow",
-]
-
-
-def wrong_values(record_class: type) -> list[tuple[str, Any]]:
-    """Each field with each JSON value of another type."""
-    kinds = {field.name: str(field.type).partition("[")[0] for field in dataclasses.fields(record_class)}
-    return [
-        (name, value)
-        for name, kind in kinds.items()
-        for value in JSON_VALUES
-        if not any(value is fit or (type(value) is type(fit) and value == fit) for fit in FITTING[kind])
-    ]
-
-
-def first_shard(manifest: dict[str, Any]) -> dict[str, Any]:
-    shard: dict[str, Any] = manifest["shards"][0]
-    return shard
-
-
-def names(record_class: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(record_class)]
-
-
-def test_a_plan_comes_back_as_it_was(tmp_path: Path, make: SimpleNamespace) -> None:
-    identity = make.identity(temperatures=(1.0, 0.5, 2.25))
-    write_plan(tmp_path, identity)
-    assert read_plan(tmp_path) == identity
 
 
 def test_a_manifest_comes_back_as_it_was(small_cache: Path, tmp_path: Path) -> None:
@@ -103,23 +29,6 @@ def test_a_manifest_is_the_plan_and_the_commits_joined(small_cache: Path) -> Non
     manifest = read_manifest(small_cache)
     assert manifest.identity == read_plan(small_cache)
     assert [read_commit(small_cache, key) for key in manifest.identity.planned_keys()] == list(manifest.shards)
-
-
-def test_commit_comes_back_as_it_was_and_is_none_before(tmp_path: Path, small_cache: Path) -> None:
-    record = read_manifest(small_cache).shards[1]
-    assert read_commit(tmp_path, record.key) is None
-    write_commit(tmp_path, record)
-    assert read_commit(tmp_path, record.key) == record
-
-
-def test_the_bytes_of_a_checked_commit_record_are_those_of_its_file(small_cache: Path, forge: SimpleNamespace) -> None:
-    record = read_manifest(small_cache).shards[0]
-    path = small_cache / record.key.commit_path
-    assert check_commit(small_cache, record) == path.read_bytes()
-    another_layout = forge.seal(dataclasses.asdict(record))
-    assert another_layout != path.read_bytes()
-    path.write_bytes(another_layout)
-    assert check_commit(small_cache, record) == another_layout
 
 
 def test_the_largest_plan_has_a_manifest_that_can_be_read(tmp_path: Path, make: SimpleNamespace) -> None:
@@ -175,24 +84,6 @@ def test_shards_of_one_split_are_not_those_of_another(small_cache: Path) -> None
 def test_a_missing_record_is_missing(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(MissingFileError):
         read(tmp_path)
-
-
-@pytest.mark.parametrize("name", names(CacheIdentity))
-def test_a_missing_identity_key_is_named(small_cache: Path, forge: SimpleNamespace, name: str) -> None:
-    forge.identity(small_cache, lambda content: content.pop(name))
-    for read in (read_plan, read_manifest):
-        with pytest.raises(RecordError, match=name):
-            read(small_cache)
-
-
-@pytest.mark.parametrize(("name", "value"), wrong_values(CacheIdentity))
-def test_an_identity_value_of_the_wrong_type_is_named(
-    small_cache: Path, forge: SimpleNamespace, name: str, value: object
-) -> None:
-    forge.identity(small_cache, lambda content: content.update({name: value}))
-    for read in (read_plan, read_manifest):
-        with pytest.raises(RecordError, match=name):
-            read(small_cache)
 
 
 @pytest.mark.parametrize("file_name", ["plan.json", "manifest.json"])
@@ -267,79 +158,6 @@ def test_a_malformed_sha256_is_refused(small_cache: Path, forge: SimpleNamespace
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"vocab_size": 0},
-        {"vocab_size": -5},
-        {"vocab_size": 2**40},
-        {"block_size": 0},
-        {"record_batch_rows": 0},
-        {"record_batch_rows": -1},
-        {"temperatures": []},
-        {"temperatures": [0]},
-        {"temperatures": [-1.0]},
-        {"temperatures": [True]},
-        {"temperatures": ["1"]},
-        {"temperatures": [[1.0]]},
-        {"planned_shards": {"logits": {"train": 1}}},
-        {"planned_shards": {"samples": {"test": 1}}},
-        {"planned_shards": {"samples": [1]}},
-        {"planned_shards": {"samples": 1}},
-        {"planned_shards": {"samples": {"train": -1}}},
-        {"planned_shards": {"samples": {"train": True}}},
-        {"planned_shards": {"samples": {"train": 1.0}}},
-        {"planned_shards": {"samples": {"train": "1"}}},
-        {"planned_shards": {"samples": {"train": None}}},
-    ],
-    ids=lambda changes: str(changes)[:40],
-)
-def test_an_identity_that_cannot_be_is_refused(
-    small_cache: Path, forge: SimpleNamespace, changes: dict[str, Any]
-) -> None:
-    forge.identity(small_cache, lambda content: content.update(changes))
-    for read in (read_plan, read_manifest):
-        with pytest.raises(RecordError, match=next(iter(changes))):
-            read(small_cache)
-
-
-def test_a_plan_of_more_shards_than_can_be_is_refused_without_counting_them(
-    small_cache: Path, forge: SimpleNamespace, run_python: Callable[..., Any]
-) -> None:
-    forge.identity(small_cache, lambda content: content["planned_shards"]["samples"].update(train=10**12))
-    code = "import sys, storage; storage.open_cache(sys.argv[1])"
-    assert "RecordError" in run_python(code, small_cache).stderr
-    (small_cache / "manifest.json").unlink()
-    assert "storage.errors." in run_python(code, small_cache).stderr
-
-
-@pytest.mark.parametrize("version", [2, 7, 10**9])
-def test_a_later_version_asks_for_an_upgrade(small_cache: Path, forge: SimpleNamespace, version: int) -> None:
-    forge.identity(small_cache, lambda content: content.update(format_version=version, unknown_to_us={}))
-    for read in (read_plan, read_manifest):
-        with pytest.raises(FormatVersionError, match="upgrade") as caught:
-            read(small_cache)
-        assert (caught.value.found, caught.value.supported) == (version, 1)
-
-
-@pytest.mark.parametrize("version", [0, -1, True, 1.0, "1", None, [1]])
-def test_a_version_that_is_no_version_is_refused(small_cache: Path, forge: SimpleNamespace, version: object) -> None:
-    forge.identity(small_cache, lambda content: content.update(format_version=version))
-    for read in (read_plan, read_manifest):
-        with pytest.raises(RecordError, match="format_version"):
-            read(small_cache)
-
-
-@pytest.mark.parametrize(
-    "name", ["", "teachonce-cache ", "Teachonce-Cache", "webdataset", None, 1, ["teachonce-cache"]]
-)
-def test_another_format_is_refused(small_cache: Path, forge: SimpleNamespace, name: object) -> None:
-    forge.identity(small_cache, lambda content: content.update(format=name))
-    for read in (read_plan, read_manifest):
-        with pytest.raises(RecordError, match="teachonce-cache"):
-            read(small_cache)
-
-
-@pytest.mark.parametrize(
     "change",
     [
         lambda shards: shards.reverse(),
@@ -374,45 +192,3 @@ def test_row_ids_that_skip_some_are_refused(small_cache: Path, forge: SimpleName
     forge.shard_record(small_cache, path, first_row_id=later[0], num_rows=1)
     with pytest.raises(RecordError):
         read_manifest(small_cache)
-
-
-@pytest.mark.parametrize("path", HOSTILE_PATHS, ids=lambda path: repr(path)[:50])
-def test_a_hostile_shard_path_is_unsafe_everywhere(small_cache: Path, forge: SimpleNamespace, path: str) -> None:
-    with pytest.raises(UnsafePathError):
-        parse_shard_path(path, "here")
-    key = ShardKey(kind="soft_targets", split="train", index=0, num_shards=3)
-    forge.record(small_cache / key.commit_path, lambda content: content.update(path=path))
-    with pytest.raises(UnsafePathError):
-        read_commit(small_cache, key)
-    forge.record(small_cache / "manifest.json", lambda content: first_shard(content).update(path=path))
-    with pytest.raises(UnsafePathError):
-        read_manifest(small_cache)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        ShardKey(kind="soft_targets", split="train", index=0, num_shards=1),
-        ShardKey(kind="beams", split="validation", index=99999, num_shards=100000),
-        ShardKey(kind="samples", split="train", index=123456, num_shards=1234567),
-    ],
-)
-def test_every_key_is_found_again_in_its_path(key: ShardKey) -> None:
-    assert parse_shard_path(key.path, "here") == key
-
-
-def test_a_commit_that_speaks_of_another_shard_is_refused(small_cache: Path) -> None:
-    first, second = read_manifest(small_cache).shards[:2]
-    (small_cache / first.key.commit_path).write_bytes((small_cache / second.key.commit_path).read_bytes())
-    with pytest.raises(RecordError, match="speaks of"):
-        read_commit(small_cache, first.key)
-
-
-def test_planned_keys_are_ordered_by_kind_split_and_index(make: SimpleNamespace) -> None:
-    keys = make.identity(planned_shards={"beams": {"validation": 1, "train": 2}, "soft_targets": {"train": 1}})
-    assert [key.path for key in keys.planned_keys()] == [
-        "soft_targets/train-00000-of-00001.arrow",
-        "beams/train-00000-of-00002.arrow",
-        "beams/train-00001-of-00002.arrow",
-        "beams/validation-00000-of-00001.arrow",
-    ]

@@ -18,11 +18,11 @@ from storage import open_cache
 from storage.cli import main
 from storage.errors import ShardFormatError
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS
 from storage.report import cache_rows
 from storage.report.cache_page import cache_page
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets, spread
 from storage.rows import soft_targets
+from storage.rows.kinds import KINDS
 from tests.storage.pages.test_page import check_page
 
 HOSTILE = '"></td><script>alert("hi")</script>\x1b[2J\u202e'

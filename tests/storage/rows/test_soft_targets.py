@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from storage.errors import RowError
-from storage.rows import soft_targets
+from storage.rows import soft_target_rules, soft_targets
 from storage.rows.segments import valid_targets
 from storage.rows.soft_targets import SoftTargetRows
 from storage.shards.shard import batch_stats
@@ -77,7 +77,7 @@ def test_decode_returns_what_was_encoded(
     batch = soft_targets.encode(rows, schema, 10)
     batch.validate(full=True)
     assert batch.schema.equals(schema)
-    soft_targets.check(batch, vocab_size, "here")
+    soft_target_rules.check(batch, vocab_size, "here")
     assert_equal_rows(soft_targets.decode(batch), rows)
 
 
@@ -100,7 +100,7 @@ def test_a_slice_of_a_batch_decodes_to_its_own_rows(make: SimpleNamespace, start
     whole = soft_targets.encode(make.soft_target_rows(5), schema, 10)
     part = whole.slice(start, length)
     alone = pa.RecordBatch.from_pylist(part.to_pylist(), schema=schema)
-    soft_targets.check(part, 50, "here")
+    soft_target_rules.check(part, 50, "here")
     assert_equal_rows(soft_targets.decode(part), soft_targets.decode(alone))
     assert batch_stats(part, "soft_targets") == batch_stats(alone, "soft_targets")
 
@@ -267,7 +267,7 @@ def test_what_the_rules_allow_is_accepted(
     hand_made_batch: pa.RecordBatch, forge: SimpleNamespace, column: str, edit: Edit
 ) -> None:
     name = {"tempered": "tail_logmass_at_2"}.get(column, column)
-    soft_targets.check(forge.column(hand_made_batch, name, edit), 10, "here")
+    soft_target_rules.check(forge.column(hand_made_batch, name, edit), 10, "here")
 
 
 @pytest.mark.parametrize("mantissa_bits", [1, 3, 6, 10])
@@ -277,22 +277,22 @@ def test_a_head_of_almost_nothing_excuses_no_wrong_mass(
 ) -> None:
     batch = forge.column(hand_made_batch, "logprobs", at(0, 1, value=-65504.0))
     batch = forge.column(batch, "tail_logprob", at(0, 0, value=float(np.log(0.5))))
-    soft_targets.check(batch, 10, "here", mantissa_bits)
+    soft_target_rules.check(batch, 10, "here", mantissa_bits)
     batch = forge.column(batch, "tail_logprob", at(0, wrong_target, value=-9.0))
     with pytest.raises(RowError, match="mass 1"):
-        soft_targets.check(batch, 10, "here", mantissa_bits)
+        soft_target_rules.check(batch, 10, "here", mantissa_bits)
 
 
 @pytest.mark.parametrize("num_entries", [1, 7, 40, 1 << 18])
 def test_a_batch_is_checked_to_its_last_row_however_it_is_cut(
     make: SimpleNamespace, forge: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, num_entries: int
 ) -> None:
-    monkeypatch.setattr(soft_targets, "_PIECE_ENTRIES", num_entries)
+    monkeypatch.setattr(soft_target_rules, "_PIECE_ENTRIES", num_entries)
     batch = soft_targets.encode(make.soft_target_rows(5), soft_targets.schema(50, 6, (1.0, 2.0)), 10)
-    soft_targets.check(batch, 50, "here")
+    soft_target_rules.check(batch, 50, "here")
     for row in range(5):
         with pytest.raises(RowError, match="entropy"):
-            soft_targets.check(forge.column(batch, "entropy", at(row, 5, value=9.0)), 50, "here")
+            soft_target_rules.check(forge.column(batch, "entropy", at(row, 5, value=9.0)), 50, "here")
 
 
 def test_ids_too_large_for_their_type_are_not_wrapped(make: SimpleNamespace) -> None:
@@ -324,7 +324,7 @@ def one_head_rows(logprobs: np.ndarray, tail_logprob: np.ndarray) -> pa.RecordBa
 def refused_column(batch: pa.RecordBatch, vocab_size: int, mantissa_bits: int = 10) -> str | None:
     """Of the rule that the batch breaks."""
     try:
-        soft_targets.check(batch, vocab_size, "here", mantissa_bits)
+        soft_target_rules.check(batch, vocab_size, "here", mantissa_bits)
     except RowError as error:
         return error.column
     return None
@@ -403,7 +403,7 @@ def test_an_id_in_head_and_tail_is_found_wherever_it_stands(
     monkeypatch: pytest.MonkeyPatch, vocab_size: int, sorted_entries: int
 ) -> None:
     """Also where ids recur from position to position, and where the keys of positions do not fit in 32 bits."""
-    monkeypatch.setattr(soft_targets, "_SORTED_ENTRIES", sorted_entries)
+    monkeypatch.setattr(soft_target_rules, "_SORTED_ENTRIES", sorted_entries)
     rows = rows_with_gaps(vocab_size)
     num_targets = rows.head_size.size
     schema = soft_targets.schema(max(vocab_size, 1 << 16), num_targets)

@@ -21,7 +21,8 @@ from storage.errors import (
     TeachonceError,
 )
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS, ShardKey, ShardRecord
+from storage.records.identity import ShardKey, ShardRecord
+from storage.rows.kinds import KINDS
 from storage.shards.shard import Shard, batch_stats, check_file, write_shard
 
 FIRST = {kind: f"{kind}/train-00000-of-0000{count}.arrow" for kind, count in zip(KINDS, (3, 2, 1), strict=True)}

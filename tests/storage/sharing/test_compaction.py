@@ -26,16 +26,10 @@ from storage.errors import (
     WriteRefusedError,
 )
 from storage.reading.cache import Cache
-from storage.records.manifest import (
-    KINDS,
-    SPLITS,
-    Manifest,
-    read_commit,
-    read_manifest,
-    read_plan,
-    write_commit,
-    write_manifest,
-)
+from storage.records.commits import read_commit, read_plan, write_commit
+from storage.records.identity import SPLITS
+from storage.records.manifest import Manifest, read_manifest, write_manifest
+from storage.rows.kinds import KINDS
 from storage.shards.shard import Shard
 from storage.sharing.compaction import compact
 from storage.sharing.merging import merge
@@ -349,7 +343,7 @@ def test_memory_holds_a_record_batch_or_two_of_a_shard(
 @given(
     batches=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     rest=st.integers(0, 3),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(list(KINDS)),
     split=st.sampled_from(SPLITS),
     level=st.integers(1, 22),
 )

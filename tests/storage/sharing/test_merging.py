@@ -33,8 +33,10 @@ from storage.errors import (
     WriteRefusedError,
 )
 from storage.reading.cache import Cache
-from storage.records.manifest import KINDS, SPLITS, read_manifest
+from storage.records.identity import SPLITS
+from storage.records.manifest import read_manifest
 from storage.rows import beams, samples, soft_targets
+from storage.rows.kinds import KINDS
 from storage.sharing.merging import merge
 from tests.places import ROOT
 from tests.precomputed import precomputed

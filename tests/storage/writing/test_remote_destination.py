@@ -26,7 +26,7 @@ from storage.errors import (
     TransferError,
     WriteRefusedError,
 )
-from storage.records.manifest import ShardKey, ShardRecord
+from storage.records.identity import ShardKey, ShardRecord
 from storage.remote import crew
 from storage.remote.retrying import RetryPolicy
 from storage.remote.stores import FileSystem

@@ -20,9 +20,7 @@ from storage.disk.files import (
     write_file,
 )
 from storage.errors import CacheError
-from storage.records.manifest import (
-    ShardKey,
-    ShardRecord,
+from storage.records.commits import (
     install_committed,
     read_commit,
     read_held_commit,
@@ -30,6 +28,7 @@ from storage.records.manifest import (
     write_commit,
     write_plan,
 )
+from storage.records.identity import ShardKey, ShardRecord
 from storage.rows.columns import to_fixed
 from storage.shards.shard import Shard, check_file, write_shard
 from storage.writing.destinations import DirectoryDestination
@@ -60,7 +59,7 @@ def killed(*args: object, **settings: object) -> None:
 def commit_and_be_killed(out: Path, record: ShardRecord) -> None:
     """The record is written; a shard that waits still does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage.records.manifest.install_committed", killed)
+        patch.setattr("storage.records.commits.install_committed", killed)
         with pytest.raises(KeyboardInterrupt):
             write_commit(out, record, if_taken="drop")
 

@@ -18,8 +18,9 @@ from storage import Cache
 from storage.errors import ConfigError, MissingKindError
 from student import MixConfig, TrainConfig, train
 from student.errors import TemperatureError
+from student.losses.parts.soft_targets import resolve_head_loss
 from student.processes import Processes
-from student.training.objective import Objective, resolve_head_loss, resolve_weights
+from student.training.objective import Objective, resolve_weights
 from student.training.parallel import ParallelModel
 
 

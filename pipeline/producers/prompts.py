@@ -1,0 +1,52 @@
+"""What the producers of continuations share: prompts from the text, and room for them in the teacher's context."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import Blocks, PromptSet, prompts_from_blocks, prompts_from_column
+from pipeline.corpus.tokenization import TokenizedCorpus
+from pipeline.errors import NoPromptsError
+from pipeline.producers.producer import Producer
+from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
+from pipeline.teacher.model import Teacher
+from storage.records.identity import SPLITS
+
+
+class PromptedProducer(Producer):
+    """Makes rows that continue prompts."""
+
+    def __init__(
+        self, teacher: Teacher, config: PrecomputeConfig, prompts: dict[str, PromptSet], row_schema: pa.Schema
+    ) -> None:
+        self._teacher, self._config, self._prompts, self._schema = teacher, config, prompts, row_schema
+        self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
+        self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+
+    @classmethod
+    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+        """Room for prompt and continuation; prompts from a column that are too long are left out."""
+        settings = config.prompt_settings[cls.kind]
+        prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
+        flags = f"--{cls.kind}.prompt-tokens + --{cls.kind}.max-new-tokens"
+        return flags, prompt_tokens + settings.max_new_tokens
+
+
+def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, PromptSet]:
+    """Prompts of a kind by split; raises NoPromptsError when the train split has none."""
+    settings = config.prompt_settings[kind]
+    num_validation = min(round(settings.num_prompts * config.validation_fraction), settings.num_prompts - 1)
+    wanted = {"train": settings.num_prompts - num_validation, "validation": num_validation}
+    if settings.prompt_column is None:
+        prompts = {
+            split: prompts_from_blocks(Blocks(store, config.block_size), wanted[split], settings.prompt_tokens)
+            for split, store in tokenized.documents.items()
+        }
+    else:
+        stores = tokenized.prompts[settings.prompt_column]
+        prompts = {split: prompts_from_column(stores[split], wanted[split]) for split in SPLITS}
+    if not len(prompts["train"]):
+        skipped = tokenized.counts.num_prompts_skipped
+        raise NoPromptsError(config.data, kind, settings.prompt_tokens, settings.prompt_column, skipped)
+    return prompts

@@ -1,0 +1,268 @@
+"""What a cache says about itself before its first shard, and about each of its shards and files.
+
+plan.json is the identity alone; a commit record is one shard's record; manifest.json is the identity with all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import FormatVersionError, RecordError, UnsafePathError
+from storage.records.records import MAX_RECORD_BYTES, is_sha256, parse_fields, read_record
+from storage.records.settings import check_settings
+from storage.rows import soft_targets
+from storage.rows.kind import RowFacts
+from storage.rows.kinds import KINDS
+
+FORMAT_NAME = "teachonce-cache"
+FORMAT_VERSION = 1
+PLAN_NAME = "plan.json"
+SPLITS = ("train", "validation")
+
+_SHARD_PATH = re.compile(r"([a-z_]+)/(train|validation)-([0-9]{5,9})-of-([0-9]{5,9})\.arrow")
+_MAX_VOCAB_SIZE = 1 << 31
+_MAX_BLOCK_SIZE = 1 << 20
+_MAX_RECORD_BATCH_ROWS = 1 << 16
+# A shard takes up to 512 bytes of a manifest: whatever can be planned can be read when it is finished.
+MAX_SHARDS = MAX_RECORD_BYTES // 512
+# As many rows in as many shards still are an int64.
+_MAX_SHARD_ROWS = 1 << 40
+_MAX_TEMPERATURE = 1e6
+_FACTS: dict[str, dict[str, type]] = {
+    "teacher": {"id": str, "architecture": str, "num_parameters": int, "dtype": str},
+    "data": {"source": str},
+}
+_SOURCE_FACTS: dict[str, type] = {
+    "source": str,
+    "fingerprint": str,
+    "config": dict,
+    "software": dict,
+    "planned_shards": dict,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardKey:
+    """Which shard: kind, split and index among num_shards of that kind and split."""
+
+    kind: str
+    split: str
+    index: int
+    num_shards: int
+
+    @property
+    def path(self) -> str:
+        """Path inside the cache."""
+        return f"{self.kind}/{self.split}-{self.index:05d}-of-{self.num_shards:05d}.arrow"
+
+    @property
+    def commit_path(self) -> str:
+        """Path of the commit record inside the cache."""
+        return f"commits/{self.kind}-{self.split}-{self.index:05d}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One published shard.
+
+    num_tokens counts stored input, prompt and completion tokens; num_targets the valid targets
+    (soft_targets), completion tokens (samples) or candidates (beams). The two sums over valid targets,
+    in nats, give the teacher's entropy and perplexity without opening a shard; 0 for other kinds.
+    """
+
+    path: str
+    first_row_id: int
+    num_rows: int
+    num_tokens: int
+    num_targets: int
+    entropy_sum_nats: float
+    label_nll_sum_nats: float
+    shard_bytes: int
+    sha256: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, as FileRecord has it too."""
+        return self.shard_bytes
+
+    @property
+    def key(self) -> ShardKey:
+        """The shard's place, read from its path."""
+        return parse_shard_path(self.path, "shard record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """A file of the cache that is not a shard: the tokenizer's and the dataset card."""
+
+    path: str
+    file_bytes: int
+    sha256: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, as ShardRecord has it too."""
+        return self.file_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIdentity:
+    """Everything about a cache that is known before its first shard.
+
+    teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
+    tokenizer: size, sha256, eos_token_id. data: source, fingerprint, licence, packing recipe, counts.
+    config: the resolved settings of the block layout and of each kind. software: versions.
+    planned_shards: for each kind and split the number of shards.
+
+    In a merged cache data["sources"] lists what was joined, in the order of its shards: each entry is a
+    source's data with its config, software and planned_shards.
+    """
+
+    vocab_size: int
+    block_size: int
+    record_batch_rows: int
+    temperatures: tuple[float, ...]
+    teacher: dict[str, Any]
+    tokenizer: dict[str, Any]
+    data: dict[str, Any]
+    config: dict[str, Any]
+    software: dict[str, str]
+    planned_shards: dict[str, dict[str, int]]
+
+    @property
+    def mantissa_bits(self) -> int:
+        """What the logprobs of soft targets were rounded to."""
+        return soft_targets.mantissa_bits(self.config.get("soft_targets", {}))
+
+    def row_facts(self, kind: str) -> RowFacts:
+        """What the cache states about the rows of a kind."""
+        return RowFacts(
+            vocab_size=self.vocab_size,
+            block_size=self.block_size,
+            temperatures=self.temperatures,
+            settings=self.config.get(kind, {}),
+            longest_prompt_tokens=self.data.get("longest_prompt_tokens", {}).get(kind),
+        )
+
+    def schema(self, kind: str) -> Any:
+        """The Arrow schema of a kind's shards in this cache."""
+        return KINDS[kind].schema(self.row_facts(kind))
+
+    def row_id_starts(self, kind: str, split: str) -> frozenset[int]:
+        """Indices of the shards at which row ids begin at 0: the first one, in a merged cache that of each source."""
+        parts = [source["planned_shards"] for source in self.data.get("sources", [])]
+        counts = (planned.get(kind, {}).get(split, 0) for planned in parts)
+        return frozenset(itertools.accumulate(counts, initial=0))
+
+    @property
+    def num_planned_shards(self) -> int:
+        """Shards that the finished cache will hold."""
+        return sum(sum(per_split.values()) for per_split in self.planned_shards.values())
+
+    def planned_keys(self) -> list[ShardKey]:
+        """Every shard that the finished cache will hold, in order."""
+        return [
+            ShardKey(kind=kind, split=split, index=index, num_shards=num_shards)
+            for kind in KINDS
+            for split in SPLITS
+            for num_shards in [self.planned_shards.get(kind, {}).get(split, 0)]
+            for index in range(num_shards)
+        ]
+
+
+def parse_shard_path(path: str, where: str) -> ShardKey:
+    """The key behind a shard's path; UnsafePathError for any other path."""
+    matched = _SHARD_PATH.fullmatch(path)
+    if matched is None:
+        raise UnsafePathError(path, where)
+    kind, split, index, num_shards = matched.groups()
+    key = ShardKey(kind=kind, split=split, index=int(index), num_shards=int(num_shards))
+    if kind not in KINDS or key.path != path or key.index >= key.num_shards:
+        raise UnsafePathError(path, where)
+    return key
+
+
+def identity_content(identity: CacheIdentity) -> dict[str, Any]:
+    """What plan.json holds, and manifest.json beside its shards and files."""
+    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION} | dataclasses.asdict(identity)
+
+
+def read_versioned(path: Path) -> dict[str, Any]:
+    """Content of plan.json or manifest.json; raises RecordError, FormatVersionError or MissingFileError."""
+    content = read_record(path)
+    if content.pop("format", None) != FORMAT_NAME:
+        raise RecordError(str(path), f"'format' is not {FORMAT_NAME!r}")
+    version = content.pop("format_version", None)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise RecordError(str(path), f"'format_version' is {version!r}")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(str(path), version, FORMAT_VERSION)
+    return content
+
+
+def parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
+    """The identity in a record's content; raises RecordError, which names `path`."""
+    identity = parse_fields(CacheIdentity, content, path)
+    for name, facts in _FACTS.items():
+        for fact, fact_type in facts.items():
+            if type(getattr(identity, name).get(fact)) is not fact_type:
+                raise RecordError(str(path), f"{name!r} has no {fact!r}, or not as {fact_type.__name__}")
+    if not 1 <= identity.vocab_size <= _MAX_VOCAB_SIZE:
+        raise RecordError(str(path), f"'vocab_size' is {identity.vocab_size}")
+    for name, most in (("block_size", _MAX_BLOCK_SIZE), ("record_batch_rows", _MAX_RECORD_BATCH_ROWS)):
+        if not 1 <= getattr(identity, name) <= most:
+            raise RecordError(str(path), f"{name!r} is {getattr(identity, name)}, expected 1 to {most}")
+    _check_planned_shards(identity.planned_shards, path)
+    if identity.num_planned_shards > MAX_SHARDS:
+        raise RecordError(str(path), f"'planned_shards' has more than {MAX_SHARDS} shards")
+    if "sources" in identity.data:
+        _check_sources(identity, path)
+    temperatures = identity.temperatures
+    if not temperatures or not all(type(t) in (int, float) and 0 < t <= _MAX_TEMPERATURE for t in temperatures):
+        raise RecordError(str(path), f"'temperatures' must be numbers above 0 and up to {_MAX_TEMPERATURE:g}")
+    if len({soft_targets.tempered_column(t) for t in temperatures}) < len(temperatures):
+        raise RecordError(str(path), "'temperatures' has two alike")
+    check_settings(vars(identity), identity.vocab_size, path)
+    return dataclasses.replace(identity, temperatures=tuple(float(t) for t in temperatures))
+
+
+def _check_planned_shards(planned: dict[str, Any], path: Path) -> None:
+    for kind, per_split in planned.items():
+        if kind not in KINDS or not isinstance(per_split, dict) or not set(per_split) <= set(SPLITS):
+            raise RecordError(str(path), f"'planned_shards' has an unknown kind or split at {kind!r}")
+        if any(type(count) is not int or count < 0 for count in per_split.values()):
+            raise RecordError(str(path), f"'planned_shards' has a count that is not a number at {kind!r}")
+
+
+def _check_sources(identity: CacheIdentity, path: Path) -> None:
+    """The sources of a merged cache: which is which, each once, and together all of its shards."""
+    sources = identity.data["sources"]
+    if not isinstance(sources, list) or len(sources) < 2:
+        raise RecordError(str(path), "'sources' is not a list of two or more")
+    for source in sources:
+        if not isinstance(source, dict) or any(type(source.get(k)) is not t for k, t in _SOURCE_FACTS.items()):
+            raise RecordError(str(path), f"'sources' has an entry without one of {sorted(_SOURCE_FACTS)}")
+        _check_planned_shards(source["planned_shards"], path)
+    if len({source["fingerprint"] for source in sources}) < len(sources):
+        raise RecordError(str(path), "'sources' has the same data twice")
+    for kind, split in itertools.product(KINDS, SPLITS):
+        in_sources = sum(source["planned_shards"].get(kind, {}).get(split, 0) for source in sources)
+        if in_sources != identity.planned_shards.get(kind, {}).get(split, 0):
+            raise RecordError(str(path), f"'sources' have {in_sources} {kind} shards in the {split} split")
+
+
+def parse_shard_record(item: dict[str, Any], path: Path) -> ShardRecord:
+    """A shard's record from JSON; raises RecordError or UnsafePathError, which name `path`."""
+    record = parse_fields(ShardRecord, item, path)
+    parse_shard_path(record.path, str(path))
+    counts = (record.first_row_id, record.num_rows, record.num_tokens, record.num_targets, record.shard_bytes)
+    if min(counts) < 0 or not is_sha256(record.sha256):
+        raise RecordError(str(path), f"the record of {record.path} has a negative count or a malformed sha256")
+    if record.num_rows > _MAX_SHARD_ROWS:
+        raise RecordError(str(path), f"{record.path} cannot hold {record.num_rows} rows")
+    return record

@@ -1,0 +1,97 @@
+"""soft_targets as a kind: a row is one block with the teacher's sparse next-token targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage.rows import columns, soft_targets
+from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
+from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
+from storage.rows.setting_rules import either, number, whole
+from storage.rows.soft_target_rules import check
+
+_ALTERNATIVES = 4
+_TOKENS_SHOWN = 24
+
+
+class SoftTargets(Kind):
+    """Blocks of tokens with a sparse distribution at every position."""
+
+    name = "soft_targets"
+    row_is = "a block of tokens with the teacher's sparse next-token distribution at every position"
+    holds = "its next-token distribution at {} positions"
+    counted = "num_targets"
+    sequences = "blocks"
+    longest_row_settings = (("block_size",),)
+    setting_rules: ClassVar = {
+        "top_k": whole(0, (1 << 63) - 1),
+        "tail_weight": either(number(0, 1), None),
+        "mantissa_bits": whole(1, FLOAT16_MANTISSA_BITS),
+    }
+
+    def schema(self, facts: RowFacts) -> pa.Schema:
+        """One column more for each temperature other than 1."""
+        return soft_targets.schema(facts.vocab_size, facts.block_size, facts.temperatures)
+
+    def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
+        """How far mass may be from 1 depends on what logprobs were rounded to."""
+        check(batch, facts.vocab_size, where, soft_targets.mantissa_bits(facts.settings))
+
+    def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
+        """Entries of heads and tails: at most 1/τ probabilities reach τ, and as many draws are made."""
+        if not {"top_k", "tail_weight"} <= facts.settings.keys():
+            return
+        tail_weight = facts.settings["tail_weight"]
+        most_drawn = 0 if tail_weight is None else math.floor(min(1 / tail_weight, 1 << 32)) + 1
+        most_kept = max(facts.settings["top_k"], most_drawn)
+        yield SizeLimit(column="head_size", num_tokens=columns.fixed(batch, "head_size"), most=most_kept)
+        yield SizeLimit(column="tail_size", num_tokens=columns.fixed(batch, "tail_size"), most=most_drawn)
+
+    def statistics(self, batch: pa.RecordBatch) -> BatchStats:
+        """The targets are the valid ones; the sums over them are of the teacher's entropy and next-token loss."""
+        rows = soft_targets.decode(batch)
+        valid = rows.is_valid_target
+        return BatchStats(
+            num_tokens=rows.input_ids.size,
+            num_targets=int(valid.sum()),
+            entropy_sum_nats=float(rows.entropy[valid].astype(np.float64).sum()),
+            label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
+        )
+
+    def describe_settings(self, settings: Mapping[str, Any], temperatures: Sequence[float]) -> list[str]:
+        """What a loss can have of the soft targets."""
+        first, served = f"{temperatures[0]:g}", ", ".join(f"{t:g}" for t in sorted({1.0, *temperatures}))
+        weight = settings.get("tail_weight")
+        tail = "the mass of the rest" if weight is None else f"draws of weight {weight:g} at temperature {first}"
+        return [f"targets    the top {settings.get('top_k')} and {tail}; losses at temperature {served}"]
+
+    def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
+        """Each block's text, then its first valid targets with the teacher's top alternatives."""
+        rows = soft_targets.decode(batch)
+        is_head = soft_targets.head_mask(rows)
+        num_head_before: NDArray[np.int64] = np.cumsum(is_head) - is_head
+        sizes = rows.head_size + rows.tail_size
+        first_entry = (np.cumsum(sizes.reshape(-1)) - sizes.reshape(-1)).reshape(sizes.shape)
+        valid = rows.is_valid_target
+        for r, row_id in enumerate(rows.row_id):
+            yield f"row {row_id}: {to_text(rows.input_ids[r])}"
+            for t in islice(np.flatnonzero(valid[r]), _TOKENS_SHOWN):
+                start, head = first_entry[r, t], rows.head_size[r, t]
+                ids = rows.ids[start : start + head]
+                first_logprob = num_head_before[start] if head else 0
+                logprobs = rows.logprobs[first_logprob : first_logprob + head].astype(np.float32)
+                best = np.argsort(-logprobs, kind="stable")[:_ALTERNATIVES]
+                alternatives = "  ".join(f"{to_text(ids[b])} {np.exp(logprobs[b]):.3f}" for b in best)
+                label, tail = (float(np.exp(np.float32(x[r, t]))) for x in (rows.label_logprob, rows.tail_logprob))
+                yield (
+                    f"  {t:>4} {to_text(rows.input_ids[r, t]):>14} → {to_text(rows.input_ids[r, t + 1]):<14}"
+                    f" {label:.3f} | {alternatives} | tail {tail:.3f}"
+                    f" in {rows.tail_size[r, t]} draws, entropy {rows.entropy[r, t]:.2f} nats"
+                )

@@ -1,0 +1,51 @@
+"""The loss on beam candidates: the student learns to choose the candidate that the teacher ranks best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from storage.reading.cache import Cache
+from student.config import TrainConfig
+from student.losses.batches import BeamBatch, beam_batch
+from student.losses.parts.part import LossPart
+from student.losses.scores import candidate_scores
+from student.losses.selection import selection_loss
+
+
+class BeamsPart(LossPart[BeamBatch]):
+    """Mean over prompts."""
+
+    kind = "beams"
+    default_weight = 0.25
+
+    def __init__(self, model: Any, cache: Cache, config: TrainConfig, weights: Mapping[str, float]) -> None:
+        self._model, self._weight = model, weights[self.kind]
+        self._temperature = config.selection_temperature
+        self._length_penalty = float(cache.setting("config", self.kind, "length_penalty"))
+
+    @staticmethod
+    def step_rows(config: TrainConfig) -> int:
+        """Prompts per step."""
+        return config.batch_beams
+
+    def batch(self, rows: pa.RecordBatch) -> BeamBatch:
+        """Prompts with all of their candidates."""
+        return beam_batch(rows, self._model.device)
+
+    def num_targets(self, batch: BeamBatch) -> int:
+        """Prompts."""
+        return len(batch.teacher_scores)
+
+    def num_tokens(self, batch: BeamBatch) -> int:
+        """Tokens of prompts and candidates, padded."""
+        return batch.texts.input_ids.numel()
+
+    def loss(self, batch: BeamBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy from the teacher's choice to the student's."""
+        scores_BN = candidate_scores(self._model, batch, self._length_penalty)
+        loss = selection_loss(scores_BN, batch.teacher_scores, self._temperature).sum()
+        return loss * self._weight, {"beams_nats": loss.detach()}

@@ -1,0 +1,54 @@
+"""The loss on sampled texts: the next tokens of completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from storage.reading.cache import Cache
+from student.config import TrainConfig
+from student.losses.batches import TextBatch, sample_batch
+from student.losses.fused_head import HeadLoss, fused_head_loss
+from student.losses.parts.part import LossPart
+from student.losses.scores import hidden_at
+from student.losses.targets import SparseTargets
+from student.model import head_weight
+
+_LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
+
+
+class SamplesPart(LossPart[TextBatch]):
+    """Mean over the tokens of completions."""
+
+    kind = "samples"
+    default_weight = 0.5
+
+    def __init__(self, model: Any, cache: Cache, config: TrainConfig, weights: Mapping[str, float]) -> None:
+        self._model, self._weight = model, weights[self.kind]
+
+    @staticmethod
+    def step_rows(config: TrainConfig) -> int:
+        """Texts per step."""
+        return config.batch_samples
+
+    def batch(self, rows: pa.RecordBatch) -> TextBatch:
+        """Prompts with their completions."""
+        return sample_batch(rows, self._model.device)
+
+    def num_targets(self, batch: TextBatch) -> int:
+        """Tokens of completions."""
+        return len(batch.label_ids)
+
+    def num_tokens(self, batch: TextBatch) -> int:
+        """Tokens of prompts and completions, padded."""
+        return batch.input_ids.numel()
+
+    def loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Next-token loss."""
+        hidden_PD = hidden_at(self._model, batch, batch.is_target)
+        targets = SparseTargets.labels_only(batch.label_ids)
+        total, _, label_sum = fused_head_loss(hidden_PD, head_weight(self._model), targets, _LABEL_LOSS)
+        return total * self._weight, {"samples_nats": label_sum}
