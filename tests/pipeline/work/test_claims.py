@@ -142,9 +142,9 @@ SCRIPT = """
 import base64, os, pickle, signal, sys
 import torch
 import transformers.models.gpt2.modeling_gpt2
-from pipeline import tokenization
-from storage import destinations
+from pipeline.corpus import tokenization
 from pipeline.run import precompute
+from storage.writing import destinations
 torch.set_num_threads(1)
 config, num_processes, dying = pickle.loads(base64.b64decode(sys.argv[1]))
 
