@@ -23,7 +23,7 @@ from storage.errors import CacheError
 from storage.reading.verification import verify_cache
 from storage.records.manifest import MANIFEST_NAME, PLAN_NAME, read_commit, read_plan
 from storage.shards.shard import check_file
-from storage.writing.publication import WORK_DIR
+from storage.writing.directory_destination import WORK_DIR
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 # A full disk or quota stays full; a bad block is met once.

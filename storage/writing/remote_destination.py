@@ -39,7 +39,8 @@ from storage.remote.remote_records import read_remote, require_no_foreign_card
 from storage.remote.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.remote.sending import Sender, Unit
 from storage.shards.shard import write_shard
-from storage.writing.publication import describe, file_record, require_same_facts, require_same_plan
+from storage.writing.card_and_manifest import file_record, write_card_and_manifest
+from storage.writing.plan_comparison import require_same_facts, require_same_plan
 
 # Commit records are small: what takes time is the way there and back.
 _NUM_CONNECTIONS = 32
@@ -144,7 +145,7 @@ class RemoteDestination:
         with self._staging() as staging:
             for name in tokenizer_files:
                 write_file(staging / name, self._content(name))
-            manifest = describe(staging, begun, records, tokenizer_files)
+            manifest = write_card_and_manifest(staging, begun, records, tokenizer_files)
             for name in (CARD_NAME, MANIFEST_NAME):
                 self._send(staging, file_record(staging, name))
         return manifest

@@ -166,10 +166,9 @@ class Stop(Exception):
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
     """Let `name` of a module of a run work a number of times and then raise."""
-    import storage.writing.destinations
-    import storage.writing.publication
+    from storage.writing import card_and_manifest, directory_destination
 
-    modules = (storage.writing.destinations, storage.writing.publication)
+    modules = (directory_destination, card_and_manifest)
     module = next(module for module in modules if hasattr(module, name))
     original, count = getattr(module, name), iter(range(calls))
 

@@ -32,7 +32,7 @@ from storage.records.manifest import (
 )
 from storage.rows.columns import to_fixed
 from storage.shards.shard import Shard, check_file, write_shard
-from storage.writing.destinations import DirectoryDestination
+from storage.writing.directory_destination import DirectoryDestination
 
 KEY = ShardKey(kind="soft_targets", split="train", index=0, num_shards=1)
 
