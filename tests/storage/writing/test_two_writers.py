@@ -58,7 +58,7 @@ def killed(*args: object, **settings: object) -> None:
 
 
 def commit_and_be_killed(out: Path, record: ShardRecord) -> None:
-    """The record is written; a shard that waits still does."""
+    """The record is written; a staged shard is not installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("storage.records.manifest.install_committed", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -137,7 +137,7 @@ def test_a_committed_shard_without_its_file_is_made_again(
 
 
 @pytest.mark.parametrize("is_as_long", [False, True])
-def test_a_shard_that_still_waits_is_not_lost(
+def test_a_shard_that_is_still_staged_is_not_lost(
     tmp_path: Path, write: Callable[[Path, int], ShardRecord], is_as_long: bool
 ) -> None:
     num_bytes = write(tmp_path / "elsewhere", 0).shard_bytes if is_as_long else 100
