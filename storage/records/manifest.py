@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storage.disk.files import TEMPORARY_PREFIX, IfTaken, install_staged, safe_join, staged_path
+from storage.disk.files import TEMPORARY_PREFIX, IfTaken, install_staged, staged_path
+from storage.disk.safe_paths import safe_join
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.records.records import MAX_RECORD_BYTES, parse_record, read_record, read_record_bytes, write_record
 from storage.records.settings import check_settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from storage.disk.files import remove_leftovers
+from storage.disk.directories import remove_leftovers
 from storage.errors import ConfigError
 from storage.reading.cache import Cache, open_cache
 from storage.records.manifest import ShardRecord, write_commit

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.disk.files import remove_leftovers
+from storage.disk.directories import remove_leftovers
 from storage.errors import ConfigError, MergeError
 from storage.reading.cache import Cache, open_cache
 from storage.records.manifest import KINDS, SPLITS, CacheIdentity, ShardRecord

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.disk.files import safe_join, write_unless_equal
+from storage.disk.files import write_unless_equal
+from storage.disk.safe_paths import safe_join
 from storage.reading.cache import TOKENIZER_DIR, Cache
 from storage.shards.shard import check_file
 

@@ -13,13 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.disk.files import (
-    TEMPORARY_PREFIX,
-    link_or_copy,
-    remove_directory,
-    remove_leftovers,
-    write_unless_equal,
-)
+from storage.disk.directories import remove_directory, remove_leftovers
+from storage.disk.files import TEMPORARY_PREFIX, link_or_copy, write_unless_equal
 from storage.errors import ConfigError, IncompleteCacheError
 from storage.records.manifest import (
     MANIFEST_NAME,

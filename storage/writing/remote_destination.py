@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.disk.files import refusals, remove_directory, write_file
+from storage.disk.directories import remove_directory
+from storage.disk.files import refusals, write_file
 from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
 from storage.records.manifest import (
     CARD_NAME,

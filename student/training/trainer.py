@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from storage.disk.directories import give_usual_modes, remove_leftovers
 from storage.disk.directory_lock import only_writer
-from storage.disk.files import TEMPORARY_PREFIX, give_usual_modes, refusals, remove_leftovers
+from storage.disk.files import TEMPORARY_PREFIX, refusals
 from storage.errors import ConfigError
 from storage.progress import Progress
 from storage.reading.cache import Cache, open_cache

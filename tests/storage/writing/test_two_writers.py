@@ -11,14 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from storage.disk.files import (
-    TEMPORARY_PREFIX,
-    publishing,
-    remove_directory,
-    remove_leftovers,
-    staged_path,
-    write_file,
-)
+from storage.disk.directories import remove_leftovers
+from storage.disk.files import TEMPORARY_PREFIX, publishing, staged_path, write_file
 from storage.errors import CacheError
 from storage.records.manifest import (
     ShardKey,
@@ -184,20 +178,3 @@ def test_what_becomes_of_a_file_whose_name_is_taken(tmp_path: Path, if_taken: st
     assert path.read_bytes() == found
     others = {other: other.read_bytes() for other in tmp_path.iterdir() if other != path}
     assert others == ({staged_path(path, file.sha256): b"new"} if if_taken == "stage" else {})
-
-
-def test_a_directory_that_is_being_removed_is_whole_or_a_leftover(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = tmp_path / ".work"
-    (directory / "inside").mkdir(parents=True)
-    (directory / "inside" / "file").write_bytes(b"")
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            remove_directory(directory)
-    [leftover] = tmp_path.iterdir()
-    assert leftover.name.startswith(TEMPORARY_PREFIX)
-    remove_leftovers(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    remove_directory(directory)
