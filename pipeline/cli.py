@@ -16,8 +16,7 @@ def main() -> None:
 def _main() -> int:
     config = tyro.cli(PrecomputeConfig, prog="teachonce-precompute", description=__doc__)
     # Heavy imports wait until the flags are known to be right, so that --help is instant.
-    from pipeline.job import plan_only
-    from pipeline.run import announce, precompute
+    from pipeline.run import announce, plan_only, precompute
 
     if config.plan:
         from pipeline.estimate import render_plan

@@ -6,11 +6,16 @@ Killed anywhere and run again, it ends with the same bytes as an undisturbed run
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
+from pipeline.beginning import begin
 from pipeline.config import PrecomputeConfig
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
-from pipeline.job import begin, load_job
+from pipeline.identity import facts_of
+from pipeline.job import Job, lay_out, load_teacher_and_source
 from pipeline.plan import Begun
 from pipeline.work.work_directory import work_directory
 from storage.errors import WriteRefusedError
@@ -41,10 +46,24 @@ def _run(config: PrecomputeConfig) -> Manifest:
 
 
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
-    job = load_job(config, destination.work_dir, destination.require_same_facts)
+    loaded = load_teacher_and_source(config)
+    destination.require_same_facts(facts_of(loaded))
+    job = lay_out(loaded, destination.work_dir)
     begun = begin(job, destination)
     write_shards(config, destination, job.producers, begun)
     return begun
+
+
+def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
+    """Load everything, write nothing outside a temporary directory, and return `report` of the job.
+
+    Raises CacheMismatchError, too, for a place where another cache was begun.
+    """
+    destination = open_destination(config.out, config.work_dir)
+    with tempfile.TemporaryDirectory() as directory:
+        loaded = load_teacher_and_source(config)
+        destination.require_same_facts(facts_of(loaded))
+        return report(lay_out(loaded, Path(directory)))
 
 
 def announce(config: PrecomputeConfig, manifest: Manifest) -> None:

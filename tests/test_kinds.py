@@ -38,7 +38,7 @@ MAY_NAME = {
     "student/report/candidates.py": ABOUT_ONE_KIND,
     "student/report/passage.py": ABOUT_ONE_KIND,
     "student/report/texts.py": ABOUT_ONE_KIND,
-    "student/training/run_directory.py": "a student remembers the length penalty that its cache's beams were scored with",
+    "student/training/run_directory.py": "a student keeps the length penalty that its cache's beams were scored with",
 }
 
 

@@ -37,7 +37,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("vocabulary",),
         ("decoding",),
         ("producers",),
-        ("plan", "job"),
+        ("plan", "job", "identity", "beginning"),
         ("engines",),
         ("run", "estimate"),
         ("cli", "__init__"),

@@ -5,7 +5,6 @@ Work files of a run, not part of the cache format. Nothing is held in memory, ho
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +69,6 @@ class TokenStore:
         first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
         inner_ends = np.asarray(self.ends[first:last])
         return np.diff(np.concatenate([[start], inner_ends, [stop]])).astype(np.int64)
-
-    def sha256(self) -> str:
-        """Hex sha256 over tokens and document ends."""
-        digest = hashlib.sha256()
-        for array in (self.tokens, self.ends):
-            for start in range(0, len(array), 1 << 20):
-                digest.update(array[start : start + (1 << 20)].tobytes())
-        return digest.hexdigest()
 
 
 def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -64,11 +64,15 @@ class RayWorker:
             )
         import torch
 
-        from pipeline.job import begin, load_job
+        from pipeline.beginning import begin
+        from pipeline.identity import facts_of
+        from pipeline.job import lay_out, load_teacher_and_source
 
         torch.set_num_threads(self._num_threads)
         self._stack.enter_context(work_directory(self._destination))
-        self._job = load_job(self._config, self._destination.work_dir, self._destination.require_same_facts)
+        loaded = load_teacher_and_source(self._config)
+        self._destination.require_same_facts(facts_of(loaded))
+        self._job = lay_out(loaded, self._destination.work_dir)
         self._begun = begin(self._job, self._destination)
         return self._begun
 

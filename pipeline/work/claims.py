@@ -1,4 +1,4 @@
-"""Who is at what: locks that the system takes back when a process ends, however it ends.
+"""Claims on parts of the work, one lock file each: a process that ends, however it ends, gives its claims back.
 
 Claims save work and decide nothing. Where a file system's locks exclude nobody, work is done twice, and what was
 committed first stands.
@@ -7,7 +7,6 @@ committed first stands.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from storage.disk.files import refusals
+from storage.disk.locks import try_lock
 
 _DIRECTORY = "claims"
 _LOOK_AGAIN_AFTER_S = 0.25
@@ -44,16 +44,15 @@ class Claims:
         with refusals(self._directory / name):
             self._directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._directory / name, os.O_CREAT | os.O_RDWR)
+            is_ours = False
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                return False
-            except OSError:
-                os.close(lock)
-                raise
-        self._held[name] = lock
-        return True
+                is_ours = try_lock(lock)
+            finally:
+                if not is_ours:
+                    os.close(lock)
+        if is_ours:
+            self._held[name] = lock
+        return is_ours
 
     def give_back(self, name: str) -> None:
         """Let others have it."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from storage.disk.directory_lock import is_still_there
 from storage.disk.files import refusals
+from storage.disk.locks import is_still_there, make_and_lock, share_lock, try_lock
 from storage.writing.destinations import Destination
 
 _LOCK_NAME = "lock"
@@ -24,7 +22,8 @@ def work_directory(destination: Destination) -> Iterator[None]:
 
     Every run holds a shared lock on it; whoever leaves last cleans up.
     """
-    lock = _shared_lock(destination.work_dir)
+    with refusals(destination.work_dir):
+        lock = make_and_lock(destination.work_dir, _LOCK_NAME, share_lock)
     is_done = False
     try:
         yield
@@ -39,26 +38,8 @@ def work_directory(destination: Destination) -> Iterator[None]:
 def _lock_alone(lock: int, *, wait_s: float) -> bool:
     """Turn a shared lock into an exclusive one; False when others hold it for `wait_s` more seconds."""
     deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-
-
-def _shared_lock(work_dir: Path) -> int:
-    """Make the directory and lock it; descriptor of the lock."""
-    while True:
-        with refusals(work_dir):
-            work_dir.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = os.open(work_dir / _LOCK_NAME, os.O_CREAT | os.O_RDWR)
-            except FileNotFoundError:  # the last run before this one has just cleaned up
-                continue
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        if is_still_there(work_dir / _LOCK_NAME, lock):
-            return lock
-        os.close(lock)
+    while not try_lock(lock):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True

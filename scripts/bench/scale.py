@@ -25,8 +25,8 @@ from scripts.support.measure import interleaved_seconds, peak_extra_bytes, secon
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import verify_cache
-from storage.records.commits import read_held_commit, read_plan
-from storage.writing.publication import begin_or_resume, finish
+from storage.records.commits import read_plan
+from storage.writing.directory_destination import DirectoryDestination
 
 _TIMES = (1, 10, 100)
 # Largest ratios of seconds per shard or bytes, and of seconds.
@@ -78,9 +78,10 @@ def verify(path: Path) -> None:
 
 def resume(path: Path) -> None:
     """Find every shard committed, and finish again."""
-    identity = begin_or_resume(path, read_plan(path))
-    assert all(read_held_commit(path, key) is not None for key in identity.planned_keys())
-    finish(path, identity, [])
+    destination = DirectoryDestination(path)
+    identity = destination.begin_or_resume(read_plan(path))
+    assert all(destination.read_commit(key) is not None for key in identity.planned_keys())
+    destination.finish(identity, [])
 
 
 def first_batch(path: Path) -> Iterator[object]:

@@ -28,7 +28,8 @@ from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.corpus.tokenization import tokenize_corpus
 from storage.command import run_command
-from storage.disk.files import publishing_path, refusals
+from storage.disk.directories import publishing_path
+from storage.disk.files import refusals
 from storage.draws import hash_permutation
 from storage.errors import ConfigError
 from storage.progress import Progress

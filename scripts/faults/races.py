@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import storage.writing.destinations
+import storage.writing.directory_destination
 from pipeline.work.claims import Claims
 from scripts.faults.bench import Bench, difference
 from scripts.faults.children import Child, Ending
@@ -191,7 +191,7 @@ def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
 
 def _compute_other_bits() -> None:
     """Let this process compute as another machine does: floats that differ in the last bit, another Python."""
-    module: Any = storage.writing.destinations
+    module: Any = storage.writing.directory_destination
     original = module.write_shard
 
     def write_shard(

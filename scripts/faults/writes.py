@@ -25,7 +25,7 @@ from storage.records.commits import read_commit, read_plan
 from storage.records.identity import PLAN_NAME
 from storage.records.manifest import MANIFEST_NAME
 from storage.shards.shard import check_file
-from storage.writing.publication import WORK_DIR
+from storage.writing.directory_destination import WORK_DIR
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 # A full disk or quota stays full; a bad block is met once.

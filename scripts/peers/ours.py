@@ -12,7 +12,8 @@ import numpy as np
 from scripts.support.caches import made_up_identity
 from scripts.support.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
 from scripts.support.system import System
-from storage.disk.files import remove_leftovers, write_file
+from storage.disk.directories import remove_leftovers
+from storage.disk.files import write_file
 from storage.disk.hashing import sha256_file
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream

@@ -20,7 +20,7 @@ from storage.disk.files import link_or_copy
 from storage.records.commits import write_commit, write_plan
 from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
 from storage.records.manifest import Manifest, read_manifest, write_manifest
-from storage.writing.publication import describe
+from storage.writing.card_and_manifest import write_card_and_manifest
 
 VOCAB_SIZE = 50_257
 BLOCK_SIZE = 512
@@ -98,7 +98,7 @@ def _write_finished(cache_dir: Path, identity: CacheIdentity) -> None:
     write_plan(cache_dir, identity)
     for key in identity.planned_keys():
         write_commit(cache_dir, record_of(key))
-    describe(cache_dir, identity, [record_of(key) for key in identity.planned_keys()], [])
+    write_card_and_manifest(cache_dir, identity, [record_of(key) for key in identity.planned_keys()], [])
 
 
 def _write_begun(cache_dir: Path, finished: Path, identity: CacheIdentity, num_committed: int) -> None:

@@ -37,7 +37,7 @@ from storage.remote.directory import RemoteDirectory
 from storage.sharing.merging import merge
 from storage.sharing.transfer import pull, push
 from storage.writing.destinations import open_destination
-from storage.writing.publication import finish
+from storage.writing.directory_destination import DirectoryDestination
 
 KIND, SPLIT = "soft_targets", "train"
 STREAM_POSITION = 10**9
@@ -154,7 +154,7 @@ def join(made_up: MadeUp) -> Action:
     identity = identity_of(made_up.num_shards)
 
     def action() -> Figures:
-        finish(made_up.committed, identity, [])
+        DirectoryDestination(made_up.committed).finish(identity, [])
         manifest = made_up.committed / MANIFEST_NAME
         return {"manifest bytes": manifest.stat().st_size, "sha256": sha256_file(manifest)[:16]}
 

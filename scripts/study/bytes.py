@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.job import load_job
+from pipeline.job import lay_out, load_teacher_and_source
 from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.sparsify import SparseTargets, sparsify
 from scripts.study.stored_bytes import PAYLOAD, as_record_batch, compressed_bytes
@@ -62,7 +62,7 @@ class Positions:
     """Hidden states of some blocks, from which logits are made chunk by chunk."""
 
     def __init__(self, config: BytesConfig, work_dir: Path) -> None:
-        job = load_job(
+        loaded = load_teacher_and_source(
             PrecomputeConfig(
                 teacher=config.teacher,
                 data=config.data,
@@ -71,9 +71,9 @@ class Positions:
                 block_size=config.block_size,
                 device=config.device,
                 quiet=True,
-            ),
-            work_dir,
+            )
         )
+        job = lay_out(loaded, work_dir)
         self._teacher = job.teacher
         self.vocab_size = job.teacher.vocab_size
         blocks = Blocks(job.tokenized.documents["train"], config.block_size)

@@ -18,7 +18,7 @@ from storage.rows import columns, soft_targets
 from storage.rows.segments import valid_targets
 from storage.rows.soft_targets import SoftTargetRows
 from storage.shards.shard import write_shard
-from storage.writing.publication import finish
+from storage.writing.directory_destination import DirectoryDestination
 
 RECORD_BATCH_ROWS = 16
 _TAIL_WEIGHT = 1 / 32
@@ -60,7 +60,7 @@ def write_soft_targets_cache(
         rows = range(start, min(start + rows_per_shard, num_blocks))
         batches = _record_batches(identity, rows, make_rows, num_distinct_batches)
         write_commit(directory, write_shard(directory, identity, key, start, batches))
-    finish(directory, identity, [])
+    DirectoryDestination(directory).finish(identity, [])
     return open_cache(directory)
 
 

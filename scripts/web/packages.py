@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from storage.disk.files import publishing_path
+from storage.disk.directories import publishing_path
 from storage.errors import ConfigError
 from storage.reading.remote_cache import default_local_copy
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from scripts.web.packages import VENDOR_FILES
-from storage.disk.files import safe_join
+from storage.disk.safe_paths import safe_join
 from storage.errors import ConfigError, UnsafePathError
 
 _PAGE = Path(__file__).parent

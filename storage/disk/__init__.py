@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, locks on directories, and hashes of files."""
+"""Files and directories that appear whole or not at all, paths that stay inside, locks, and hashes of files."""

@@ -16,10 +16,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
-from storage.errors import UnsafePathError, WriteRefusedError, first_line
+from storage.errors import WriteRefusedError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
 # What happens when a name is taken: replace the earlier file, drop the new one, or stage it beside the earlier.
@@ -168,48 +168,6 @@ def write_unless_equal(path: Path, content: bytes) -> None:
         write_file(path, content)
 
 
-@contextlib.contextmanager
-def publishing_path(path: Path) -> Iterator[Path]:
-    """Yield a path for a file or a directory; when the block ends well it appears as `path`, otherwise nothing does.
-
-    Raises WriteRefusedError when the operating system refuses a write.
-    """
-    scratch = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
-    staged = scratch / path.name
-    try:
-        with refusals(path):
-            scratch.mkdir(parents=True)
-        yield staged
-        with refusals(path):
-            give_usual_modes(staged)
-            _sync_tree(staged)
-            os.rename(staged, path)
-            sync_directory(path.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def give_usual_modes(root: Path) -> None:
-    """Let a file, or those below a directory, be read by whom files are usually: safetensors writes for its owner."""
-    probe = root.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
-    probe.touch()
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    for path in [root, *root.rglob("*")]:
-        if path.is_file():
-            path.chmod(mode)
-
-
-def _sync_tree(root: Path) -> None:
-    """Force a file, or all that is below a directory, onto the disk."""
-    for path in [root, *root.rglob("*")]:
-        if path.is_dir():
-            sync_directory(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def may_replace(path: Path, beginning: bytes) -> bool:
     """Whether nothing would be lost: there is no such file, it is empty, or it begins as what replaces it."""
     if not path.exists():
@@ -233,41 +191,6 @@ def link_or_copy(source: Path, path: Path) -> None:
     except OSError:
         with source.open("rb") as original, publishing(path) as copy:
             shutil.copyfileobj(original, copy, _COPY_BYTES)
-
-
-def remove_directory(directory: Path) -> None:
-    """Delete a directory with all that is in it; a process killed meanwhile leaves it whole, or as a leftover."""
-    doomed = directory.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{directory.name}")
-    with contextlib.suppress(OSError):
-        directory.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Delete temporary files and directories that killed writers left below `directory`."""
-    for leftover in list(directory.rglob(f"{TEMPORARY_PREFIX}*")):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-def safe_join(root: Path, relative: str, where: str) -> Path:
-    """`root / relative`, or UnsafePathError when that could lie anywhere else."""
-    parts = PurePosixPath(relative).parts
-    plain = bool(parts) and not relative.startswith("/") and not {"..", "."} & set(relative.split("/"))
-    if not plain or "\\" in relative or ":" in relative or not relative.isprintable():
-        raise UnsafePathError(relative, where)
-    path = root
-    for part in parts:
-        path = path / part
-        try:
-            followed = path.is_symlink()
-        except OSError:  # a name too long for the system
-            followed = True
-        if followed:
-            raise UnsafePathError(relative, where)
-    return path
 
 
 def sync_directory(directory: Path) -> None:

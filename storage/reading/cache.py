@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.disk.files import safe_join
 from storage.disk.hashing import directory_sha256
+from storage.disk.safe_paths import safe_join
 from storage.errors import (
     HashMismatchError,
     IncompleteCacheError,

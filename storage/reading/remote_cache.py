@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from storage.disk.files import refusals, write_file
+from storage.disk.locks import try_lock
 from storage.errors import ConfigError, LocalCacheTooSmallError
 from storage.reading.epoch_order import SHARDS_PER_GROUP
 from storage.reading.shard_files import DownloadedShards
@@ -85,13 +85,10 @@ def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
             except (FileExistsError, NotADirectoryError) as error:
                 raise ConfigError(f"--local-cache-dir {base}: not a directory; name a new or an empty one") from error
             lock = (directory / _LOCK_NAME).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            number += 1
-        else:
+        if try_lock(lock.fileno()):
             return directory, lock
+        lock.close()
+        number += 1
 
 
 def _require_room(manifest: Manifest, max_bytes: int) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from storage.disk.files import remove_leftovers, safe_join
+from storage.disk.directories import remove_leftovers
+from storage.disk.safe_paths import safe_join
 from storage.errors import LocalCacheTooSmallError
 from storage.records.identity import ShardRecord
 from storage.shards.shard import check_file, ensure_file

@@ -62,7 +62,10 @@ class SharedCopies:
         return False
 
     def _lock(self, place: int) -> bool:
-        """Lock a byte of a file that all share: the system gives it back when a process ends."""
+        """Lock a byte of a file that all share: the system gives it back when a process ends.
+
+        The library filelock locks whole files: it would leave a lock file for each shard.
+        """
         if self._lock_file is None:
             return False
         give_up_at = time.monotonic() + _LONGEST_WAIT_S

@@ -9,7 +9,8 @@ import dataclasses
 import stat
 from pathlib import Path
 
-from storage.disk.files import IfTaken, install_staged, safe_join, staged_path
+from storage.disk.files import IfTaken, install_staged, staged_path
+from storage.disk.safe_paths import safe_join
 from storage.errors import RecordError
 from storage.records.identity import (
     PLAN_NAME,
@@ -57,7 +58,7 @@ def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "repl
 
 
 def install_committed(cache_dir: Path, record: ShardRecord) -> None:
-    """Put a committed shard into its place if it is still waiting beside it: its writer may have been killed."""
+    """Put a committed shard into its place if it is still staged beside it: its writer may have been killed."""
     install_staged(cache_dir / record.path, record.sha256)
 
 
@@ -100,7 +101,7 @@ def is_held(cache_dir: Path, record: ShardRecord | FileRecord) -> bool:
 def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
     """A shard's commit record; None when the shard has to be made: for the first time, or because its file is lost.
 
-    A committed shard that still waits is put into its place.
+    A committed shard that is still staged is put into its place.
     """
     record = read_commit(cache_dir, key)
     if record is None:

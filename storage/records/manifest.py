@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.disk.files import TEMPORARY_PREFIX, safe_join
+from storage.disk.files import TEMPORARY_PREFIX
+from storage.disk.safe_paths import safe_join
 from storage.errors import RecordError, UnsafePathError
 from storage.records.identity import (
     PLAN_NAME,

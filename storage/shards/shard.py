@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from storage.disk.files import publishing, safe_join
+from storage.disk.files import publishing
 from storage.disk.hashing import sha256_file
+from storage.disk.safe_paths import safe_join
 from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError, UnreadableFileError
 from storage.records.identity import CacheIdentity, FileRecord, ShardKey, ShardRecord
 from storage.rows import columns

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from storage.disk.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, safe_join, sync_directory
+from storage.disk.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, sync_directory
+from storage.disk.safe_paths import safe_join
 from storage.errors import (
     ArchiveError,
     ConfigError,

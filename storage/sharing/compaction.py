@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-
-from storage.disk.files import link_or_copy, remove_leftovers
+from storage.disk.directories import remove_leftovers
 from storage.errors import ConfigError
 from storage.reading.cache import Cache, open_cache
-from storage.records.commits import read_held_commit, write_commit
+from storage.records.commits import write_commit
 from storage.records.identity import ShardRecord
-from storage.shards.shard import Shard, write_shard
-from storage.writing.publication import begin_or_resume, copy_tokenizer, finish, require_own_directory
+from storage.shards.shard import write_shard
+from storage.sharing.tokenizer_copy import copy_tokenizer
+from storage.writing.directory_destination import DirectoryDestination
 
 COMPACT_ZSTD_LEVEL = 19
 _MAX_ZSTD_LEVEL = 22
@@ -41,34 +40,32 @@ def compact(
     cache = open_cache(cache_dir)
     if out.exists() and out.samefile(cache_dir):
         raise ConfigError(f"--out {out}: is the cache itself; name another directory")
-    require_own_directory(out)
-    identity = begin_or_resume(out, cache.identity)
+    destination = DirectoryDestination(out)
+    destination.require_own()
+    identity = destination.begin_or_resume(cache.identity)
     tokenizer_files = copy_tokenizer(cache, out)
     for record in cache.manifest.shards:
-        if read_held_commit(out, record.key) is None:
-            write_commit(out, _recompress(cache, record, out, zstd_level))
+        if destination.read_commit(record.key) is None:
+            _add_recompressed(cache, record, destination, zstd_level)
             progress(record.shard_bytes)
         else:
             kept(record.shard_bytes)
-    finish(out, identity, tokenizer_files)
+    destination.finish(identity, tokenizer_files)
     remove_leftovers(out)
     return open_cache(out)
 
 
-def _recompress(cache: Cache, record: ShardRecord, out: Path, zstd_level: int) -> ShardRecord:
-    """Publish a shard's rows at `out`, in the fewer bytes of old and new ones, and return its record."""
+def _add_recompressed(cache: Cache, record: ShardRecord, destination: DirectoryDestination, zstd_level: int) -> None:
+    """Commit a shard's rows in the fewer bytes of old and new ones."""
     shard = cache.open_shard(record)
     try:
+        batches = (shard.read_batch(index) for index in range(shard.num_record_batches))
         compacted = write_shard(
-            out, cache.identity, record.key, record.first_row_id, _record_batches(shard), zstd_level
+            destination.directory, cache.identity, record.key, record.first_row_id, batches, zstd_level
         )
         if compacted.shard_bytes < record.shard_bytes:
-            return compacted
-        link_or_copy(cache.path / record.path, out / record.path)
-        return record
+            write_commit(destination.directory, compacted)
+        else:
+            destination.add_shard_file(cache.path / record.path, record)
     finally:
         cache.close_shard(shard)
-
-
-def _record_batches(shard: Shard) -> Iterator[pa.RecordBatch]:
-    return (shard.read_batch(index) for index in range(shard.num_record_batches))

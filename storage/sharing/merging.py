@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.disk.files import link_or_copy, remove_leftovers
+from storage.disk.directories import remove_leftovers
 from storage.errors import ConfigError, MergeError
 from storage.reading.cache import Cache, open_cache
-from storage.records.commits import read_held_commit, write_commit
 from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
 from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
-from storage.writing.publication import begin_or_resume, copy_tokenizer, finish, flatten, require_own_directory
+from storage.sharing.tokenizer_copy import copy_tokenizer
+from storage.writing.directory_destination import DirectoryDestination
+from storage.writing.plan_comparison import flatten
 
 # Which text, how much of it, and the draws. Everything else decides what a row means and must agree.
 SETTINGS_OF_DATA = (
@@ -57,18 +58,18 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
     for one, other in itertools.combinations(opened, 2):
         _require_alike(one, other)
     _require_different_data(opened)
-    require_own_directory(out)
-    identity = begin_or_resume(out, _merged_identity([cache.identity for cache in opened]))
+    destination = DirectoryDestination(out)
+    destination.require_own()
+    identity = destination.begin_or_resume(_merged_identity([cache.identity for cache in opened]))
     tokenizer_files = copy_tokenizer(opened[0], out)
     for cache in opened[1:]:
         for file in cache.manifest.files:
             check_file(cache.path, file)
     for key, (cache, record) in zip(identity.planned_keys(), _shards_in_order(opened), strict=True):
-        if read_held_commit(out, key) is None:
-            link_or_copy(check_file(cache.path, record), out / key.path)
-            write_commit(out, dataclasses.replace(record, path=key.path))
+        if destination.read_commit(key) is None:
+            destination.add_shard_file(check_file(cache.path, record), dataclasses.replace(record, path=key.path))
         progress(record.shard_bytes)
-    finish(out, identity, tokenizer_files)
+    destination.finish(identity, tokenizer_files)
     remove_leftovers(out)
     return open_cache(out)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from storage.disk.directories import remove_leftovers
 from storage.disk.directory_lock import only_writer
-from storage.disk.files import TEMPORARY_PREFIX, remove_leftovers, write_file
+from storage.disk.files import TEMPORARY_PREFIX, write_file
 from storage.errors import CacheMismatchError, ConfigError
 from storage.reading.cache import open_cache
 from storage.reading.verification import check_records

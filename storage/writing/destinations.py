@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,14 +9,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from storage.disk.files import remove_directory, remove_leftovers, write_unless_equal
 from storage.reading.remote_cache import user_cache_dir
-from storage.records.commits import forget_lost_shard, read_held_commit, read_plan, write_commit
-from storage.records.identity import PLAN_NAME, CacheIdentity, ShardKey, ShardRecord
-from storage.records.manifest import MANIFEST_NAME, Manifest
+from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
+from storage.records.manifest import Manifest
 from storage.remote.directory import is_remote_url
-from storage.shards.shard import write_shard
-from storage.writing.publication import WORK_DIR, begin_or_resume, finish, require_own_directory, require_same_facts
+from storage.writing.directory_destination import DirectoryDestination
 from storage.writing.remote_destination import RemoteDestination
 
 
@@ -83,62 +79,3 @@ def open_destination(out: str | Path, work_dir: Path | None = None) -> Destinati
         name = f"precompute-{hashlib.sha256(str(out).rstrip('/').encode()).hexdigest()[:16]}"
         return RemoteDestination(str(out), (work_dir or user_cache_dir()) / name)
     return DirectoryDestination(Path(out))
-
-
-class DirectoryDestination:
-    """A directory, which all processes share."""
-
-    def __init__(self, out: Path) -> None:
-        self.where = str(out)
-        self.work_dir = out / WORK_DIR
-        self._out = out
-
-    def require_own(self) -> None:
-        """Raise ConfigError unless it is a cache, begun or finished, or one can be begun there."""
-        require_own_directory(self._out)
-
-    def require_same_facts(self, facts: dict[str, Any]) -> None:
-        """Check what is known of this run against a published plan."""
-        if (self._out / PLAN_NAME).exists():
-            require_same_facts(self.where, read_plan(self._out), facts)
-
-    def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
-        """Publish the plan, or check that it is this one."""
-        return begin_or_resume(self._out, identity)
-
-    def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is no shard, in the place of a damaged one too."""
-        write_unless_equal(self._out / path, content)
-
-    def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """A disk answers at once."""
-
-    def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard has to be made."""
-        return read_held_commit(self._out, key)
-
-    def add_shard(
-        self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
-    ) -> None:
-        """Write a shard and commit it; where another process was quicker, its shard stays."""
-        forget_lost_shard(self._out, key)
-        write_commit(self._out, write_shard(self._out, identity, key, first_row, batches), if_taken="drop")
-
-    def hurry(self) -> None:
-        """A disk is not waited for."""
-
-    def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
-        """Join what is committed."""
-        return finish(self._out, identity, list(tokenizer_files))
-
-    def is_finished(self) -> bool:
-        """Whether there is a manifest."""
-        return (self._out / MANIFEST_NAME).exists()
-
-    def clean_up(self, *, is_done: bool) -> None:
-        """Tidy a finished cache, and a directory in which nothing was begun."""
-        if self.is_finished() or not (self._out / PLAN_NAME).exists():
-            remove_directory(self.work_dir)
-            remove_leftovers(self._out)
-        with contextlib.suppress(OSError):
-            self._out.rmdir()  # only when it is empty

@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.disk.files import refusals, remove_directory, write_file
+from storage.disk.directories import remove_directory
+from storage.disk.files import refusals, write_file
 from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
 from storage.records.commits import read_commit, read_plan, write_commit, write_plan
 from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardKey, ShardRecord
@@ -28,7 +29,8 @@ from storage.remote.remote_records import read_remote, require_no_foreign_card
 from storage.remote.retrying import DEFAULT_POLICY, RetryPolicy
 from storage.remote.sending import Sender, Unit
 from storage.shards.shard import write_shard
-from storage.writing.publication import describe, file_record, require_same_facts, require_same_plan
+from storage.writing.card_and_manifest import file_record, write_card_and_manifest
+from storage.writing.plan_comparison import require_same_facts, require_same_plan
 
 # Commit records are small: what takes time is the way there and back.
 _NUM_CONNECTIONS = 32
@@ -133,7 +135,7 @@ class RemoteDestination:
         with self._staging() as staging:
             for name in tokenizer_files:
                 write_file(staging / name, self._content(name))
-            manifest = describe(staging, begun, records, tokenizer_files)
+            manifest = write_card_and_manifest(staging, begun, records, tokenizer_files)
             for name in (CARD_NAME, MANIFEST_NAME):
                 self._send(staging, file_record(staging, name))
         return manifest

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from storage.disk.files import publishing_path, refusals
+from storage.disk.directories import publishing_path
+from storage.disk.files import refusals
 from storage.errors import ConfigError
 from storage.reading.cache import Cache
 from student.export.config import ExportConfig

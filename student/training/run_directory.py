@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from storage.disk.files import TEMPORARY_PREFIX, give_usual_modes, refusals, remove_leftovers
+from storage.disk.directories import give_usual_modes, remove_leftovers
+from storage.disk.files import TEMPORARY_PREFIX, refusals
 from storage.errors import ConfigError
 from storage.reading.cache import Cache, open_cache
 from storage.records.records import read_record, write_record

@@ -59,12 +59,12 @@ print(json.dumps(codes))
 
 KILLS = [
     ("pipeline.corpus.tokenization", "write_file", 0, False),  # text is tokenized, its directory not yet in place
-    ("storage.writing.destinations", "write_commit", 0, False),  # a shard is published, its commit record is not
-    ("storage.writing.destinations", "write_commit", 1, True),  # right after a commit record
+    ("storage.writing.directory_destination", "write_commit", 0, False),  # a shard is published without its record
+    ("storage.writing.directory_destination", "write_commit", 1, True),  # right after a commit record
     ("storage.shards.shard", "check_batch", 1, False),  # in the middle of a shard
     ("storage.disk.files", "sync_directory", 2, False),  # renamed, not yet synced
-    ("storage.writing.publication", "write_manifest", 0, False),  # all shards are there, the manifest is not
-    ("storage.writing.publication", "write_manifest", 0, True),  # the manifest is there, the work files are too
+    ("storage.writing.card_and_manifest", "write_manifest", 0, False),  # all shards are there, the manifest is not
+    ("storage.writing.card_and_manifest", "write_manifest", 0, True),  # the manifest is there, the work files are too
 ]
 
 

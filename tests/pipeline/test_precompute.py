@@ -26,7 +26,8 @@ from pipeline.errors import (
     TeacherError,
 )
 from pipeline.estimate import render_plan
-from pipeline.job import Job, plan_only
+from pipeline.job import Job
+from pipeline.run import plan_only
 from pipeline.teacher.model import Teacher
 from storage import Cache, open_cache, verify_cache
 from storage.errors import CacheMismatchError, ConfigError
@@ -166,10 +167,9 @@ class Stop(Exception):
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
     """Let `name` of a module of a run work a number of times and then raise."""
-    import storage.writing.destinations
-    import storage.writing.publication
+    from storage.writing import card_and_manifest, directory_destination
 
-    modules = (storage.writing.destinations, storage.writing.publication)
+    modules = (directory_destination, card_and_manifest)
     module = next(module for module in modules if hasattr(module, name))
     original, count = getattr(module, name), iter(range(calls))
 
@@ -436,7 +436,7 @@ def test_an_out_that_is_somebody_elses_is_left_alone(
 def test_more_shards_than_a_manifest_holds(
     configure: Callable[..., PrecomputeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.job.MAX_SHARDS", 5)
+    monkeypatch.setattr("pipeline.beginning.MAX_SHARDS", 5)
     with pytest.raises(ConfigError, match=r"^--shard-tokens 600 makes \d+ shards, a cache holds 5; expected --shard"):
         precompute(configure(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.bench import precompute
 from scripts.bench.config import BenchConfig
-from storage.writing.destinations import DirectoryDestination
+from storage.writing.directory_destination import DirectoryDestination
 
 
 def test_every_variant_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

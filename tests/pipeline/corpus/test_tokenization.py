@@ -118,7 +118,7 @@ def test_how_many_texts_share_a_tokenizer_call_changes_nothing(
 ) -> None:
     texts = ["first", ["sec", "ond", " document"], "", ["th", "ird"], "fourth document"] * 3
     expected = tokenize(texts)
-    monkeypatch.setattr("pipeline.corpus.tokenization._CHARS_PER_CALL", chars_per_call)
+    monkeypatch.setattr("pipeline.corpus.tokenizer_calls._CHARS_PER_CALL", chars_per_call)
     found = tokenize(texts)
     for split in ("train", "validation"):
         assert documents_of(found.documents[split]) == documents_of(expected.documents[split])

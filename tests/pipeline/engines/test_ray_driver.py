@@ -246,10 +246,10 @@ def test_a_worker_that_sees_another_directory_than_the_driver_says_so(tmp_path: 
 
 
 def test_a_worker_without_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_job(*_: object) -> None:
+    def load_teacher_and_source(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    monkeypatch.setattr("pipeline.job.load_job", load_job)
+    monkeypatch.setattr("pipeline.job.load_teacher_and_source", load_teacher_and_source)
     (tmp_path / ".work").mkdir()
     (tmp_path / ".work" / "driver-1").touch()
     found = RayWorker(config(out=tmp_path), "driver-1", 1).load()

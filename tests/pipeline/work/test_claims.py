@@ -143,19 +143,19 @@ import base64, os, pickle, signal, sys
 import torch
 import transformers.models.gpt2.modeling_gpt2
 from pipeline.corpus import tokenization
-from storage.writing import destinations
 from pipeline.run import precompute
+from storage.writing import directory_destination
 torch.set_num_threads(1)
 config, num_processes, dying = pickle.loads(base64.b64decode(sys.argv[1]))
 
 def run(number):
-    write, tokenize, made = destinations.write_shard, tokenization._tokenize, []
+    write, tokenize, made = directory_destination.write_shard, tokenization._tokenize, []
     def write_shard(out, identity, key, *rest):
         if number == dying:
             os.kill(os.getpid(), signal.SIGKILL)
         made.append(key.path)
         return write(out, identity, key, *rest)
-    destinations.write_shard = write_shard
+    directory_destination.write_shard = write_shard
     tokenization._tokenize = lambda *args: (made.append("the text"), tokenize(*args))
     precompute(config)
     os.write(1, "".join(f"{number} {name}\\n" for name in made).encode())

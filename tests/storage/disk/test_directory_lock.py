@@ -52,6 +52,14 @@ def test_a_writer_that_locked_a_removed_directory_makes_it_anew(
             pass
 
 
+def test_a_current_directory_that_was_removed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with pytest.raises(WriteRefusedError), only_writer(Path("out"), "trial"):
+        pass
+
+
 @pytest.mark.parametrize(("error", "is_refused"), [(errno.ENOLCK, False), (errno.EBADF, False), (errno.EIO, True)])
 def test_a_file_system_without_locks_excludes_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, is_refused: bool

@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from storage.disk.files import TEMPORARY_PREFIX, publishing, remove_leftovers, safe_join, write_file
-from storage.errors import UnsafePathError, WriteRefusedError
+from storage.disk.files import publishing, write_file
+from storage.errors import WriteRefusedError
 
-CLIMBING = ("", "/", "/etc/passwd", "//host/share", ".", "..", "../x", "a/../../x", "a/../b", "a/./b", "a/..", "./a")
-FOREIGN = ("a\\b", "..\\x", "C:x", "C:\\x", "file:///etc")
-UNPRINTABLE = ("a\0b", "a\nb", "a\x1b[31m", "\u202ea", "\ud800")
 OLD, NEW = b"what stood here before", b"what is written now" * 1000
 
 
@@ -217,53 +214,6 @@ def test_two_writers_of_one_name_do_not_meet(tmp_path: Path) -> None:
         assert path.read_bytes() == NEW
     assert path.read_bytes() == OLD
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / "a.bin", tmp_path / "soft_targets" / "b.tmp", tmp_path / "soft_targets" / "tmp-c"]
-    leftovers = [tmp_path / f"{TEMPORARY_PREFIX}1-a", tmp_path / "soft_targets" / f"{TEMPORARY_PREFIX}2-b"]
-    for path in kept + leftovers:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-    remove_leftovers(tmp_path)
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-
-
-@pytest.mark.parametrize("relative", ["file", "a/b/c.arrow", "name with spaces", "é🦉", ".hidden", "..name", "a..b/c"])
-def test_a_path_inside_is_joined(tmp_path: Path, relative: str) -> None:
-    assert safe_join(tmp_path, relative, "here") == tmp_path / relative
-
-
-@pytest.mark.parametrize(
-    "relative",
-    [*CLIMBING, *FOREIGN, *UNPRINTABLE],
-    ids=repr,
-)
-def test_a_path_that_could_lie_elsewhere_is_refused(tmp_path: Path, relative: str) -> None:
-    with pytest.raises(UnsafePathError) as caught:
-        safe_join(tmp_path, relative, "here")
-    assert (caught.value.path, caught.value.where) == (relative, "here")
-
-
-@pytest.mark.parametrize("link", ["a", "a/b", "a/b/c"])
-def test_a_link_anywhere_inside_is_refused(tmp_path: Path, link: str) -> None:
-    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
-    (elsewhere / "b" / "c").mkdir(parents=True)
-    (root / link).parent.mkdir(parents=True)
-    (root / link).symlink_to(elsewhere)
-    with pytest.raises(UnsafePathError):
-        safe_join(root, "a/b/c", "here")
-
-
-def test_a_dangling_link_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UnsafePathError):
-        safe_join(tmp_path, "a", "here")
-
-
-def test_a_name_too_long_for_the_system_raises_our_error(tmp_path: Path) -> None:
-    with pytest.raises(UnsafePathError):
-        safe_join(tmp_path, "a" * 300, "here")
 
 
 @pytest.mark.parametrize(

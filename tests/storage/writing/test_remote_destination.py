@@ -30,7 +30,8 @@ from storage.records.identity import ShardKey, ShardRecord
 from storage.remote import crew
 from storage.remote.retrying import RetryPolicy
 from storage.remote.stores import FileSystem
-from storage.writing.destinations import DirectoryDestination, open_destination
+from storage.writing.destinations import open_destination
+from storage.writing.directory_destination import DirectoryDestination
 from storage.writing.remote_destination import RemoteDestination
 from tests.failing_thread import start_failing
 from tests.storage.object_store import FAULTS, FakeHub, S3Proxy

@@ -11,14 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from storage.disk.files import (
-    TEMPORARY_PREFIX,
-    publishing,
-    remove_directory,
-    remove_leftovers,
-    staged_path,
-    write_file,
-)
+from storage.disk.directories import remove_leftovers
+from storage.disk.files import TEMPORARY_PREFIX, publishing, staged_path, write_file
 from storage.errors import CacheError
 from storage.records.commits import (
     install_committed,
@@ -31,7 +25,7 @@ from storage.records.commits import (
 from storage.records.identity import ShardKey, ShardRecord
 from storage.rows.columns import to_fixed
 from storage.shards.shard import Shard, check_file, write_shard
-from storage.writing.destinations import DirectoryDestination
+from storage.writing.directory_destination import DirectoryDestination
 
 KEY = ShardKey(kind="soft_targets", split="train", index=0, num_shards=1)
 
@@ -57,7 +51,7 @@ def killed(*args: object, **settings: object) -> None:
 
 
 def commit_and_be_killed(out: Path, record: ShardRecord) -> None:
-    """The record is written; a shard that waits still does."""
+    """The record is written; a staged shard is not installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("storage.records.commits.install_committed", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -136,7 +130,7 @@ def test_a_committed_shard_without_its_file_is_made_again(
 
 
 @pytest.mark.parametrize("is_as_long", [False, True])
-def test_a_shard_that_still_waits_is_not_lost(
+def test_a_shard_that_is_still_staged_is_not_lost(
     tmp_path: Path, write: Callable[[Path, int], ShardRecord], is_as_long: bool
 ) -> None:
     num_bytes = write(tmp_path / "elsewhere", 0).shard_bytes if is_as_long else 100
@@ -183,20 +177,3 @@ def test_what_becomes_of_a_file_whose_name_is_taken(tmp_path: Path, if_taken: st
     assert path.read_bytes() == found
     others = {other: other.read_bytes() for other in tmp_path.iterdir() if other != path}
     assert others == ({staged_path(path, file.sha256): b"new"} if if_taken == "stage" else {})
-
-
-def test_a_directory_that_is_being_removed_is_whole_or_a_leftover(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = tmp_path / ".work"
-    (directory / "inside").mkdir(parents=True)
-    (directory / "inside" / "file").write_bytes(b"")
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            remove_directory(directory)
-    [leftover] = tmp_path.iterdir()
-    assert leftover.name.startswith(TEMPORARY_PREFIX)
-    remove_leftovers(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    remove_directory(directory)

@@ -1,0 +1,55 @@
+"""How a run begins a cache: its plan and its tokenizer, published before the first shard."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pipeline.identity import identity_of
+from pipeline.job import Job
+from pipeline.plan import Begun, planned_shards, shard_ranges
+from pipeline.teacher.model import Teacher
+from storage.disk.files import refusals
+from storage.disk.hashing import directory_sha256
+from storage.errors import ConfigError
+from storage.reading.cache import TOKENIZER_DIR
+from storage.records.identity import MAX_SHARDS
+from storage.writing.destinations import Destination
+
+
+def begin(job: Job, destination: Destination) -> Begun:
+    """Publish plan and tokenizer, or check that they are those of this run.
+
+    Raises CacheMismatchError, ConfigError for more shards than a manifest holds, WriteRefusedError or TransferError.
+    """
+    _require_few_shards(job)
+    saved_tokenizer = _save_tokenizer(job.teacher, destination.work_dir)
+    identity = destination.begin_or_resume(identity_of(job, directory_sha256(saved_tokenizer)))
+    tokenizer_files = {f"{TOKENIZER_DIR}/{path.name}": path for path in sorted(saved_tokenizer.iterdir())}
+    for name, path in tokenizer_files.items():
+        destination.add_file(name, path.read_bytes())
+    return Begun(
+        identity=identity,
+        shards=list(shard_ranges(job.producers, job.config.shard_tokens)),
+        tokenizer_files=list(tokenizer_files),
+    )
+
+
+def _require_few_shards(job: Job) -> None:
+    """Raise ConfigError when no manifest could hold the plan's shards."""
+    shard_tokens = job.config.shard_tokens
+    num_shards = sum(sum(splits.values()) for splits in planned_shards(job.producers, shard_tokens).values())
+    if num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"--shard-tokens {shard_tokens} makes {num_shards:,} shards, a cache holds {MAX_SHARDS:,}; "
+            f"expected --shard-tokens {-(-shard_tokens * num_shards // MAX_SHARDS):,} or more"
+        )
+
+
+def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
+    """The tokenizer's files in a directory that no other run shares."""
+    with refusals(work_dir):
+        directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
+    with refusals(directory):
+        teacher.tokenizer.save_pretrained(directory)
+    return directory

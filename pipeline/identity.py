@@ -1,0 +1,74 @@
+"""What a cache's plan says of the run that began it: teacher, tokenizer, data, settings and software."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus.tokenization import PACKING_RECIPE
+from pipeline.corpus.tokenization_key import LAYOUT_SETTINGS
+from pipeline.job import Job, Loaded
+from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
+from storage.records.identity import CacheIdentity
+
+
+def facts_of(loaded: Loaded) -> dict[str, Any]:
+    """What the identity says of teacher, source and settings: all that is known before the text is read."""
+    config, teacher, corpus = loaded.config, loaded.teacher, loaded.corpus
+    return {
+        "vocab_size": teacher.vocab_size,
+        "block_size": config.block_size,
+        "record_batch_rows": RECORD_BATCH_ROWS,
+        "temperatures": config.soft_targets.temperatures,
+        "teacher": {
+            "id": teacher.name,
+            "revision": teacher.revision,
+            "architecture": (teacher.model.config.architectures or [type(teacher.model).__name__])[0],
+            "num_parameters": teacher.num_parameters,
+            "context_length": teacher.context_length,
+            "dtype": str(teacher.dtype).removeprefix("torch."),
+            "weights_bytes": teacher.weights_bytes,
+            "weights_sha256": teacher.weights_sha256,
+        },
+        "tokenizer": {"size": len(teacher.tokenizer), "eos_token_id": teacher.tokenizer.eos_token_id},
+        "data": {
+            "source": corpus.source,
+            "fingerprint": corpus.fingerprint,
+            "licence": corpus.licence,
+            "packing": PACKING_RECIPE,
+        },
+        "config": _content_settings(config),
+    }
+
+
+def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
+    """The whole identity. tokenizer_sha256: of the tokenizer's saved files, as directory_sha256 has it."""
+    facts = facts_of(job)
+    facts["tokenizer"] |= {"sha256": tokenizer_sha256}
+    facts["data"] |= {
+        **dataclasses.asdict(job.tokenized.counts),
+        "longest_prompt_tokens": {
+            kind: producer.longest_prompt_tokens
+            for kind, producer in job.producers.items()
+            if producer.longest_prompt_tokens
+        },
+        "num_tokens": {split: store.num_tokens for split, store in job.tokenized.documents.items()},
+    }
+    software = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("teachonce", "torch", "transformers", "pyarrow")},
+    }
+    planned = planned_shards(job.producers, job.config.shard_tokens)
+    return CacheIdentity(**facts, software=software, planned_shards=planned)
+
+
+def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
+    """Settings that decide what the rows hold, as they stand in the manifest."""
+    settings = {name: getattr(config, name) for name in (*LAYOUT_SETTINGS, "shard_tokens")}
+    kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
+    plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))
+    return plain

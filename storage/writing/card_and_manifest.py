@@ -1,0 +1,32 @@
+"""What ends the making of a cache, wherever it is made: its dataset card and manifest.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from storage.disk.files import write_file
+from storage.disk.hashing import sha256_file
+from storage.records.dataset_card import dataset_card
+from storage.records.identity import CacheIdentity, FileRecord, ShardRecord
+from storage.records.manifest import CARD_NAME, Manifest, write_manifest
+
+
+def write_card_and_manifest(
+    directory: Path, identity: CacheIdentity, records: Sequence[ShardRecord], tokenizer_files: Sequence[str]
+) -> Manifest:
+    """Write the card and the manifest of a cache with these shards beside its tokenizer's files (paths in the cache).
+
+    Raises WriteRefusedError.
+    """
+    write_file(directory / CARD_NAME, dataset_card(identity, tuple(records)).encode())
+    files = tuple(file_record(directory, name) for name in [CARD_NAME, *sorted(tokenizer_files)])
+    manifest = Manifest(identity=identity, shards=tuple(records), files=files)
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def file_record(directory: Path, name: str) -> FileRecord:
+    """What the manifest says of a file that is no shard."""
+    path = directory / name
+    return FileRecord(path=name, file_bytes=path.stat().st_size, sha256=sha256_file(path))
