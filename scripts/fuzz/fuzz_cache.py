@@ -310,7 +310,7 @@ def _sha256(content: bytes) -> str:
 
 def _shard_seeds(paths: list[Path]) -> list[bytes]:
     """A shard of each kind, and again with buffers as they are: there a changed byte changes a value, or an offset."""
-    from tests.storage.hostile import stored_as_it_is
+    from scripts.support.arrow_file import stored_as_it_is
 
     contents = [path.read_bytes() for path in paths]
     return [
