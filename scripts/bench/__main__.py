@@ -11,8 +11,9 @@ import tyro
 
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig, Name
-from scripts.bench.report import as_json, machine, render
+from scripts.bench.report import as_json, render
 from scripts.support.measure import peak_bytes
+from scripts.support.report import machine
 from storage.command import run_command
 from storage.errors import ConfigError
 
