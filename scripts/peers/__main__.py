@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def compare(system: System, config: CompareConfig) -> Column:
     python = config.peers_python if system.is_peer else sys.executable
     with (
         tempfile.TemporaryDirectory() as name,
-        Worker(system, python, config.seed, Path(name) / "worker") as worker,
+        closing(Worker(system, python, config.seed, Path(name) / "worker")) as worker,
     ):
         column = Column(system=system, versions=worker.versions, missing=worker.missing)
         if worker.versions is not None:
