@@ -1,4 +1,8 @@
-"""python -m scripts.bench NAME: measure and print."""
+"""Measure what this project does against its reference, side by side, and print the ratios.
+
+python -m scripts.bench loss
+python -m scripts.bench all --size tiny --json
+"""
 
 from __future__ import annotations
 
