@@ -210,7 +210,7 @@ def test_every_module_can_be_imported_first(package: str) -> None:
 
 
 def test_no_program_of_scripts_imports_another() -> None:
-    """A program imports its own folder, what programs share in support, and the packages; support imports no program."""
+    """A program imports its own folder, support and the packages; support imports no program."""
     for file in (ROOT / "scripts").rglob("*.py"):
         allowed = {file.relative_to(ROOT / "scripts").parts[0], "support"}
         for package, *inside in (name.split(".") for name in imported_names(file.read_text())):
