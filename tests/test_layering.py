@@ -207,3 +207,12 @@ def test_every_module_can_be_imported_first(package: str) -> None:
             except ModuleNotFoundError as error:
                 if error.name != "llama_cpp":  # the extra llama, which is compiled for minutes
                     raise
+
+
+def test_no_program_of_scripts_imports_another() -> None:
+    """A program imports its own folder, support and the packages; support imports no program."""
+    for file in (ROOT / "scripts").rglob("*.py"):
+        allowed = {file.relative_to(ROOT / "scripts").parts[0], "support"}
+        for package, *inside in (name.split(".") for name in imported_names(file.read_text())):
+            assert package != "tests", file
+            assert package != "scripts" or not inside or inside[0] in allowed, (file, inside)

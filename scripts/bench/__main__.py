@@ -1,4 +1,8 @@
-"""python -m scripts.bench NAME: measure and print."""
+"""Measure what this project does against its reference, side by side, and print the ratios.
+
+python -m scripts.bench loss
+python -m scripts.bench all --size tiny --json
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ import tyro
 
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig, Name
-from scripts.bench.report import as_json, machine, render
+from scripts.bench.report import as_json, render
 from scripts.support.measure import peak_bytes
+from scripts.support.report import machine
 from storage.command import run_command
 from storage.errors import ConfigError
 

@@ -9,6 +9,10 @@ from tyro.conf import Positional
 
 from storage.errors import ConfigError
 
+GPT2_124M = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50_257}
+TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 300}
+"""Shapes of teachers, whose weights are random: speed does not depend on what a model has learnt."""
+
 Name = Literal["precompute", "loss", "step", "stream", "generate", "write", "scale", "all"]
 
 

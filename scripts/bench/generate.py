@@ -27,9 +27,9 @@ from pipeline.producers.beams import BeamsProducer
 from pipeline.producers.samples import SamplesProducer
 from pipeline.teacher.model import Teacher, load_teacher
 from scripts.bench.comparison import Comparison
-from scripts.bench.config import BenchConfig
-from scripts.bench.models import GPT2_124M, TINY, save_teacher
+from scripts.bench.config import GPT2_124M, TINY, BenchConfig
 from scripts.support.measure import interleaved_seconds
+from scripts.support.teachers import save_random_teacher
 from storage.rows import beams, samples
 from storage.tensors.padding import left_pad
 
@@ -75,10 +75,9 @@ class Work:
 def run(config: BenchConfig) -> Iterator[Comparison]:
     """Samples that end early, samples that do not, and beams; float32 has the targets, bfloat16 is information."""
     size = SIZES[config.size]
-    transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         plain, ending = Path(directory) / "plain", Path(directory) / "ending"
-        save_teacher(plain, size.shape)
+        save_random_teacher(plain, **size.shape)
         save_ending_teacher(ending, size)
         for dtype in DTYPES:
             target = _TARGET if dtype == "float32" else None
@@ -93,7 +92,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
 def save_ending_teacher(directory: Path, size: Size) -> None:
     """A teacher whose texts end after about a third of max_new_tokens, as geometric lengths do."""
-    save_teacher(directory, size.shape)
+    save_random_teacher(directory, **size.shape)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     eos = transformers.AutoTokenizer.from_pretrained(directory).eos_token_id
     probability = 3 / size.max_new_tokens

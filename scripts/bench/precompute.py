@@ -27,10 +27,10 @@ from pipeline.plan import ShardRange
 from pipeline.producers.soft_targets import SoftTargetsProducer
 from pipeline.teacher.model import Teacher, load_teacher
 from scripts.bench.comparison import Comparison
-from scripts.bench.config import BenchConfig
-from scripts.bench.models import GPT2_124M, TINY, save_teacher
+from scripts.bench.config import GPT2_124M, TINY, BenchConfig
 from scripts.support.caches import made_up_identity
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes
+from scripts.support.teachers import save_random_teacher
 from storage.records.identity import ShardKey
 from storage.rows import soft_targets
 from storage.writing.destinations import open_destination
@@ -66,7 +66,8 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     with tempfile.TemporaryDirectory() as directory:
         for dtype in ("float32", "bfloat16"):
             work = Path(directory) / dtype
-            model_dir = save_teacher(work / "teacher", sizes.shape)
+            model_dir = work / "teacher"
+            save_random_teacher(model_dir, **sizes.shape)
             options = PrecomputeConfig(
                 teacher=str(model_dir), data="stdlib", out=work / "out", dtype=dtype, device=config.device,
                 block_size=sizes.block_size, batch_tokens=sizes.batch_tokens,

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from scripts.bench.comparison import Comparison
-
-_PACKAGES = ("torch", "transformers", "pyarrow", "zstandard", "datasets", "numpy")
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    facts = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-    }
-    return facts | {name: version(name) for name in _PACKAGES}
+from scripts.support.report import in_one_line
 
 
 def render(name: str, comparisons: list[Comparison], peak_bytes: int, facts: dict[str, Any]) -> str:
@@ -48,8 +28,7 @@ def render(name: str, comparisons: list[Comparison], peak_bytes: int, facts: dic
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    machine_line = ", ".join(f"{key} {value}" for key, value in facts.items())
-    return "\n".join([f"# {name}", *lines, f"peak memory {peak_bytes / 1e6:,.0f} MB; {machine_line}"])
+    return "\n".join([f"# {name}", *lines, f"peak memory {peak_bytes / 1e6:,.0f} MB; {in_one_line(facts)}"])
 
 
 def as_json(results: dict[str, tuple[list[Comparison], int]], facts: dict[str, Any]) -> str:
@@ -63,9 +42,3 @@ def as_json(results: dict[str, tuple[list[Comparison], int]], facts: dict[str, A
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -44,16 +44,20 @@ Caches = dict[int, Path]
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Per shard where all shards are read, as a whole where few are."""
+    """Times per shard where all shards are read, as a whole where few are, and memory."""
     num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
     with tempfile.TemporaryDirectory() as directory:
-        caches = make_caches(Path(directory), num_shards, block_size)
-        of_all_shards: dict[str, Action] = {"verify": verify, "resume": resume, "open": open_cache}
-        for what, action in of_all_shards.items():
-            yield _per_shard(what, action, caches, num_shards, config.rounds)
-        yield _first_batch(caches, config.rounds)
-        for what, action in {"verify": verify, "first batch": first_batch}.items():
-            yield _memory(what, action, caches, config.rounds)
+        yield from compare(make_caches(Path(directory), num_shards, block_size), num_shards, config.rounds)
+
+
+def compare(caches: Caches, num_shards: int, rounds: int) -> Iterator[Comparison]:
+    """The largest of `caches` against the smallest, which has `num_shards` shards."""
+    of_all_shards: dict[str, Action] = {"verify": verify, "resume": resume, "open": open_cache}
+    for what, action in of_all_shards.items():
+        yield _per_shard(what, action, caches, num_shards, rounds)
+    yield _first_batch(caches, rounds)
+    for what, action in {"verify": verify, "first batch": first_batch}.items():
+        yield _memory(what, action, caches, rounds)
 
 
 def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:

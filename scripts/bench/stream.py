@@ -8,16 +8,15 @@ has read, so that its later epochs read no compressed files.
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from types import TracebackType
-from typing import Any
 
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
@@ -33,26 +32,13 @@ _DEFAULT_SHARDS = {"full": (8192, 1024, 4), "tiny": (64, 16, 4)}
 _LEAST_SPEED_RATIO, _MOST_SECONDS, _MOST_MEMORY_RATIO = 1.5, 0.3, 1.05
 
 
-class StreamReader:
-    """A process that reads with one system, and runs until this is left."""
+class StreamReader(Child):
+    """A process that reads with one system until this is closed; it answers what scripts/bench/stream_worker.py can."""
 
     def __init__(self, system: StreamSystem, python: str, directory: Path, work_dir: Path) -> None:
         self.system, self.directory = system, directory
         arguments = system.name, str(directory), str(work_dir / "scratch")
-        self._child = Child(python, "scripts.bench.stream_worker", arguments, work_dir, environment={})
-
-    def ask(self, do: str, **arguments: str) -> dict[str, Any]:
-        """A request of scripts/bench/stream_worker.py."""
-        return self._child.ask({"do": do} | arguments)
-
-    def __enter__(self) -> StreamReader:
-        self._child.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.__exit__(kind, error, trace)
+        super().__init__(python, "scripts.bench.stream_worker", arguments, work_dir, environment={})
 
 
 @dataclass(kw_only=True)
@@ -68,16 +54,22 @@ class _Figures:
 def run(config: BenchConfig) -> Iterator[Comparison]:
     """Tokens per second, seconds to the first batch, memory over epochs, bytes."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        readers = open_readers(config, Path(name), stack)
-        figures = [_Figures(reader=reader) for reader in readers]
-        for turn in range(config.rounds):
-            for one in figures[:: -1 if turn % 2 else 1]:
-                _measure(one)
-        yield from _speeds(figures[0], figures[1:])
-        yield from _first_batches(config, figures, Path(name), stack)
-        yield _memory(figures[0].reader, config.rounds)
-        for peer in {reader.directory: reader for reader in readers[1:]}.values():
-            yield _bytes(readers[0], peer)
+        yield from compare(open_readers(config, Path(name), stack), config, Path(name))
+
+
+def compare(readers: list[StreamReader], config: BenchConfig, work_dir: Path) -> Iterator[Comparison]:
+    """The first of the readers, which is ours, against the others; they take turns."""
+    figures = [_Figures(reader=reader) for reader in readers]
+    for turn in range(config.rounds):
+        for one in figures[:: -1 if turn % 2 else 1]:
+            _measure(one)
+    ours, *peers = figures
+    yield from _speeds(ours, peers)
+    yield _first_batch_of_default_shards(config, work_dir)
+    yield from _first_batches(ours, peers)
+    yield _memory(ours.reader, config.rounds)
+    for peer in {reader.directory: reader for reader in readers[1:]}.values():
+        yield _bytes(ours.reader, peer)
 
 
 def open_readers(config: BenchConfig, work_dir: Path, stack: ExitStack) -> list[StreamReader]:
@@ -89,22 +81,28 @@ def open_readers(config: BenchConfig, work_dir: Path, stack: ExitStack) -> list[
     for index, system in enumerate((OURS, *PEERS)):
         directory = work_dir / system.folder
         interpreter = python if system.is_peer else sys.executable
-        if subprocess.run([interpreter, "-c", f"import {system.needs}"], capture_output=True, check=False).returncode:
+        if not _can_import(interpreter, system.needs):
             print(f"{system.name}: {interpreter} cannot import {system.needs}", file=sys.stderr)
             continue
-        reader = stack.enter_context(StreamReader(system, interpreter, directory, work_dir / f"reader-{index}"))
+        reader = StreamReader(system, interpreter, directory, work_dir / f"reader-{index}")
+        stack.enter_context(closing(reader))
         if not directory.exists():
-            reader.ask("write", cache=str(work_dir / OURS.folder))
-        reader.ask("first_epoch")
+            reader.ask(do="write", cache=str(work_dir / OURS.folder))
+        reader.ask(do="first_epoch")
         readers.append(reader)
     return readers
 
 
+@functools.cache
+def _can_import(python: str, module: str) -> bool:
+    return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
 def _measure(figures: _Figures) -> None:
     for answers, do in ((figures.first, "first_epoch"), (figures.later, "later_epoch")):
-        answer = figures.reader.ask(do)
+        answer = figures.reader.ask(do=do)
         answers.append(answer["num_tokens"] / answer["seconds"])
-    figures.first_batch_s.append(figures.reader.ask("first_batch")["seconds"])
+    figures.first_batch_s.append(figures.reader.ask(do="first_batch")["seconds"])
 
 
 def _speeds(ours: _Figures, peers: list[_Figures]) -> Iterator[Comparison]:
@@ -133,16 +131,14 @@ def _speeds(ours: _Figures, peers: list[_Figures]) -> Iterator[Comparison]:
         )
 
 
-def _first_batches(
-    config: BenchConfig, figures: list[_Figures], work_dir: Path, stack: ExitStack
-) -> Iterator[Comparison]:
+def _first_batch_of_default_shards(config: BenchConfig, work_dir: Path) -> Comparison:
     """Against the limit, of a cache whose shards are as large as precompute makes them."""
     num_blocks, block_size, num_shards = _DEFAULT_SHARDS[config.size]
     directory = work_dir / "default-shards"
     write_soft_targets_cache(directory, num_blocks, block_size, _VOCAB_SIZE, num_shards=num_shards)
-    reader = stack.enter_context(StreamReader(OURS, sys.executable, directory, work_dir / "reader-default-shards"))
-    seconds = [reader.ask("first_batch")["seconds"] for _ in range(config.rounds + 1)][1:]
-    yield Comparison(
+    with closing(StreamReader(OURS, sys.executable, directory, work_dir / "reader-default-shards")) as reader:
+        seconds = [reader.ask(do="first_batch")["seconds"] for _ in range(config.rounds + 1)][1:]
+    return Comparison(
         what="first batch, shards of the default size",
         ours=OURS.name,
         reference="limit",
@@ -151,7 +147,9 @@ def _first_batches(
         unit="s",
         target=1.0,
     )
-    ours, *peers = figures
+
+
+def _first_batches(ours: _Figures, peers: list[_Figures]) -> Iterator[Comparison]:
     for peer in peers:
         yield Comparison(
             what="first batch",
@@ -167,7 +165,7 @@ def _memory(ours: StreamReader, rounds: int) -> Comparison:
     """Peaks of the whole process in the first and the third epoch of one opening."""
     peaks = []
     for _ in range(rounds):
-        peaks.append([ours.ask(do)["peak_bytes"] for do in ("first_epoch", "later_epoch", "later_epoch")])
+        peaks.append([ours.ask(do=do)["peak_bytes"] for do in ("first_epoch", "later_epoch", "later_epoch")])
     return Comparison(
         what="peak memory",
         ours="third epoch",

@@ -8,8 +8,6 @@ answers one request after the other, each a line of JSON on standard input and o
 from __future__ import annotations
 
 import gc
-import json
-import os
 import shutil
 import sys
 import time
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 from scripts.bench.stream_systems import SYSTEMS, Epochs, StreamSystem
+from scripts.support.child import serve, stdout_for_answers
 from scripts.support.measure import peak_bytes, reset_peak
 from storage import open_cache
 from student.losses.batches import BlockBatch
@@ -93,13 +92,10 @@ def _keep_freed_memory() -> None:
 def main() -> None:
     """Serve requests until standard input ends."""
     name, directory, scratch = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries print
+    answers = stdout_for_answers()
     _keep_freed_memory()
     reader = Reader(SYSTEMS[name], Path(directory), Path(scratch))
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(getattr(reader, request.pop("do"))(**request)), file=answers)
+    serve(answers, lambda do, **arguments: getattr(reader, do)(**arguments))
 
 
 if __name__ == "__main__":

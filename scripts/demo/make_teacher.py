@@ -20,13 +20,13 @@ import torch
 import transformers
 import tyro
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.sources import Corpus, open_corpus
+from pipeline.corpus.sources import open_corpus
 from pipeline.corpus.tokenization import tokenize_corpus
+from scripts.support.teachers import EOS, LABELS_ONLY, new_gpt2, train_byte_level_bpe
 from storage.command import run_command
 from storage.disk.directories import publishing_path
 from storage.disk.files import refusals
@@ -38,13 +38,11 @@ from storage.rows.columns import token_type
 from storage.rows.segments import position_ids, valid_targets
 from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import num_parameters
-from student.losses.fused_head import HeadLoss, fused_head_loss
+from student.losses.fused_head import fused_head_loss
 from student.losses.targets import SparseTargets
 from student.model import head_weight, hidden_states
 
-EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257
-_LABELS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +53,6 @@ class TeacherConfig:
     """Directory of the teacher."""
     data: str = "stdlib"
     """As teachonce-precompute's --data."""
-    tokenizer: str | None = None
-    """Directory or hub id of a tokenizer to use; None trains a byte-level BPE on the text."""
     vocab_size: int = 4096
     """Entries of the byte-level BPE that is trained."""
     layers: int = 4
@@ -111,11 +107,9 @@ def make_teacher() -> int:
         seed=config.seed,
     )
     corpus = open_corpus(reading)
-    tokenizer = (
-        train_tokenizer(corpus, config.vocab_size)
-        if config.tokenizer is None
-        else AutoTokenizer.from_pretrained(config.tokenizer)
-    )
+    texts = (piece for document in corpus.documents() for piece in document.pieces)
+    trained = train_byte_level_bpe(texts, config.vocab_size)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS, bos_token=EOS)
     dtype = token_type(len(tokenizer)).to_pandas_dtype()
     with tempfile.TemporaryDirectory() as work_dir:
         tokenized = tokenize_corpus(
@@ -128,41 +122,13 @@ def make_teacher() -> int:
     return 0
 
 
-def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE (as GPT-2's) trained on the corpus."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((piece for document in corpus.documents() for piece in document.pieces), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, bos_token=EOS)
-
-
 def train_model(blocks: Blocks, tokenizer: PreTrainedTokenizerFast, config: TeacherConfig) -> Any:
     """Next-token training on shuffled blocks, documents isolated as precompute isolates them."""
     use_fast_matmul()
-    torch.manual_seed(config.seed)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=config.context,
-            n_embd=config.width,
-            n_layer=config.layers,
-            n_head=config.heads,
-            activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    ).train()
-    model.set_attn_implementation("eager")  # the fastest backward pass on CPU at this length
+    model = new_gpt2(
+        vocab_size=len(tokenizer), layers=config.layers, width=config.width, heads=config.heads,
+        context=config.context, eos_token_id=tokenizer.eos_token_id, seed=config.seed, device="cpu",
+    )  # fmt: skip
     steps = max(1, int(config.epochs * len(blocks)) // config.batch_blocks)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -202,7 +168,7 @@ def _loss(model: Any, blocks: Blocks, rows: list[int]) -> torch.Tensor:
     hidden = hidden_states(model, torch.from_numpy(input_ids[:, :-1].copy()), torch.from_numpy(positions))
     labels = torch.from_numpy(input_ids[:, 1:][is_valid])
     hidden_PD = hidden[torch.from_numpy(is_valid)]
-    total, _, _ = fused_head_loss(hidden_PD, head_weight(model), SparseTargets.labels_only(labels), _LABELS)
+    total, _, _ = fused_head_loss(hidden_PD, head_weight(model), SparseTargets.labels_only(labels), LABELS_ONLY)
     return total / len(labels)
 
 

@@ -12,28 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from pipeline.config import PrecomputeConfig
+from scripts.support.teachers import save_random_teacher
 from student.config import TrainConfig
 
-_EOS = "<|endoftext|>"
-_WORDS = (
-    "a",
-    "soak",
-    "test",
-    "hurts",
-    "whole",
-    "caches",
-    "and",
-    "then",
-    "looks",
-    "closely",
-    "at",
-    "what",
-    "is",
-    "left",
-)
+_WORDS = "a soak test hurts whole caches and then looks closely at what is left"
+_SHAPE = {"vocab_size": 257, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +100,7 @@ def make_bench(directory: Path) -> Bench:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     directory.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    documents = [" ".join(rng.choices(_WORDS, k=rng.randint(3, 20))) for _ in range(30)]
+    documents = [" ".join(rng.choices(_WORDS.split(), k=rng.randint(3, 20))) for _ in range(30)]
     bench = Bench(
         directory=directory,
         teacher=directory / "teacher",
@@ -121,30 +108,11 @@ def make_bench(directory: Path) -> Bench:
         student_shape=directory / "student.json",
     )
     bench.text.write_text("\n".join(documents))
-    _make_teacher(bench.teacher)
-    assert str(bench.settings.out) == str(directory)  # read here, so that children need not
-    shape = {"vocab_size": 257, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    bench.student_shape.write_text(json.dumps({"model_type": "gpt2"} | shape))
-    return bench
-
-
-def _make_teacher(directory: Path) -> None:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {_EOS: 256}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    shape = GPT2Config(
-        vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2, initializer_range=0.4,
-        bos_token_id=None, eos_token_id=256,
-    )  # fmt: skip
-    GPT2LMHeadModel(shape).save_pretrained(directory)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_EOS).save_pretrained(directory)
+    save_random_teacher(bench.teacher, initializer_range=0.4, eos_token_id=256, **_SHAPE)
+    assert str(bench.settings.out) == str(directory)  # read here, so that children need not
+    bench.student_shape.write_text(json.dumps({"model_type": "gpt2"} | _SHAPE))
+    return bench
 
 
 def snapshot(directory: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -30,12 +31,9 @@ class Target:
         self._name, self._work, self._ignored = name, work, ignored
         self.out = bench.directory / f"{name}-disturbed"
         self.undisturbed = bench.directory / f"{name}-undisturbed"
-        warm_up(lambda: work(bench.directory / f"{name}-first"))
-        started = time.monotonic()
+        self._spare = bench.directory / f"{name}-spare"
         warm_up(lambda: work(self.undisturbed))
-        self.seconds = time.monotonic() - started
         self.expected = self.snapshot(self.undisturbed)
-        self.moments = self._moments(bench.directory / f"{name}-observed")
 
     def run(self, out: Path | None = None) -> object:
         """One run into the directory of disturbed runs, or into another."""
@@ -64,11 +62,23 @@ class Target:
         """Every file of a run but the ignored ones, with its sha256."""
         return {name: sha256 for name, sha256 in snapshot(directory).items() if name not in self._ignored}
 
-    def _moments(self, out: Path) -> list[Moment]:
+    @functools.cached_property
+    def seconds(self) -> float:
+        """What a run takes."""
+        shutil.rmtree(self._spare, ignore_errors=True)
+        started = time.monotonic()
+        run_in_child(lambda: self._work(self._spare))
+        return time.monotonic() - started
+
+    @functools.cached_property
+    def moments(self) -> list[Moment]:
+        """All moments of a run, in order."""
+
         def observe(child: Child) -> None:
-            for moment in recorded_moments(out, lambda: self._work(out)):
+            for moment in recorded_moments(self._spare, lambda: self._work(self._spare)):
                 child.say(f"moment {moment.action}|{moment.when}|{moment.subject}")
 
+        shutil.rmtree(self._spare, ignore_errors=True)
         child = Child(observe)
         ending = child.wait()
         if ending.status != 0:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from scripts.peers import ours
 from scripts.peers.client import Worker
 from scripts.peers.trials import FLIP_OUTCOMES, KILL_OUTCOMES, RERUN_OUTCOMES, Bench, flip_trial, kill_trial
 from scripts.support import lit, mosaic
+from scripts.support.report import markdown_table
 from scripts.support.rows import NUM_ROWS, fingerprint, make_row
 from scripts.support.system import System
 from storage.command import run_command
@@ -83,7 +85,7 @@ def compare(system: System, config: CompareConfig) -> Column:
     python = config.peers_python if system.is_peer else sys.executable
     with (
         tempfile.TemporaryDirectory() as name,
-        Worker(system, python, config.seed, Path(name) / "worker") as worker,
+        closing(Worker(system, python, config.seed, Path(name) / "worker")) as worker,
     ):
         column = Column(system=system, versions=worker.versions, missing=worker.missing)
         if worker.versions is not None:
@@ -165,15 +167,12 @@ def _describe(column: Column) -> str:
 
 def _table(title: str, columns: Sequence[Column], outcomes: Sequence[str], counters: Sequence[Counter[str]]) -> str:
     """A row for each outcome that any system had; an empty cell is a system that is not installed."""
-    lines = [
-        f"| {title} | {' | '.join(column.system.name for column in columns)} |",
-        f"|---|{'---:|' * len(columns)}",
+    rows = [
+        [outcome, *("" if c.versions is None else str(n[outcome]) for c, n in zip(columns, counters, strict=True))]
+        for outcome in outcomes
+        if any(counter[outcome] for counter in counters)
     ]
-    for outcome in outcomes:
-        if any(counter[outcome] for counter in counters):
-            cells = ["" if c.versions is None else str(n[outcome]) for c, n in zip(columns, counters, strict=True)]
-            lines.append(f"| {outcome} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown_table([title, *(column.system.name for column in columns)], rows)
 
 
 if __name__ == "__main__":

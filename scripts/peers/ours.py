@@ -12,23 +12,17 @@ import numpy as np
 from scripts.support.caches import made_up_identity
 from scripts.support.rows import ARRAY_TYPES, BLOCK_SIZE, NUM_ROWS, ROWS_PER_SHARD, VOCAB_SIZE, Row, RowSet
 from scripts.support.system import System
-from storage.disk.directories import remove_leftovers
-from storage.disk.files import write_file
-from storage.disk.hashing import sha256_file
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import verify_cache
-from storage.records.commits import read_commit, read_plan, write_commit, write_plan
-from storage.records.dataset_card import dataset_card
-from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardKey, ShardRecord
-from storage.records.manifest import MANIFEST_NAME, Manifest, write_manifest
+from storage.records.identity import CacheIdentity
+from storage.records.manifest import MANIFEST_NAME
 from storage.rows import soft_targets
 from storage.rows.soft_targets import SoftTargetRows
-from storage.shards.shard import write_shard
+from storage.writing.directory_destination import DirectoryDestination
 
 _BATCH_ROWS = 32
 _NUM_SHARDS = NUM_ROWS // ROWS_PER_SHARD
-_CARD_NAME = "README.md"
 
 _IDENTITY = dataclasses.replace(
     made_up_identity(
@@ -43,26 +37,15 @@ def _write(directory: Path, rows: RowSet) -> None:
     if (directory / MANIFEST_NAME).exists():
         open_cache(directory)
         return
-    if not (directory / PLAN_NAME).exists():
-        write_plan(directory, _IDENTITY)
-    identity = read_plan(directory)
-    records = tuple(_commit(directory, identity, key, rows) for key in identity.planned_keys())
-    card = directory / _CARD_NAME
-    write_file(card, dataset_card(identity, records).encode())
-    files = (FileRecord(path=_CARD_NAME, file_bytes=card.stat().st_size, sha256=sha256_file(card)),)
-    write_manifest(directory, Manifest(identity=identity, shards=records, files=files))
-    remove_leftovers(directory)
-
-
-def _commit(directory: Path, identity: CacheIdentity, key: ShardKey, rows: RowSet) -> ShardRecord:
-    record = read_commit(directory, key)
-    if record is None:
-        first = key.index * ROWS_PER_SHARD
-        starts = range(first, first + ROWS_PER_SHARD, _BATCH_ROWS)
-        batches = (_encode([rows.make_row(start + i) for i in range(_BATCH_ROWS)], identity) for start in starts)
-        record = write_shard(directory, identity, key, first, batches)
-        write_commit(directory, record)
-    return record
+    destination = DirectoryDestination(directory)
+    identity = destination.begin_or_resume(_IDENTITY)
+    for key in identity.planned_keys():
+        if destination.read_commit(key) is None:
+            first = key.index * ROWS_PER_SHARD
+            starts = range(first, first + ROWS_PER_SHARD, _BATCH_ROWS)
+            batches = (_encode([rows.make_row(start + i) for i in range(_BATCH_ROWS)], identity) for start in starts)
+            destination.add_shard(identity, key, first, batches)
+    destination.finish(identity, [])
 
 
 def _encode(rows: list[Row], identity: CacheIdentity) -> Any:

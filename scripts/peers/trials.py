@@ -32,19 +32,8 @@ KILL_OUTCOMES = (REFUSED, LATE_ERROR, DIED, NO_ANSWER, WRONG, OTHER, LOGGED, MIS
 FINISHED, WAS_COMPLETE = "right rows", "error, but it was complete"
 NEEDS_CLEANING, NEVER = "error until the directory is deleted", "error even then"
 HANGS, UNREADABLE = "writer does not end", "done, but the reader refuses"
-RERUN_OUTCOMES = (
-    FINISHED,
-    WAS_COMPLETE,
-    NEEDS_CLEANING,
-    NEVER,
-    HANGS,
-    UNREADABLE,
-    WRONG,
-    OTHER,
-    LOGGED,
-    MISSING,
-    REPEATED,
-)
+_OUTCOMES_OF_A_WRITER = (FINISHED, WAS_COMPLETE, NEEDS_CLEANING, NEVER, HANGS, UNREADABLE)
+RERUN_OUTCOMES = (*_OUTCOMES_OF_A_WRITER, WRONG, OTHER, LOGGED, MISSING, REPEATED)
 
 
 @dataclass(frozen=True, kw_only=True)

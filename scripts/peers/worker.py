@@ -24,6 +24,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from scripts.support.child import serve, stdout_for_answers
 from scripts.support.rows import NUM_ROWS, fingerprint, made_up_rows, make_row
 from scripts.support.system import System
 
@@ -166,16 +167,14 @@ def main() -> None:
     """Serve requests until standard input ends."""
     module, name, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
     system = next(system for system in import_module(module).SYSTEMS if system.name == name)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries print
+    answers = stdout_for_answers()
     hello = _hello(system)
     if hello["versions"]:
         for row_id in range(NUM_ROWS):
             make_row(seed, row_id)  # forks inherit them
     gc.freeze()  # or else a collection in a fork copies every page
     print(json.dumps(hello), file=answers)
-    for line in sys.stdin:
-        print(json.dumps(asdict(_run(system, seed, Request(**json.loads(line))))), file=answers)
+    serve(answers, lambda **request: asdict(_run(system, seed, Request(**request))))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from typing import Literal
 
 import tyro
 
-from scripts.bench.report import machine
 from scripts.scale.costs import Assumptions
 from scripts.scale.made_up import make_up
 from scripts.scale.measurements import MEASUREMENTS, Measured, measure_all
 from scripts.scale.report import as_json, render_costs, render_measurements
+from scripts.support.report import machine
 from storage.command import run_command
 from storage.errors import ConfigError
 from storage.progress import Progress

@@ -107,7 +107,7 @@ class Assumptions:
                 raise ConfigError(f"--assume.{name.replace('_', '-')} is {value}, expected more than 0")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Amount:
     """One line of a table: so much of what."""
 
@@ -182,81 +182,55 @@ def _logit_bytes(a: Assumptions) -> float:
 def costs(a: Assumptions) -> list[Amount]:
     """What the whole cache takes."""
     seconds = teacher_seconds_per_token(a)
-    cache_bytes = a.num_tokens * a.bytes_per_token
     num_shards = a.num_tokens / a.tokens_per_shard
     shard_bytes = a.tokens_per_shard * a.bytes_per_token
     return [
+        Amount("teacher", teacher_flops_per_token(a) / 1e6, "MFLOP/token", "forward pass, head included"),
+        Amount("teacher", 1 / seconds, "tokens/s per GPU", "products, and passes over logits"),
+        Amount("teacher", a.num_tokens * seconds / _HOUR_S, "GPU-hours", "all tokens"),
+        Amount("cache", a.num_tokens * a.bytes_per_token / 1e12, "TB", "bytes_per_token"),
+        Amount("shards", num_shards, f"of {shard_bytes / 1e6:.0f} MB", "tokens_per_shard"),
         Amount(
-            what="teacher",
-            value=teacher_flops_per_token(a) / 1e6,
-            unit="MFLOP/token",
-            how="forward pass, head included",
-        ),
-        Amount(what="teacher", value=1 / seconds, unit="tokens/s per GPU", how="products, and passes over logits"),
-        Amount(what="teacher", value=a.num_tokens * seconds / _HOUR_S, unit="GPU-hours", how="all tokens"),
-        Amount(what="cache", value=cache_bytes / 1e12, unit="TB", how="bytes_per_token"),
-        Amount(what="shards", value=num_shards, unit=f"of {shard_bytes / 1e6:.0f} MB", how="tokens_per_shard"),
-        Amount(
-            what="work lost with a killed process",
-            value=a.tokens_per_shard * seconds / 60,
-            unit="GPU-minutes",
-            how="at most one shard",
+            "work lost with a killed process", a.tokens_per_shard * seconds / 60, "GPU-minutes",
+            "at most one shard",
         ),
         Amount(
-            what="tokens beside the cache",
-            value=a.num_tokens * a.stored_token_bytes / 1e12,
-            unit="TB",
-            how="work files, until it is finished",
+            "tokens beside the cache", a.num_tokens * a.stored_token_bytes / 1e12, "TB",
+            "work files, until it is finished",
         ),
         Amount(
-            what="tokenizing",
-            value=a.num_tokens / a.tokenize_tokens_per_s / _HOUR_S,
-            unit="core-hours",
-            how="one process, before the first shard",
+            "tokenizing", a.num_tokens / a.tokenize_tokens_per_s / _HOUR_S, "core-hours",
+            "one process, before the first shard",
         ),
         Amount(
-            what="hashing the text",
-            value=a.num_tokens * a.text_bytes_per_token / a.hash_bytes_per_s / _HOUR_S,
-            unit="hours",
-            how="one core, at every start on files; not for hub data",
+            "hashing the text", a.num_tokens * a.text_bytes_per_token / a.hash_bytes_per_s / _HOUR_S, "hours",
+            "one core, at every start on files; not for hub data",
         ),
         Amount(
-            what="encoding and writing",
-            value=a.num_tokens / a.encode_tokens_per_s / _HOUR_S,
-            unit="core-hours",
-            how="behind the teacher",
+            "encoding and writing", a.num_tokens / a.encode_tokens_per_s / _HOUR_S, "core-hours",
+            "behind the teacher",
         ),
         Amount(
-            what="verify",
-            value=a.num_tokens / a.verify_tokens_per_s / _HOUR_S,
-            unit="core-hours",
-            how="every byte and row; one process",
+            "verify", a.num_tokens / a.verify_tokens_per_s / _HOUR_S, "core-hours",
+            "every byte and row; one process",
         ),
         Amount(
-            what="reading an epoch",
-            value=num_shards * math.ceil(shard_bytes / a.piece_bytes),
-            unit="GET requests",
-            how="from an object store, piece_bytes each",
+            "reading an epoch", num_shards * math.ceil(shard_bytes / a.piece_bytes), "GET requests",
+            "from an object store, piece_bytes each",
         ),
         Amount(
-            what="first batch",
-            value=shard_bytes / a.hash_bytes_per_s,
-            unit="s",
-            how="beyond opening: a group of shards is hashed, each on a core",
+            "first batch", shard_bytes / a.hash_bytes_per_s, "s",
+            "beyond opening: a group of shards is hashed, each on a core",
         ),
         Amount(
-            what="first batch from a URL",
-            value=a.group_shards * shard_bytes / a.network_bytes_per_s,
-            unit="s",
-            how="the group is fetched and hashed on the way",
+            "first batch from a URL", a.group_shards * shard_bytes / a.network_bytes_per_s, "s",
+            "the group is fetched and hashed on the way",
         ),
         Amount(
-            what="resume on a shared file system",
-            value=num_shards / 2 * a.commit_lookups * a.lookup_s,
-            unit="s",
-            how="half of the commit records, nothing cached",
+            "resume on a shared file system", num_shards / 2 * a.commit_lookups * a.lookup_s, "s",
+            "half of the commit records, nothing cached",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def precompute_limits(a: Assumptions) -> list[Limit]:

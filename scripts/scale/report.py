@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.scale.costs import Amount, Assumptions, Limit, assumed, costs, precompute_limits, training_limits
 from scripts.scale.measurements import Measured
+from scripts.support.report import in_one_line, markdown_table
 
 _MOST_SECONDS, _MOST_BYTES = 5.0, 500e6
 _PREFIXES = ("", "k", "M", "G", "T")
@@ -28,26 +29,24 @@ def render_measurements(measured: Iterable[Measured], facts: dict[str, Any]) -> 
         )
         for m in measured
     ]
-    machine = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return f"{_table(('what', 'time', 'peak memory', 'target', 'figures'), rows)}\n\nMachine: {machine}."
+    table = markdown_table(("what", "time", "peak memory", "target", "figures"), rows)
+    return f"{table}\n\nMachine: {in_one_line(facts)}."
 
 
 def render_costs(assumptions: Assumptions) -> str:
     """What it costs, what runs out first for the teacher and for students, and every number that enters."""
     heads = ("resource", "asked", "there is", "share")
+    entered = [dataclasses.replace(number, what=f"`{number.what}`") for number in assumed(assumptions)]
     return "\n\n".join(
         (
             "### Costs",
-            _table(("what", "value", "how"), ((c.what, _figure(c.value, c.unit), c.how) for c in costs(assumptions))),
+            markdown_table(("what", "value", "how"), map(_amount_row, costs(assumptions))),
             "### Where it saturates: one GPU with the teacher",
-            _table(heads, map(_limit_row, precompute_limits(assumptions))),
+            markdown_table(heads, map(_limit_row, precompute_limits(assumptions))),
             f"### Where it saturates: students on a box of {assumptions.gpus_per_box} GPUs",
-            _table(heads, map(_limit_row, training_limits(assumptions))),
+            markdown_table(heads, map(_limit_row, training_limits(assumptions))),
             "### What enters",
-            _table(
-                ("assumption", "value", "source"),
-                ((f"`{n.what}`", _figure(n.value, n.unit), n.how) for n in assumed(assumptions)),
-            ),
+            markdown_table(("assumption", "value", "source"), map(_amount_row, entered)),
         )
     )
 
@@ -75,15 +74,13 @@ def _verdict(measured: Measured) -> str:
     return "met" if measured.seconds < _MOST_SECONDS and measured.peak_bytes < _MOST_BYTES else "MISSED"
 
 
+def _amount_row(amount: Amount) -> tuple[str, ...]:
+    return amount.what, _figure(amount.value, amount.unit), amount.how
+
+
 def _limit_row(limit: Limit) -> tuple[str, ...]:
     asked, available = (_figure(value, limit.unit) for value in (limit.asked, limit.available))
     return limit.resource, asked, available, f"{limit.share:.2%}"
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(heads)]
-    lines += [["---"] * len(lines[0]), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _exact(value: int | str) -> str:

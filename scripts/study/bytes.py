@@ -29,6 +29,7 @@ from pipeline.job import lay_out, load_teacher_and_source
 from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.sparsify import SparseTargets, sparsify
 from scripts.study.stored_bytes import PAYLOAD, as_record_batch, compressed_bytes
+from scripts.support.report import markdown_table
 from storage.command import run_command
 from storage.draws import hash_uniform
 from storage.rows.bit_rounding import round_float16
@@ -170,10 +171,9 @@ def _join(parts: list[SparseTargets]) -> SparseTargets:
 
 
 def _settings_table(targets: dict[tuple[int, int | None], SparseTargets], positions: Positions, block_size: int) -> str:
-    lines = [
-        "| top_k | τ | head entries | draws | ids | logprobs | sizes | payload | whole row |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("top_k", "τ", "head entries", "draws", "ids", "logprobs", "sizes", "payload", "whole row")
+    columns = (["ids"], ["logprobs"], ["head_size", "tail_size"], PAYLOAD)
+    rows = []
     for (top_k, denominator), found in targets.items():
         batch = as_record_batch(found, positions.vocab_size, block_size, _BASE_BITS, positions.input_ids)
 
@@ -181,12 +181,9 @@ def _settings_table(targets: dict[tuple[int, int | None], SparseTargets], positi
             return f"{compressed_bytes(batch.select(names)) / len(found.entropy):.1f}"
 
         weight = "none" if denominator is None else f"1/{denominator}"
-        cells = [per_token(names) for names in (["ids"], ["logprobs"], ["head_size", "tail_size"], PAYLOAD)]
-        lines.append(
-            f"| {top_k} | {weight} | {found.head_size.mean():.1f} | {found.tail_size.mean():.1f} | "
-            f"{' | '.join(cells)} | {per_token(batch.schema.names)} |"
-        )
-    return "\n".join(lines)
+        entries = (f"{sizes.mean():.1f}" for sizes in (found.head_size, found.tail_size))
+        rows.append([str(top_k), weight, *entries, *map(per_token, columns), per_token(batch.schema.names)])
+    return markdown_table(heads, rows)
 
 
 def _base_tables(base: SparseTargets, positions: Positions, config: BytesConfig) -> str:
@@ -197,21 +194,19 @@ def _base_tables(base: SparseTargets, positions: Positions, config: BytesConfig)
         return f"{compressed_bytes(batch.select(PAYLOAD), rows, level) / len(base.entropy):.2f}"
 
     usual = batch_of(base, _BASE_BITS)
-    lines = [
-        f"top_k {_BASE_TOP_K}, τ 1/{_BASE_DENOMINATOR}; payload in bytes per token, the usual setting first:",
-        "",
-        "| what | value | payload | KL from rounding, nats |",
-        "|---|---|---|---|",
-        f"| usual | {_BASE_BITS} bits, id order, level {ZSTD_LEVEL}, {RECORD_BATCH_ROWS} rows | {payload(usual)} | |",
+    ordered = batch_of(_by_probability(base), _BASE_BITS)
+    rows = [
+        ("usual", f"{_BASE_BITS} bits, id order, level {ZSTD_LEVEL}, {RECORD_BATCH_ROWS} rows", payload(usual), ""),
+        *(
+            ("mantissa bits", str(bits), payload(batch_of(base, bits)), f"{rounding_kl(base, bits):.1e}")
+            for bits in (3, 4, 5, 6, 7, 10)
+        ),
+        ("order in a position", "most probable first", payload(ordered), ""),
+        *(("zstd level", str(level), payload(usual, level=level), "") for level in (1, 3, 9, 15)),
+        *(("rows in a record batch", str(count), payload(usual, rows=count), "") for count in (4, 8, 16, 64)),
     ]
-    for bits in (3, 4, 5, 6, 7, 10):
-        lines.append(f"| mantissa bits | {bits} | {payload(batch_of(base, bits))} | {rounding_kl(base, bits):.1e} |")
-    lines.append(
-        f"| order in a position | most probable first | {payload(batch_of(_by_probability(base), _BASE_BITS))} | |"
-    )
-    lines += [f"| zstd level | {level} | {payload(usual, level=level)} | |" for level in (1, 3, 9, 15)]
-    lines += [f"| rows in a record batch | {rows} | {payload(usual, rows=rows)} | |" for rows in (4, 8, 16, 64)]
-    return "\n".join(lines)
+    title = f"top_k {_BASE_TOP_K}, τ 1/{_BASE_DENOMINATOR}; payload in bytes per token, the usual setting first:"
+    return f"{title}\n\n{markdown_table(('what', 'value', 'payload', 'KL from rounding, nats'), rows)}"
 
 
 def rounding_kl(found: SparseTargets, mantissa_bits: int) -> float:

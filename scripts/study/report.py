@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from scripts.support.report import markdown_table
+
+_HEADS = (
+    "scheme", "bytes/token", "KL nats/token", "spread", "above full", "spread", "gap closed", "perplexity",
+    "calibration error", "KL, averaged weights",
+)  # fmt: skip
 _FAMILIES = {
     "topk_renorm": "top-k, renormalised",
     "topk_bucket": "top-k, tail in one bucket",
@@ -87,9 +93,10 @@ def tables(results: dict[str, Any]) -> str:
 
 def noise_table(found: dict[str, dict[str, float]]) -> str:
     """Noise of each way to draw as Markdown."""
-    lines = ["| draw | noise in the head's gradient | in all others |", "|---|---|---|"]
-    lines += [f"| {name} | {values['head']:.4f} | {values['body']:.4f} |" for name, values in found.items()]
-    return "\n".join(lines)
+    return markdown_table(
+        ("draw", "noise in the head's gradient", "in all others"),
+        ((name, f"{values['head']:.4f}", f"{values['body']:.4f}") for name, values in found.items()),
+    )
 
 
 def _settings(settings: dict[str, Any]) -> str:
@@ -101,18 +108,21 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _table(results: dict[str, Any], seeds: list[dict[str, Any]]) -> str:
     full, ce = (np.array([seed[name]["kl_nats"] for seed in seeds]) for name in ("full", "ce"))
-    lines = [
-        "| scheme | bytes/token | KL nats/token | spread | above full | spread | gap closed | perplexity "
-        "| calibration error | KL, averaged weights |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for scheme in seeds[0]:
         columns = {k: np.array([seed[scheme][k] for seed in seeds]) for k in seeds[0][scheme]}
         kl, num_bytes = columns["kl_nats"], results["bytes_per_token"].get(scheme)
         gap = (ce - kl).mean() / (ce - full).mean()
-        lines.append(
-            f"| {scheme} | {'' if num_bytes is None else f'{num_bytes:.1f}'} | {kl.mean():.4f} | {kl.std():.4f} "
-            f"| {(kl - full).mean():+.4f} | {(kl - full).std():.4f} | {gap:.1%} | {columns['perplexity'].mean():.2f} "
-            f"| {columns['calibration_error'].mean():.4f} | {columns['averaged_kl_nats'].mean():.4f} |"
+        rows.append(
+            (
+                scheme,
+                "" if num_bytes is None else f"{num_bytes:.1f}",
+                *(f"{value:.4f}" for value in (kl.mean(), kl.std())),
+                f"{(kl - full).mean():+.4f}",
+                f"{(kl - full).std():.4f}",
+                f"{gap:.1%}",
+                f"{columns['perplexity'].mean():.2f}",
+                *(f"{columns[name].mean():.4f}" for name in ("calibration_error", "averaged_kl_nats")),
+            )
         )
-    return "\n".join(lines)
+    return markdown_table(_HEADS, rows)

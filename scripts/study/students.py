@@ -18,9 +18,10 @@ from torch import Tensor
 from scripts.study.measures import Measures
 from scripts.study.schemes import Scheme, Teaching
 from scripts.study.text import batch_indices
+from scripts.support.teachers import LABELS_ONLY, new_gpt2
 from storage.draws import hash_uniform
 from storage.progress import Progress
-from student.losses.fused_head import HeadLoss, fused_head_loss
+from student.losses.fused_head import fused_head_loss
 from student.losses.targets import SparseTargets
 
 _UNIFORMS_PER_POSITION = 50
@@ -52,14 +53,13 @@ class StudentConfig:
 
 def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
     """The teacher saved at `path`, trained first when there is none."""
-    model = _gpt2(vocab_size, config.layers, config.width, blocks.shape[1] - 1, 0, device)
+    model = _new_model(config, vocab_size, blocks.shape[1] - 1, 0, device)
     if path.is_file():
         model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         return model.eval()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
-    labels = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
     with Progress(config.steps, "teacher", "steps") as bar:
         batches = batch_indices(len(blocks), config.batch_blocks, seed=100, steps=config.steps)
         for step, batch in enumerate(batches):
@@ -68,7 +68,7 @@ def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size:
             with _autocast(device):
                 hidden = model.base_model(ids[:, :-1]).last_hidden_state.flatten(0, 1)
                 targets = SparseTargets.labels_only(ids[:, 1:].reshape(-1))
-                loss = fused_head_loss(hidden, model.lm_head.weight, targets, labels)[0] / len(hidden)
+                loss = fused_head_loss(hidden, model.lm_head.weight, targets, LABELS_ONLY)[0] / len(hidden)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,20 +160,13 @@ def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def _gpt2(vocab_size: int, layers: int, width: int, block_size: int, seed: int, device: torch.device) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(seed)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocab_size, n_positions=block_size, n_embd=width, n_layer=layers, n_head=width // 64,
-            activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=0, eos_token_id=0,
-        )
+def _new_model(
+    config: TeacherConfig | StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
+) -> Any:
+    return new_gpt2(
+        vocab_size=vocab_size, layers=config.layers, width=config.width, heads=config.width // 64,
+        context=block_size, eos_token_id=0, seed=seed, device=device.type,
     )  # fmt: skip
-    if device.type == "cpu":
-        model.set_attn_implementation("eager")  # the fastest backward pass there at this length
-    return model.to(device)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
@@ -191,7 +184,7 @@ class Student:
         self, scheme: Scheme, config: StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
     ) -> None:
         self.scheme = scheme
-        self.model = _gpt2(vocab_size, config.layers, config.width, block_size, seed, device)
+        self.model = _new_model(config, vocab_size, block_size, seed, device)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True
         )

@@ -131,7 +131,6 @@ def variation_of(student: StudentConfig, name: str) -> StudentConfig:
         "main": student,
         "small_batch": replace(student, batch_blocks=max(1, student.batch_blocks // 4)),
         "large_rate": replace(student, learning_rate=student.learning_rate * 4),
-        "small_rate": replace(student, learning_rate=student.learning_rate / 2),
         "slow_beta2": replace(student, beta2=0.999),
     }[name]
 

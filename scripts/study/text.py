@@ -12,24 +12,16 @@ import torch
 from torch import Tensor
 
 from pipeline.corpus.stdlib_corpus import docstring_documents, stdlib_documents
+from scripts.support.teachers import train_byte_level_bpe
 from storage.draws import hash_permutation
 
-_EOS = "<|endoftext|>"
 _NUM_HELD_OUT = 512
 
 
 def prepare(out: Path, vocab_size: int, max_megabytes: float) -> dict[str, int]:
     """Write OUT/tokens.npy (uint16) and OUT/text.json; returns what the latter says."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     documents = _gather(max_megabytes)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[_EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer = train_byte_level_bpe(documents, vocab_size)
     ids = [np.array([*encoding.ids, 0], dtype=np.uint16) for encoding in tokenizer.encode_batch(documents)]
     out.mkdir(parents=True, exist_ok=True)
     tokens = np.concatenate(ids)

@@ -1,20 +1,23 @@
-"""A Python process that answers requests, one JSON line each."""
+"""A Python process that answers requests, one JSON line each: the side that asks, and the side that answers.
+
+Importing this imports nothing that another environment may lack.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 _REPOSITORY = Path(__file__).parents[2]
 
 
 class Child:
-    """A module that runs in an interpreter of its own; it ends when this is left.
+    """A module that runs in an interpreter of its own until this is closed.
 
     What libraries keep at home or in temporary places is at `home`, below `work_dir`.
     """
@@ -36,7 +39,7 @@ class Child:
             env=os.environ | environment | {"HOME": str(self.home), "TMPDIR": str(self.home)},
         )
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, **request: Any) -> dict[str, Any]:
         """Its answer to `request`; RuntimeError with the end of its messages if it ended instead."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -52,13 +55,22 @@ class Child:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End it."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
         self._log.close()
+
+
+def stdout_for_answers() -> TextIO:
+    """In the child: standard output, which from here on has nothing that libraries print."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(answers: TextIO, answer: Callable[..., Mapping[str, Any]]) -> None:
+    """In the child: answer every request, whose names are arguments of `answer`, until standard input ends."""
+    for line in sys.stdin:
+        print(json.dumps(answer(**json.loads(line))), file=answers)

@@ -1,6 +1,6 @@
 """Writes that the operating system refuses: one error, nothing half published, and a rerun with the same bytes.
 
-Real limits, met by the command itself, are in tests/scripts/test_soak.py.
+Real limits, met by the command itself, are in tests/scripts/faults/test_soak.py.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import pytest
 import torch
 
 from scripts.faults.time_limit import time_limit
+from scripts.support.arrow_file import stored_as_it_is
 from storage import RowStream, open_cache, verify_cache
 from storage.errors import (
     FormatVersionError,
@@ -757,7 +758,7 @@ def test_a_shard_may_hold_buffers_that_compression_would_not_make_smaller(
     stranger: Path, forge: SimpleNamespace, kind: str
 ) -> None:
     content = (stranger / FIRST[kind]).read_bytes()
-    shard_bytes(kind, hostile.stored_as_it_is)(stranger, forge)
+    shard_bytes(kind, stored_as_it_is)(stranger, forge)
     changed = (stranger / FIRST[kind]).read_bytes()
     assert ZSTD_MAGIC in content
     assert ZSTD_MAGIC not in changed

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from scripts.scale.__main__ import SimulateScaleConfig
+from scripts.scale.__main__ import SimulateScaleConfig, main
 from scripts.scale.costs import (
     Assumptions,
     assumed,
@@ -201,10 +199,11 @@ def test_the_page_shows_what_the_script_prints() -> None:
     assert all(f"\n| {measurement.what} | " in page for measurement in MEASUREMENTS)
 
 
-def test_the_command_prints_one_document() -> None:
-    command = [sys.executable, "-m", "scripts.scale", "--num-shards", "4", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    document = json.loads(done.stdout)
+def test_the_command_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, whose helpers have imported everything already."""
+    monkeypatch.setattr("sys.argv", ["scale", "--num-shards", "4", "--json"])
+    main()
+    document = json.loads(capsys.readouterr().out)
     assert [one["what"] for one in document["measurements"]] == [m.what for m in MEASUREMENTS]
     assert document["costs"]
     assert document["assumptions"]

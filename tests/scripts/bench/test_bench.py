@@ -12,8 +12,9 @@ import torch
 from scripts.bench.__main__ import run_bench
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.report import as_json, machine, render
+from scripts.bench.report import as_json, render
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes
+from scripts.support.report import machine
 from storage.errors import ConfigError
 
 

@@ -1,6 +1,6 @@
 """Random damage with checksums that agree: it is read and all rules hold, or it is refused with an error of ours.
 
-The targets, and the rules said anew, are those of scripts/fuzz/fuzz_cache.py, which runs them for as long as one likes.
+The targets and the rules are those of scripts/fuzz, which runs them for as long as one likes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.fuzz.fuzz_cache import FuzzFailureError, Name, Target, Worker, containers, make_target, mutate_bytes
+from scripts.fuzz.config import Name
+from scripts.fuzz.mutators import containers, mutate_bytes
+from scripts.fuzz.targets import Target, make_target
+from scripts.fuzz.worker import FuzzFailureError, Worker
+from scripts.support.arrow_file import ArrowFile
 from tests.places import GOLDEN
-from tests.storage.hostile import ArrowFile
 
 ERRORS = {"RecordError", "FormatVersionError", "UnsafePathError"}
 
