@@ -1,4 +1,4 @@
-"""teachonce-cache: look at a cache, prove it whole, share, join and shrink it."""
+"""teachonce-cache: look at a cache, verify it, and share, join and shrink caches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from storage.sharing.transfer import NUM_CONNECTIONS
 
 
 def inspect(cache: Positional[str], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
-    """Say what is in a cache.
+    """Show what a cache holds.
 
     Args:
         cache: Directory of the cache, or its URL.
@@ -37,7 +37,7 @@ def inspect(cache: Positional[str], json_output: Annotated[bool, tyro.conf.arg(n
 
 
 def verify(cache: Positional[Path], quiet: bool = False) -> int:
-    """Check every byte, row and count of a cache; exit 2 and one line per problem when something is wrong.
+    """Check every byte, row and count of a cache; print one line for each problem and exit with 2 if there is any.
 
     Args:
         cache: Directory of the cache.
@@ -60,13 +60,13 @@ def head(
     split: Literal["train", "validation"] = "train",
     num_rows: int = 2,
 ) -> int:
-    """Show a few rows as text, with the teacher's top alternatives per token.
+    """Show a few rows as text; for soft targets, also the teacher's top alternatives for each token.
 
     Args:
         cache: Directory of the cache, or its URL.
-        kind: Which rows.
-        split: Which split.
-        num_rows: How many rows.
+        kind: Kind of the rows.
+        split: Split of the rows.
+        num_rows: Number of rows.
     """
     for line in render_head(open_cache(cache), kind, split, num_rows):
         print(line)
@@ -74,11 +74,11 @@ def head(
 
 
 def report(cache: Positional[str], out: Path = Path("cache.html")) -> int:
-    """Write a page that shows what is in a cache, in pictures: one file, which fetches and runs nothing.
+    """Write an HTML page that shows a cache in charts: one file that fetches nothing and runs no script.
 
     Args:
         cache: Directory of the cache, or its URL.
-        out: The page.
+        out: The HTML file to write.
     """
     from storage.report.cache_page import report as write
 
@@ -88,11 +88,11 @@ def report(cache: Positional[str], out: Path = Path("cache.html")) -> int:
 
 
 def pack(cache: Positional[Path], file: Positional[Path], quiet: bool = False) -> int:
-    """Write a finished cache as one file, the same bytes whoever packs it.
+    """Write a finished cache as one file; packing equal caches gives equal bytes.
 
     Args:
         cache: Directory of the cache.
-        file: The file to write, by custom NAME.tar.zst.
+        file: The file to write, usually NAME.tar.zst.
         quiet: Show no progress.
     """
     require_local(cache, file)
@@ -103,11 +103,11 @@ def pack(cache: Positional[Path], file: Positional[Path], quiet: bool = False) -
 
 
 def unpack(file: Positional[Path], cache: Positional[Path], quiet: bool = False) -> int:
-    """Restore a packed cache, everything checked on the way; the directory appears when all of it is whole.
+    """Restore a packed cache and check all of it; the directory appears only when the cache is whole.
 
     Args:
-        file: What teachonce-cache pack wrote.
-        cache: Directory to make; it may exist when it is empty.
+        file: The file that teachonce-cache pack wrote.
+        cache: Directory to create; it may exist if it is empty.
         quiet: Show no progress.
     """
     require_local(file, cache)
@@ -121,12 +121,12 @@ def unpack(file: Positional[Path], cache: Positional[Path], quiet: bool = False)
 def push(
     cache: Positional[Path], url: Positional[str], num_connections: int = NUM_CONNECTIONS, quiet: bool = False
 ) -> int:
-    """Copy a cache to a URL, prove it there byte by byte, and only then call it complete.
+    """Copy a cache to a URL, read back and check every byte, and only then mark the copy as complete.
 
     Args:
         cache: Directory of the cache.
-        url: Where to: s3://, gs://, file:// or any other that fsspec knows, or hf://datasets/OWNER/NAME.
-        num_connections: Files that are copied at the same time.
+        url: Destination: s3://, gs://, file:// or any other URL that fsspec knows, or hf://datasets/OWNER/NAME.
+        num_connections: Number of files to copy at the same time.
         quiet: Show no progress.
     """
     require_local(cache)
@@ -142,12 +142,12 @@ def push(
 def pull(
     url: Positional[str], cache: Positional[Path], num_connections: int = NUM_CONNECTIONS, quiet: bool = False
 ) -> int:
-    """Copy a cache from a URL, every byte hashed on its way.
+    """Copy a cache from a URL and check the sha256 of every file on the way.
 
     Args:
-        url: Where from: s3://, gs://, file:// or any other that fsspec knows, or hf://datasets/OWNER/NAME.
+        url: Source: s3://, gs://, file:// or any other URL that fsspec knows, or hf://datasets/OWNER/NAME.
         cache: Directory for the cache: new, empty, or with an unfinished pull of the same cache.
-        num_connections: Files that are copied at the same time.
+        num_connections: Number of files to copy at the same time.
         quiet: Show no progress.
     """
     require_local(cache)
@@ -161,11 +161,11 @@ def pull(
 
 
 def merge(caches: Positional[tuple[Path, ...]], out: Path, quiet: bool = False) -> int:
-    """Join finished caches that one teacher made of different data; shards are linked, not copied, where possible.
+    """Join finished caches that one teacher made from different data; hard-link shards where possible, else copy them.
 
     Args:
-        caches: Directories of two or more caches, of the same teacher, tokenizer and settings.
-        out: Directory of the merged cache; run again, it goes on.
+        caches: Directories of two or more caches with the same teacher, tokenizer and settings.
+        out: Directory of the merged cache; the same command resumes an interrupted run.
         quiet: Show no progress.
     """
     require_local(*caches, out)
@@ -181,9 +181,9 @@ def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_L
     """Compress the shards of a cache harder, into a new cache with the same rows.
 
     Args:
-        cache: Directory of the cache, which stays as it is.
-        out: Directory of the new cache; run again, it goes on.
-        zstd_level: 1 to 22; higher takes longer to write and as long to read.
+        cache: Directory of the cache, which is not changed.
+        out: Directory of the new cache; the same command resumes an interrupted run.
+        zstd_level: 1 to 22; a higher level takes longer to write and equally long to read.
         quiet: Show no progress.
     """
     require_local(cache, out)
@@ -208,7 +208,7 @@ def _cache_bytes(cache: Path) -> int:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run teachonce-cache."""
     commands: dict[str, Callable[..., int]] = {
         "inspect": inspect,
         "verify": verify,

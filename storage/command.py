@@ -1,4 +1,4 @@
-"""What every teachonce command does around its work: one line for an error, a clean stop on Ctrl-C."""
+"""What every teachonce command shares: print an error as one line, and stop cleanly on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _REFUSED = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, 
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's main and exit.
+    """Run a command's main and exit with the code that it returns.
 
-    Exit code 2 and one line on standard error for a TeachonceError or a full disk, 130 with the line
-    that resumes for Ctrl-C; any other exception keeps its traceback.
+    For a TeachonceError, or an OSError such as a full disk or a missing permission, print one line on standard error
+    and exit with 2. After Ctrl-C, print the command line that resumes and exit with 130. When the reader of standard
+    output has gone, exit with 0. Any other exception keeps its traceback.
     """
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     try:
@@ -29,7 +30,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except TeachonceError as error:
         fail(command[0], str(error))
     except KeyboardInterrupt:
-        # Who started this one among several processes knows how.
+        # A process that torchrun started does not know the line that started all of them.
         is_alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
         line = f":\n  {shlex.join(command)}" if is_alone else ""
         print(f"\n{command[0]}: stopped; to go on, run the same line again{line}", file=sys.stderr)
@@ -47,7 +48,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def fail(program: str, message: str) -> NoReturn:
-    """Print one line and exit with 2."""
+    """Print the message as one line on standard error and exit with 2."""
     one_line = " ".join(message.split())
     print(f"{program}: error: {one_line}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

@@ -1,4 +1,4 @@
-"""Progress of anything that takes seconds: a tqdm bar on a terminal, a log line now and then elsewhere."""
+"""Show the progress of anything that takes seconds: a tqdm bar on a terminal, elsewhere a log line now and then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOG_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """A counter of `total` units."""
+    """A counter of units that is shown on standard error. total: None if it is unknown; initial: units done before."""
 
     def __init__(
         self, total: int | None, description: str, unit: str, *, quiet: bool = False, initial: int = 0
@@ -30,7 +30,7 @@ class Progress:
             initial=initial,
             disable=quiet or self._logs,
             dynamic_ncols=True,
-            smoothing=0,  # the speed is that of all units since the start
+            smoothing=0,  # show the mean speed since the start
         )
 
     def __enter__(self) -> Progress:
@@ -44,7 +44,7 @@ class Progress:
             self._log()
 
     def update(self, count: int, **facts: str) -> None:
-        """Count `count` more units; `facts` are shown beside the bar."""
+        """Add `count` units; show `facts` beside the bar or in the log line."""
         self._count += count
         if facts:
             self._note = ", ".join(f"{name} {value}" for name, value in facts.items())
@@ -54,7 +54,7 @@ class Progress:
             self._log()
 
     def skip(self, count: int) -> None:
-        """Count units that were done before: they say nothing about the speed."""
+        """Add units that were done before; leave them out of the speed."""
         self._initial += count
         if not self._bar.disable:
             self._bar.initial += count

@@ -1,5 +1,5 @@
 """HTML pages, tables and charts that any report uses.
 
-Nothing on a page runs or is fetched: charts are inline SVG that follows the reader's light or dark mode, and details
-open and close by themselves.
+A page runs no script and fetches nothing. Charts are inline SVG that follows the reader's light or dark mode. Details
+open and close with plain HTML.
 """

@@ -1,4 +1,4 @@
-"""Charts, each with a caption and its numbers in a table."""
+"""Draw charts, each with a caption and a table of its numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from storage.pages.svg import COLOURS, NUM_SERIES, WIDTH, inline_svg
 from storage.pages.tables import Cell, table
 
 _HEIGHT = 280.0
-# Room that a legend needs for a line, for a letter and for a row; longer names are cut.
+# Sizes of a legend in units of the SVG: width of a line sample, width of a character, height of a row. Then the number
+# of characters after which names are cut.
 _HANDLE_WIDTH, _CHARACTER_WIDTH, _LEGEND_ROW_HEIGHT, _MOST_CHARACTERS = 45.0, 6.6, 15.0, 40
 
-# Series differ by more than colour.
+# Series differ by dashes and markers as well as by colour.
 _DASHES: tuple[Any, ...] = ("-", "-", (0, (1.5, 1.2)), (0, (5, 2)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
 _GUIDE_DASHES = (0, (2, 3))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -22,9 +23,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What a chart says beside its picture.
+    """The text and the numbers of a chart.
 
-    key: its id in the page; caption: one sentence on what it shows and how to read it; columns and rows: its numbers.
+    key: its id in the page; caption: one sentence on what it shows and how to read it; columns and rows: the table of
+    its numbers.
     """
 
     key: str
@@ -38,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line through points; low and high bound a band around it. colour: number of the series, None for a guide."""
+    """A line through points, with a band from low to high. colour: number of the series, None for a guide line."""
 
     name: str
     x: Sequence[float]
@@ -51,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """How the axes run; x_ticks: places with what stands there; from_zero: up from 0, or from a lower value."""
+    """Settings of the axes. x_ticks: (x, label) pairs; from_zero: begin the y axis at 0, or lower for negative data."""
 
     from_zero: bool = True
     x_ticks: Sequence[tuple[float, str]] = ()
@@ -60,7 +62,7 @@ class Axes:
 
 
 def lines(chart: Chart, series: Sequence[Line], axes: Axes | None = None) -> Markup:
-    """Lines with bands."""
+    """Return a figure of lines with their bands."""
 
     def draw(canvas: Any) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -79,7 +81,7 @@ def lines(chart: Chart, series: Sequence[Line], axes: Axes | None = None) -> Mar
                 label=_short(line.name),
             )  # fmt: skip
         _set_axes(canvas, axes or Axes())
-        # Above the axes, where it hides nothing.
+        # Put the legend above the axes, where it hides no data.
         canvas.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=num_columns, borderaxespad=0.2, handlelength=2.2,
             columnspacing=1.4,
@@ -90,7 +92,7 @@ def lines(chart: Chart, series: Sequence[Line], axes: Axes | None = None) -> Mar
 
 
 def histogram(chart: Chart, edges: Sequence[float], shares: Sequence[float], axes: Axes | None = None) -> Markup:
-    """Columns between edges, as high as the share that falls there."""
+    """Return a histogram: one column between each two edges, as high as the share of the values that lie there."""
 
     def draw(canvas: Any) -> None:
         from matplotlib.ticker import PercentFormatter
@@ -103,7 +105,7 @@ def histogram(chart: Chart, edges: Sequence[float], shares: Sequence[float], axe
 
 
 def bars(chart: Chart, names: Sequence[str], values: Sequence[float], labels: Sequence[str]) -> Markup:
-    """One horizontal bar for each name, from the top, with a label at its end."""
+    """Return a chart with one horizontal bar for each name, the first on top, and a label at each bar's end."""
 
     def draw(canvas: Any) -> None:
         from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -147,7 +149,7 @@ def _set_axes(canvas: Any, axes: Axes) -> None:
 
 
 def _legend_columns(names: Sequence[str]) -> int:
-    """Columns that have room beside each other."""
+    """Return the number of legend columns that fit side by side."""
     return max(1, int((WIDTH - 40.0) / (_HANDLE_WIDTH + _CHARACTER_WIDTH * max(map(len, names)))))
 
 

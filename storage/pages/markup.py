@@ -1,6 +1,6 @@
-"""HTML that escapes whatever is not HTML already.
+"""Build HTML and escape every string that is not HTML already.
 
-markupsafe, and with it htpy and jinja2, leave control characters and marks that turn a text's direction as they are.
+markupsafe, and with it htpy and jinja2, leave control characters and marks that change a text's direction unescaped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _VOID = frozenset(("br", "input", "meta"))
 
 
 class Markup(str):
-    """A piece of HTML. Any other string is text."""
+    """A piece of HTML. Any other string is text and is escaped."""
 
     __slots__ = ()
 
@@ -24,10 +24,10 @@ Attribute = str | int | float | bool | None
 
 
 def element(tag: str, /, *children: Child, **attributes: Attribute) -> Markup:
-    """An element with children, text among them escaped, None left out.
+    """Return an element with its children; escape those that are text and leave out None.
 
-    attributes: `class_` is written class, `aria_label` aria-label; True is an attribute without a value, None and
-    False are left out.
+    attributes: `class_` becomes class, `aria_label` becomes aria-label. True gives an attribute without a value. None
+    and False leave the attribute out.
     """
     written = "".join(map(_attribute, attributes.keys(), attributes.values()))
     if tag in _VOID:
@@ -36,22 +36,22 @@ def element(tag: str, /, *children: Child, **attributes: Attribute) -> Markup:
 
 
 def join(children: Iterable[Child]) -> Markup:
-    """Children one after the other, text among them escaped, None left out."""
+    """Join children; escape those that are text and leave out None."""
     return Markup("".join(escape(child) for child in children if child is not None))
 
 
 def escape(text: str) -> Markup:
-    """Text as HTML: nothing in it is a tag or an entity, and characters that no eye sees are written out."""
+    """Return text as HTML: escape tags and entities, and write invisible characters as `visible` does."""
     return text if isinstance(text, Markup) else Markup(html.escape(visible(text)))
 
 
 def one_line(text: str) -> str:
-    """Text with a sign for each line break instead of the break."""
+    """Return text with ⏎ in place of each line break; for an empty text return ∅."""
     return text.replace("\n", "⏎ ") or "∅"
 
 
 def visible(text: str) -> str:
-    r"""Text with control characters, lone surrogates and marks that turn its direction written as \u202e."""
+    r"""Return text in which control characters, lone surrogates and direction marks are written as \u202e is here."""
     if text.isprintable():
         return text
     return "".join(c if _is_plain(c) else c.encode("unicode_escape").decode() for c in text)

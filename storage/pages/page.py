@@ -1,4 +1,4 @@
-"""The skeleton of a page and its look in light and dark."""
+"""Lay out a page: its HTML and its colours in light and dark mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.pages.markup import Markup, element, one_line
 from storage.remote.directory import require_local
 
 _BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"'
-# What charts and texts are coloured with, in light and in dark; text colours keep a contrast of 4.5 on both grounds.
+# Colours in light mode and in dark mode. Colours of text have a contrast of at least 4.5 on both `ground` and `panel`.
 THEME = {
     "ground": ("#ffffff", "#14171c"),
     "panel": ("#f5f6f8", "#1c2027"),
@@ -37,7 +37,7 @@ THEME = {
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page, listed at its top. key: its id in the page."""
+    """A part of a page, to which the list of contents links. key: its id in the page."""
 
     key: str
     title: str
@@ -45,7 +45,7 @@ class Section:
 
 
 def page(*, title: str, lead: Markup, sections: Sequence[Section]) -> bytes:
-    """A whole page in UTF-8, the same bytes for the same arguments; it runs no script and fetches nothing."""
+    """Return a whole page in UTF-8. It runs no script and fetches nothing. The same arguments give the same bytes."""
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -74,13 +74,13 @@ def page(*, title: str, lead: Markup, sections: Sequence[Section]) -> bytes:
 
 
 def publish_page(out: Path, content: bytes) -> None:
-    """Write a page; raises ConfigError when a directory stands there, WriteRefusedError when the write is refused."""
+    """Write a page; raise ConfigError as require_file_name does, WriteRefusedError when the write is refused."""
     require_file_name(out)
     write_file(out, content)
 
 
 def require_file_name(out: Path) -> None:
-    """Raise ConfigError when --out cannot become a page, or is another file, before hours go into it."""
+    """Raise ConfigError when --out cannot become a page, or is a file that is no report. Call it before long work."""
     require_local(out)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a directory; name a file, such as {out / 'report.html'}")
@@ -92,17 +92,17 @@ def require_file_name(out: Path) -> None:
 
 
 def grid(*figures: Markup | None) -> Markup:
-    """Figures side by side where there is room, one below the other on a phone."""
+    """Lay out figures side by side where there is room, and one below the other on a phone."""
     return element("div", *figures, class_="grid")
 
 
 def quotation(text: str) -> Markup:
-    """A text of the data in one line."""
+    """Return a text from the data as a quotation on one line."""
     return element("blockquote", one_line(text))
 
 
 def note(*children: str) -> Markup:
-    """Small print."""
+    """Return a paragraph of small print."""
     return element("p", *children, class_="note")
 
 

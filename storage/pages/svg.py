@@ -1,8 +1,8 @@
-"""matplotlib's drawings as inline SVG whose colours are the page's.
+"""Turn matplotlib's drawings into inline SVG with the page's colours.
 
-Colours are stand-ins that become the page's custom properties, so that a chart follows light and dark by itself.
-Styles become attributes, because the page's policy allows no style but its own sheet. matplotlib has no
-setting for either.
+matplotlib draws with placeholder colours. These are replaced by the page's CSS custom properties, so that a chart
+follows light and dark mode without a script. Styles become attributes, because the page's content security policy
+allows no style but the page's own sheet. matplotlib has no setting for either.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from storage.errors import MissingExtraError
 from storage.pages.markup import Markup, element
 
 NUM_SERIES = 6
-# Widths and heights are in the units of the SVG, which are about CSS pixels.
+# Widths and heights are in units of the SVG, about a CSS pixel each.
 WIDTH = 420.0
 _FONT_SIZE = 11.0
 _UNITS_PER_INCH = 72.0
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _NUMBERS = ("d", "transform", "x", "y", "width", "height", "stroke-width")
 
-# Stand-ins for the page's colours: what matplotlib writes for them, and the name that takes their place.
+# The placeholder colours: the name of each of the page's colours, and the colour that matplotlib draws in its place.
 COLOURS = {name: f"#0000{number:02x}" for number, name in enumerate(("text", "muted", "line", "ground"), 1)} | {
     f"series{number}": f"#0001{number:02x}" for number in range(NUM_SERIES)
 }
@@ -33,7 +33,7 @@ _NAMES = {colour: name for name, colour in COLOURS.items()}
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtraError where charts cannot be drawn."""
+    """Raise MissingExtraError when matplotlib, which draws the charts, is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -43,21 +43,22 @@ def require_matplotlib() -> None:
 def inline_svg(
     key: str, title: str, description: str, labels: tuple[str, str], draw: Callable[[Any], None], height: float
 ) -> Markup:
-    """What `draw` puts on matplotlib axes with labels of x and y, the same bytes for the same drawing.
+    """Return what `draw` draws on matplotlib axes as inline SVG. The same drawing gives the same bytes.
 
-    key: begins every id in it; title and description: for who does not see it.
+    key: prefix of every id in the SVG; title and description: for screen readers; labels: of the x axis and the y axis;
+    height: in units of the SVG.
     """
     return _themed(_drawn(key, labels, draw, height), key, title, description)
 
 
 def _drawn(key: str, labels: tuple[str, str], draw: Callable[[Any], None], height: float) -> bytes:
-    """matplotlib's SVG, the same bytes for the same data."""
+    """Return matplotlib's SVG. The same data give the same bytes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own file says
+        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(_SETTINGS | {"svg.hashsalt": key})
         figure = Figure(figsize=(WIDTH / _UNITS_PER_INCH, height / _UNITS_PER_INCH), layout="constrained")
         FigureCanvasSVG(figure)
@@ -68,7 +69,7 @@ def _drawn(key: str, labels: tuple[str, str], draw: Callable[[Any], None], heigh
         content = io.BytesIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of letters that its own font lacks: the reader's has them
+            warnings.simplefilter("ignore")  # about letters that matplotlib's font lacks: the reader's font draws them
             figure.savefig(content, format="svg", metadata=metadata)
     return content.getvalue()
 
@@ -103,7 +104,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def _themed(content: bytes, key: str, title: str, description: str) -> Markup:
-    """matplotlib's SVG with the page's colours, without styles, and with ids that no other chart of the page has."""
+    """Return matplotlib's SVG with the page's colours, without styles, and with ids that are unique on the page."""
     root = ElementTree.fromstring(content)
     for defs in list(root.iter(f"{_SVG}defs")):
         for style in defs.findall(f"{_SVG}style"):
@@ -129,7 +130,11 @@ def _themed(content: bytes, key: str, title: str, description: str) -> Markup:
 
 
 def _rewrite(part: ElementTree.Element, names: dict[str, str]) -> None:
-    """One element: plain HTML names, styles as attributes, colours of the page, few digits, few ids."""
+    """Rewrite one element.
+
+    Use tag names without a namespace, attributes in place of styles, and the page's colours. Round numbers to two
+    decimals. Keep only the ids that are referred to.
+    """
     part.tag = part.tag.removeprefix(_SVG)
     part.text = part.text if part.text and part.text.strip() else None
     part.tail = None
@@ -156,7 +161,7 @@ def _declaration(item: str) -> tuple[str, str]:
 
 
 def _without_font(styles: dict[str, str]) -> dict[str, str]:
-    """The page chooses the font; its size stays."""
+    """Drop the font family, which the page chooses, and keep the font size."""
     font = styles.pop("font", None)
     if font is not None:
         styles["font-size"] = f"{float(re.search(r'([0-9.]+)px', font)[1]):g}"  # type: ignore[index]

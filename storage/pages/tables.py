@@ -1,6 +1,7 @@
 """Tables of a report.
 
-pandas' DataFrame.to_html writes style attributes, which the page's policy forbids, and no scopes for screen readers.
+pandas' DataFrame.to_html writes style attributes, which the page's content security policy forbids, and no scope
+attributes, which screen readers need.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ Cell = str | float | None
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str, class_: str | None = None) -> Markup:
-    """A table whose first column names its rows; numbers are written by `significant`.
+    """Return a table whose first column names its rows. Format numbers with `significant`.
 
-    label: what it holds, for who does not see it. A table that is too wide scrolls inside itself.
+    label: what the table holds, for screen readers. A table that is too wide scrolls inside its own box.
     """
     head = element("tr", *[element("th", name, scope="col") for name in columns])
     body = [
@@ -30,7 +31,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str,
 
 
 def facts(pairs: Sequence[tuple[str, Cell]]) -> Markup:
-    """Names with their values."""
+    """Return a list of names with their values."""
     return element(
         "dl",
         join(element("div", element("dt", name), element("dd", _cell(value))) for name, value in pairs),
@@ -39,7 +40,7 @@ def facts(pairs: Sequence[tuple[str, Cell]]) -> Markup:
 
 
 def tiles(pairs: Sequence[tuple[str, str]]) -> Markup:
-    """A few key figures, large, with what they are."""
+    """Return a few key figures in large type, each with its name."""
     return element(
         "dl", *[element("div", element("dt", name), element("dd", figure)) for name, figure in pairs], class_="tiles"
     )

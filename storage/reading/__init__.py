@@ -1,1 +1,1 @@
-"""A cache in use: opened, shuffled, streamed, summed up, and proved byte by byte."""
+"""Use a cache: open it, shuffle and stream its rows, summarise it, and verify every byte."""

@@ -1,4 +1,4 @@
-"""Opening a cache: a directory, or a URL whose shards are copied here as they are needed."""
+"""Open a cache: a directory, or a URL whose shards are copied to this machine when they are needed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ TOKENIZER_DIR = "tokenizer"
 class Cache:
     """A cache whose shards can be read.
 
-    where: what messages call it, a directory or a URL; path: its directory, of a remote cache the local one with its
-    manifest, tokenizer and copies of shards.
+    where: its name in messages, a directory or a URL; path: its directory. For a remote cache, that is the local
+    directory with its manifest, its tokenizer and copies of its shards.
     """
 
     where: str
@@ -59,16 +59,20 @@ class Cache:
         return self.path / TOKENIZER_DIR
 
     def setting(self, *names: str) -> Any:
-        """A setting of the identity, such as ("config", "beams", "length_penalty"); RecordError for none."""
+        """Return a setting of the identity, such as ("config", "beams", "length_penalty").
+
+        Raise RecordError when the manifest does not state it.
+        """
         try:
             return find_setting(vars(self.identity), names)
         except KeyError as error:
             raise RecordError(str(self.path / MANIFEST_NAME), f"states no {'.'.join(names)!r}") from error
 
     def checked_tokenizer_dir(self) -> Path:
-        """The tokenizer's directory, which holds the very files that the cache was begun with.
+        """Return the tokenizer's directory after checking that its files are those that the cache was begun with.
 
-        Raises MissingFileError, UnsafePathError or HashMismatchError.
+        Raise MissingFileError when there is no directory, UnsafePathError when it holds anything but plain files, and
+        HashMismatchError when the files differ.
         """
         directory = safe_join(self.path, TOKENIZER_DIR, str(self.path))
         if not directory.is_dir():
@@ -82,27 +86,27 @@ class Cache:
         return directory
 
     def shards(self, kind: str, split: str) -> tuple[ShardRecord, ...]:
-        """Shards of one kind and split; raises MissingKindError when there are no rows."""
+        """Return the shards of one kind and split; raise MissingKindError when they hold no rows."""
         found = self.manifest.shards_of(kind, split)
         if not sum(shard.num_rows for shard in found):
             raise MissingKindError(self.where, kind, split)
         return found
 
     def num_rows(self, kind: str, split: str) -> int:
-        """Rows of one kind and split, 0 when the cache holds none."""
+        """Return the number of rows of one kind and split, 0 when the cache holds none."""
         return sum(shard.num_rows for shard in self.manifest.shards_of(kind, split))
 
     def held_kinds(self, split: str) -> list[str]:
-        """Kinds with rows in a split, in their usual order."""
+        """Return the kinds that have rows in a split, in the order of KINDS."""
         return [kind for kind in KINDS if self.num_rows(kind, split)]
 
     @property
     def rows_sha256(self) -> str:
-        """Hex sha256 over the hashes of all shards in order: equal for caches with the same rows in the same bytes."""
+        """Hex sha256 over the hashes of all shards in order; equal for caches with the same rows in the same bytes."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
 
     def open_shard(self, record: ShardRecord) -> Shard:
-        """Open a shard, its sha256 checked; give it back with close_shard."""
+        """Open a shard whose sha256 has been checked; release it with close_shard."""
         path = self.files.acquire(record)
         try:
             return Shard(path, self.identity, record)
@@ -111,11 +115,11 @@ class Cache:
             raise
 
     def close_shard(self, shard: Shard) -> None:
-        """The shard's file may go."""
+        """Release a shard: the local copy of a remote shard may now be deleted."""
         self.files.release(shard.record)
 
     def restricted_to(self, paths: Iterable[str]) -> Cache:
-        """The same cache with some of its shards; raises MissingFileError for one that it does not hold."""
+        """Return the same cache with only the shards at `paths`; raise MissingFileError for one not in the cache."""
         held = {shard.path: shard for shard in self.manifest.shards}
         for path in paths:
             if path not in held:
@@ -124,7 +128,7 @@ class Cache:
         return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, shards=shards))
 
     def record_batches(self, kind: str, split: str) -> Iterator[pa.RecordBatch]:
-        """All record batches of one kind and split in stored order."""
+        """Yield all record batches of one kind and split in stored order, checked."""
         for record in self.shards(kind, split):
             shard = self.open_shard(record)
             try:
@@ -137,11 +141,13 @@ class Cache:
 def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: LocalCopy | None = None) -> Cache:
     """Open a cache.
 
-    path: a directory, or any URL that fsspec reads, for which local_copy says where shards go.
-    allow_incomplete: take what is committed of a cache that precompute is still at (a directory only).
+    path: a directory, or any URL that fsspec reads.
+    allow_incomplete: open an unfinished cache with the shards committed so far; for directories only.
+    local_copy: where the shards of a URL are copied to.
 
-    Raises NoCacheError when there is none, IncompleteCacheError when precompute has not finished,
-    RecordError or FormatVersionError when its manifest cannot be trusted.
+    Raise NoCacheError when there is no cache, IncompleteCacheError when precompute has not finished (with
+    allow_incomplete, when no shard is committed), RecordError or FormatVersionError when its manifest is not sound. For
+    a URL, also raise the errors of open_remote.
     """
     if is_remote_url(str(path)):
         where, directory, manifest, files = open_remote(str(path), local_copy or default_local_copy())

@@ -1,12 +1,13 @@
-"""The order of an epoch: a pure function of seed and epoch, found without reading a shard.
+"""The order of an epoch: a pure function of the shards, the seed and the epoch, computed without reading a shard.
 
-Shards are permuted; the record batches of each group of consecutive shards are permuted together;
-rows are permuted inside windows of consecutive record batches. Finding any position touches one
-group, so resuming costs the same wherever it happens.
+Shards are permuted. The record batches of each group of SHARDS_PER_GROUP consecutive shards are permuted together. Rows
+are permuted inside windows of BATCHES_PER_WINDOW consecutive record batches. To find a position, compute the order of
+one group only; so resuming costs the same at every position.
 
-Readers that share a stream take every W-th row. So that none need decompress everything, the rows of a window are dealt
-from STRANDS strands in turn, and a strand is cut from neighbouring record batches: a reader of W, a divisor of STRANDS,
-finds its rows in a W-th of the record batches. The order is the same for any number of readers.
+Each of W readers that share a stream takes every W-th row. A reader should not have to decompress every record batch.
+Therefore the rows of a window are divided into STRANDS strands, each cut from neighbouring record batches, and
+consecutive positions take rows from the strands in turn. If W divides STRANDS, a reader finds its rows in 1/W of the
+record batches. The order is the same for any number of readers.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from storage.records.identity import ShardRecord
 SHARDS_PER_GROUP = 4
 BATCHES_PER_WINDOW = 64
 STRANDS = 16
-# Place of a strand among those that are cut: its number's bits reversed. Strands that follow one another are dealt from
-# record batches far apart, and those of a reader of 2, 4, 8 or 16 from a run of them.
+# Which part of the window's list of rows each strand is: the bits of the strand's number reversed. Consecutive strands
+# come from record batches far apart. The strands of one of 2, 4, 8 or 16 readers come from neighbouring ones.
 _PLACE_OF_STRAND = np.array([0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15], dtype=np.uint8)
-# As many rows has the largest window: 64 record batches of 65,536.
+# Bits of a row's index in the largest window: 64 record batches of 65,536 rows are 2**22 rows.
 _ROW_BITS = 22
 
-# Distinguish the permutations that are drawn from one seed.
+# Purposes: coordinates that make the permutations drawn from one seed independent.
 _SHARDS, _BATCHES, _ROWS, _STRANDS = 1, 2, 3, 4
 
 
@@ -37,8 +38,9 @@ _SHARDS, _BATCHES, _ROWS, _STRANDS = 1, 2, 3, 4
 class Window:
     """Record batches whose rows are shuffled together.
 
-    batches: (index into the shard list, record batch); rows_per_batch: how many rows each holds; row_order
-    permutes their concatenated rows; first_position is the window's first row in the epoch.
+    batches: (index into the shard list, index of the record batch in its shard); rows_per_batch: number of rows in each
+    of them; row_order: permutation of their concatenated rows; first_position: position in the epoch of the window's
+    first row.
     """
 
     batches: tuple[tuple[int, int], ...]
@@ -47,7 +49,7 @@ class Window:
     first_position: int
 
     def places(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Where the rows at these positions of the epoch are: (index into `batches`, row of that record batch) each."""
+        """Return (index into `batches`, row of that record batch) for each position of the epoch."""
         rows = self.row_order[positions - self.first_position]
         ends = np.cumsum(self.rows_per_batch)
         batch = np.searchsorted(ends, rows, side="right")
@@ -56,7 +58,7 @@ class Window:
 
 
 class EpochOrder:
-    """Order of one epoch over `shards`; with shuffle False, the stored order."""
+    """The order of one epoch over `shards`. With shuffle False it is the stored order."""
 
     def __init__(
         self, shards: tuple[ShardRecord, ...], record_batch_rows: int, *, seed: int, epoch: int, shuffle: bool
@@ -71,12 +73,12 @@ class EpochOrder:
         self.num_rows = int(rows.sum())
 
     def group_at(self, position: int) -> tuple[list[int], int]:
-        """Indices of the shards of the group that holds `position`, and the position behind the group."""
+        """Return the indices of the shards in the group that holds `position`, and the position after the group."""
         group = int(np.searchsorted(self._group_ends, position, side="right"))
         return self._members(group), int(self._group_ends[group])
 
     def windows_from(self, position: int) -> list[Window]:
-        """Windows of the group that holds `position`, from the window that holds it on."""
+        """Return the windows of the group that holds `position`, beginning with the window that holds it."""
         group = int(np.searchsorted(self._group_ends, position, side="right"))
         return [w for w in self._group_windows(group) if w.first_position + len(w.row_order) > position]
 
@@ -106,13 +108,18 @@ class EpochOrder:
         return windows
 
     def _row_order(self, rows_per_batch: tuple[int, ...], first_position: int) -> NDArray[np.int64]:
-        """The strands are cut from the rows batch after batch, each batch's shuffled, and are shuffled themselves."""
+        """Return the order of a window's rows: int64 [rows of the window].
+
+        Shuffle the rows of each record batch and list them batch after batch. Cut the list into strands, in the
+        order of _PLACE_OF_STRAND, and shuffle each strand. A position takes the next row of the strand with the number
+        (position in the stream) modulo STRANDS.
+        """
         rows = np.arange(sum(rows_per_batch))
         if not self._shuffle:
             return rows
         batch_of_row = np.repeat(np.arange(len(rows_per_batch)), rows_per_batch)
         batch_by_batch = self._shuffled_within(batch_of_row, _ROWS, first_position)
-        # Counted from the beginning of the stream, as readers count.
+        # Count rows from the beginning of the stream, as readers do.
         place = _PLACE_OF_STRAND[(self._epoch * self.num_rows + first_position + rows) % STRANDS]
         strand_by_strand = np.argsort(place, kind="stable")
         shuffled = self._shuffled_within(place[strand_by_strand], _STRANDS, first_position)
@@ -121,7 +128,11 @@ class EpochOrder:
         return row_order
 
     def _shuffled_within(self, groups: NDArray[np.integer[Any]], purpose: int, window: int) -> NDArray[np.int64]:
-        """The order that sorts by groups, at most 256, and by chance within each: by one key, which has no equals."""
+        """Return the order that sorts rows by group, at most 256 groups, and at random within each group.
+
+        A row's sort key is its group (8 bits), a random number (34 bits) and its index (_ROW_BITS bits). No two keys
+        are equal.
+        """
         rows = np.arange(len(groups), dtype=np.uint64)
         chance = (
             hash_u64(self._seed, self._epoch, purpose, window, rows) >> np.uint64(8 + _ROW_BITS) << np.uint64(_ROW_BITS)

@@ -1,4 +1,4 @@
-"""Reading the rows of a stream ahead of whoever uses them, in threads."""
+"""Read the rows of a stream in threads, before they are used."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _NUM_READERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class _WindowInReading:
-    """The wanted rows of a window, in the stream's order, and the record batches that hold them, as they get ready.
+    """The wanted rows of a window, in the stream's order, and the record batches that hold them.
 
-    places: (key of `batches`, row of that record batch) of each row.
+    places: (key of `batches`, row of that record batch) of each wanted row.
     """
 
     places: list[tuple[int, int]]
     batches: dict[int, _BatchInReading]
 
     def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """The rows at these places, each a slice of its record batch."""
+        """Yield the rows at places[start:stop], each a slice of its record batch; wait until that is read."""
         for batch, row in self.places[start:stop]:
             yield self.batches[batch].checked_rows().slice(row, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchInReading:
-    """A record batch that is being read. is_checked: of its shard, a byte for each record batch."""
+    """A record batch that is being read. is_checked: a byte for each record batch of its shard, 1 when checked."""
 
     shard: Shard
     index: int
@@ -44,7 +44,7 @@ class _BatchInReading:
     rows: Future[pa.RecordBatch]
 
     def checked_rows(self) -> pa.RecordBatch:
-        """Its rows, as soon as they are there, checked the first time; raises ShardFormatError or RowError."""
+        """Wait for the rows, check them the first time, and return them; raise ShardFormatError or RowError."""
         rows = self.rows.result()
         if not self.is_checked[self.index]:
             self.shard.check(rows, self.index)
@@ -53,11 +53,12 @@ class _BatchInReading:
 
 
 class ReadAhead:
-    """Wanted rows of epoch after epoch from a position on, in their order.
+    """The wanted rows of one epoch after the other, in order, from a position on.
 
-    One thread goes on to the next window in the middle of each; others read and decompress its record batches in the
-    order in which they are needed. Who uses rows checks their record batch the first time: checks are many short
-    operations, and threads that do such side by side spend almost as long again on handing Python's lock to each other.
+    In the middle of each window a planner thread begins the next window. Reader threads read and decompress its record
+    batches in the order in which they are needed. The thread that uses the rows checks each record batch the first
+    time. A check is many short operations: threads that ran checks in parallel would spend almost as much time again on
+    handing Python's global interpreter lock to each other.
     """
 
     def __init__(
@@ -67,11 +68,15 @@ class ReadAhead:
         order_of: Callable[[int], EpochOrder],
         is_wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
     ) -> None:
-        """order_of: the order of an epoch over `shards`. is_wanted: of rows, counted from where the reading begins."""
+        """order_of: returns the order of an epoch over `shards`.
+
+        is_wanted: returns which of the rows with these numbers to yield. Row 0 is the first row from the start on.
+        """
         self._cache, self._shards, self._order_of, self._is_wanted = cache, shards, order_of, is_wanted
         self._num_passed = 0
         self._opened: dict[int, Shard] = {}
-        # By shard, one byte for each of its record batches; a shard's file is proved once in a process, too.
+        # By index of the shard: a byte for each record batch, 1 when checked. The bytes outlive the open shard. So each
+        # record batch is checked once, as is the sha256 of a shard's file.
         self._is_checked: dict[int, bytearray] = {}
         self._in_reading: list[Future[pa.RecordBatch]] = []
         self._is_closed = False
@@ -79,14 +84,14 @@ class ReadAhead:
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="teachonce-reader")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
-        """Each wanted row as a slice of its record batch, as soon as that is there; to be called once."""
+        """Yield each wanted row as a slice of its record batch. Call this once: its end stops the threads."""
         windows = self._windows_from(epoch, position)
         try:
             ahead = self._planner.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
-                # By the middle of a shuffled window rows of all its record batches were needed: none of them is delayed
-                # by what is read ahead.
+                # By the middle of a shuffled window, rows of all its record batches have been needed. So reading ahead
+                # from there delays none of them.
                 middle = len(window.places) // 2
                 yield from window.rows(0, middle)
                 ahead = self._planner.submit(self._begin_next, windows)
@@ -95,7 +100,7 @@ class ReadAhead:
             self._close()
 
     def _begin_next(self, windows: Iterator[tuple[Window, int]]) -> _WindowInReading:
-        """Queue the record batches of the next window that hold wanted rows, those first that are needed first."""
+        """Queue the record batches of the next window that hold wanted rows, in the order in which they are needed."""
         window, position = next(windows)
         positions = np.arange(position, window.first_position + len(window.row_order))
         is_wanted = self._is_wanted(self._num_passed + positions - position)
@@ -107,18 +112,18 @@ class ReadAhead:
         return _WindowInReading(places=places, batches=batches)
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
-        """Windows, each with the position to begin at; their shards are open."""
+        """Yield windows with open shards, each with the position to begin at."""
         while True:
             order = self._order_of(epoch)
             while position < order.num_rows:
-                self._turn_to(order, epoch, position)
+                self._enter_group(order, epoch, position)
                 for window in order.windows_from(position):
                     yield window, position
                     position = window.first_position + len(window.row_order)
             epoch, position = epoch + 1, 0
 
-    def _turn_to(self, order: EpochOrder, epoch: int, position: int) -> None:
-        """Close shards of the groups before the one that holds `position`, open its own, ask for those of the next."""
+    def _enter_group(self, order: EpochOrder, epoch: int, position: int) -> None:
+        """Close shards of other groups, open those of the group that holds `position`, prefetch those of the next."""
         members, next_position = order.group_at(position)
         wait(self._in_reading)
         for index in [index for index in self._opened if index not in members]:
@@ -130,9 +135,9 @@ class ReadAhead:
         self._open(index for index in members if index not in self._opened)
 
     def _open(self, indices: Iterable[int]) -> None:
-        """Open shards side by side, for most of it is hashing, which keeps a core busy.
+        """Open shards in parallel: most of the work is hashing, which keeps a core busy for each shard.
 
-        An opened shard is proved to hold what the manifest counts, before as much is allotted.
+        Opening a shard checks its number of record batches against the manifest, before memory for them is allocated.
         """
         with ThreadPoolExecutor(SHARDS_PER_GROUP, thread_name_prefix="teachonce-opener") as executor:
             for _ in executor.map(self._open_one, indices):

@@ -1,4 +1,4 @@
-"""A cache at a URL: its manifest and tokenizer are copied here, its shards as they are needed."""
+"""Open a cache at a URL: copy its manifest and tokenizer to this machine, and each shard when it is needed."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ _LOCK_NAME = "lock"
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCopy:
-    """Where shards of a remote cache are kept, and how much of them."""
+    """Where copies of a remote cache's shards are kept, and how many bytes they may take."""
 
     directory: Path
     max_bytes: int
 
 
 def default_local_copy() -> LocalCopy:
-    """Up to DEFAULT_LOCAL_BYTES in the user's cache directory."""
+    """Return the default: up to DEFAULT_LOCAL_BYTES in the user's cache directory."""
     return LocalCopy(directory=user_cache_dir(), max_bytes=DEFAULT_LOCAL_BYTES)
 
 
 def user_cache_dir() -> Path:
-    """Where this machine keeps what can be had again."""
+    """Return the directory for files that can be fetched or made again: `teachonce` in XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
 
 
 def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, DownloadedShards]:
-    """The URL without secrets, local directory, manifest and shards of the cache at a URL.
+    """Return the URL without secrets, the local directory, the manifest and the shards of the cache at a URL.
 
-    Raises NoCacheError or UnfinishedRemoteError when there is no finished one, TransferError when it cannot be reached,
-    LocalCacheTooSmallError when local_copy has no room for the shards that a stream holds at once.
+    Raise NoCacheError or UnfinishedRemoteError when there is no finished cache, TransferError when it cannot be
+    reached, LocalCacheTooSmallError when local_copy has no room for the shards that are in use at once.
     """
     remote = RemoteDirectory(url)
     manifest, content = read_remote_manifest(remote)
@@ -75,7 +75,10 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, D
 
 
 def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
-    """base/name-N that no other process uses while its lock is open: each bounds its own copies."""
+    """Create or take over base/name-N with the lowest free N; return it and its open lock file.
+
+    No other process uses the directory while the lock file is open. So each process bounds its own copies.
+    """
     number = 0
     while True:
         directory = base / f"{name}-{number}"
@@ -92,7 +95,10 @@ def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
 
 
 def _require_room(manifest: Manifest, max_bytes: int) -> None:
-    """A stream holds one group of shards of each kind, and an evaluation one validation shard beside them."""
+    """Raise LocalCacheTooSmallError unless the shards in use at once fit.
+
+    A stream holds one group of shards, and there is one stream for each kind. An evaluation holds one validation shard.
+    """
     needed = 0
     for kind in KINDS:
         sizes = sorted((s.shard_bytes for s in manifest.shards_of(kind, "train")), reverse=True)

@@ -1,4 +1,4 @@
-"""An endless, shuffled, resumable stream of rows, the same however many readers share it."""
+"""An endless, shuffled, resumable stream of rows; its order does not depend on the number of readers that share it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from storage.shards.shard import BATCH_MEMORY
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """Where a stream stands: `position` rows of epoch `epoch` have been handed out to all readers."""
+    """The state of a stream: all readers together have received the first `position` rows of epoch `epoch`."""
 
     epoch: int = 0
     position: int = 0
@@ -27,18 +27,18 @@ class StreamState:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamBatch:
-    """Rows of one step for one reader, and the state after the step."""
+    """One reader's rows of one step, and the state of the stream after the step."""
 
     rows: pa.RecordBatch
     next_state: StreamState
 
 
 class RowStream:
-    """Global batches of `batch_rows` rows of one kind and split, without end.
+    """An endless stream of global batches of `batch_rows` rows of one kind and split.
 
-    Epoch follows epoch and a global batch may span two. Reader `rank` of `world_size` gets rows
-    rank, rank + world_size, … of each global batch, so the union over readers never changes. Threads
-    read and decompress the record batches that hold them in the order in which they are needed, up to a window ahead.
+    Epochs follow one another, and a global batch may span two. Reader `rank` of `world_size` gets rows rank,
+    rank + world_size, … of each global batch. So all readers together get the same rows for any world_size. Threads
+    read and decompress the record batches that this reader needs, in order of need, up to a window ahead.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class RowStream:
 
     @functools.cached_property
     def num_rows(self) -> int:
-        """Rows in an epoch."""
+        """Number of rows in an epoch."""
         return sum(shard.num_rows for shard in self._shards)
 
     def batches(self, start: StreamState | None = None) -> Iterator[StreamBatch]:
-        """Batches from `start` on."""
+        """Yield batches from `start` on, without end."""
         state = start or StreamState()
         reading = ReadAhead(self._cache, self._shards, self._order, self._is_mine)
         rows = reading.rows_from(state.epoch, state.position)
@@ -75,7 +75,7 @@ class RowStream:
             yield StreamBatch(rows=self._joined(list(islice(rows, num_mine))), next_state=state)
 
     def _is_mine(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether this reader gets rows that are counted from the beginning of a global batch on."""
+        """Return whether this reader gets each row. `rows` are counted from the beginning of a global batch."""
         is_mine: NDArray[np.bool_] = rows % self._batch_rows % self._world_size == self._rank
         return is_mine
 

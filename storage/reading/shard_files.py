@@ -1,4 +1,4 @@
-"""Where the files of shards come from: the cache's own directory, or a bounded local copy of a remote cache."""
+"""Provide the files of shards: from the cache's own directory, or from a bounded local copy of a remote cache."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _NUM_CONNECTIONS = 4
 
 
 class ShardFiles(Protocol):
-    """Local files of shards, each proved by its sha256 the first time that this process needs it."""
+    """Local files of shards. The sha256 of each is checked the first time that this process needs it."""
 
     def acquire(self, record: ShardRecord) -> Path:
-        """A file that stays where it is until it is released as often as it was acquired."""
+        """Return the path of a shard's file, which stays there until it is released as often as it was acquired."""
 
     def release(self, record: ShardRecord) -> None:
-        """The file is not needed any more, for now."""
+        """End one use of the file."""
 
     def prefetch(self, records: Iterable[ShardRecord]) -> None:
-        """These will be acquired soon, in this order."""
+        """Prepare for shards that will be acquired soon, in this order."""
 
 
 class DirectoryShards:
@@ -45,16 +45,16 @@ class DirectoryShards:
         self._proved: dict[str, Path] = {}
 
     def acquire(self, record: ShardRecord) -> Path:
-        """Path of the shard; raises MissingFileError, HashMismatchError or UnsafePathError."""
+        """Return the path of the shard; raise the errors of check_file."""
         if record.path not in self._proved:
             self._proved[record.path] = check_file(self._cache_dir, record)
         return self._proved[record.path]
 
     def release(self, record: ShardRecord) -> None:
-        """Nothing to do: the file belongs to the cache."""
+        """Do nothing: the file belongs to the cache."""
 
     def prefetch(self, records: Iterable[ShardRecord]) -> None:
-        """Nothing to do: the files are here."""
+        """Do nothing: the files are there."""
 
 
 @dataclass(kw_only=True)
@@ -64,17 +64,17 @@ class _Copy:
     ready: Future[Path] = field(default_factory=Future)
 
 
-def _bring_each(waiting: queue.SimpleQueue[_Copy | None], ready: Callable[[ShardRecord], Path]) -> None:
+def _serve_queue(waiting: queue.SimpleQueue[_Copy | None], ensure: Callable[[ShardRecord], Path]) -> None:
     while (copy := waiting.get()) is not None:
         if copy.ready.set_running_or_notify_cancel():
             try:
-                copy.ready.set_result(ready(copy.record))
+                copy.ready.set_result(ensure(copy.record))
             except BaseException as error:
                 copy.ready.set_exception(error)
 
 
-def _ready(directory: Path, fetch: Fetch, record: ShardRecord) -> Path:
-    """Path of a whole copy, brought unless it is there."""
+def _ensure_copy(directory: Path, fetch: Fetch, record: ShardRecord) -> Path:
+    """Return the path of a whole copy; fetch the shard unless there is one."""
 
     def bring(path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -85,17 +85,18 @@ def _ready(directory: Path, fetch: Fetch, record: ShardRecord) -> Path:
 
 
 class DownloadedShards:
-    """Copies of remote shards in a local directory of at most max_bytes, least recently used ones leave first.
+    """Copies of remote shards in a local directory, of at most max_bytes together.
 
-    A copy in use never leaves. Copies that an earlier process left are proved again and kept.
+    The least recently used copies are deleted first. A copy in use is never deleted. Copies that an earlier process
+    left are checked again and kept.
     """
 
     def __init__(
         self, directory: Path, max_bytes: int, shards: Iterable[ShardRecord], fetch: Fetch, lock: IO[str] | None = None
     ) -> None:
-        """`fetch` copies a shard to a path and proves it on the way; `shards` are all of the cache.
+        """shards: all shards of the cache. fetch: copies a shard to a path and checks its sha256 on the way.
 
-        lock: an open file that keeps other processes out of `directory` as long as this object lives.
+        lock: an open file that keeps other processes out of `directory` while this object exists.
         """
         self._directory, self._max_bytes, self._fetch, self._lock_file = directory, max_bytes, fetch, lock
         self._copies: collections.OrderedDict[str, _Copy] = collections.OrderedDict()
@@ -105,17 +106,17 @@ class DownloadedShards:
         for record in shards:
             if safe_join(directory, record.path, str(directory)).is_file():
                 self._begin(record)
-        # Daemons, so that a process that is done does not wait for what it read ahead; without a reference to this
-        # object, so that the lock of the directory is given back as soon as nobody reads from it.
+        # The threads are daemons, so that a finished process does not wait for shards that it prefetched. They hold no
+        # reference to this object, so that the directory's lock is released as soon as nothing else refers to it.
         for _ in range(_NUM_CONNECTIONS):
-            arguments = (self._waiting, functools.partial(_ready, directory, fetch))
-            threading.Thread(target=_bring_each, args=arguments, daemon=True, name="teachonce-download").start()
+            arguments = (self._waiting, functools.partial(_ensure_copy, directory, fetch))
+            threading.Thread(target=_serve_queue, args=arguments, daemon=True, name="teachonce-download").start()
             weakref.finalize(self, self._waiting.put, None)
 
     def acquire(self, record: ShardRecord) -> Path:
-        """Path of the copy, downloaded when it is not here.
+        """Return the path of the copy; download the shard when there is none.
 
-        Raises TransferError when it cannot be had, LocalCacheTooSmallError when copies in use leave no room.
+        Raise TransferError when the download fails, LocalCacheTooSmallError when copies in use leave no room.
         """
         with self._lock:
             copy = self._copies.get(record.path)
@@ -134,12 +135,12 @@ class DownloadedShards:
             raise
 
     def release(self, record: ShardRecord) -> None:
-        """One user fewer."""
+        """End one use of the copy."""
         with self._lock:
             self._copies[record.path].num_users -= 1
 
     def prefetch(self, records: Iterable[ShardRecord]) -> None:
-        """Begin to download what has room beside the copies in use."""
+        """Begin to download each of these shards that finds room without a wait; evict none of these for it."""
         wanted = list(records)
         keep = {record.path for record in wanted}
         with self._lock:
@@ -156,7 +157,12 @@ class DownloadedShards:
         return copy
 
     def _make_room(self, record: ShardRecord, *, keep: set[str], may_wait: bool) -> bool:
-        """Evict until `record` fits; False when, without may_wait, only what must stay or is on its way is left."""
+        """Evict the least recently used copies until `record` fits.
+
+        Never evict copies in use or copies whose paths are in `keep`. With may_wait, cancel queued downloads and wait
+        for running ones; raise LocalCacheTooSmallError when copies in use leave no room. Without may_wait, return False
+        when no finished copy is left to evict.
+        """
         while sum(c.record.shard_bytes for c in self._copies.values()) + record.shard_bytes > self._max_bytes:
             idle = [copy for path, copy in self._copies.items() if copy.num_users == 0 and path not in keep]
             leaving = next((copy for copy in idle if copy.ready.done() or (may_wait and copy.ready.cancel())), None)

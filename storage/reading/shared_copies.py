@@ -1,9 +1,10 @@
-"""What one process of a machine has brought of a remote cache, the others take over instead of fetching it too.
+"""Share copies of a remote cache's shards among the processes of one machine, so that each shard is fetched once.
 
-Each keeps its copies in a directory of its own, where it alone decides what leaves. A copy that another one has already
-becomes a second name of the same file; of several that want the same shard at the same time, as the processes of one
-training do, one fetches it and the others wait. Whatever fails about this costs a download and nothing else; so do two
-caches opened in one process, which no such lock tells apart.
+Each process keeps its copies in its own directory and is the only one to delete files there. A copy that another
+process already has becomes a hard link to the same file, or a copy of it. If several processes want the same shard at
+the same time, as those of one training do, one fetches it and the others wait. If any of this fails, the shard is
+downloaded, and nothing else is lost. Two caches opened in one process may also download a shard twice, because a lock
+belongs to a process.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from storage.records.commits import is_held
 from storage.records.identity import ShardRecord
 from storage.shards.shard import check_file
 
-# A process that is stopped, or fetches slower than this, holds up no other for longer.
+# The longest wait for another process, which may be stopped or slow to fetch.
 _LONGEST_WAIT_S = 300.0
-_WAIT_S = 0.05
+_POLL_S = 0.05
 
 
 class SharedCopies:
-    """The other directories with copies of the same cache."""
+    """The copies of the same cache that other processes keep in their directories."""
 
     def __init__(self, directory: Path, base: Path, name: str, shards: Iterable[ShardRecord]) -> None:
-        """directory: this process's, one of those at base/name-*; shards: all of the cache."""
+        """directory: that of this process, one of base/name-*; shards: all shards of the cache."""
         self._directory, self._base, self._name = directory, base, name
         self._places = {shard.path: place for place, shard in enumerate(shards)}
         self._lock_file: IO[str] | None = None
@@ -39,22 +40,26 @@ class SharedCopies:
 
     @contextmanager
     def turn(self, record: ShardRecord) -> Iterator[None]:
-        """Wait until no other process fetches the shard; where files cannot be locked, nobody waits."""
+        """Let only this process fetch the shard; first wait for another process that is fetching it.
+
+        Go ahead without the lock after _LONGEST_WAIT_S, or where files cannot be locked.
+        """
         place = self._places[record.path]
-        is_mine = self._lock(place)
+        is_locked = self._lock(place)
         try:
             yield
         finally:
-            if is_mine and self._lock_file:
+            if is_locked and self._lock_file:
                 with suppress(OSError):
                     fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, place)
 
     def take_over(self, record: ShardRecord, path: Path) -> bool:
-        """Whether another process had a whole copy, which now stands at `path`, too."""
+        """Link or copy another process's whole copy to `path`; return whether there was one."""
         for directory in sorted(self._base.glob(f"{self._name}-*")):
             if directory == self._directory:
                 continue
-            with suppress(OSError, WriteRefusedError, CacheError):  # it has just left, cannot be copied, or is damaged
+            # The copy may have been deleted just now, it may not allow a copy, or it may be damaged.
+            with suppress(OSError, WriteRefusedError, CacheError):
                 if is_held(directory, record):
                     link_or_copy(directory / record.path, path)
                     check_file(self._directory, record)
@@ -62,8 +67,9 @@ class SharedCopies:
         return False
 
     def _lock(self, place: int) -> bool:
-        """Lock a byte of a file that all share: the system gives it back when a process ends.
+        """Lock byte `place` of a file that all processes share; return whether it is locked.
 
+        The operating system releases the lock when the process ends.
         The library filelock locks whole files: it would leave a lock file for each shard.
         """
         if self._lock_file is None:
@@ -73,7 +79,7 @@ class SharedCopies:
             try:
                 fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
             except BlockingIOError:
-                time.sleep(_WAIT_S)
+                time.sleep(_POLL_S)
             except OSError:
                 return False
             else:

@@ -1,4 +1,4 @@
-"""Proving a cache whole: every byte hashed, every row checked, every count compared."""
+"""Verify a cache: hash every byte, check every row, compare every count."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.shards.shard import batch_stats, check_file
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Outcome of a verification: how much was checked, and one error per thing that is wrong."""
+    """The outcome of a verification: how much was checked, and one error for each problem. num_bytes: of the shards."""
 
     num_shards: int
     num_rows: int
@@ -24,10 +24,10 @@ class Verification:
 
 
 def verify_cache(path: str | Path, progress: Callable[[int], object] = lambda num_bytes: None) -> Verification:
-    """Check everything in a cache; `progress` is told the bytes of each file when it is done.
+    """Check everything in a cache. `progress` receives the number of bytes of each file after its check.
 
-    Raises NoCacheError, IncompleteCacheError, RecordError or FormatVersionError when there is no
-    manifest to verify against; every other problem is returned.
+    Raise NoCacheError, IncompleteCacheError, RecordError or FormatVersionError when there is no manifest to verify
+    against. Return every other problem.
     """
     cache = open_cache(path)
     problems = check_records(cache)
@@ -54,7 +54,7 @@ def _caught(check: Callable[[], object]) -> list[CacheError]:
 
 
 def check_records(cache: Cache) -> list[CacheError]:
-    """One error per record that does not say what the manifest of an opened cache says; no shard is read."""
+    """Return one error for each plan or commit record that differs from the opened cache's manifest. Read no shard."""
     problems = _caught(lambda: check_plan(cache.path, cache.manifest))
     for record in cache.manifest.shards:
         problems += _caught(lambda record=record: check_commit(cache.path, record))  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""Files at a URL: looked up, fetched, put and proved, each request retried."""
+"""Files at a URL: look up, fetch, put and verify them, and retry each request."""

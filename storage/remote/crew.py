@@ -1,4 +1,4 @@
-"""A few threads that work through a list, and stop together."""
+"""Run a function over a list of items in a few threads; stop all threads when one fails."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from storage.errors import ConfigError, StoppedError
 
-# Ctrl-C waits as long for a transfer that is under way.
+# After a failure or Ctrl-C, `map` waits at most this long for the transfers in progress.
 _GRACE_S = 2.0
-# As long may a transfer take that is under way in another thread when a run fails: it may be the last of a shard.
+# Once the crew hurries, `map` waits at most this long for the next result: the transfer in progress may be the last of
+# a shard.
 _HURRIED_S = 10.0
 _LOOK_UP_S = 0.5
 
@@ -24,37 +25,44 @@ Outcome = TypeVar("Outcome")
 
 
 class Crew:
-    """A few threads at a time; the first failure surfaces at once and stops the others."""
+    """Threads for transfers, at most `num_connections` for each call of `map`; the first failure stops all of them.
+
+    `progress` receives numbers of bytes. Raise ConfigError when `num_connections` is less than 1.
+    """
 
     def __init__(self, num_connections: int, progress: Callable[[int], object]) -> None:
         if num_connections < 1:
             raise ConfigError(f"num_connections is {num_connections}, expected at least 1")
         self._num_connections, self._progress = num_connections, progress
-        self._stop, self._hurry, self._telling = threading.Event(), threading.Event(), threading.Lock()
+        self._stop, self._hurry, self._progress_lock = threading.Event(), threading.Event(), threading.Lock()
 
     def hurry(self) -> None:
-        """From now on nobody waits long: what goes well is done, what hangs or would be tried again is given up."""
+        """From now on, give up retries and transfers that hang; let all other transfers finish.
+
+        `sleep` raises StoppedError at once. `map` raises it when no result arrives within _HURRIED_S seconds.
+        """
         self._hurry.set()
 
     def sleep(self, seconds: float) -> None:
-        """Wait, unless the others stop."""
+        """Sleep for `seconds`; raise StoppedError as soon as the crew hurries."""
         if self._hurry.wait(seconds):
             raise StoppedError
 
     def tell(self, num_bytes: int) -> None:
-        """Report progress from any thread, and leave when the others stop."""
+        """Report progress, from any thread; raise StoppedError once a `map` of this crew has failed."""
         if self._stop.is_set():
             raise StoppedError
-        with self._telling:
+        with self._progress_lock:
             self._progress(num_bytes)
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int | None = None
     ) -> list[Result]:
-        """The function's results in the order of the items.
+        """Return the results of `function` in the order of `items`.
 
-        The threads are daemons: Ctrl-C waits a moment for a transfer that is under way and then ends the process.
-        Raises StoppedError when others hurry and an item takes too long.
+        num_threads: the most threads to run, by default `num_connections`. Raise the first error of any thread. Raise
+        StoppedError when the crew hurries and no result arrives in time. The threads are daemons: after a failure or
+        Ctrl-C, this method waits a moment for transfers in progress. Longer ones do not keep the process alive.
         """
         waiting = collections.deque(enumerate(items))
         outcomes: queue.SimpleQueue[tuple[int, Result] | BaseException] = queue.SimpleQueue()
@@ -87,14 +95,14 @@ class Crew:
         except BaseException:
             self._stop.set()
             self._hurry.set()
-            until = time.monotonic() + _GRACE_S
-            for thread in (thread for thread in threads if thread.is_alive()):  # some may not have been started
-                thread.join(max(until - time.monotonic(), 0))
+            give_up_at = time.monotonic() + _GRACE_S
+            for thread in (thread for thread in threads if thread.is_alive()):  # some may never have started
+                thread.join(max(give_up_at - time.monotonic(), 0))
             raise
         return [results[index] for index in range(len(items))]
 
     def _next(self, outcomes: queue.SimpleQueue[Outcome]) -> Outcome:
-        """Wait for an outcome: as long as it takes, but not for a server that is silent while others hurry."""
+        """Wait for the next outcome without a limit; once the crew hurries, raise StoppedError after _HURRIED_S."""
         while not self._hurry.is_set():
             with contextlib.suppress(queue.Empty):
                 return outcomes.get(timeout=_LOOK_UP_S)

@@ -1,12 +1,12 @@
-"""Files below a URL: any file system that fsspec knows, or a dataset repository of the Hugging Face Hub.
+"""Read and write files below a URL: any file system that fsspec knows, or a dataset repository of the Hugging Face Hub.
 
-Networks fail halfway. Whatever looks like that (refused and dropped connections, 5xx, time-outs, short bodies, bytes
-that are not the recorded ones) is tried again after a random wait that grows, until the file's deadline; a missing
-bucket, a refused permission, an unknown protocol or a missing package is reported at once.
+Errors that may pass are retried after a random wait that grows, until the file's deadline. These are refused and
+dropped connections, 5xx, time-outs, short bodies, and downloads with the wrong sha256. A missing bucket, a refused
+permission, an unknown protocol or a missing package is reported at once.
 
-Objects are put whole, for there is no renaming them: object stores and the Hub show an object once its last byte has
-arrived, and on a local disk (`file://`) a temporary name is renamed. Some file systems (`sftp://`) show half a file,
-so whoever puts must read back, as storage.sharing.transfer does.
+Each object is put whole, because object stores cannot rename. Object stores and the Hub show an object once its last
+byte has arrived. On a local disk (`file://`) a temporary file is written and renamed. Some file systems (`sftp://`)
+show a half-written file, so the caller must read back what it puts, as `storage.remote.sending.Sender` does.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from storage.errors import ConfigError, TransferError
 from storage.remote.retrying import DEFAULT_POLICY, Patience, Result, RetryPolicy
 from storage.remote.stores import open_store
 
-# What one request asks for, and the memory that one connection takes.
+# Size of one request, and the memory that one connection takes.
 PIECE_BYTES = 8 << 20
 
-# One letter before the colon is a Windows drive.
+# A scheme has two letters or more: one letter before a colon is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _USER_INFO = re.compile(r"://[^/@]*@")
@@ -35,12 +35,12 @@ ProgressHook = Callable[[int], object]
 
 
 def is_remote_url(text: str) -> bool:
-    """Whether `text` is a URL (`s3://…`, `file://…`) rather than a path, `C:…` included."""
+    """Return whether `text` is a URL (`s3://…`, `file://…`) and not a path; `C:…` is a path."""
     return _URL.match(text) is not None
 
 
 def require_local(*paths: Path) -> None:
-    """Raise ConfigError for a URL where only paths on this machine are taken; as a Path, it has one slash less."""
+    """Raise ConfigError if one of the paths is a URL; Path has turned its `//` into `/`."""
     for path in paths:
         if _URL_AS_PATH.match(str(path)):
             raise ConfigError(
@@ -49,10 +49,10 @@ def require_local(*paths: Path) -> None:
 
 
 class RemoteDirectory:
-    """A directory behind a URL; may be used from several threads.
+    """A directory behind a URL. Several threads may use it at once.
 
-    Credentials come from the environment, as each file system documents. Paths are relative, with `/`. Every method
-    raises TransferError for what is final or has passed its deadline.
+    Credentials come from the environment, as each file system documents. Paths are relative and use `/`. Every method
+    raises TransferError when an error is final or the file's deadline has passed.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class RemoteDirectory:
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises ConfigError for a URL that cannot be served: an unknown protocol, or a package that is missing."""
+        """Open the URL.
+
+        Raise ConfigError for a malformed URL, an unknown protocol or a missing package (MissingExtraError for S3).
+        """
         self._policy, self._sleep, self._clock = policy, sleep, clock
         self.url = _USER_INFO.sub("://…@", url.rstrip("/"))
         if not is_remote_url(url) or not url.partition("://")[2].strip("/"):
@@ -74,15 +77,18 @@ class RemoteDirectory:
 
     @property
     def puts_are_commits(self) -> bool:
-        """Whether every put makes a commit, so that many files should share one."""
+        """Whether every put makes a commit. If so, put many files at once, so that they share a commit."""
         return self._store.puts_are_commits
 
     def num_bytes(self, path: str) -> int | None:
-        """Size of a file, None when there is none."""
+        """Return the size of a file in bytes, None when there is no such file."""
         return self._patience(path).call(lambda: self._store.num_bytes(path))
 
     def read_small(self, path: str, max_bytes: int) -> bytes | None:
-        """Content of a file, None when there is none; TransferError when it is larger than max_bytes."""
+        """Return the content of a file, None when there is no such file.
+
+        Raise TransferError when it is larger than max_bytes.
+        """
         patience = self._patience(path)
 
         def read() -> bytes | None:
@@ -98,10 +104,11 @@ class RemoteDirectory:
     def download(
         self, path: str, destination: Path, num_bytes: int, sha256: str, progress: ProgressHook = lambda num_bytes: None
     ) -> None:
-        """Publish the file's first num_bytes as `destination` if that is their sha256.
+        """Download the first `num_bytes` of a file, check their sha256 and publish them as `destination`.
 
-        Hashed while they stream to a temporary name; never more than num_bytes are written. `progress` is told of
-        new bytes. Raises WriteRefusedError when the write fails.
+        The bytes are hashed while they stream to a temporary file. At most num_bytes are written. `progress` receives
+        the number of bytes that are new; bytes that a retry fetches again do not count. When the sha256 is wrong, fetch
+        again. Raise TransferError when the same wrong sha256 comes twice, WriteRefusedError when the write fails.
         """
         patience = self._patience(path)
         wrong: set[str] = set()
@@ -121,7 +128,7 @@ class RemoteDirectory:
         patience.call(fetch)
 
     def holds(self, path: str, num_bytes: int, sha256: str, progress: ProgressHook = lambda num_bytes: None) -> bool:
-        """Whether the file is there with this size and, every byte read, this sha256."""
+        """Return whether the file exists with this size and this sha256. If the size is right, read every byte."""
         patience = self._patience(path)
         if patience.call(lambda: self._store.num_bytes(path)) != num_bytes:
             return False
@@ -132,17 +139,20 @@ class RemoteDirectory:
         return digest.hexdigest() == sha256
 
     def put(self, local: Path, path: str) -> None:
-        """Copy a local file to `path`, replacing what is there."""
+        """Copy a local file to `path`; replace an existing file."""
         self.put_all([(local, path)])
 
     def put_all(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Copy files in this order, in one commit where puts are commits; WriteRefusedError when `file://` is full."""
+        """Copy local files to these paths, in this order; where every put is a commit, in one commit.
+
+        Raise WriteRefusedError when the disk behind `file://` refuses a write.
+        """
         groups = [files] if self.puts_are_commits else [[file] for file in files]
         for group in groups:
             self._patience(group[0][1]).call(functools.partial(self._store.put, group))
 
     def retrying(self, path: str, action: Callable[[], Result]) -> Result:
-        """Call `action` until it raises no OSError, as long as the policy allows for one file."""
+        """Return the result of `action`; retry it after errors that may pass, until the deadline of the file `path`."""
         return self._patience(path).call(action)
 
     def _pieces(self, path: str, num_bytes: int, patience: Patience) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Records at a URL, read as strictly as those on a disk."""
+"""Read records at a URL (plan, manifest, commit records) as strictly as those on a disk."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Parsed = TypeVar("Parsed")
 
 
 def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parsed]) -> tuple[Parsed, bytes] | None:
-    """A remote record as the strict reader sees it, and its bytes; None when there is none.
+    """Return a remote record, parsed by `read`, and its bytes; None when there is no such record.
 
-    A record that does not read is fetched once more: if the same bytes come again, it was not the wire. Raises
-    WriteRefusedError when the copy that the reader needs cannot be written.
+    `read` receives a local directory with a copy of the record. Fetch a record again if `read` raises RecordError. If
+    the same bytes come again, the network did not damage them: raise the error of `read`. Raise WriteRefusedError when
+    the local copy cannot be written.
     """
     unreadable: set[bytes] = set()
     with refusals(Path(tempfile.gettempdir())):
@@ -32,7 +33,7 @@ def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parse
         if content is None:
             return None
         copy = Path(staging, name)
-        with refusals(copy):  # a full disk here is no failure of the network
+        with refusals(copy):  # a full disk on this machine must not be retried as a network error
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
         try:
@@ -49,7 +50,10 @@ def read_remote(remote: RemoteDirectory, name: str, read: Callable[[Path], Parse
 
 
 def read_remote_manifest(remote: RemoteDirectory) -> tuple[Manifest, bytes]:
-    """The manifest of a finished cache, and its bytes; raises NoCacheError, or UnfinishedRemoteError for one begun."""
+    """Return the manifest of a finished cache, and its bytes.
+
+    Raise UnfinishedRemoteError when there is only a plan, NoCacheError when there is neither.
+    """
     found = read_remote(remote, MANIFEST_NAME, read_manifest)
     if found is not None:
         return found
@@ -57,7 +61,7 @@ def read_remote_manifest(remote: RemoteDirectory) -> tuple[Manifest, bytes]:
 
 
 def require_no_foreign_card(remote: RemoteDirectory) -> None:
-    """Raise ConfigError where a README.md, which would be replaced, stands and no cache was begun."""
+    """Raise ConfigError when a README.md is there and no cache was begun: the cache's card would replace it."""
     is_cache = _holds(remote, PLAN_NAME) or _holds(remote, MANIFEST_NAME)
     if not is_cache and _holds(remote, CARD_NAME):
         raise ConfigError(f"{remote.url}: holds a {CARD_NAME} and no cache; name another place, or take it away")
@@ -68,7 +72,7 @@ def _holds(remote: RemoteDirectory, name: str) -> bool:
 
 
 def _say_where(error: CacheError, staging: str, url: str) -> None:
-    """Let an error about a staged record speak of its URL."""
+    """Replace the path of the staging directory by the URL in an error's message and attributes."""
     error.args = (str(error).replace(staging, url),)
     texts = {name: value.replace(staging, url) for name, value in vars(error).items() if isinstance(value, str)}
     vars(error).update(texts)

@@ -1,6 +1,6 @@
-"""Trying again: what a network does wrong passes, everything else is final or a bug.
+"""Retry requests after network errors; raise all other errors at once.
 
-tenacity is no dependency, and its deadlines run from the first try, whatever has arrived since.
+tenacity would be a new dependency, and its deadlines run from the first attempt, even when bytes have arrived since.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeVar
 from storage.errors import ConfigError, TransferError
 
 _LONGEST_REASON = 300
-# Libraries quote the address that they were given.
+# Libraries quote the URL, with its user name and password, in their errors.
 _USER_INFO = re.compile(r"[^\s/@'\"]+:[^\s/@'\"]*@")
 _LOGGER = logging.getLogger("teachonce")
 _JITTER = random.Random()
@@ -27,12 +27,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to go on trying.
+    """How long to retry, and how long to wait between attempts.
 
-    The clock of a file starts with its first failure and stops with every piece that arrives: `deadline_s` bounds the
-    time without progress, so that a large file on a slow line is not given up. A try that is under way is not cut
-    off; the time-outs of the libraries bound it. Waits are uniform between 0 and first_wait_s, doubled with each
-    failure up to longest_wait_s.
+    `deadline_s` bounds the time without progress, so that a large file on a slow line is not given up. The clock of a
+    file starts with its first failure and stops when new bytes of a download arrive. An attempt in progress is not
+    interrupted; the time-outs of the libraries bound it. Each wait is uniform between 0 and a bound. The bound is
+    first_wait_s after the first failure and doubles with each further one, up to longest_wait_s.
     """
 
     deadline_s: float = 600.0
@@ -48,7 +48,7 @@ DEFAULT_POLICY = RetryPolicy()
 
 
 class Patience:
-    """The tries of one file, and when they end."""
+    """Retry the requests for one file until its deadline."""
 
     def __init__(
         self, where: str, policy: RetryPolicy, sleep: Callable[[float], object], clock: Callable[[], float]
@@ -59,7 +59,11 @@ class Patience:
         self._furthest = 0
 
     def call(self, action: Callable[[], Result]) -> Result:
-        """What `action` returns when it succeeds at last; our own errors and programming errors pass at once."""
+        """Call `action` until it succeeds; return its result.
+
+        Raise TransferError for an error that is final or when the deadline has passed. Errors of this project and
+        programming errors are raised unchanged, at once.
+        """
         while True:
             try:
                 return action()
@@ -71,7 +75,7 @@ class Patience:
                 self._wait(error)
 
     def reached(self, num_bytes: int) -> int:
-        """How many of a file's bytes are new, now that its first num_bytes are here; new ones end a failure."""
+        """Return how many bytes are new when the file's first `num_bytes` have arrived; new bytes stop the clock."""
         new_bytes = max(num_bytes - self._furthest, 0)
         if new_bytes:
             self._furthest, self._num_failures = num_bytes, 0
@@ -92,7 +96,8 @@ class Patience:
         self._sleep(wait_s)
 
 
-# The packages beneath fsspec raise errors of their own, and none of them need be installed: they are known by name.
+# The packages below fsspec raise their own error classes. None of the packages need be installed, so their errors are
+# recognised by the package's name.
 _NETWORK_PACKAGES = frozenset(
     [
         "adlfs",
@@ -141,14 +146,14 @@ _FINAL_NAMES = frozenset(
     ]
 )
 _FINAL_OS_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-# Of the client's errors: time-out, conflict, failed precondition, locked, too early, too many requests; and 400,
-# which Google and S3 also answer to a body that broke off.
+# Statuses from 400 to 499 that may pass: time-out (408), conflict (409), failed precondition (412), locked (423), too
+# early (425), too many requests (429); and 400, which Google and S3 also send when a body broke off.
 _PASSING_STATUSES = frozenset((400, 408, 409, 412, 423, 425, 429))
 _NOT_IMPLEMENTED = 501
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again is no use."""
+    """Return whether a retry cannot help."""
     names = {name.__name__ for name in type(error).__mro__}
     response = getattr(error, "response", None)
     statuses = [getattr(response, "status_code", None), getattr(error, "status", None), getattr(error, "code", None)]

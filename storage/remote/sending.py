@@ -1,4 +1,4 @@
-"""Putting files at a URL, and proving that they are there."""
+"""Put files at a URL, and read them back to verify them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from storage.remote.crew import Crew
 from storage.remote.directory import RemoteDirectory
 from storage.shards.shard import check_file
 
-# Where a put is a commit, this many shards with their records share one.
-_SHARDS_PER_COMMIT = 32
+# Where every put is a commit, one commit holds this many units: shards with their commit records, or other files.
+_UNITS_PER_COMMIT = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Files that are published one after the other: a shard and its commit record, or one other file.
+    """Files that are published in order: a shard and its commit record, or one other file.
 
-    The last speaks for those before it. told_bytes: what counts as progress.
+    `Sender.send` takes a unit as present when its last file has the right content and those before it the right sizes.
+    told_bytes: bytes that are reported as progress.
     """
 
     files: tuple[FileRecord | ShardRecord, ...]
@@ -29,7 +30,7 @@ class Unit:
 
 
 class Sender:
-    """Puts units that are missing, and proves those that are there."""
+    """Put the units that are missing at a URL, and verify them there. `sent`: the files that were put."""
 
     def __init__(self, cache_dir: Path, remote: RemoteDirectory, crew: Crew) -> None:
         self.remote = remote
@@ -37,19 +38,19 @@ class Sender:
         self._cache_dir, self._crew = cache_dir, crew
 
     def send(self, units: Sequence[Unit]) -> None:
-        """Put what is not there."""
+        """Put the units that are missing."""
         is_there = self._crew.map(self._is_there, units)
         missing = [unit for unit, there in zip(units, is_there, strict=True) if not there]
         self._crew.tell(sum(unit.told_bytes for unit, there in zip(units, is_there, strict=True) if there))
         if self.remote.puts_are_commits:
-            batches = [missing[i : i + _SHARDS_PER_COMMIT] for i in range(0, len(missing), _SHARDS_PER_COMMIT)]
+            batches = [missing[i : i + _UNITS_PER_COMMIT] for i in range(0, len(missing), _UNITS_PER_COMMIT)]
             self._crew.map(self._put, batches, num_threads=1)  # two commits at once would conflict
         else:
             self._crew.map(self._put, [[unit] for unit in missing])
         self.sent.update(file for unit in missing for file in unit.files)
 
     def prove(self, units: Sequence[Unit]) -> None:
-        """Read every byte back; put again what differs."""
+        """Read every byte back; put each file again that differs, until it is right or its deadline has passed."""
         self._crew.map(self._prove, units)
 
     def _is_there(self, unit: Unit) -> bool:
@@ -59,7 +60,7 @@ class Sender:
 
     def _put(self, units: Sequence[Unit]) -> None:
         files = [file for unit in units for file in unit.files]
-        # Locally damaged bytes would never prove right.
+        # Check the local files first: a copy of a damaged one would never match its sha256.
         self.remote.put_all([(check_file(self._cache_dir, file), file.path) for file in files])
         self._crew.tell(sum(unit.told_bytes for unit in units))
 
@@ -76,5 +77,5 @@ class Sender:
 
 
 def as_file(path: str, content: bytes) -> FileRecord:
-    """What is sent and proved when the file `path` of a cache has this content."""
+    """Return the record of a file with this path and content: its size in bytes and sha256."""
     return FileRecord(path=path, file_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

@@ -1,4 +1,4 @@
-"""What is behind a URL: one of fsspec's file systems, or a dataset repository of the Hugging Face Hub."""
+"""The storage behind a URL: one of fsspec's file systems, or a dataset repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -21,29 +21,35 @@ _HUB_URL = re.compile(
 
 
 class Store(Protocol):
-    """What a kind of storage does, without a second try; paths are relative to the URL."""
+    """The operations of one kind of storage. They do not retry. Paths are relative to the URL."""
 
     puts_are_commits: bool
 
     def num_bytes(self, path: str) -> int | None:
-        """Size of a file, None when there is none."""
+        """Return the size of a file in bytes, None when there is no such file."""
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file, fewer when it ends before."""
+        """Return bytes [start, end) of a file, fewer when it ends earlier."""
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Copy local files there, in this order."""
+        """Copy local files to these paths, in this order."""
 
 
 def open_store(url: str, where: str) -> Store:
-    """Open the URL; it is called `where` in errors."""
+    """Open a URL, which errors call `where`.
+
+    Raise ConfigError for a malformed URL, an unknown protocol or a missing package (MissingExtraError for S3).
+    """
     if url.startswith("hf://"):
         return HubRepository(url, where)
     return FileSystem(url, where)
 
 
 class FileSystem:
-    """Any of fsspec's file systems, without caches of instances or listings, which other writers would make stale."""
+    """One of fsspec's file systems.
+
+    fsspec's caches of instances and listings are off, because other writers would make them stale.
+    """
 
     puts_are_commits = False
 
@@ -57,13 +63,13 @@ class FileSystem:
             if url.startswith("s3://"):
                 raise MissingExtraError(f"{where}: S3", "s3fs", "s3") from error
             raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
-        except ValueError as error:  # no such protocol
+        except ValueError as error:  # unknown protocol
             raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def num_bytes(self, path: str) -> int | None:
-        """Size of a file, None when there is none."""
+        """Return the size of a file in bytes, None when there is no such file."""
         try:
             info = self._fs.info(self._full(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -75,12 +81,12 @@ class FileSystem:
         return int(info["size"])
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file, fewer when it ends before."""
+        """Return bytes [start, end) of a file, fewer when it ends earlier."""
         content: bytes = self._fs.cat_file(self._full(path), start=start, end=end)
         return content
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Copy local files there, in this order; on the Hub as one commit."""
+        """Copy local files to these paths, in this order."""
         for local, path in files:
             if self._is_local:
                 with local.open("rb") as source, publishing(Path(self._full(path))) as target:
@@ -95,7 +101,7 @@ class FileSystem:
 class HubRepository:
     """A dataset repository of the Hugging Face Hub, through the Hub's own client.
 
-    Its fsspec file system would make a commit per file and answer sizes from listings that it keeps.
+    The Hub's fsspec file system would make one commit for each file and take sizes from cached listings.
     """
 
     puts_are_commits = True
@@ -112,7 +118,7 @@ class HubRepository:
         self._api = HfApi()
 
     def num_bytes(self, path: str) -> int | None:
-        """Size of a file, None when there is none."""
+        """Return the size of a file in bytes, None when there is no such file."""
         try:
             with self._translated():
                 num_bytes = self._api.get_hf_file_metadata(url=self._file_url(path)).size
@@ -123,7 +129,7 @@ class HubRepository:
         return num_bytes
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file, fewer when it ends before."""
+        """Return bytes [start, end) of a file, fewer when it ends earlier."""
         from huggingface_hub import constants
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -138,11 +144,11 @@ class HubRepository:
             )
             hf_raise_for_status(response)
         content: bytes = response.content
-        # Small files may come whole, whatever range was asked for.
+        # The server may ignore the range and send a small file whole.
         return content if response.status_code == http.client.PARTIAL_CONTENT else content[start:end]
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
-        """Copy local files there, in this order; on the Hub as one commit."""
+        """Copy local files to these paths in one commit."""
         from huggingface_hub import CommitOperationAdd
 
         additions = [CommitOperationAdd(self._full(path), local) for local, path in files]
@@ -154,7 +160,7 @@ class HubRepository:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """The Hub's answers as the errors that the other file systems raise."""
+        """Turn the Hub's errors into those that the other file systems raise, or into TransferError."""
         from huggingface_hub import errors
 
         try:
@@ -167,9 +173,9 @@ class HubRepository:
                 "create it, or log in with `hf auth login`"
             )
             raise TransferError(self._where, problem) from error
-        except json.JSONDecodeError as error:  # an error page where JSON was due
+        except json.JSONDecodeError as error:  # an error page instead of JSON
             raise OSError(f"not the Hub's answer: {first_line(error)}") from error
-        except ValueError as error:  # a request that the Hub refuses, such as a malformed dataset card
+        except ValueError as error:  # the Hub refuses the request, for example a malformed dataset card
             raise TransferError(self._where, first_line(error)) from error
 
     def _full(self, path: str) -> str:
