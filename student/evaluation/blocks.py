@@ -104,7 +104,7 @@ def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None
 def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:
     """Return the figures that `evaluate` adds: num_blocks, top5_agreement, and intervals with blocks as the draws.
 
-    top5_agreement supposes that the sums were measured with five hits per position.
+    top5_agreement assumes that the sums were measured with five hits per position.
     """
     over = {
         "perplexity": (_LABEL_NLL, _NUM_TARGETS),

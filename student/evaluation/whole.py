@@ -86,7 +86,7 @@ def evaluate_model(
     - perplexity, teacher_perplexity: of student and teacher, on the same real tokens
     - kl_nats: mean KL(teacher‖student) per token, nats. With a sampled tail it is cross-entropy minus the teacher's
       entropy, which is unbiased. Otherwise it is the divergence on the head and the tail's mass, a lower bound.
-    - kl_is_lower_bound: which of the two it is
+    - kl_is_lower_bound: whether kl_nats is a lower bound
     - kl_standard_error: of kl_nats, with blocks as the independent draws, because positions that share a context are
       not independent; None for one block
     - top1_agreement: share of positions with a head where student and teacher have the same most probable token

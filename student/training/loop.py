@@ -33,9 +33,9 @@ class TrainingLoop:
     def run(self, first_step: int, streams: dict[str, Iterator[StreamBatch]], stop: list[int]) -> None:
         """Run steps first_step … max_steps − 1.
 
-        `stop` fills when the run is asked to stop. Then save a checkpoint after the current step and raise
-        KeyboardInterrupt, unless that was the last step. Raise DivergedError when losses, gradients or held-out figures
-        are not finite.
+        When `stop` has an entry in any process, save a checkpoint after the current step and raise KeyboardInterrupt.
+        Do not raise it after the last step. Raise DivergedError when losses, gradients or held-out figures are not
+        finite.
         """
         config, processes = self._config, self._processes
         is_quiet = config.quiet or not processes.is_first
