@@ -32,21 +32,21 @@ def train(config: TrainConfig) -> Path:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measures of a student on the validation split (see student.evaluation)."""
+    """Measure a student on the validation split (see student.evaluation)."""
     from student.evaluation import evaluate as run
 
     return run(config)
 
 
 def export_student(config: ExportConfig) -> Trial:
-    """Write a student for another runtime, if what was written agrees with it (see student.export.command)."""
+    """Write a student for another runtime; keep the files only if they agree with it (see student.export.command)."""
     from student.export.command import export_student as run
 
     return run(config)
 
 
 def __getattr__(name: str) -> Any:
-    """Generator, whose module brings torch along, is imported when it is asked for."""
+    """Import Generator at its first use, because its module imports torch."""
     if name != "Generator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from student.generation.generator import Generator

@@ -65,7 +65,7 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
     Args:
         student: Directory of the student.
         prompt: Text to continue.
-        candidates: File with one candidate a line.
+        candidates: File with one candidate per line.
     """
     from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
     from student.model import load_student, load_tokenizer
@@ -85,14 +85,14 @@ def generate(
     interactive: bool = False,
     device: str = "auto",
 ) -> int:
-    """Continue a prompt, or with --interactive one after the other. A student completes text; it does not chat.
+    """Continue a prompt, or with --interactive several prompts in turn. A student completes text; it does not chat.
 
     Args:
         student: Directory of the student.
-        sampling: How text is drawn.
+        sampling: How to sample text.
         prompt: Text to continue.
-        candidates: Draw so many; print them ranked, the student's choice first, with scores in nats and their end.
-        interactive: Read prompts from the terminal or a pipe, one a line, each continued with another seed.
+        candidates: Number of continuations to draw; print them best first, with scores in nats and how they ended.
+        interactive: Read prompts from the terminal or a pipe, one per line, and continue each with another seed.
         device: cpu, cuda, cuda:1, …; auto takes a GPU when there is one.
     """
     from student.generation.interactive import converse, write_answer
@@ -112,10 +112,10 @@ def generate(
 def export(
     config: Annotated[ExportConfig, arg(name="")], json_output: Annotated[bool, arg(name="json")] = False
 ) -> int:
-    """Write a student for a small device, run what was written on held-out text, and keep it only if it agrees.
+    """Write a student for a small device, run the result on held-out text, and keep it only if it agrees.
 
     Largest mean KL(student‖exported) in nats per token: onnx 1e-06 (int8: 0.005), gguf 2e-05 (q8_0: 0.001),
-    safetensors 2e-05. Beyond it nothing is left and the exit code is 2.
+    safetensors 2e-05. Above it, the export is deleted and the exit code is 2.
 
     Args:
         config: What to write, and what to run it on.
@@ -132,7 +132,7 @@ def export(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the teachonce-student command."""
     commands: dict[str, Callable[..., int]] = {
         "train": train,
         "evaluate": evaluate,

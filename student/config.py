@@ -1,4 +1,4 @@
-"""What training and evaluating a student can be told; every field is a flag of teachonce-student."""
+"""Settings of the student's commands. Every field is a flag of teachonce-student."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MixConfig:
     samples: float | None = None
     """Next-token loss on the teacher's texts; by default 0.5 when the cache holds them."""
     beams: float | None = None
-    """Choosing the teacher's best candidate; by default 0.25 when the cache holds them."""
+    """Loss of choosing the teacher's best candidate; by default 0.25 when the cache holds candidates."""
     labels: float | None = None
     """Next-token loss on the real text; by default 0.1 when the cache holds blocks of it."""
 
@@ -47,39 +47,39 @@ class TrainConfig:
     """Train a student from a cache alone; a rerun with the same settings resumes."""
 
     cache: Positional[str | Path]
-    """Directory of a cache, or its URL (s3://…), from which shards are copied as they are needed."""
+    """Directory of a cache, or its URL (s3://…); shards at a URL are copied when they are needed."""
     out: Path
-    """Directory of the student; holds checkpoints, metrics.jsonl and at the end the model."""
+    """Directory of the student, for checkpoints, metrics.jsonl and at the end the model."""
     preset: str = "small"
     """mini, small, distil, a config .json, or a checkpoint directory to start from."""
     max_steps: int = 1000
     """Optimiser steps."""
     batch_blocks: int | Literal["auto"] = 16
-    """Blocks of soft targets per step, over all processes; auto takes as many as make 16,384 tokens."""
+    """Blocks of soft targets per step, over all processes; auto takes as many as fit into 16,384 tokens."""
     batch_samples: int = 16
     """Sampled texts per step, over all processes."""
     batch_beams: int = 4
     """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
-    """Parts that a step's batch is cut into; gradients accumulate, memory shrinks, results stay. When memory
-    runs out, training goes on with twice as many (not with fsdp)."""
+    """Parts that a step's batch is cut into: gradients accumulate, less memory is used, results stay the same. When
+    memory runs out, training continues with twice as many (not with fsdp)."""
     learning_rate: float = 1e-3
-    """Peak learning rate; falls along a cosine to a tenth."""
+    """Peak learning rate; the rate falls along a cosine to a tenth of it."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; None is a twentieth of max_steps."""
+    """Steps of linear warm-up; None takes a twentieth of max_steps."""
     weight_decay: float = 0.1
     """AdamW weight decay of matrices."""
     beta2: float = 0.95
     """AdamW decay of squared gradients."""
     max_gradient_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Norm to which gradients are clipped."""
     seed: int = 0
     """Seed of initial weights and of the order of rows."""
     mix: MixConfig = field(default_factory=MixConfig)
     loss: Loss = "forward_kl"
     """Divergence from the teacher's soft targets."""
     temperature: float = 1.0
-    """Temperature of teacher and student in the soft-target loss; the cache must serve it."""
+    """Temperature of teacher and student in the soft-target loss: 1, or one that the cache was made for."""
     selection_temperature: float | None = 0.1
     """Temperature of the teacher's choice among candidates; None takes its best candidate alone."""
     evaluate_every: int = 200
@@ -89,25 +89,25 @@ class TrainConfig:
     parallelism: Parallelism = "ddp"
     """What each of several processes (torchrun) holds: all of the student (ddp), or a part of it (fsdp)."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    """Compute activations again in the backward pass instead of keeping them; takes less memory, a third more time."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one, under torchrun each process its own."""
+    """cpu, cuda, cuda:1, …; auto takes a GPU when there is one, and another for each process under torchrun."""
     dtype: Dtype = "auto"
     """Arithmetic of the forward and backward pass; auto is bfloat16 autocast on a GPU, float32 elsewhere."""
     allow_incomplete: bool = False
-    """Train on what is committed of a cache that precompute is still at."""
+    """Train on the committed shards of a cache that precompute is still writing."""
     local_cache_dir: Path | None = None
-    """Where shards of a cache at a URL are kept; None is teachonce/ in the user's cache directory."""
+    """Directory for shards of a cache at a URL; None takes teachonce/ in the user's cache directory."""
     local_cache_bytes: int = DEFAULT_LOCAL_BYTES
-    """Most bytes of this cache's shards kept there; the least recently used leave first."""
+    """Most bytes of this cache's shards to keep there; the least recently used are removed first."""
     tensorboard: bool = False
-    """Write metrics.jsonl's figures for TensorBoard too, in tensorboard/ of the student (extra: tensorboard)."""
+    """Also write the figures of metrics.jsonl for TensorBoard, in the student's tensorboard/ (extra: tensorboard)."""
     quiet: bool = False
     """Show no progress."""
 
     @property
     def local_copy(self) -> LocalCopy:
-        """Where and how much of a remote cache is kept here."""
+        """Directory and size limit of the local copy of a remote cache."""
         directory = self.local_cache_dir or default_local_copy().directory
         return LocalCopy(directory=directory, max_bytes=self.local_cache_bytes)
 
@@ -148,7 +148,7 @@ class EvaluateConfig:
     batch_blocks: int = 16
     """Blocks per forward pass."""
     num_prompts: int = 32
-    """Held-out prompts that the student continues beside the teacher's texts for them; 0 leaves texts out."""
+    """Held-out prompts that the student continues, to compare with the teacher's texts; 0 leaves texts out."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     quiet: bool = False
@@ -161,20 +161,20 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How text is drawn from a student."""
+    """How to sample text from a student."""
 
     max_new_tokens: int = 64
-    """Longest continuation."""
+    """Longest continuation, in tokens."""
     temperature: float = 0.8
     """Sampling temperature; 0 takes the most probable token."""
     top_p: float = 0.95
-    """Nucleus to sample from."""
+    """Probability mass of the nucleus to sample from."""
     seed: int = 0
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
-        # Below, logits / temperature can leave the range of float32.
+        # With a lower temperature, logits / temperature can leave the range of float32.
         _require(
             self.temperature == 0 or 1e-4 <= self.temperature < math.inf,
             f"--temperature is {self.temperature}, expected 0 or at least 0.0001",
@@ -192,9 +192,9 @@ class ReportConfig:
     cache: str | Path
     """Directory of a finished cache, or its URL."""
     out: Path = Path("report.html")
-    """The page: one file, which fetches and runs nothing."""
+    """File of the page, which loads no other file and runs no script."""
     num_prompts: int = 32
-    """Held-out prompts that each student continues, to measure how varied its texts are; 0 leaves that out."""
+    """Held-out prompts that each student continues, to measure how varied its texts are; 0 skips this."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     quiet: bool = False

@@ -1,28 +1,28 @@
-"""Failures of the student side.
+"""Errors of the student side.
 
 ```
 TeachonceError
 └── StudentError
     ├── UnknownPresetError        no preset, config file or checkpoint of that name
     ├── VocabularyMismatchError   the student's vocabulary is not the cache's
-    ├── TokenizerMismatchError    the student's tokenizer gives ids another meaning than the cache's
-    ├── ArchitectureError         a model that cannot be called in two halves, or leaks between documents
+    ├── TokenizerMismatchError    an id is one token to the student and another in the cache
+    ├── ArchitectureError         a model that the losses cannot call, or whose packed documents see each other
     ├── StudentContextError       a row longer than the student's context
     ├── TemperatureError          a temperature that the cache cannot serve
     ├── RunMismatchError          a rerun differs from the run that it would resume
     ├── CheckpointError           a checkpoint that cannot be read
-    ├── DivergedError             a training whose losses are no longer finite
+    ├── DivergedError             a run whose losses are no longer finite
     ├── LostProcessError          another process of the run has ended
     ├── StudentMemoryError        a step that does not fit into the device's memory
     ├── NoSuchStudentError        no trained student in that directory
     ├── CandidatesError           a candidates file without two texts to choose from
     ├── PromptError               a prompt that is not Unicode text
     ├── BrokenStudentError        a student whose logits are not finite
-    ├── NotExportableError        a student that a format cannot express
+    ├── NotExportableError        a student that the export format cannot express
     ├── NoHeldOutRowsError        a cache without rows to measure a student on
     ├── HeldOutTextError          no text to compare an exported file on
-    ├── DisagreementError         an exported file that does not compute what the student does
-    └── RuntimeFailedError        the library that runs an exported file ends
+    ├── DisagreementError         an exported file that does not compute what the student computes
+    └── RuntimeFailedError        the library that runs an exported file ended without an answer
 ```
 """
 
@@ -30,7 +30,7 @@ from storage.errors import TeachonceError
 
 
 class StudentError(TeachonceError):
-    """Something about the student or its run."""
+    """An error about a student or its run."""
 
 
 class UnknownPresetError(StudentError):
@@ -57,7 +57,7 @@ class VocabularyMismatchError(StudentError):
 
 
 class TokenizerMismatchError(StudentError):
-    """The student's tokenizer gives ids another meaning than the cache's."""
+    """An id is one token to the student's tokenizer and another to the cache's."""
 
     def __init__(self, student: str, token_id: int, token: str, cached_token: str) -> None:
         self.token_id, self.token, self.cached_token = token_id, token, cached_token
@@ -68,7 +68,7 @@ class TokenizerMismatchError(StudentError):
 
 
 class ArchitectureError(StudentError):
-    """A model that cannot be called in two halves, or leaks between packed documents."""
+    """A model whose body and head the losses cannot call separately, or whose packed documents see each other."""
 
     def __init__(self, student: str, problem: str) -> None:
         self.problem = problem
@@ -128,7 +128,7 @@ class DivergedError(StudentError):
 
 
 class LostProcessError(StudentError):
-    """Another process of the run has ended, and this one cannot go on alone."""
+    """Another process of the run has ended, and this process cannot continue alone."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -139,7 +139,7 @@ class LostProcessError(StudentError):
 
 
 class StudentMemoryError(StudentError):
-    """A step that does not fit into the memory of the process `rank`, after `num_steps` that did."""
+    """A step that does not fit into the memory of process `rank`, after `num_steps` steps that did."""
 
     def __init__(self, micro_batches: int, num_steps: int, rank: int, problem: str) -> None:
         self.micro_batches, self.num_steps, self.rank = micro_batches, num_steps, rank
@@ -166,7 +166,7 @@ class CandidatesError(StudentError):
 
 
 class PromptError(StudentError):
-    """A prompt that is not Unicode text: the character at `place` is half of one."""
+    """A prompt that is not Unicode text: the character at index `place` is half of a surrogate pair."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -183,7 +183,7 @@ class BrokenStudentError(StudentError):
 
 
 class NotExportableError(StudentError):
-    """A student that a format cannot express."""
+    """A student that the export format cannot express."""
 
     def __init__(self, student: str, format: str, problem: str) -> None:
         self.format, self.problem = format, problem
@@ -202,7 +202,7 @@ class NoHeldOutRowsError(StudentError):
 
 
 class HeldOutTextError(StudentError):
-    """A file or cache without text to compare on."""
+    """A file or cache without text to compare the exported file on."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
@@ -210,7 +210,7 @@ class HeldOutTextError(StudentError):
 
 
 class DisagreementError(StudentError):
-    """What was exported does not compute what the student does; it was removed."""
+    """An exported file does not compute what the student computes, and was removed."""
 
     def __init__(self, out: str, kl_nats: float, tolerance_nats: float) -> None:
         self.kl_nats, self.tolerance_nats = kl_nats, tolerance_nats
@@ -221,7 +221,7 @@ class DisagreementError(StudentError):
 
 
 class RuntimeFailedError(StudentError):
-    """The library that runs an exported file ended instead of answering."""
+    """The library that runs an exported file ended without an answer."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path, self.reason = path, reason

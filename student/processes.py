@@ -1,4 +1,4 @@
-"""This process among those that torchrun started, or alone."""
+"""The processes that torchrun started, or this process alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Processes that train one student together; each method but `is_first` is called by all of them."""
+    """Processes that train one student together. All of them call every method; `is_first` is local."""
 
     rank: int = 0
     world_size: int = 1
@@ -34,18 +34,18 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sums over the processes, of a tensor on the host; alone, the values themselves."""
+        """Return elementwise sums over the processes of a tensor on the host; one process gets `values` back."""
         if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def any(self, value: bool) -> bool:
-        """Whether it is true in some process."""
+        """Whether `value` is true in some process."""
         return bool(self.sum(torch.tensor(float(value))))
 
     def same(self, value: T) -> T:
-        """The first process's value."""
+        """Return the first process's value."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -54,7 +54,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A stage that all processes pass, or none: the first that fails says why, the others end without a word."""
+        """Let all processes leave this context, or none.
+
+        When some raise a TeachonceError, the one of lowest rank raises its error, and all others raise SystemExit.
+        """
         failure: TeachonceError | None = None
         try:
             yield
@@ -71,17 +74,16 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """The processes that torchrun started, connected until this is left; without torchrun, this one alone.
+    """Connect the processes that torchrun started for as long as this context lasts; without torchrun, this one alone.
 
-    Small facts are exchanged by gloo, between hosts; gradients on GPUs by NCCL. Raises LostProcessError when another
-    process ends in the middle.
+    gloo exchanges tensors on the host, NCCL those on GPUs. Raises LostProcessError when another process ends early.
     """
     if not dist.is_torchelastic_launched():
         yield Processes()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    # After a restart by torchrun the store still has the addresses of processes that have ended.
+    # After a restart by torchrun the store still has the addresses of the ended processes, so use another prefix.
     store, rank, world_size = next(rendezvous("env://"))
     store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -98,23 +100,23 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def _substitute(error: BaseException) -> BaseException | None:
-    """What to raise in the place of an error that concerns other processes; None for one of this process's own."""
-    if isinstance(error, KeyboardInterrupt) and dist.get_rank() > 0:  # the first process says how to go on
+    """Return the error to raise instead of one that concerns other processes; None for this process's own error."""
+    if isinstance(error, KeyboardInterrupt) and dist.get_rank() > 0:  # the first process prints how to resume
         return SystemExit(EXIT_INTERRUPTED)
-    if isinstance(error, RuntimeError) and _tells_of_a_lost_process(error):
+    if isinstance(error, RuntimeError) and _is_about_lost_process(error):
         return LostProcessError(dist.get_rank())
     return None
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks for all, by torchrun's count."""
+    """Whether this process is the one that prints messages: the one to which torchrun gave rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def local_rank() -> int:
-    """Which of the processes on this host this is, by torchrun's count."""
+    """Return this process's rank among those on its host, as torchrun counts them."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+def _is_about_lost_process(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)

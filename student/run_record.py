@@ -1,4 +1,4 @@
-"""run.json: what decided the weights of a finished student, as training wrote it."""
+"""run.json: the facts that decided the weights of a finished student, as training wrote them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RUN_NAME = "run.json"
 
 
 def is_of_other_rows(run: dict[str, Any], cache: Cache) -> bool:
-    """Whether run.json says that a student was trained on other rows than the cache's; False where it says nothing."""
+    """Whether run.json says that a student was trained on other rows than the cache's; False if it does not say."""
     return run.get("cache_sha256") not in (None, cache.rows_sha256)
 
 
 def read_run(student: Path) -> dict[str, Any]:
-    """What run.json says, {} for a student without one; raises CheckpointError for one that is damaged."""
+    """Return the content of run.json, {} for a student without one. Raise CheckpointError when it is damaged."""
     path = student / RUN_NAME
     if not path.is_file():
         return {}

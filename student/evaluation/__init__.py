@@ -1,6 +1,6 @@
 """How close a student is to the cached teacher, measured without the teacher.
 
-`evaluate` measures everything; `evaluate_model` the few figures that training logs as it goes.
+`evaluate` measures everything. `evaluate_model` measures the few figures that training logs.
 """
 
 from student.evaluation.ratios import ratio_with_error

@@ -27,7 +27,7 @@ _NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT = r
 
 
 def tail_weight_at_one(cache: Cache) -> float | None:
-    """What a draw of the tail stands for, None where the tail says nothing of the teacher at temperature 1."""
+    """Return the probability that each sampled tail entry stands for; None without a tail sampled at temperature 1."""
     settings = soft_target_settings(cache)
     return settings.tail_weight if settings.temperatures[0] == 1.0 else None
 
@@ -35,7 +35,10 @@ def tail_weight_at_one(cache: Cache) -> float | None:
 def measured_batches(
     model: Any, cache: Cache, *, num_best: int, batch_blocks: int, max_blocks: int | None, quiet: bool
 ) -> Iterator[tuple[BlockBatch, PositionMeasures]]:
-    """The blocks of the validation split in order, batch by batch, at most max_blocks of them."""
+    """Yield the blocks of the validation split in order, batch by batch, with their measures.
+
+    max_blocks: most blocks in all, None for the whole split.
+    """
     tail_weight = tail_weight_at_one(cache)
     num_held = cache.num_rows("soft_targets", "validation")
     num_blocks = num_held if max_blocks is None else min(num_held, max_blocks)
@@ -51,7 +54,7 @@ def measured_batches(
 
 
 def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64]:
-    """Sums over the positions of each block [B, M]."""
+    """Return sums over the positions of each block, float64 [B, M]."""
     columns_MP = [
         torch.ones_like(found.kl),
         found.label_nll,
@@ -69,18 +72,18 @@ def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64
 
 
 def joined_sums(parts: list[NDArray[np.float64]]) -> NDArray[np.float64] | None:
-    """Sums [B, M] over the blocks of all batches; None without a valid target, which leaves nothing to divide by."""
+    """Join the sums [B, M] of all batches. Return None without a valid target: there is nothing to divide by."""
     sums_BM = np.concatenate(parts)
     return sums_BM if sums_BM[:, _NUM_TARGETS].any() else None
 
 
 def block_of_position(batch: BlockBatch) -> torch.Tensor:
-    """The place in its batch of the block that each valid position [P] stands in, on the CPU."""
+    """Return for each valid position [P] the index in the batch of its block, int64 on the CPU."""
     return batch.is_valid.nonzero()[:, 0].cpu()
 
 
 def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None) -> dict[str, Any]:
-    """The figures that `evaluate_model` names; None for a cache without blocks or targets."""
+    """Return the figures that `evaluate_model` names. All are None when the sums are None."""
     names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "top1_agreement")
     if sums_BM is None:
         return dict.fromkeys((*names, "num_targets"), None)
@@ -99,7 +102,10 @@ def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None
 
 
 def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:
-    """What `evaluate` adds: top5_agreement for five hits, and intervals with blocks as the draws."""
+    """Return the figures that `evaluate` adds: num_blocks, top5_agreement, and intervals with blocks as the draws.
+
+    top5_agreement assumes that the sums were measured with five hits per position.
+    """
     over = {
         "perplexity": (_LABEL_NLL, _NUM_TARGETS),
         "teacher_perplexity": (_TEACHER_NLL, _NUM_TARGETS),

@@ -21,7 +21,7 @@ _ENTROPY_BIN_NATS = 0.5
 
 
 class Breakdowns:
-    """All that is measured in bins, from one batch of blocks after another."""
+    """Sums in bins over one batch of blocks after another."""
 
     def __init__(self, block_size: int, vocab_size: int) -> None:
         self._block_size = block_size
@@ -30,10 +30,10 @@ class Breakdowns:
         self._calibration = {"student": Calibration(), "teacher": Calibration()}
 
     def add(self, batch: BlockBatch, found: PositionMeasures) -> None:
-        """One batch of whole blocks."""
+        """Add one batch of whole blocks."""
         block_P, kl_P = block_of_position(batch), found.kl.cpu()
         self._by_position.add(_doubling_bin(batch.position_ids[batch.is_valid].cpu()), kl_P, block_P)
-        # An entropy was rounded, perhaps upwards beyond log V.
+        # The cache rounds entropies, so one may exceed log V.
         entropy_bin_P = (batch.entropy.cpu() / _ENTROPY_BIN_NATS).long().clamp(max=len(self._by_entropy) - 1)
         self._by_entropy.add(entropy_bin_P, kl_P, block_P)
         self._calibration["student"].add(found.confidence.cpu(), found.is_right.cpu(), block_P)
@@ -42,7 +42,7 @@ class Breakdowns:
         self._calibration["teacher"].add(*teachers, block_P[has_top1_P])
 
     def figures(self) -> dict[str, Any]:
-        """kl_by_position, kl_by_entropy (bins without positions left out) and calibration."""
+        """Return kl_by_position, kl_by_entropy and calibration, without empty bins."""
         return {
             "kl_by_position": [
                 {"first_position": first, "last_position": last} | _kl_of(self._by_position, index)
@@ -59,12 +59,12 @@ class Breakdowns:
 
 
 def _doubling_bin(position_P: Tensor) -> Tensor:
-    """0 for position 0, 1 for 1, 2 for 2 and 3, 3 for 4 to 7, …"""
+    """Return the bin of each position: 0 for position 0, 1 for 1, 2 for 2 and 3, 3 for 4 to 7, …"""
     return torch.frexp(position_P.double()).exponent.long()
 
 
 def _positions_of(index: int, block_size: int) -> tuple[int, int]:
-    """First and last position of a bin."""
+    """Return the first and the last position of a bin."""
     return (1 << index) >> 1, min((1 << index) - 1, block_size - 1)
 
 

@@ -1,6 +1,6 @@
-"""Whether a model that says 30 % is right 30 times of 100.
+"""Calibration: whether a model that gives its choices 30 % is right 30 times in 100.
 
-torchmetrics, which is no dependency, gives the error alone: no bins, and not what chance makes of it.
+torchmetrics, which is no dependency, gives the error alone: neither bins nor the error that chance alone would give.
 
 Shape legend: P positions, K bins of confidence.
 """
@@ -19,14 +19,17 @@ NUM_BINS = 15
 
 
 class Calibration:
-    """Confidence of the most probable token against how often it is the real one, in bins of equal width."""
+    """Compares the probability of the most probable token with how often it is the real one, in bins of equal width."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(2, NUM_BINS, dtype=torch.float64)  # of confidences, of accuracies
         self._gaps = BinnedRatios(NUM_BINS)
 
     def add(self, confidence_P: Tensor, accuracy_P: Tensor, block_P: Tensor) -> None:
-        """Positions of some whole blocks; accuracy: 1 where the token was right, 0 where not, or a share."""
+        """Add the positions of some whole blocks.
+
+        accuracy_P: 1 where the token is right, 0 where it is wrong, or a share in between.
+        """
         confidence_P, accuracy_P = confidence_P.double(), accuracy_P.double()
         bin_P = (confidence_P * NUM_BINS).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
         for sums, values_P in zip(self._sums, (confidence_P, accuracy_P), strict=True):
@@ -34,13 +37,15 @@ class Calibration:
         self._gaps.add(bin_P, accuracy_P - confidence_P, block_P)
 
     def figures(self) -> dict[str, Any] | None:
-        """Error and bins (low, high], empty ones left out; None without positions.
+        """Return the errors and the bins (low, high] that are not empty; None without positions.
 
         expected_calibration_error: Σ_k n_k / n |accuracy_k − confidence_k| (Guo et al. 2017, equation 3).
-        expected_calibration_error_by_chance: about what the same sum would be if every bin's gap were nothing but
-        chance, Σ_k n_k / n √(2/π) e_k with e_k the gap's standard error over blocks (None for one block; bins that one
-        block alone reaches left out). An interval is not given: the error is a sum of absolute values, so chance
-        only raises it, and a bootstrap, which adds chance to what is there, would exclude 0 for every student.
+        expected_calibration_error_by_chance: roughly the same sum if every bin's gap were chance alone,
+        Σ_k n_k / n √(2/π) e_k, where e_k is the standard error of the gap over blocks. Bins that only one block reaches
+        are left out. None when no bin is left, as with one block.
+
+        There is no interval. The error is a sum of absolute values, so chance only raises it. A bootstrap adds chance
+        to that of the data, so its interval would exclude 0 for every student.
         """
         num_positions = sum(self._gaps.num_positions(index) for index in range(NUM_BINS))
         if not num_positions:

@@ -1,4 +1,4 @@
-"""The student's texts for held-out prompts beside those that the teacher drew, measured alike."""
+"""The student's texts for held-out prompts beside the teacher's texts, measured in the same way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from student.evaluation.texts import has_sacrebleu, measure_texts
 def measure_generation(
     model: Any, cache: Cache, settings: SamplingSettings, *, num_prompts: int, quiet: bool
 ) -> dict[str, Any]:
-    """Figures of both sides (see measure_texts), from equally many texts for the same prompts."""
+    """Return the figures of "student" and "teacher" (see measure_texts), from equally many texts for each prompt."""
     prompts = choose_prompts(cache, num_prompts)
     rows = [row for of_prompt in prompts for row in of_prompt]
     continuations = iter(continue_prompts(model, rows, settings, quiet=quiet))

@@ -1,7 +1,7 @@
-"""Intervals of 95 % for figures made of independent draws, which are blocks or prompts.
+"""Intervals of 95 % for figures over independent draws, which are blocks or prompts.
 
-scipy.stats has a bootstrap and Student's t, but is no dependency; its draws come from NumPy's Generator, which may draw
-otherwise in another version.
+scipy.stats has a bootstrap and Student's t, but is no dependency. Its draws come from NumPy's Generator, which may draw
+other numbers in another version.
 
 Shape legend: D draws, M figures, R replicates.
 """
@@ -22,7 +22,7 @@ Interval = list[float]
 _QUANTILES = (0.025, 0.975)
 _NUM_REPLICATES = 1000
 _BOOTSTRAP_SEED = 21
-# Replicates are weighed together as long as their draws are no more than this.
+# Most draws over all replicates that are resampled in one step.
 _CELLS = 1 << 20
 # Student's t at 0.975 for 1 to 9 degrees of freedom.
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -30,10 +30,10 @@ _NUM_GROUPS = len(_STUDENT_T) + 1
 
 
 def ratio_intervals(sums_DM: NDArray[np.float64], counts_DM: NDArray[np.float64]) -> list[Interval | None]:
-    """Percentile bootstrap of Σ sums / Σ counts, M times (Efron & Tibshirani 1993, chapter 13).
+    """Return the percentile bootstrap of Σ sums / Σ counts for each figure (Efron & Tibshirani 1993, chapter 13).
 
-    Draws are taken with replacement 1,000 times, by a fixed seed, the same ones for all figures. None for a figure that
-    fewer than two draws count for.
+    Resample the draws with replacement 1,000 times from a fixed seed. All figures share the replicates. A figure with
+    fewer than two draws whose count is above 0 has None.
     """
     ratios_RM = np.concatenate([_ratios(weights_RD, sums_DM, counts_DM) for weights_RD in _resampled(len(sums_DM))])
     num_counted_M = (counts_DM > 0).sum(0)
@@ -44,18 +44,19 @@ def ratio_intervals(sums_DM: NDArray[np.float64], counts_DM: NDArray[np.float64]
 
 
 def mean_intervals(values_DM: NDArray[np.float64]) -> list[Interval | None]:
-    """The same for plain means; a draw whose value is NaN counts for nothing."""
+    """Return the same intervals for plain means. A draw whose value is NaN does not count."""
     is_counted_DM = ~np.isnan(values_DM)
     return ratio_intervals(np.where(is_counted_DM, values_DM, 0.0), is_counted_DM.astype(np.float64))
 
 
 def jackknife_interval(share: Callable[[list[Draw]], float | None], draws: Sequence[Draw]) -> Interval | None:
-    """Interval of a share of all draws together, such as that of distinct words, which depends on how many there are.
+    """Return the interval of a share over all draws that depends on their number, such as that of distinct words.
 
-    A bootstrap draws some twice, and a text that is there twice says nothing new: its replicates are all less diverse
-    than the texts are. The jackknife leaves out instead: a tenth of the draws at a time (or one draw of fewer than
-    ten), with Student's t for as many groups; its variance is biased upwards if at all (Efron & Stein 1981). None for
-    fewer than two draws, or where the share is None for those left.
+    A bootstrap takes some draws twice, and a repeated text adds nothing new. So every replicate would be less diverse
+    than the texts. The jackknife leaves out a tenth of the draws at a time (one draw when there are fewer than ten),
+    and uses Student's t for that number of groups. Its variance is biased upwards if at all (Efron & Stein 1981).
+
+    Return None for fewer than two draws, or when the share of all draws or of a part is None.
     """
     num_groups = min(len(draws), _NUM_GROUPS)
     if num_groups < 2:
@@ -71,7 +72,7 @@ def jackknife_interval(share: Callable[[list[Draw]], float | None], draws: Seque
 
 
 def _resampled(num_draws: int) -> Iterator[NDArray[np.float64]]:
-    """How often each draw is taken [R, D], over some replicates at a time."""
+    """Yield how often each draw is taken [R, D], for some replicates at a time."""
     rows = max(1, _CELLS // max(num_draws, 1))
     for first in range(0, _NUM_REPLICATES, rows):
         replicates_R1 = np.arange(first, min(first + rows, _NUM_REPLICATES))[:, None]
@@ -84,7 +85,7 @@ def _resampled(num_draws: int) -> Iterator[NDArray[np.float64]]:
 def _ratios(
     weights_RD: NDArray[np.float64], sums_DM: NDArray[np.float64], counts_DM: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[R, M]; NaN for a replicate in which nothing counts."""
+    """Return the ratios [R, M], NaN for a replicate whose counts are all 0."""
     totals_RM = weights_RD @ counts_DM
     ratios_RM: NDArray[np.float64] = (weights_RD @ sums_DM) / np.where(totals_RM > 0, totals_RM, np.nan)
     return ratios_RM

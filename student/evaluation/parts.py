@@ -1,6 +1,6 @@
-"""Measuring rows in parts that fit into memory.
+"""Measure rows in parts that fit into memory.
 
-accelerate's find_executable_batch_size, which is no dependency, begins the whole pass again with smaller batches.
+accelerate, which is no dependency, has find_executable_batch_size. It repeats the whole pass with smaller batches.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def in_parts(model: Any, rows: pa.RecordBatch, measure: Callable[[pa.RecordBatch], T]) -> Iterator[T]:
-    """What `measure` finds in the rows, or one after the other in halves of them for which there is memory.
+    """Yield `measure(rows)`. When memory runs out, cut the rows in halves and yield the results of the halves in order.
 
-    Running out over a single row is passed on; so it is for a model in parts, whose other processes make their passes
-    over whole batches.
+    When a single row does not fit, raise PyTorch's error. For an fsdp model, always raise it, because the other
+    processes make their passes over whole batches.
     """
     try:
         found = [measure(rows)]
@@ -31,7 +31,7 @@ def in_parts(model: Any, rows: pa.RecordBatch, measure: Callable[[pa.RecordBatch
             raise
         found = []
     yield from found
-    if not found:  # behind the except clause, so that the traceback no longer holds the tensors of the pass
+    if not found:  # outside the except clause, because there the traceback still holds the tensors of the pass
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = rows.num_rows // 2

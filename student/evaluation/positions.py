@@ -1,4 +1,4 @@
-"""What a student says at every position of a batch of blocks, beside what the teacher said there.
+"""Measures of the student's and the teacher's predictions at every position of a batch of blocks.
 
 Shape legend: N blocks, P valid positions, C positions of a chunk, D width, V vocabulary, K head entries, E entries,
 O outcomes, B most probable tokens.
@@ -21,13 +21,17 @@ from student.model import head_weight, hidden_states
 
 @dataclass(frozen=True, kw_only=True)
 class PositionMeasures:
-    """Per valid position, in nats where they are logarithms.
+    """Measures per valid position.
 
-    label_nll [P]: the student's next-token loss; kl [P]: its divergence from the teacher;
-    confidence [P]: probability of the student's most probable token, is_right [P]: whether that is the real one;
-    hits [P, B]: whether the student's b-th most probable token is the teacher's most probable one;
-    teacher_confidence, teacher_is_right [P]: the same of the teacher, a share where it has several best;
-    has_top1 [P]: whether the head holds the teacher's most probable token; where not, hits and the teacher's are 0.
+    label_nll [P]: the student's next-token loss, nats.
+    kl [P]: the student's divergence from the teacher, nats.
+    confidence [P]: probability of the student's most probable token.
+    is_right [P]: whether that token is the real one.
+    hits [P, B]: whether the student's b-th most probable token is the teacher's most probable one.
+    teacher_confidence [P], teacher_is_right [P]: the same for the teacher. When n of its tokens are equally probable,
+    teacher_is_right is 1/n if one of them is the real one.
+    has_top1 [P]: whether the head holds the teacher's most probable token. If not, hits and the teacher's measures
+    are 0.
     """
 
     label_nll: Tensor
@@ -41,11 +45,11 @@ class PositionMeasures:
 
 
 def measure_positions(model: Any, batch: BlockBatch, num_best: int) -> PositionMeasures:
-    """Measures of one batch of blocks; num_best: how many of the student's most probable tokens are hits."""
+    """Measure one batch of blocks. num_best: how many of the student's most probable tokens `hits` covers."""
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_valid]
     size = chunk_positions_on(hidden_PD.device)
     parts = []
-    for start in range(0, max(1, len(hidden_PD)), size):  # blocks of documents of one token have no positions
+    for start in range(0, max(1, len(hidden_PD)), size):  # one-token documents have no positions
         logits_CV = hidden_PD[start : start + size].float() @ head_weight(model).T.float()
         targets = batch.targets.slice(start, start + size)
         parts.append(_measure_chunk(torch.log_softmax(logits_CV, dim=1), targets, num_best))
@@ -69,20 +73,23 @@ def _measure_chunk(logs_CV: Tensor, targets: SparseTargets, num_best: int) -> di
         "hits": torch.stack(hits_CB, dim=1),
         "teacher_confidence": teachers_log_C.exp(),
         "teacher_is_right": holds_label_C / num_teachers_best_C.clamp(min=1),
-        # The head is a set of largest probabilities, so a head that is not empty holds the largest.
+        # The head holds the largest probabilities, so every head that is not empty has the most probable token.
         "has_top1": num_teachers_best_C > 0,
     }
 
 
 def _most_probable(logs_CV: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and ids [C, B] of the `num` most probable tokens, best first."""
-    if num == 1:  # several times as fast
+    """Return log-probabilities and ids [C, B] of the `num` most probable tokens, best first."""
+    if num == 1:  # several times as fast as topk
         return logs_CV.max(dim=1, keepdim=True)
     return logs_CV.topk(min(num, logs_CV.shape[1]), dim=1)
 
 
 def _teachers_best(targets: SparseTargets) -> tuple[Tensor, Tensor]:
-    """Which head entries have the largest log-probability [C, K], for rounding makes ties; and that [C], else −inf."""
+    """Return which head entries have the largest log-probability [C, K], and that log-probability [C].
+
+    Rounding makes ties, so there may be several. An empty head has none, and −inf.
+    """
     if targets.head_ids.shape[1] == 0:
         return targets.is_head, torch.full_like(targets.tail_logprob, -torch.inf)
     largest_C1 = targets.head_logprobs.masked_fill(~targets.is_head, -torch.inf).amax(1, keepdim=True)

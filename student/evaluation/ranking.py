@@ -1,6 +1,6 @@
-"""How a student ranks the teacher's candidates, with the scores that selection is trained with.
+"""How a student ranks the teacher's candidates, by the scores that the selection loss trains.
 
-scipy.stats has Kendall's tau, but is no dependency, and gives NaN where the student ties all candidates.
+scipy.stats has Kendall's tau, but is no dependency, and gives NaN when the student gives all candidates one score.
 
 Shape legend: B prompts, N candidates of a prompt, M figures.
 """
@@ -27,7 +27,7 @@ _HAVE_INTERVAL = ("selection_accuracy", "mean_reciprocal_rank", "kendall_tau")
 
 
 def rank_prompts(model: Any, cache: Cache) -> NDArray[np.float64]:
-    """One row of figures [B, M] for each held-out prompt with at least two candidates."""
+    """Return one row of figures, float64 [B, M], for each held-out prompt with at least two candidates."""
     ranked: list[list[float]] = []
     if cache.num_rows("beams", "validation"):
         length_penalty = float(cache.setting("config", "beams", "length_penalty"))
@@ -46,14 +46,14 @@ def rank_prompts(model: Any, cache: Cache) -> NDArray[np.float64]:
 
 
 def selection_figures(ranked_BM: NDArray[np.float64]) -> dict[str, Any]:
-    """The figures that `evaluate_model` names; None without prompts."""
+    """Return the figures that `evaluate_model` names, and num_selections. Without prompts the figures are None."""
     means = _means(ranked_BM)
     names = ("selection_accuracy", "selection_chance")
     return {name: means[name] for name in names} | {"num_selections": len(ranked_BM)}
 
 
 def ranking_details(ranked_BM: NDArray[np.float64]) -> dict[str, Any]:
-    """What `evaluate` adds: the other means over prompts, and intervals with prompts as the draws."""
+    """Return the figures that `evaluate` adds: the other means over prompts, and intervals with prompts as draws."""
     means = {name: mean for name, mean in _means(ranked_BM).items() if not name.startswith("selection")}
     places = [_NAMES.index(name) for name in _HAVE_INTERVAL]
     intervals = mean_intervals(ranked_BM[:, places])
@@ -61,16 +61,17 @@ def ranking_details(ranked_BM: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def reciprocal_rank(student_scores_N: NDArray[np.float64], best: int) -> float:
-    """1 / the place of candidate `best` when all are sorted by score; equal scores share their mean place."""
+    """Return 1 / the rank of candidate `best` by descending score. Equal scores share their mean rank."""
     score = student_scores_N[best]
     num_equal = np.sum(student_scores_N == score) - 1
     return float(1 / (1 + np.sum(student_scores_N > score) + num_equal / 2))
 
 
 def kendall_tau(student_scores_N: NDArray[np.float64], teacher_scores_N: NDArray[np.float64]) -> float:
-    """τ_b = (C − D) / √(pairs untied here · pairs untied there) (Kendall 1945), C and D pairs in equal and other order.
+    """Return τ_b = (C − D) / √(U_student · U_teacher) (Kendall 1945).
 
-    NaN where the teacher tells no two candidates apart, 0 where only the student does not.
+    C and D count the pairs of candidates that both sides order alike and differently. U counts the pairs to which one
+    side gives two different scores. Return NaN when the teacher has no such pair, 0 when only the student has none.
     """
     student_NN, teacher_NN = (np.sign(s[:, None] - s) for s in (student_scores_N, teacher_scores_N))
     num_student, num_teacher = np.sum(student_NN != 0), np.sum(teacher_NN != 0)
@@ -91,6 +92,6 @@ def _ranked(student_scores_N: NDArray[np.float64], teacher_scores_N: NDArray[np.
 
 
 def _means(ranked_BM: NDArray[np.float64]) -> dict[str, float | None]:
-    """Means over the prompts that have the figure."""
+    """Return the mean of each figure over the prompts that have it."""
     columns = {name: column[~np.isnan(column)] for name, column in zip(_NAMES, ranked_BM.T, strict=True)}
     return {name: float(values.mean()) if len(values) else None for name, values in columns.items()}

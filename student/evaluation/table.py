@@ -1,6 +1,6 @@
-"""What `evaluate` found, for people: groups of figures, student beside teacher, intervals behind.
+"""The results of `evaluate` as text: groups of figures, student beside teacher, each with its interval.
 
-tabulate, which only the extra evaluate brings, sizes the columns of one table; these groups share theirs.
+tabulate, which only the extra evaluate installs, sizes the columns of one table. These groups share their columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NOTHING = "–"
 
 
 def render(found: dict[str, Any]) -> str:
-    """The groups that the cache has rows for, as lines."""
+    """Return the groups that the cache has rows for, as lines of text."""
     groups = [_next_token(found), _calibration(found), _kl_bins(found), _candidates(found), _texts(found)]
     heading = f"{found['num_parameters']:,} parameters, {found['model_bytes']:,} bytes of weights"
     columns = f"{'[95 % intervals]':<{_LABEL_WIDTH}}{'student':<{_CELL_WIDTH}}teacher"

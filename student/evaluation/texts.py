@@ -20,11 +20,12 @@ _MOST_SELF_BLEU_TEXTS = 64
 
 
 def measure_texts(prompts: list[list[Text]], vocab_size: int, *, with_self_bleu: bool) -> dict[str, Any]:
-    """Figures of the texts of some prompts, each with an interval whose draws are the prompts.
+    """Return figures of the texts of some prompts, with intervals that have prompts as the draws.
 
-    num_texts; distinct_1, distinct_2, distinct_3, vocabulary_coverage and self_bleu, which are of all texts together,
-    with a jackknife; repetition_rate and mean_length_tokens, means over texts, with a bootstrap. All but the last two
-    depend on the number of texts, so compare them for equally many. None where texts are too short or too few.
+    num_texts has no interval. distinct_1, distinct_2, distinct_3, vocabulary_coverage and self_bleu are figures of all
+    texts together, with a jackknife interval. They depend on the number of texts, so compare them only between equal
+    numbers of texts. repetition_rate and mean_length_tokens are means over texts, with a bootstrap interval. A figure
+    is None when the texts are too short or too few.
     """
     figures: dict[str, Any] = {"num_texts": len(_flat(prompts))}
     shares: dict[str, Share] = {
@@ -43,27 +44,27 @@ def measure_texts(prompts: list[list[Text]], vocab_size: int, *, with_self_bleu:
 
 
 def distinct(texts: list[Text], n: int) -> float | None:
-    """Different n-grams / n-grams of all texts together (distinct-n; Li et al. 2016 divide by the tokens)."""
+    """Return different n-grams / n-grams of all texts together: distinct-n (Li et al. 2016 divide by the tokens)."""
     ngrams = [ngram for text in texts for ngram in _ngrams(text, n)]
     return len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
 def repetition(text: Text) -> float | None:
-    """1 − different 4-grams / 4-grams of one text: seq-rep-4 of Welleck et al. 2020, section 6."""
+    """Return 1 − different 4-grams / 4-grams of one text: seq-rep-4 of Welleck et al. 2020, section 6."""
     share = distinct([text], _REPETITION_NGRAM)
     return None if share is None else 1.0 - share
 
 
 def vocabulary_coverage(texts: list[Text], vocab_size: int) -> float | None:
-    """Share of the vocabulary's ids that occur in the texts."""
+    """Return the share of the vocabulary's ids that occur in the texts."""
     return len({token for text in texts for token in text}) / vocab_size if any(texts) else None
 
 
 def self_bleu(texts: list[Text]) -> float | None:
-    """Mean of each text's BLEU-4 with all the others as its references (Zhu et al. 2018), from 0 to 1.
+    """Return the mean of each text's BLEU-4 with all other texts as references (Zhu et al. 2018), from 0 to 1.
 
-    sacrebleu's sentence score, over tokens as they are: exponential smoothing, and orders that a short text does not
-    have left out. Empty texts are left out. To be called where sacrebleu is installed.
+    This is sacrebleu's sentence score over token ids, with exponential smoothing and without the n-gram orders that a
+    short text does not have. Empty texts are left out. Needs sacrebleu.
     """
     sentences = [" ".join(map(str, text)) for text in texts if text]
     if len(sentences) < 2:
@@ -79,11 +80,11 @@ def self_bleu(texts: list[Text]) -> float | None:
 
 
 def has_sacrebleu() -> bool:
-    """Whether sacrebleu is installed; where it is not, a line on standard error says how to get it."""
-    is_there = importlib.util.find_spec("sacrebleu") is not None
-    if not is_there:
+    """Whether sacrebleu is installed. If it is not, print a line on standard error that says how to install it."""
+    is_installed = importlib.util.find_spec("sacrebleu") is not None
+    if not is_installed:
         print("self_bleu is left out: it needs sacrebleu; get it with: pip install sacrebleu", file=sys.stderr)
-    return is_there
+    return is_installed
 
 
 def _share_figures(name: str, share: Share, prompts: list[list[Text]]) -> dict[str, Any]:
@@ -92,14 +93,14 @@ def _share_figures(name: str, share: Share, prompts: list[list[Text]]) -> dict[s
 
 
 def _mean_figures(name: str, values: list[list[float]]) -> dict[str, Any]:
-    """The mean over texts of what each prompt's texts have."""
+    """Return the mean over texts, and its interval. values: for each prompt, the values of its texts."""
     sums, counts = np.array([[sum(of_prompt), len(of_prompt)] for of_prompt in values], dtype=np.float64).T
     mean = float(sums.sum() / counts.sum()) if counts.any() else None
     return {name: mean, f"{name}_interval": ratio_intervals(sums[:, None], counts[:, None])[0]}
 
 
 def _first_prompts(prompts: list[list[Text]], most_texts: int) -> list[list[Text]]:
-    """As many prompts as have no more texts than that, two at least."""
+    """Return the first prompts that have at most `most_texts` texts together, but at least two prompts."""
     totals = itertools.accumulate(len(texts) for texts in prompts)
     return prompts[: max(2, sum(total <= most_texts for total in totals))]
 

@@ -1,4 +1,4 @@
-"""All measures of a student, and those few that are cheap enough to be taken while it is trained."""
+"""All measures of a student, and the few that are cheap enough to take during training."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ _NUM_BEST = 5
 
 @torch.inference_mode()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measures of a saved student on the validation split; as in `evaluate_model`, some may be None.
+    """Measure a saved student on the validation split.
 
-    Beside those of `evaluate_model`, over all blocks:
+    Return the measures of `evaluate_model` over all blocks, and those below. As there, some may be None.
 
-    - model_bytes: size of the weights' files; num_blocks
-    - top5_agreement: share of positions where the teacher's most probable token is among the student's five
-    - kl_by_position: by the position in the document's piece, that is by how much the model has read
-    - kl_by_entropy: by the teacher's entropy
+    - model_bytes: size of the weights' files
+    - num_blocks: blocks measured
+    - top5_agreement: share of positions with a head where the teacher's most probable token is among the student's five
+    - kl_by_position: KL by the position in the document's piece, that is, by how much the model has read
+    - kl_by_entropy: KL by the teacher's entropy
     - calibration: expected calibration error of "student" and "teacher" (see student.evaluation.calibration)
-    - mean_reciprocal_rank: of the teacher's best candidate in the student's ranking, and what chance gives;
-      kendall_tau: mean of τ_b of the student's and the teacher's scores
-    - generation: "student" and "teacher" (see student.evaluation.texts)
+    - mean_reciprocal_rank: mean over prompts of 1 / the rank of the teacher's best candidate in the student's ranking
+    - mean_reciprocal_rank_chance: the same for a random ranking
+    - kendall_tau: mean over prompts of τ_b of the student's and the teacher's scores
+    - generation: figures of the texts of "student" and "teacher" (see student.evaluation.texts)
     - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
 
     Raises NoHeldOutRowsError, NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, TokenizerMismatchError,
@@ -74,18 +76,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return found
 
 
-@torch.no_grad()  # and not inference_mode, whose tensors FSDP2 would keep for training
+@torch.no_grad()  # not inference_mode: FSDP2 would keep its tensors for training
 def evaluate_model(
     model: Any, cache: Cache, *, batch_blocks: int = 16, max_blocks: int | None = None, quiet: bool = True
 ) -> dict[str, Any]:
-    """Measures on the validation split, in order, of at most max_blocks blocks.
+    """Measure a student on the first blocks of the validation split, at most max_blocks, and on all its prompts.
 
-    perplexity and teacher_perplexity on the same real tokens; kl_nats = mean KL(teacher‖student) per
-    token: cross-entropy minus the teacher's entropy where the tail was sampled (unbiased), else the
-    divergence on head and tail, a lower bound (kl_is_lower_bound); kl_standard_error of that mean with
-    blocks as the independent draws, because positions that share a context are none (None for one block);
-    top1_agreement; selection_accuracy and selection_chance over prompts with at least two candidates.
-    A measure that the cache has no rows for, or blocks without a valid target, is None.
+    - num_parameters: parameters of the student
+    - num_targets: valid positions measured
+    - perplexity, teacher_perplexity: of student and teacher, on the same real tokens
+    - kl_nats: mean KL(teacher‖student) per token, nats. With a sampled tail it is cross-entropy minus the teacher's
+      entropy, which is unbiased. Otherwise it is the divergence on the head and the tail's mass, a lower bound.
+    - kl_is_lower_bound: whether kl_nats is a lower bound
+    - kl_standard_error: of kl_nats, with blocks as the independent draws, because positions that share a context are
+      not independent; None for one block
+    - top1_agreement: share of positions with a head where student and teacher have the same most probable token
+    - selection_accuracy: share of prompts for which the student gives the teacher's best candidate the highest score
+    - selection_chance: the same for a random choice
+    - num_selections: prompts with at least two candidates; the two measures above are over these
+
+    Other measures than num_selections are None when the cache has no rows for them, or its blocks have no valid target.
     """
     found: dict[str, Any] = {"num_parameters": num_parameters(model)}
     sums_BM, tail_weight = None, None
@@ -99,7 +109,7 @@ def evaluate_model(
 
 
 def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[str, Any]:
-    """Every figure about positions, from one pass."""
+    """Return every figure about positions, from one pass over the blocks."""
     nothing: dict[str, Any] = dict.fromkeys(("kl_by_position", "kl_by_entropy", "calibration"), None)
     nothing |= block_figures(None, None) | block_details(None)
     if not cache.num_rows("soft_targets", "validation"):
@@ -118,7 +128,7 @@ def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[s
 
 
 def _weights_bytes(student: Path) -> int:
-    """Size of the files that hold the student's weights."""
+    """Return the size of the files that hold the student's weights."""
     return sum(
         path.stat().st_size
         for pattern in ("model*.safetensors", "pytorch_model*.bin")

@@ -1,1 +1,1 @@
-"""Students for other runtimes: what all formats share, and how an export is tried before it appears."""
+"""Students for other runtimes: the parts that all formats share, and the trial that an export must pass."""

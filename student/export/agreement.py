@@ -1,6 +1,6 @@
-"""How far an exported file is from the student it was made of, token by token.
+"""The divergence of an exported file from its student, token by token.
 
-Legend: T tokens of a sequence that have a next one, V vocabulary.
+Legend: T tokens of a sequence that have a next token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from student.export.logits import Logits
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Means over num_targets tokens that have a next one.
+    """Means over num_targets tokens that have a next token.
 
-    kl_nats: KL(student‖exported); top1_agreement: share of positions with the same most probable token;
-    max_logit_difference; perplexity and student_perplexity on the same real next tokens.
+    kl_nats: KL(student‖exported) per token, nats.
+    top1_agreement: share of positions with the same most probable token.
+    max_logit_difference: largest absolute difference of two logits.
+    perplexity, student_perplexity: of the exported file and the student, on the same real next tokens.
     """
 
     num_targets: int
@@ -36,13 +38,16 @@ class Agreement:
     student_perplexity: float
 
     def is_within(self, tolerance_nats: float) -> bool:
-        """Whether KL is at most this; what is not a number never is."""
+        """Whether the KL is at most tolerance_nats. A NaN is not."""
         return self.kl_nats <= tolerance_nats
 
 
 @torch.inference_mode()
 def measure_agreement(model: Any, reader: LoneReader, sequences: Sequences, *, quiet: bool) -> Agreement:
-    """Both read every sequence alone; the student in float32 by PyTorch. Raises BrokenStudentError."""
+    """Compare student and exported file on every sequence, each read alone; the student runs in float32 in PyTorch.
+
+    Raises BrokenStudentError when the student's logits are not finite.
+    """
     parts = []
     with Progress(len(sequences), "compare", "texts", quiet=quiet) as bar:
         for ids_S in sequences:
@@ -55,7 +60,7 @@ def measure_agreement(model: Any, reader: LoneReader, sequences: Sequences, *, q
 
 
 def compare(expected_TV: Logits, found_TV: Logits, label_ids_T: NDArray[np.int64]) -> Agreement:
-    """Of one sequence, in float64: KL = Σ p (log p − log q), p the student's."""
+    """Compare the logits for one sequence in float64: KL = Σ p (log p − log q), where p is the student's."""
     logp_TV, logq_TV = _log_softmax(expected_TV), _log_softmax(found_TV)
     rows = np.arange(len(label_ids_T))
     return Agreement(
@@ -69,7 +74,7 @@ def compare(expected_TV: Logits, found_TV: Logits, label_ids_T: NDArray[np.int64
 
 
 def pool(parts: list[Agreement]) -> Agreement:
-    """Of all sequences together, every token counting once."""
+    """Combine the agreements of several sequences. Every token has the same weight."""
     counts = np.array([part.num_targets for part in parts])
 
     def mean(values: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""An exported file at work in a process of its own: what that one does to memory, threads or itself stays there."""
+"""Run an exported file in a separate process, so that its memory, threads and crashes stay there."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 class LoneReader:
-    """Asks student.export.worker about one exported file; RuntimeFailedError when it ends instead of answering."""
+    """Sends requests about one exported file to student.export.worker.
+
+    Raises RuntimeFailedError when the worker ends without an answer.
+    """
 
     def __init__(self, path: Path, name: Path) -> None:
-        self._name = name  # of the export, for errors, while it still stands aside
+        self._name = name  # for errors: the export's final name, because `path` is a temporary one
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
         search = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
@@ -49,12 +52,12 @@ class LoneReader:
         self._log.close()
 
     def speed(self, prompt_ids: Sequence[int], num_new: int) -> Speed:
-        """How fast it continues a prompt; asked first, for the memory of whole texts counts as well."""
+        """Measure the speed of continuing a prompt. Call this first: its memory figures include earlier `logits`."""
         self._ask({"prompt_ids": list(prompt_ids), "num_new": num_new})
         return Speed(**self._line())
 
     def logits(self, ids: Sequence[int]) -> Logits:
-        """Logits [T, V] behind each of T ids, read alone."""
+        """Return the logits [T, V] after each of T ids, which are read as a sequence of their own."""
         self._ask({"ids": list(ids)})
         shape = self._line()["shape"]
         assert self._process.stdout

@@ -1,4 +1,4 @@
-"""An export from beginning to end: write it aside, run it, and give it its name only if it agrees with the student."""
+"""The whole export: write to a temporary path, run the result, and rename it only if it agrees with the student."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",), "
 
 
 def export_student(config: ExportConfig) -> Trial:
-    """Write, run, compare and publish; what was found.
+    """Write a student in another format, run it, compare it with the student, publish it, and return the results.
 
-    Raises ConfigError for an --out that is taken, MissingExtraError, NoSuchStudentError, CheckpointError for a damaged
-    run.json, NotExportableError, HeldOutTextError or a CacheError, or, for a file that turns out not to work,
-    RuntimeFailedError or DisagreementError; nothing is left then.
+    Raises ConfigError when --out exists, MissingExtraError, NoSuchStudentError, CheckpointError for a damaged run.json,
+    BrokenStudentError, NotExportableError, VocabularyMismatchError, TokenizerMismatchError, HeldOutTextError or a
+    CacheError; RuntimeFailedError or DisagreementError when the written file does not work. After an error, no file is
+    left.
     """
     require(f"--format {config.format}", *_PACKAGES[config.format])
     if config.out.exists():
         raise ConfigError(f"--out {config.out}: something is there already; remove it, or name another place")
     model, tokenizer = load_student(config.student).eval(), load_tokenizer(config.student)
     run = read_run(config.student)
-    model.set_attn_implementation("eager")  # the same function in operations that every format has
+    model.set_attn_implementation("eager")  # the same function, in operations that every format has
     cache: Cache | None = None
     if config.cache is not None:
         cache, sequences = cached_sequences(config.cache, model, str(config.student), config.max_tokens)
@@ -56,7 +57,7 @@ def export_student(config: ExportConfig) -> Trial:
 
 
 def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
-    """The files of an export, unproved; raises NotExportableError."""
+    """Write the files of an export without running them; raises NotExportableError."""
     match config.format:
         case "gguf":
             from student.export.gguf.file import check_gguf, write_gguf
@@ -71,7 +72,7 @@ def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -
 
 
 def _write_onnx_directory(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
-    """onnx/model.onnx or, as transformers.js calls it, onnx/model_quantized.onnx, with what belongs to it."""
+    """Write the graph and the files beside it. transformers.js expects onnx/model.onnx or onnx/model_quantized.onnx."""
     from student.export.onnx.graph import write_onnx
     from student.export.onnx.int8 import quantize_onnx
 
@@ -86,7 +87,7 @@ def _write_onnx_directory(config: ExportConfig, model: Any, tokenizer: Any, path
 
 
 def _write_companions(config: ExportConfig, tokenizer: Any, path: Path) -> None:
-    """The tokenizer, and what training wrote about itself, which selection reads."""
+    """Write the tokenizer and run.json, which selection reads."""
     tokenizer.save_pretrained(path)
     run = config.student / RUN_NAME
     if run.is_file():

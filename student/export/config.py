@@ -1,4 +1,4 @@
-"""What an export can be told, what goes together, and how far an exported file may be from its student."""
+"""Settings of an export, and the largest divergence from the student for each format and quantisation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Format = Literal["onnx", "gguf", "safetensors"]
 Quantize = Literal["none", "int8", "q8_0"]
 
 
-# Largest mean KL(student‖exported), nats/token: several times what students of these shapes show (docs/export.md),
-# far below what a wrong weight does. Top tokens are counted but bound nothing: where a student is undecided between
-# two, the last bit of a weight decides.
+# Largest mean KL(student‖exported), nats/token: several times that of students of these shapes (docs/export.md), and
+# far below that of a wrong weight. Top-1 agreement has no limit: where two tokens are nearly equally probable, the last
+# bit of a weight decides between them.
 TOLERANCES_NATS: dict[tuple[Format, Quantize], float] = {
     ("onnx", "none"): 1e-6,  # the same float32 arithmetic in another order
-    ("onnx", "int8"): 5e-3,  # 8 bits for weights and, at every product, for what they are multiplied with
-    ("gguf", "none"): 2e-5,  # weights in float16, as llama.cpp's keys, values and its table of GELU
+    ("onnx", "int8"): 5e-3,  # 8 bits for weights and for the inputs of every product with weights
+    ("gguf", "none"): 2e-5,  # weights in float16, like llama.cpp's keys, values and GELU table
     ("gguf", "q8_0"): 1e-3,  # 8 bits with a scale for every 32 weights
     ("safetensors", "none"): 2e-5,  # weights and arithmetic in float16
 }
@@ -29,20 +29,20 @@ TOLERANCES_NATS: dict[tuple[Format, Quantize], float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a student for another runtime, run what was written on held-out text, and keep it only if it agrees."""
+    """Write a student for another runtime, run the result on held-out text, and keep it only if it agrees."""
 
     student: Positional[Path]
     """Directory of the student."""
     out: Path
-    """Directory to make; for gguf a file ending in .gguf."""
+    """Directory to create; for gguf a file ending in .gguf."""
     format: Format
     """onnx (onnxruntime, browsers), gguf (llama.cpp), or safetensors (transformers)."""
     quantize: Quantize = "none"
     """onnx: none (float32) or int8; gguf: none (float16) or q8_0; safetensors: none (float16)."""
     cache: str | Path | None = None
-    """Cache (directory or URL) whose validation blocks the exported file is run on."""
+    """Cache (directory or URL) with the validation blocks to run the exported file on."""
     text: Path | None = None
-    """Or a file of held-out text, UTF-8, for students whose cache is not at hand."""
+    """Or a UTF-8 file of held-out text, for students whose cache is not available."""
     max_tokens: int = 4096
     """Tokens of held-out text to compare on."""
     quiet: bool = False
@@ -64,7 +64,7 @@ class ExportConfig:
 
     @property
     def tolerance_nats(self) -> float:
-        """Largest mean KL(student‖exported) of this export."""
+        """Largest mean KL(student‖exported) of this export, nats per token."""
         return TOLERANCES_NATS[self.format, self.quantize]
 
 

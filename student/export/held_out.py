@@ -1,4 +1,4 @@
-"""Token sequences that a student has not learnt from, to compare it with what was exported."""
+"""Token sequences that a student was not trained on, to compare it with its export."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ Sequences = list[NDArray[np.int64]]
 
 
 def cached_sequences(source: str | Path, model: Any, name: str, max_tokens: int) -> tuple[Cache, Sequences]:
-    """The cache, and its validation documents as far as they lie in blocks, in order, about max_tokens in all.
+    """Return the cache, and the pieces of documents in its validation blocks, in order, at most max_tokens in all.
 
-    Raises a CacheError, or VocabularyMismatchError for a student of another vocabulary.
+    Raises a CacheError, HeldOutTextError for a cache without such pieces, or VocabularyMismatchError for a student with
+    another vocabulary.
     """
     cache = open_cache(source)
     vocab_size = head_weight(model).shape[0]
@@ -35,7 +36,11 @@ def cached_sequences(source: str | Path, model: Any, name: str, max_tokens: int)
 
 
 def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> Sequences:
-    """The text of a file in pieces of up to 256 tokens; raises HeldOutTextError."""
+    """Return the text of a file in pieces of up to 256 tokens, at most max_tokens in all.
+
+    Raises HeldOutTextError when the file cannot be read or is too short, ConfigError when the tokenizer has ids beyond
+    the model's vocabulary.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -47,7 +52,7 @@ def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> S
 
 
 def _segments(cache: Cache) -> Iterator[NDArray[np.int64]]:
-    """Each document's part of each block."""
+    """Yield each document's part of each block."""
     for batch in cache.record_batches("soft_targets", "validation"):
         rows = soft_targets.decode(batch)
         for ids, lengths in zip(rows.input_ids, rows.segment_lengths, strict=True):
@@ -56,7 +61,10 @@ def _segments(cache: Cache) -> Iterator[NDArray[np.int64]]:
 
 
 def _take(documents: Iterator[NDArray[np.int64]], where: str, longest: int, max_tokens: int) -> Sequences:
-    """Pieces of at most `longest` tokens with at least two each, until there are max_tokens."""
+    """Cut documents into pieces of 2 to `longest` tokens, at most max_tokens in all.
+
+    Raises HeldOutTextError when there is no such piece.
+    """
     sequences: Sequences = []
     num_left = max_tokens
     for document in documents:

@@ -1,4 +1,4 @@
-"""What every reader of an exported file returns."""
+"""The type that every reader of an exported file returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README.md of an exported directory: where the student comes from, and what was measured of this very export."""
+"""The README.md of an exported directory: the student's origin, and the measures of this export."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from student.export.trial import Trial
 
 
 def model_card(run: dict[str, Any], cache: Cache | None, trial: Trial, title: str) -> str:
-    """Markdown with YAML front matter (as JSON, which is YAML). run: the student's run.json, {} without one.
+    """Return Markdown with YAML front matter (written as JSON, which is YAML).
 
-    Data and licence are stated when `cache` is the one that the student was trained from, else said to be unknown.
+    The card states data and licence when the student was trained on the rows of `cache`. Otherwise it says that they
+    are not known. run: the student's run.json, {} without one.
     """
     data = cache.identity.data if cache and run.get("cache_sha256") == cache.rows_sha256 else {}
     header: dict[str, Any] = {"tags": ["teachonce", "knowledge-distillation"], "library_name": trial.library}
@@ -58,6 +59,6 @@ def _data_lines(data: dict[str, Any]) -> str:
 
 
 def _code(value: object) -> str:
-    """A stranger's words as code, in which nothing is markup."""
+    """Return untrusted text as inline code, in which nothing is markup."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
     return f"`{text.replace('`', chr(39))}`"

@@ -1,4 +1,4 @@
-"""Exported files in the hands of their runtimes, all behind one interface."""
+"""One interface to the runtimes that run exported files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from student.export.logits import Logits
 
 
 class Reader(Protocol):
-    """A model that reads one sequence on one thread, piece by piece, and keeps keys and values of what it has read."""
+    """A model that reads one sequence piece by piece on one thread, and keeps keys and values of the tokens read."""
 
     def reset(self) -> None:
         """Forget the sequence."""
 
     def read(self, input_ids: Sequence[int]) -> Logits:
-        """Read on; logits [T, V] behind each of the T ids."""
+        """Read the next T ids of the sequence; return the logits [T, V] after each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What runs an exported file: its name and version for people, and how it opens a path."""
+    """A library that runs exported files: its name and version to print, and a function that opens a path."""
 
     name: str
     open: Callable[[Path], Reader]
@@ -33,7 +33,7 @@ class Runtime:
 def runtime_of(path: Path) -> Runtime:
     """Import the runtime for an export: a directory with onnx/, a GGUF file, or a directory for transformers.
 
-    llama.cpp runs GGUF where llama-cpp-python is installed, else numpy what gguf's own reader finds.
+    llama.cpp runs a GGUF file if llama-cpp-python is installed. Otherwise gguf's own reader reads it and numpy runs it.
     Raises MissingExtraError.
     """
     if path.is_file():
@@ -42,13 +42,13 @@ def runtime_of(path: Path) -> Runtime:
 
 
 def onnx_file(directory: Path) -> Path:
-    """The one graph of an ONNX export."""
+    """Return the path of the one graph in an ONNX export."""
     (path,) = (directory / "onnx").glob("*.onnx")
     return path
 
 
 def greedy_ids(reader: Reader, prompt_ids: Sequence[int], num_new: int) -> list[int]:
-    """The most probable continuation, one token at a time."""
+    """Return a greedy continuation of the prompt: at each step the most probable token."""
     reader.reset()
     ids = [int(reader.read(prompt_ids)[-1].argmax())]
     while len(ids) < num_new:
@@ -57,7 +57,7 @@ def greedy_ids(reader: Reader, prompt_ids: Sequence[int], num_new: int) -> list[
 
 
 def require(what: str, *packages: str) -> None:
-    """Raise MissingExtraError unless the packages of the extra `export` can be imported."""
+    """Raise MissingExtraError unless `packages`, which the extra `export` installs, can be imported."""
     for package in packages:
         try:
             importlib.import_module(package)

@@ -1,4 +1,4 @@
-"""A directory in the hands of transformers, loaded as it asks to be."""
+"""Run an exported directory in transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TransformersReader:
 
     @torch.inference_mode()
     def read(self, input_ids: Sequence[int]) -> Logits:
-        """Read on; logits [T, V]."""
+        """Read the next T ids; return their logits [T, V]."""
         output = self._model(input_ids=torch.tensor([input_ids]), past_key_values=self._past, use_cache=True)
         logits_TV: Logits = output.logits[0].float().numpy()
         return logits_TV

@@ -1,4 +1,4 @@
-"""Running what was exported, by its own runtime, beside the student it was made of."""
+"""Run an export in its own runtime and compare it with its student."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _LIBRARIES = {"onnx": "transformers.js", "gguf": "gguf", "safetensors": "transfo
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What an export was found to be. Bytes are those of the weights' file."""
+    """Results of running an export.
+
+    tolerance_nats: largest allowed KL, nats per token; file_bytes, student_bytes: size of the files with weights.
+    """
 
     format: str
     quantize: str
@@ -36,22 +39,22 @@ class Trial:
 
     @property
     def library(self) -> str:
-        """The library_name of a model card."""
+        """The library_name for a model card."""
         return _LIBRARIES[self.format]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the results as nested dictionaries, for JSON."""
         return asdict(self)
 
     def verdict(self) -> str:
-        """One line on how it ran."""
+        """Return one line on how the export ran."""
         return (
             f"run by {self.runtime} it agrees with the student on {self.agreement.num_targets:,} held-out tokens "
             f"(allowed: KL {self.tolerance_nats:g} nats/token)"
         )
 
     def table(self) -> str:
-        """Student and export side by side."""
+        """Return a table for a terminal, with a line for the student and one for the export."""
         cells = [_COLUMNS, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
@@ -59,7 +62,7 @@ class Trial:
         )
 
     def markdown_table(self) -> str:
-        """The same for a page."""
+        """Return the same table in Markdown."""
         lines = [_COLUMNS, ("---",) * len(_COLUMNS), *self._rows()]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -78,10 +81,10 @@ class Trial:
 
 
 def run_trial(config: ExportConfig, model: Any, exported: Path, sequences: Sequences) -> Trial:
-    """Time greedy continuations of the first sequence, compare on all of them, and time the student alike.
+    """Time greedy continuations of the first sequence, compare on all sequences, and time the student in the same way.
 
-    Raises RuntimeFailedError for a file that its runtime cannot read, DisagreementError for one that computes
-    something else than the student.
+    Raises RuntimeFailedError when the runtime fails on the file, DisagreementError when the file computes something
+    else than the student.
     """
     prompt_ids = sequences[0][:_PROMPT_TOKENS].tolist()
     num_new = min(_NEW_TOKENS, context_length_of(model) - len(prompt_ids))
@@ -107,7 +110,7 @@ def run_trial(config: ExportConfig, model: Any, exported: Path, sequences: Seque
 
 
 def weights_bytes(path: Path) -> int:
-    """Bytes of a model's file, or of the files with weights in its directory."""
+    """Return the size of a model's file, or of the files with weights in its directory."""
     if path.is_file():
         return path.stat().st_size
     kinds = ("*.safetensors", "onnx/*.onnx")

@@ -1,10 +1,10 @@
-"""Runs one exported file in a process that does nothing else, and answers requests about it.
+"""Run one exported file in a process that does nothing else, and answer requests about it.
 
     python -m student.export.worker PATH
 
-reads a line of JSON per request on standard input. {"ids": […]} is answered by a line of JSON with the shape [T, V]
-and then that many float32 logits; {"prompt_ids": […], "num_new": N} by a line with the fields of Speed. A line with
-the runtime's name comes first.
+The process first writes a line of JSON with the runtime's name. Then it reads one request per line of standard input,
+as JSON. The answer to {"ids": […]} is a line of JSON with the shape [T, V], followed by the bytes of T · V float32
+logits. The answer to {"prompt_ids": […], "num_new": N} is a line of JSON with the fields of Speed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast and how large a model is when it writes one token after the other, on one thread.
+    """Speed and memory of a model that generates one token after the other on one thread.
 
-    tokens_per_second: of the fastest of three rounds. resident_bytes: most memory of the whole process;
-    library_bytes: what of it Python and the runtime took before the model was opened. None where the system
-    (other than Linux) does not tell.
+    tokens_per_second: of the fastest of three rounds.
+    resident_bytes: peak resident memory of the whole process.
+    library_bytes: the same before the model was opened, which is that of Python and the runtime.
+    Both are None where the system does not say (other systems than Linux).
     """
 
     tokens_per_second: float
@@ -44,7 +45,7 @@ def main() -> None:
     """Serve requests until standard input ends."""
     path = Path(sys.argv[1])
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # libraries print
+    os.dup2(2, 1)  # libraries print to standard output, which the answers need
     runtime = runtime_of(path)
     library_bytes = _peak_bytes()
     reader = runtime.open(path)
@@ -69,7 +70,7 @@ def _answer(answers: BinaryIO, content: dict[str, object], data: bytes = b"") ->
 
 
 def _decoding_rate(reader: Reader, prompt_ids: Sequence[int], num_new: int) -> float:
-    """Tokens per second, prompt included, after a round that warms up."""
+    """Return the new tokens per second of the fastest round after a warm-up. The time includes reading the prompt."""
     seconds = []
     for _ in range(1 + _ROUNDS):
         started = time.perf_counter()
@@ -79,7 +80,7 @@ def _decoding_rate(reader: Reader, prompt_ids: Sequence[int], num_new: int) -> f
 
 
 def _peak_bytes() -> int | None:
-    """Most resident memory of this process; getrusage would count that of its parent, too."""
+    """Return the peak resident memory of this process. getrusage would also count the memory of its parent."""
     if not _STATUS.is_file():
         return None
     (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -1,1 +1,1 @@
-"""The page about students: what they learnt, what they lost, and how to have it again."""
+"""The page about students: what they learnt, what they lost, and how to reproduce it."""

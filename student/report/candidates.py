@@ -22,7 +22,10 @@ _NUM_PROMPTS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RankedPrompt:
-    """A prompt with its candidates in the teacher's order; scores in nats, of the teacher and of each student."""
+    """A prompt with its candidates in the teacher's order.
+
+    teacher_scores: nats, one per candidate; student_scores: nats, the same for each student.
+    """
 
     prompt: str
     texts: list[str]
@@ -32,7 +35,7 @@ class RankedPrompt:
 
 @torch.inference_mode()
 def rank_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> list[RankedPrompt]:
-    """Prompts spread over the first record batch of the validation split that has any; [] without."""
+    """Rank a few prompts, spread over the first record batch of the validation split; return [] without prompts."""
     if not cache.num_rows("beams", "validation"):
         return []
     batch = next(cache.record_batches("beams", "validation"))
@@ -54,7 +57,7 @@ def rank_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[[Any
 
 
 def candidates_view(prompts: Sequence[RankedPrompt], names: Sequence[str]) -> Markup:
-    """A table for each prompt."""
+    """Return a table for each prompt."""
     explanation = note(
         "Candidates of held-out prompts in the teacher's order. A figure is a score in nats, the higher the better; "
         "under a student's score stands the place that it gives the candidate, and how far that is from the teacher's."
@@ -80,7 +83,7 @@ def _one_prompt(ranked: RankedPrompt, names: Sequence[str]) -> Markup:
 
 
 def places(scores: Sequence[float]) -> list[int]:
-    """The place of each score, 1 for the highest; equal ones keep their order."""
+    """Return the rank of each score, 1 for the highest. Equal scores keep their order."""
     order = sorted(range(len(scores)), key=lambda c: -scores[c])
     found = [0] * len(scores)
     for place, c in enumerate(order, 1):

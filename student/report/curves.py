@@ -28,7 +28,7 @@ _VALIDATION = {
 
 
 def training_charts(runs: Sequence[Run]) -> Markup | None:
-    """Parts of the loss and held-out measures over steps; None where no student has a log."""
+    """Return charts of the parts of the loss and of held-out measures over steps; None when no student has a log."""
     names = dict.fromkeys(name for run in runs for name in run.loss_names)
     charts = [chart for place, name in enumerate(names) for chart in _loss_charts(runs, name, f"train-{place}")]
     held_out = [chart for name in _VALIDATION for chart in _held_out_charts(runs, name)]
@@ -43,7 +43,7 @@ def _loss_charts(runs: Sequence[Run], name: str, key: str) -> list[Markup]:
 
 
 def _held_out_charts(runs: Sequence[Run], name: str) -> list[Markup]:
-    """A measure that training made as it went; bounds and estimates in charts of their own."""
+    """Return charts of a measure that training logged. Lower bounds and estimates have separate charts."""
     title, y_label = _VALIDATION[name]
     points = {run.name: run.validated(name) for run in runs}
     kinds = {run.name: "lower bound" if name == "kl_nats" and run.has_bounds else "estimate" for run in runs}
@@ -55,7 +55,7 @@ def _held_out_charts(runs: Sequence[Run], name: str) -> list[Markup]:
 def _charts_over_steps(
     runs: Sequence[Run], points: dict[str, list[Point]], kinds: dict[str, str], *, key: str, title: str, **words: str
 ) -> list[Markup]:
-    """A chart for each kind of those that have points, told apart by title where there are several."""
+    """Return a chart for each kind that has points. When there are several, the title names the kind."""
     shown = list(dict.fromkeys(kinds[run.name] for run in runs if points[run.name]))
     return [
         _over_steps(
@@ -70,7 +70,7 @@ def _charts_over_steps(
 
 
 def _function_of(name: str, run: Run) -> str:
-    """What a run's settings and cache make of a part of the loss, in words; empty where they leave no choice."""
+    """Describe the function that a part of the loss is, by the run's settings and cache; "" when there is only one."""
     loss, temperature, chosen_at = map(run.settings.get, ("loss", "temperature", "selection_temperature"))
     if name.startswith("soft_targets_"):
         if not isinstance(temperature, (int, float)):
@@ -110,7 +110,7 @@ def _over_steps(
 
 
 def divergence_charts(runs: Sequence[Run]) -> Markup:
-    """KL against position and against the teacher's entropy."""
+    """Return charts of KL by position and by the teacher's entropy."""
     return grid(_by_position(runs), _by_entropy(runs))
 
 
@@ -179,7 +179,7 @@ def _binned(name: str, colour: int, bins: list[dict[str, Any]], x: list[float]) 
 
 
 def calibration_charts(runs: Sequence[Run]) -> Markup:
-    """The reliability diagram with the teacher and every student (Guo et al. 2017)."""
+    """Return the reliability diagram of the teacher and every student (Guo et al. 2017)."""
     sides = {"teacher": (runs[0].measures["calibration"] or {}).get("teacher")} | {
         run.name: (run.measures["calibration"] or {}).get("student") for run in runs
     }

@@ -13,7 +13,10 @@ from student.report.runs import Run
 
 
 def headline(runs: Sequence[Run], teacher: dict[str, Any], machine: str) -> Markup:
-    """Rows of measures, a column for the teacher and for each student; machine: where speed was measured."""
+    """Return a table with a row per measure and a column for the teacher and for each student.
+
+    machine: the machine on which speed was measured, in words.
+    """
     first = runs[0].measures
     notes = _notes(first, machine)
     marks = {name: str(number) for number, name in enumerate(notes, 1)}
@@ -79,7 +82,7 @@ def _with_small(figure: str, small: str | None) -> Markup:
 
 
 def _notes(measures: dict[str, Any], machine: str) -> dict[str, str]:
-    """Footnotes by the name of their row, of rows that have one."""
+    """Return the footnotes by the name of their row."""
     speed = f"Measured for this page on {machine}, one text at a time. The teacher is not here, so it has no figure."
     notes = {
         "Tokens/s, batch 1": speed,

@@ -1,4 +1,4 @@
-"""A held-out passage token by token: what teacher and students thought would come next.
+"""A held-out passage token by token, with the next tokens that teacher and students expected.
 
 Shape legend: P targets of the passage, V vocabulary, A alternatives.
 """
@@ -24,9 +24,9 @@ from student.model import head_weight, hidden_states
 
 _MOST_TARGETS = 160
 _ALTERNATIVES = 5
-# page.css has tints for so many students.
+# page.css has tints for this number of students.
 _MOST_TINTED = 6
-# KL in nats from which on a token is tinted, and the tints' number.
+# A tint begins at each of these KLs, in nats.
 _HEAT_FROM_NATS = (0.1, 0.4, 1.0, 2.0)
 
 Alternative = tuple[str, float]
@@ -34,7 +34,7 @@ Alternative = tuple[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Opinion:
-    """What one model said about a token: its probability, and the most probable tokens with theirs."""
+    """One model's prediction of a token: the token's probability, and the most probable tokens with theirs."""
 
     probability: float
     alternatives: list[Alternative]
@@ -42,9 +42,9 @@ class Opinion:
 
 @dataclass(frozen=True, kw_only=True)
 class PassageToken:
-    """A token of the passage with the teacher's and each student's opinion before it came.
+    """A token of the passage with the prediction of the teacher and of each student.
 
-    kl_nats: of each student from the teacher, over the teacher's head and the rest, a lower bound.
+    kl_nats: each student's KL from the teacher over the head and the tail's mass, a lower bound.
     """
 
     text: str
@@ -55,7 +55,7 @@ class PassageToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """The first token, which nothing was said about, and those after it."""
+    """The first token, which no model predicted, and the tokens after it."""
 
     first: str
     tokens: list[PassageToken]
@@ -63,7 +63,10 @@ class Passage:
 
 @torch.inference_mode()
 def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> Passage | None:
-    """The longest piece of a document among the first validation blocks, its beginning; None without blocks."""
+    """Predict the beginning of the longest piece of a document in the first record batch of the validation split.
+
+    Return None without blocks, or when no piece has two tokens.
+    """
     if not cache.num_rows("soft_targets", "validation"):
         return None
     stored = next(cache.record_batches("soft_targets", "validation"))
@@ -76,7 +79,7 @@ def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any],
     if length < 2:
         return None
     chosen = stored.slice(row, 1)
-    # Over the head and the rest alone: with the tail's draws a single position is mostly noise.
+    # Without the sampled tail, whose noise dominates the KL of a single position.
     batch = block_batch(chosen, tail_weight=None, temperature=1.0, device=torch.device("cpu"))
     num_before = int(batch.is_valid[0, :start].sum())
     places = slice(num_before, num_before + min(length - 1, _MOST_TARGETS))
@@ -102,7 +105,7 @@ def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any],
 def _teachers_opinions(
     targets: SparseTargets, probabilities: list[float], decode: Callable[[Any], str]
 ) -> list[Opinion]:
-    """The head's most probable entries; what is not in the head is not known one by one."""
+    """Return the head's most probable entries: the cache has no probabilities of tokens outside the head."""
     opinions = []
     for p, probability in enumerate(probabilities):
         ids = targets.head_ids[p][targets.is_head[p]].numpy()
@@ -136,7 +139,10 @@ def _students_opinions(
 
 
 def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
-    """The passage, tinted by a student's KL; a token pointed at, tapped or tabbed to shows what was expected."""
+    """Return the passage, tinted by one student's KL.
+
+    A token that is pointed at, tapped or tabbed to shows what each model expected.
+    """
     tokens = [_token(token, place, names) for place, token in enumerate(passage.tokens)]
     return join(
         [
@@ -165,7 +171,7 @@ def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
 
 
 def _switch(names: Sequence[str]) -> Markup | None:
-    """Whose KL tints the tokens: one of the first six students."""
+    """Return the choice of the student whose KL tints the tokens, one of the first six."""
     if len(names) < 2:
         return None
     choices = [
@@ -181,7 +187,7 @@ def _switch(names: Sequence[str]) -> Markup | None:
 
 
 def _legend() -> Markup:
-    """The tints and what they stand for."""
+    """Return the tints with their KLs."""
     edges = [f"below {_HEAT_FROM_NATS[0]:g}", *[f"from {nats:g}" for nats in _HEAT_FROM_NATS]]
     swatches = [element("span", text, class_=f"swatch heat{level}") for level, text in enumerate(edges)]
     return element("p", "KL in nats: ", *swatches, class_="legend")
@@ -226,15 +232,15 @@ def _column(name: str, opinion: Opinion, kl: float | None, real: str) -> Markup:
 
 
 def heat(kl_nats: float) -> int:
-    """The tint of a KL, 0 for none."""
+    """Return the tint of a KL, 0 for none."""
     return sum(kl_nats >= nats for nats in _HEAT_FROM_NATS)
 
 
 def shown(text: str) -> str:
-    """A token inside the passage: a sign before each line break."""
+    """Return a token for the passage, with a sign before each line break."""
     return text.replace("\n", "⏎\n") or "∅"
 
 
 def quoted(text: str) -> str:
-    """A token on its own: its spaces and line breaks as signs."""
+    """Return a token for a card, with signs instead of spaces, tabs and line breaks."""
     return text.replace("\n", "⏎").replace(" ", "␣").replace("\t", "⇥") or "∅"

@@ -1,4 +1,4 @@
-"""What it cost, and all that is needed to have it again."""
+"""What the training cost, and all that is needed to reproduce it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGES = ("teachonce", "torch", "transformers", "pyarrow")
 
 
 def cost_table(cache: Cache, runs: Sequence[Run]) -> Markup:
-    """Bytes of the cache, and tokens and time of each training."""
+    """Return the bytes of the cache, and steps, tokens and time of each training."""
     cache_bytes = sum(shard.shard_bytes for shard in cache.manifest.shards)
     rows: list[list[Cell]] = []
     for run in runs:
@@ -48,7 +48,7 @@ def cost_table(cache: Cache, runs: Sequence[Run]) -> Markup:
 
 
 def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) -> Markup:
-    """Versions, hashes, settings, and the lines to type."""
+    """Return versions, hashes, settings, and the commands to run."""
     identity = cache.identity
     pairs: list[tuple[str, Cell]] = [
         ("Teacher", identity.teacher["id"]),
@@ -79,7 +79,7 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
 
 
 def train_line(run: Run, cache_path: str) -> str:
-    """The command that makes a student again: the settings that are not the defaults."""
+    """Return the command that trains a student again, with the settings that differ from the defaults."""
     flags = []
     for field in dataclasses.fields(TrainConfig):
         if field.name == "mix":
@@ -98,7 +98,7 @@ def _changed(config: type, settings: dict[str, Any], prefix: str) -> list[str]:
 
 
 def versions() -> str:
-    """Of Python and of the packages that figures depend on."""
+    """Return the versions of Python and of the packages that the figures depend on."""
     found = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What is known about a student: its settings, its log, its measures, and how fast it writes."""
+"""A student of the report: its settings, its log, its measures, and its speed of generation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _MOST_POINTS = 120
 class Run:
     """A student of the report.
 
-    name: what the page calls it; settings: of run.json, empty for a model that teachonce did not train; metrics: lines
-    of metrics.jsonl; measures: what student.evaluate found; tokens_per_second: of generation at batch 1, here.
+    name: its name on the page.
+    settings: content of run.json, empty for a model that teachonce did not train.
+    metrics: lines of metrics.jsonl.
+    measures: results of student.evaluate.
+    tokens_per_second: speed of generation at batch size 1 on this machine, None where it was not measured.
     """
 
     name: str
@@ -32,7 +35,7 @@ class Run:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it was trained on plain text alone, without anything that the teacher said."""
+        """Whether it was trained on plain text alone, with no weight on anything from the teacher."""
         mix = self.settings.get("mix")
         if not isinstance(mix, dict):
             return False
@@ -41,19 +44,19 @@ class Run:
 
     @property
     def loss_names(self) -> list[str]:
-        """Parts of the loss in the log, in the order of their first appearance."""
+        """Names of the parts of the loss in the log, in order of first appearance."""
         found: dict[str, None] = {}
         for line in self.metrics:
             found |= dict.fromkeys(name for name in line if name.endswith("_nats"))
         return list(found)
 
     def logged(self, name: str) -> list[Point]:
-        """(step, value) of a logged number, thinned by means over neighbours."""
+        """Return (step, value) of a logged number, thinned by means over neighbours."""
         points = [(float(line["step"]), line[name]) for line in self.metrics if _is_number(line.get(name))]
         return thinned(points)
 
     def validated(self, name: str) -> list[Point]:
-        """(step, value) of a measure on the validation split, of those that training made as it went."""
+        """Return (step, value) of a measure that training logged on the validation split."""
         found = [(line["step"], line.get("validation")) for line in self.metrics]
         return [
             (float(step), float(measures[name]))
@@ -63,23 +66,23 @@ class Run:
 
     @property
     def has_bounds(self) -> bool:
-        """Whether its held-out KL in training was a lower bound, as of a cache without a sampled tail."""
+        """Whether the held-out KL in its log is a lower bound, as for a cache without a sampled tail."""
         found = [line.get("validation") for line in self.metrics]
         return any(isinstance(measures, dict) and measures.get("kl_is_lower_bound") is True for measures in found)
 
     def last(self, name: str) -> float | None:
-        """The last logged value of a number that only grows, None for an older log without it."""
+        """Return the last logged value of a number, None when the log does not have it (an older version)."""
         values = [line[name] for line in self.metrics if _is_number(line.get(name))]
         return float(values[-1]) if values else None
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl that name their step."""
+    """Return the lines of metrics.jsonl that have a step."""
     return [line for line in read_metrics(directory) if isinstance(line, dict) and _is_number(line.get("step"))]
 
 
 def distinct_names(directories: Sequence[Path]) -> list[str]:
-    """The last part of each path, and more of it where two are alike."""
+    """Return the last part of each path. When two are equal, take more parts of all paths."""
     resolved = [directory.resolve() for directory in directories]
     num_parts = 1
     while True:
@@ -90,7 +93,7 @@ def distinct_names(directories: Sequence[Path]) -> list[str]:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most 120 points: each the mean of as many neighbours."""
+    """Return at most 120 points. Each is the mean of some neighbours, at the step of the last of them."""
     width = max(1, -(-len(points) // _MOST_POINTS))
     groups = [points[start : start + width] for start in range(0, len(points), width)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]

@@ -1,4 +1,4 @@
-"""What a report says in words, made from the numbers, good or bad."""
+"""The sentences of a report, made from the numbers, whether good or bad."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from storage.pages.numbers import ABSENT, count, decimal, percent, size
 from storage.pages.tables import tiles
 from student.report.runs import Run
 
-# How a student's perplexity compares with the teacher's: up to this ratio, these words.
+# Words for the ratio of the student's perplexity to the teacher's, each up to its ratio.
 _VERDICTS = (
     (1.02, "about as well as its teacher"),
     (1.15, "nearly as well as its teacher"),
     (1.5, "noticeably worse than its teacher"),
     (3.0, "clearly worse than its teacher"),
 )
-# Ratios as near to 1 as this are called 1.
+# A ratio that differs from 1 by less than this counts as 1.
 _ALIKE = 0.005
 _WORST_VERDICT = "far worse than its teacher"
 
 
 def sentences(run: Run, teacher: dict[str, Any]) -> list[str]:
-    """A short paragraph about one student: its size, its loss, its choices, its texts."""
+    """Return sentences about one student: its size, prediction, divergence, selection and variety of texts."""
     measures = run.measures
     return [
         sentence
@@ -39,7 +39,7 @@ def sentences(run: Run, teacher: dict[str, Any]) -> list[str]:
 
 
 def comparison(run: Run, baseline: Run) -> str | None:
-    """What learning from the teacher brought against plain text alone, None where it was not measured."""
+    """Compare a student with one trained on plain text alone; None when the KL of one was not measured."""
     kl, other = run.measures["kl_nats"], baseline.measures["kl_nats"]
     if kl is None or other is None:
         return None
@@ -110,7 +110,7 @@ def _selection(measures: dict[str, Any]) -> str | None:
 
 
 def _diversity(generation: dict[str, Any] | None) -> str | None:
-    """Whether its texts are less varied, by distinct bigrams and by repetition."""
+    """Say whether its texts are less varied than the teacher's, by distinct bigrams."""
     if not generation:
         return None
     student, teacher = generation["student"]["distinct_2"], generation["teacher"]["distinct_2"]
@@ -126,12 +126,12 @@ def _diversity(generation: dict[str, Any] | None) -> str | None:
 
 
 def told_about(runs: Sequence[Run]) -> list[Run]:
-    """The students that the summary is about: all but baselines, or these when there is nothing else."""
+    """Return the students that the summary is about: all except baselines, or all when there are only baselines."""
     return [run for run in runs if not run.is_baseline] or list(runs)
 
 
 def summary_view(runs: Sequence[Run], teacher: dict[str, Any]) -> Markup:
-    """The first student's key figures and what its numbers say; of others too, folded."""
+    """Return the first student's key figures and sentences. The sentences about other students are folded."""
     told, baselines = told_about(runs), [run for run in runs if run.is_baseline]
     parts: list[Markup] = [_tiles(told[0], teacher)]
     for run in told:

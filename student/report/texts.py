@@ -1,4 +1,4 @@
-"""Texts for the same held-out prompts: the teacher's, from the cache, and each student's; and how varied they are."""
+"""Texts for the same held-out prompts by the teacher (from the cache) and each student, and how varied they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from student.evaluation.continuations import SamplingSettings, choose_prompts, c
 from student.report.runs import Run
 
 _NUM_PROMPTS = 4
-# Figure, its name, digits of a share in percent or of a number, and which direction is which.
+# Key of a figure, its name on the page, and whether it is a share, to show in percent.
 _FIGURES = (
     ("distinct_1", "Different tokens", True),
     ("distinct_2", "Different token pairs", True),
@@ -37,7 +37,7 @@ class Continuations:
 
 
 def continue_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> list[Continuations]:
-    """One text each for a few held-out prompts, drawn as the cache's samples were; [] without samples."""
+    """Draw one text per student for a few held-out prompts, with the cache's sampling settings; [] without samples."""
     if not cache.num_rows("samples", "validation"):
         return []
     settings = SamplingSettings.of_cache(cache)
@@ -54,7 +54,7 @@ def continue_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[
 
 
 def texts_view(found: Sequence[Continuations], names: Sequence[str]) -> Markup:
-    """Each prompt with all texts side by side."""
+    """Return each prompt with all texts side by side."""
     return join(
         element(
             "div",
@@ -74,7 +74,7 @@ def texts_view(found: Sequence[Continuations], names: Sequence[str]) -> Markup:
 
 
 def variety_table(runs: Sequence[Run]) -> Markup | None:
-    """How varied the texts are, teacher and students measured alike; None where none were drawn."""
+    """Return a table of how varied the texts of teacher and students are; None when no texts were drawn."""
     measured = [run for run in runs if run.measures["generation"]]
     if not measured:
         return None

@@ -30,7 +30,7 @@ from student.run_record import read_run
 
 
 def report(config: ReportConfig) -> int:
-    """Write the page and return its bytes.
+    """Write the page and return its size in bytes.
 
     Raises MissingExtraError without matplotlib, ConfigError or WriteRefusedError for a page that cannot be written,
     NoSuchStudentError, VocabularyMismatchError, CheckpointError for a damaged run.json, or a CacheError.
@@ -67,9 +67,9 @@ def report_page(
     decode: Callable[[Any], str],
     machine: str,
 ) -> bytes:
-    """The page: the same bytes for the same runs, models and cache.
+    """Return the HTML page. The bytes are the same for the same runs, models and cache.
 
-    models: of the runs; decode: token ids to text; machine: where speed was measured.
+    models: the model of each run; decode: from token ids to text; machine: where speed was measured, in words.
     """
     names, teacher = [run.name for run in runs], cache.identity.teacher
     passage = look_at_passage(models, cache, decode)

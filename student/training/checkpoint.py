@@ -1,8 +1,8 @@
 """Checkpoints of a run: everything that the next step depends on.
 
-checkpoint.pt appears at once. A student that is shared out over processes has its tensors in a directory beside it
-(torch.distributed.checkpoint), which checkpoint.pt names. Any number of processes, with any parallelism, goes on from
-either.
+checkpoint.pt is published atomically. With fsdp, the tensors are in a directory beside it
+(torch.distributed.checkpoint), and checkpoint.pt names that directory. A run can resume from either kind of checkpoint
+with any number of processes and any parallelism.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ SHARDED_PREFIX = "checkpoint-"
 def save_checkpoint(
     out: Path, *, step: int, learner: Learner, streams: dict[str, StreamState], meter: Meter, run: dict[str, Any]
 ) -> None:
-    """Publish the state after `step` steps; `run` is what a resuming run must agree with. Called by all processes."""
+    """Publish the state after `step` steps. All processes call this.
+
+    run: the facts that a resuming run must agree with.
+    """
     parallel = learner.parallel
     model, optimizer = get_state_dict(parallel.model, learner.optimizer)
     tensors = {"model": model, "optimizer": optimizer}
@@ -63,9 +66,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tuple[int, dict[str, StreamState], Meter]:
-    """Restore the last checkpoint: steps done, stream states and counts; those of a run's begin without one.
+    """Restore the last checkpoint into `learner`. All processes call this.
 
-    Called by all processes.
+    Return the number of steps done, the stream states by kind, and the meter. Without a checkpoint, return 0, {} and
+    a new meter.
 
     Raises CheckpointError for a damaged file, RunMismatchError when `run` differs from the run that wrote it.
     """
@@ -85,11 +89,14 @@ def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tupl
         _set_state(learner, state["model"], state["optimizer"], StateDictOptions(full_state_dict=True))
     torch.set_rng_state(state["random"])
     streams = {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
-    return state["step"], streams, Meter(processes=processes, **state.get("meter", {}))  # earlier versions kept none
+    return state["step"], streams, Meter(processes=processes, **state.get("meter", {}))  # older versions saved no meter
 
 
 def whole_model(learner: Learner) -> Any:
-    """The student as one model, in the first process (elsewhere it may have no weights). Called by all processes."""
+    """Return the student as one unsharded model. All processes call this.
+
+    With fsdp, only the first process's model has the trained weights.
+    """
     model = learner.parallel.model
     if not learner.parallel.is_sharded:
         return model
@@ -108,12 +115,12 @@ def remove_checkpoint(out: Path) -> None:
 
 
 def _first_sentence(error: BaseException) -> str:
-    """What PyTorch found; then it advises, also to run whatever code the file holds."""
+    """Return what PyTorch found, without its advice, which includes running code from the file."""
     return first_line(error).partition(". ")[0]
 
 
 def _load_sharded(directory: Path, learner: Learner) -> None:
-    """Tensors of a shared-out student; whoever goes on, reads what it holds."""
+    """Load the tensors of an fsdp checkpoint. Each process reads the parts that it needs."""
     model, optimizer = get_state_dict(learner.parallel.model, learner.optimizer)
     tensors = {"model": model, "optimizer": optimizer}
     try:

@@ -1,4 +1,4 @@
-"""A student with its optimiser and its objective: all that one optimiser step needs beside rows."""
+"""A student with its optimiser and its objective: all that an optimiser step needs except rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from student.training.schedule import learning_rate, make_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What training changes, and how."""
+    """The model, optimiser, objective and settings of a run."""
 
     parallel: ParallelModel
     optimizer: torch.optim.Optimizer
@@ -33,10 +33,12 @@ class Learner:
     config: TrainConfig
 
     def step(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Optimiser step 0, 1, … on this process's rows of each kind.
+        """Run optimiser step 0, 1, … on this process's rows of each kind.
 
-        Returns its shares of measures by name, whose sums over processes are the losses in nats and gradient_norm of
-        all parameters together before it is clipped; and the tokens that all processes read.
+        Return this process's shares of the measures by name, and the number of tokens that all processes read. Summed
+        over processes, the shares are the losses in nats and gradient_norm: the norm of all gradients together before
+        clipping.
+
         Raises StudentMemoryError when the step does not fit into the device's memory.
         """
         for group in self.optimizer.param_groups:
@@ -46,7 +48,7 @@ class Learner:
         return losses | {"gradient_norm": norm / self.parallel.processes.world_size}, num_tokens
 
     def _accumulate(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Gradients of a step, in twice as many micro-batches whenever memory runs out."""
+        """Accumulate the gradients of a step. Each time memory runs out, double the number of micro-batches."""
         objective, processes = self.objective, self.parallel.processes
         micro_batches = objective.micro_batches
         while True:
@@ -57,15 +59,19 @@ class Learner:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            # Behind the except clause, so that the traceback no longer holds the tensors of the pass.
-            self._cut_further(step)
+            # Outside the except clause, because there the traceback still holds the tensors of the pass.
+            self._double_micro_batches(step)
         if objective.micro_batches > micro_batches and processes.is_first:
             remember_micro_batches(self.config.out, objective.micro_batches)
             print(f"out of memory: going on with {objective.micro_batches} micro-batches", file=sys.stderr)
         return found
 
-    def _cut_further(self, step: int) -> None:
-        """Twice as many micro-batches: at once, or where other processes wait in the middle of a pass, next time."""
+    def _double_micro_batches(self, step: int) -> None:
+        """Double the number of micro-batches.
+
+        Raise StudentMemoryError when no part can be smaller. With fsdp, always raise it, because the other processes
+        wait in the middle of a pass; the doubled number holds for the next start of the run.
+        """
         objective, rank = self.objective, self.parallel.processes.rank
         tried = objective.micro_batches
         if not objective.halve_micro_batches():
@@ -80,7 +86,7 @@ class Learner:
             torch.cuda.empty_cache()
 
     def _update(self, step: int) -> Tensor:
-        """The optimiser's step on gradients of all processes; returns their norm before they are clipped."""
+        """Run the optimiser on the gradients of all processes; return their norm before clipping."""
         try:
             self.parallel.join_gradients()
             norm = torch.nn.utils.clip_grad_norm_(self.parallel.model.parameters(), self.config.max_gradient_norm)
@@ -88,7 +94,7 @@ class Learner:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            # Some parameters may be changed, and the other processes wait: there is nothing to make again.
+            # Some parameters may have changed already, and the other processes wait, so the step cannot be repeated.
             raise StudentMemoryError(
                 self.objective.micro_batches, step, self.parallel.processes.rank, "the update does not fit"
             ) from error
@@ -98,10 +104,10 @@ class Learner:
 def make_learner(
     config: TrainConfig, cache: Cache, device: torch.device, processes: Processes | None = None
 ) -> Learner:
-    """The learner before its first step; raises StudentError for a student that does not fit the cache."""
+    """Return the learner before its first step. Raise StudentError when the student does not fit the cache."""
     model = build_student(config.preset, cache, config.seed).to(device).train()
     if config.gradient_checkpointing:
-        # Later versions of transformers have a new name for it.
+        # Later versions of transformers have a new name for gradient_checkpointing_enable.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     parallel = ParallelModel(model, config.parallelism, processes or Processes())
     optimizer = make_optimizer(model, config)

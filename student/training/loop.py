@@ -24,14 +24,19 @@ _EVALUATION_BLOCKS = 128
 
 
 class TrainingLoop:
-    """A learner on its way from its first step to its last, with what is written meanwhile."""
+    """Runs a learner from its first step to its last, and writes logs, evaluations and checkpoints."""
 
     def __init__(self, config: TrainConfig, cache: Cache, learner: Learner, meter: Meter, run: dict[str, Any]) -> None:
         self._config, self._cache, self._learner, self._meter, self._run = config, cache, learner, meter, run
         self._processes = learner.parallel.processes
 
     def run(self, first_step: int, streams: dict[str, Iterator[StreamBatch]], stop: list[int]) -> None:
-        """Steps first_step … max_steps − 1, with logs, evaluations and checkpoints."""
+        """Run steps first_step … max_steps − 1.
+
+        When `stop` has an entry in any process, save a checkpoint after the current step and raise KeyboardInterrupt.
+        Do not raise it after the last step. Raise DivergedError when losses, gradients or held-out figures are not
+        finite.
+        """
         config, processes = self._config, self._processes
         is_quiet = config.quiet or not processes.is_first
         with closing(self._open_log(first_step)) as log:
@@ -60,30 +65,30 @@ class TrainingLoop:
         return RunLog(self._config.out, first_step, tensorboard=self._config.tensorboard)
 
     def _log_steps(self, log: RunLog | NoLog, done: int) -> dict[str, str]:
-        """Add a line about the steps since the last one; returns what the progress bar shows of it."""
+        """Log the steps since the last such line; return the figures for the progress bar."""
         found = self._meter.read()
-        self._require(done, _are_finite(found))
+        self._require_finite(done, _are_finite(found))
         log.write(done, **found, learning_rate=learning_rate(done - 1, self._config), **self._meter.totals())
         rate = found.pop("tokens_per_second")
         return {name: f"{value:.3f}" for name, value in found.items()} | {"tok/s": f"{rate:,.0f}"}
 
     def _log_validation(self, log: RunLog | NoLog, done: int) -> None:
-        """Every process measures the same, for a student in parts needs all of them."""
+        """Log an evaluation. Every process makes the same one, because an fsdp student needs all of them."""
         parallel = self._learner.parallel
         parallel.model.eval()
         found = parallel.measure(lambda: evaluate_model(parallel.model, self._cache, max_blocks=_EVALUATION_BLOCKS))
         parallel.model.train()
-        self._require(done, _are_finite(found))
+        self._require_finite(done, _are_finite(found))
         log.write(done, validation=found, **self._meter.totals())
 
     def _checkpoint(self, step: int, states: dict[str, StreamState]) -> None:
-        self._require(step, self._meter.is_finite())
+        self._require_finite(step, self._meter.is_finite())
         save_checkpoint(
             self._config.out, step=step, learner=self._learner, streams=states, meter=self._meter, run=self._run
         )
 
-    def _require(self, done: int, is_finite: bool) -> None:
-        """Raise DivergedError, before more is kept, unless the figures of all processes are finite."""
+    def _require_finite(self, done: int, is_finite: bool) -> None:
+        """Raise DivergedError unless the figures of all processes are finite. Call it before writing them."""
         with self._processes.together():
             if not is_finite:
                 raise DivergedError(str(self._config.out), done, self._config.learning_rate)

@@ -1,4 +1,4 @@
-"""What a run has done so far. It travels in checkpoints, so that the log of a resumed run counts on."""
+"""Counts and times of a run. Checkpoints hold them, so that the log of a resumed run continues the counts."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from student.processes import Processes
 
 @dataclass(kw_only=True)
 class Meter:
-    """Counts since the run's first step, and sums over the steps since the last reading.
+    """Counts since the run's first step, and sums over the steps since the last `read`.
 
-    `read`, `state` and `is_finite` are called by all processes.
+    All processes call `read`, `state` and `is_finite`.
     """
 
     tokens_seen: int = 0
     """Tokens that the student has read in training."""
     seconds: float = 0.0
-    """Time spent on steps, evaluations and checkpoints, without pauses and without work that a kill lost."""
+    """Seconds spent on steps, evaluations and checkpoints, without pauses and without work that a kill lost."""
     sums: dict[str, Any] = field(default_factory=dict)
-    """Sum of each measure over recent steps; tensors, so that a step need not wait for its own figures."""
+    """Sum of each measure over the steps since the last `read`. The sums are tensors, so that a step need not wait for
+    its own figures."""
     num_steps: int = 0
     num_tokens: int = 0
     step_seconds: float = 0.0
     processes: Processes = field(default_factory=Processes)
-    """Who takes part: each adds up its shares of the measures."""
+    """The processes of the run. Each sums its own shares of the measures."""
 
     def __post_init__(self) -> None:
         self._mark = time.perf_counter()
         if not self.processes.is_first:
-            self.sums = dict.fromkeys(self.sums, 0.0)  # what a checkpoint has is the sum of all shares
+            self.sums = dict.fromkeys(self.sums, 0.0)  # a checkpoint holds the sums over processes
 
     def add_step(self, measures: dict[str, Tensor], num_tokens: int) -> None:
-        """Count a step with everything that happened since the last call of this or of `pass_time`."""
+        """Count a step. It lasted since the last call of this or of `pass_time`."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in measures.items()}
         self.num_steps += 1
         self.num_tokens += num_tokens
@@ -46,30 +47,30 @@ class Meter:
         self.step_seconds += self.pass_time()
 
     def pass_time(self) -> float:
-        """Count the seconds since the last call, and return them; they belong to no step."""
+        """Add the seconds since the last call to `seconds` alone, and return them."""
         passed, self._mark = time.perf_counter() - self._mark, time.perf_counter()
         self.seconds += passed
         return passed
 
     def is_finite(self) -> bool:
-        """Whether every measure since the last reading is a number, and not an infinite one."""
+        """Whether the sum of every measure since the last `read` is finite, over all processes."""
         return all(map(math.isfinite, self._whole_sums().values()))
 
     def read(self) -> dict[str, float]:
-        """Means and speed over the steps since the last reading, and begin anew."""
+        """Return means and tokens_per_second over the steps since the last `read`, and reset them."""
         means = {name: total / self.num_steps for name, total in self._whole_sums().items()}
-        self.step_seconds += self.pass_time()  # a GPU was waited for just now
+        self.step_seconds += self.pass_time()  # the line above waited for the GPU
         found = means | {"tokens_per_second": round(self.num_tokens / self.step_seconds, 1)}
         self.sums, self.num_steps, self.num_tokens, self.step_seconds = {}, 0, 0, 0.0
         return found
 
     def totals(self) -> dict[str, float]:
-        """Counts since the run's first step, up to now."""
+        """Return tokens_seen and seconds since the run's first step, up to now."""
         self.pass_time()
         return {"tokens_seen": self.tokens_seen, "seconds": round(self.seconds, 3)}
 
     def state(self) -> dict[str, Any]:
-        """Plain values that make an equal meter: Meter(**state)."""
+        """Return plain values from which Meter(**state) makes an equal meter."""
         self.pass_time()
         return {
             "tokens_seen": self.tokens_seen,

@@ -1,4 +1,4 @@
-"""How many blocks a step holds when --batch-blocks is auto, and into how many parts memory makes it be cut."""
+"""Blocks per step when --batch-blocks is auto, and the number of micro-batches that fits into memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TOKENS_PER_STEP = 16_384
 
 
 def with_batch_blocks(config: TrainConfig, cache: Cache) -> TrainConfig:
-    """The settings with a number in place of "auto".
+    """Return the settings with a number of blocks in place of "auto".
 
-    It depends on the cache's block size and not on the memory at hand, so that a run has the same result on every
-    machine; what does not fit into memory goes through it in more micro-batches.
+    The number depends on the cache's block size and not on the machine's memory, so that a run has the same result on
+    every machine. A step that does not fit into memory is cut into more micro-batches.
     """
     if config.batch_blocks != "auto":
         return config
@@ -27,12 +27,15 @@ def with_batch_blocks(config: TrainConfig, cache: Cache) -> TrainConfig:
 
 
 def remember_micro_batches(out: Path, micro_batches: int) -> None:
-    """Let later starts of the run at `out` begin with so many micro-batches; raises WriteRefusedError."""
+    """Write the number of micro-batches for later starts of the run at `out`; raises WriteRefusedError."""
     write_record(out / MICRO_BATCHES_NAME, {"micro_batches": micro_batches})
 
 
 def with_remembered_micro_batches(config: TrainConfig, processes: Processes) -> TrainConfig:
-    """The settings with at least as many micro-batches as an earlier start of the run needed; raises RecordError."""
+    """Return the settings with at least as many micro-batches as an earlier start of the run needed.
+
+    Raises RecordError when the file that says so is damaged.
+    """
     path = config.out / MICRO_BATCHES_NAME
     found = int(read_record(path)["micro_batches"]) if path.is_file() else 1
     if found <= config.micro_batches:

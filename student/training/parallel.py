@@ -1,8 +1,8 @@
-"""One student in several processes: every one holds all of it (data parallel), or a part of it (FSDP2).
+"""One student in several processes: each process holds all of it (data parallel) or a part of it (FSDP2).
 
-PyTorch's DistributedDataParallel joins gradients in the middle of the last backward pass. There a process that runs out
-of memory leaves the others waiting. Here they are joined when all processes know that all passes of all of them are
-done, and without DDP's second copy of the gradients.
+PyTorch's DistributedDataParallel (DDP) reduces gradients over processes during the last backward pass. A process that
+runs out of memory there leaves the others waiting. This module reduces gradients after all processes know that all of
+them have finished all passes. It also does without DDP's second copy of the gradients.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class _Pass(nn.Module):
-    """Runs a function of the model as its own forward pass.
+    """Runs a function of the model as this module's forward pass.
 
-    The losses call body and head of a model apart. FSDP2, which wraps this module, sees one pass: it gathers the
-    parameters before, and adds up gradients over processes behind.
+    The losses call a model's body and head separately. FSDP2 wraps this module and so sees a single pass: it gathers
+    the parameters before the pass and reduces the gradients over processes after it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,13 +39,16 @@ class _Pass(nn.Module):
 
 
 class ParallelModel:
-    """A student that several processes train, and how they pass over it.
+    """A student that several processes train, and its forward and backward passes.
 
-    Gradients of a step are the mean over processes of what each has added up.
+    The gradient of a step is the mean over processes of the gradients that each has accumulated.
     """
 
     def __init__(self, model: Any, parallelism: Parallelism, processes: Processes) -> None:
-        """`model`, on its device, is changed in place: with fsdp, its parameters become DTensors."""
+        """Change `model`, which is on its device, in place.
+
+        With fsdp, its parameters become DTensors. With ddp, it takes the first process's parameters and buffers.
+        """
         self.model = model
         self.processes = processes
         self.is_sharded = parallelism == "fsdp"
@@ -53,12 +56,12 @@ class ParallelModel:
         if self.is_sharded:
             _shard(self._pass, model, processes)
         elif processes.world_size > 1:
-            _equalise(model)
+            _broadcast_from_first(model)
 
     def accumulate(self, loss: Callable[[], tuple[torch.Tensor, T]], *, is_last: bool) -> T:
-        """Add the gradient of a loss, the first of what `loss` returns; the rest is passed on.
+        """Add the gradient of the first result of `loss`; return the second.
 
-        is_last: nothing more is added in this step; with fsdp, the pass joins the gradients of all processes.
+        is_last: whether this is the last pass of the step. With fsdp, it reduces the gradients over processes.
         """
         if isinstance(self._pass, FSDPModule):
             self._pass.set_requires_gradient_sync(is_last)
@@ -68,10 +71,10 @@ class ParallelModel:
         return found
 
     def within_memory(self, run: Callable[[], T]) -> T:
-        """What `run` returns, which calls no other process but for fsdp's passes.
+        """Return `run()`, which must not communicate with other processes except in fsdp's passes.
 
-        Raises torch.OutOfMemoryError in all processes when one of them runs out of memory; with fsdp, where the others
-        wait in the middle of a pass, in that one alone.
+        Raise torch.OutOfMemoryError in all processes when one of them runs out of memory. With fsdp, only that process
+        raises (PyTorch's own error), because the others wait in the middle of a pass.
         """
         if self.is_sharded:
             return run()
@@ -87,9 +90,9 @@ class ParallelModel:
         return found
 
     def join_gradients(self) -> None:
-        """The mean over processes in the place of every gradient; where only some have one, it is 0 in the others.
+        """Replace every gradient by its mean over processes. A missing gradient counts as 0 if any process has one.
 
-        With fsdp, the last pass has done it.
+        With fsdp, do nothing: the last pass has reduced the gradients.
         """
         if self.is_sharded or self.processes.world_size == 1:
             return
@@ -105,7 +108,7 @@ class ParallelModel:
             parameter.grad /= self.processes.world_size
 
     def measure(self, run: Callable[[], T]) -> T:
-        """What a function of the model returns that needs no gradient."""
+        """Return `run()`, where `run` is a function of the model that needs no gradient."""
         if not self.is_sharded:
             return run()
         with torch.no_grad():
@@ -113,14 +116,20 @@ class ParallelModel:
         return found
 
 
-def _equalise(model: nn.Module) -> None:
-    """The first process's parameters and buffers in all; with NCCL, its own memory is taken before passes take it."""
+def _broadcast_from_first(model: nn.Module) -> None:
+    """Copy the first process's parameters and buffers to all processes.
+
+    This also makes NCCL allocate its own memory before the passes allocate theirs.
+    """
     for tensor in [*model.parameters(), *model.buffers()]:
         dist.broadcast(tensor.detach(), src=0)
 
 
 def _shard(whole: nn.Module, model: Any, processes: Processes) -> None:
-    """Every block of layers is gathered when it is needed; embeddings, and what is left, for a whole pass."""
+    """Shard `whole`, the module around `model`.
+
+    FSDP2 gathers each block of layers when it is needed, and embeddings and all other parameters for a whole pass.
+    """
     mesh = init_device_mesh(model.device.type, (processes.world_size,))
     blocks = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     for block in blocks:

@@ -1,4 +1,4 @@
-"""A run's directory: whether a run may have it, what the run was begun with, and the finished student."""
+"""A run's directory: whether a run may use it, the facts that the run started with, and the finished student."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _FREE_FIELDS = (
 
 
 def open_run_cache(config: TrainConfig) -> Cache:
-    """The cache; for a run begun on an incomplete one, with the shards that there were."""
+    """Open the cache. For a run that started on an incomplete cache, keep to the shards of that start."""
     cache = open_cache(config.cache, allow_incomplete=config.allow_incomplete, local_copy=config.local_copy)
     begun = config.out / _SHARDS_NAME
     return cache.restricted_to(read_record(begun)["shards"]) if begun.is_file() else cache
 
 
 def note_incomplete(out: Path, cache: Cache) -> None:
-    """Say how much of an incomplete cache is used, and remember it for runs that resume."""
+    """Print how many shards of an incomplete cache are used, and write their paths for runs that resume."""
     num_shards, num_planned = len(cache.manifest.shards), cache.identity.num_planned_shards
     if num_shards < num_planned:
         print(f"{cache.path}: training on {num_shards} of {num_planned} shards, in every resume too", file=sys.stderr)
@@ -49,7 +49,7 @@ def note_incomplete(out: Path, cache: Cache) -> None:
 
 
 def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
-    """What decides the weights of a run: its settings, and the rows it reads."""
+    """Return the facts that decide a run's weights, as JSON values: its settings and the hash of the rows it reads."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
     facts = {
         "cache_sha256": cache.rows_sha256,
@@ -60,7 +60,7 @@ def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
 
 
 def require_own_directory(out: Path) -> None:
-    """Refuse to write a student over something else."""
+    """Raise ConfigError when `out` has files that are not a run's, and no checkpoint."""
     ours = (
         TEMPORARY_PREFIX,
         METRICS_NAME,
@@ -76,7 +76,7 @@ def require_own_directory(out: Path) -> None:
 
 
 def require_same_run(out: Path, run: dict[str, Any]) -> None:
-    """Raise RunMismatchError when the run that finished in `out` was another one."""
+    """Raise RunMismatchError when the finished run in `out` differs from `run`."""
     begun = read_run(out)
     for field in run:
         if begun.get(field) != run[field]:
@@ -84,7 +84,10 @@ def require_same_run(out: Path, run: dict[str, Any]) -> None:
 
 
 def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, run: dict[str, Any]) -> None:
-    """Publish a save_pretrained directory with the tokenizer; run.json comes last and marks it finished."""
+    """Publish the student as a save_pretrained directory with its tokenizer.
+
+    run.json is renamed into place last and marks the student as finished.
+    """
     staging = config.out / f"{TEMPORARY_PREFIX}student"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -109,7 +112,7 @@ def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, 
 
 
 def clean_up(out: Path) -> None:
-    """Remove what a finished run no longer needs."""
+    """Remove the files that a finished run no longer needs."""
     remove_leftovers(out)
     (out / MICRO_BATCHES_NAME).unlink(missing_ok=True)
     remove_checkpoint(out)

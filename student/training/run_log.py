@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, in step order, also after a resume."""
+"""metrics.jsonl: one JSON object per line, in order of steps, also after a resume."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ METRICS_NAME = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends to metrics.jsonl; lines after the step that a run resumes from are dropped.
+    """Appends to metrics.jsonl. Drops the lines after the step that a run resumes from.
 
-    A line holds its step and means over the steps since the one before: each part of the loss (`…_nats`),
-    gradient_norm before clipping, and tokens_per_second; learning_rate of the last step; tokens_seen, and
-    seconds (see student.training.meter) since the run's first step, over all resumes. Or it holds `validation`, the
-    measures after that step (see student.evaluation), with tokens_seen and seconds.
+    Every line holds `step`, and tokens_seen and seconds (see student.training.meter) since the run's first step, over
+    all resumes. A line about training also holds means over the steps since the previous such line: each part of the
+    loss (`…_nats`), gradient_norm before clipping, and tokens_per_second; and the learning_rate of the last step. A
+    line about an evaluation also holds `validation`: the measures after that step (see student.evaluation).
     """
 
     def __init__(self, out: Path, first_step: int, *, tensorboard: bool = False) -> None:
-        """tensorboard: write event files beside it, of earlier lines too."""
+        """tensorboard: also write TensorBoard's event files, which include the earlier lines."""
         self._out, self._path = out, out / METRICS_NAME
         kept = [line for line in read_metrics(out) if line["step"] <= first_step]
         write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._tensorboard = TensorBoardLog(out, kept) if tensorboard else None
 
     def has_validation(self, step: int) -> bool:
-        """Whether the evaluation after `step` steps is there."""
+        """Whether the log has the evaluation after `step` steps."""
         return any(line["step"] == step and "validation" in line for line in read_metrics(self._out))
 
     def write(self, step: int, **metrics: Any) -> None:
-        """Add one line."""
+        """Append one line."""
         line = {"step": step, **metrics}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -41,27 +41,27 @@ class RunLog:
             self._tensorboard.write(line)
 
     def close(self) -> None:
-        """Finish the event files."""
+        """Close the event files."""
         if self._tensorboard:
             self._tensorboard.close()
 
 
 class NoLog:
-    """In the place of a RunLog where another process writes it."""
+    """Stands in for RunLog in all processes except the first, which writes the log."""
 
     def has_validation(self, step: int) -> bool:
-        """Whether this process misses an evaluation: never."""
+        """Return True, so that this process never asks for an evaluation."""
         return True
 
     def write(self, step: int, **metrics: Any) -> None:
-        """Leave it to the other process."""
+        """Do nothing: the first process writes the line."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics."""
+    """Return the lines of a run's metrics.jsonl, up to the first that is not JSON; [] without the file."""
     path = out / METRICS_NAME
     if not path.is_file():
         return []

@@ -1,6 +1,7 @@
 """Learning rate and parameter groups.
 
-transformers' cosine schedule with a floor is a step ahead behind the warm-up: weights would differ.
+transformers has a cosine schedule with a floor. With the same warm-up, its cosine is one step ahead of this one, so
+trained weights would differ.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _WARMUP_SHARE = 0.05
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step 0, 1, …: linear warm-up, then a cosine from the peak to a tenth of it."""
+    """Return the learning rate of step 0, 1, …: linear warm-up, then a cosine from the peak to a tenth of it."""
     warmup = config.warmup_steps
     if warmup is None:
         warmup = max(1, round(_WARMUP_SHARE * config.max_steps))
@@ -28,7 +29,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only."""
+    """Return AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

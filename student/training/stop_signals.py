@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it ends behind the step it is at, with a checkpoint."""
+"""Signals that ask a run to stop. The run finishes its current step, saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that fills when the run is asked to stop (Ctrl-C, SIGTERM); a second Ctrl-C stops at once."""
+    """Yield a list that fills when the run is asked to stop (Ctrl-C, SIGTERM). A second signal stops it at once."""
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -20,7 +20,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     try:
         previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs this thread handles signals
+    except ValueError:  # not in the main thread: the program that started this thread handles signals
         previous = {}
     try:
         yield received

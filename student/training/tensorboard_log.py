@@ -1,4 +1,4 @@
-"""A run's metrics as TensorBoard's event files, under the names that metrics.jsonl gives them."""
+"""A run's metrics as TensorBoard's event files, under the names of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _EVENT_FILES = "events.out.tfevents.*"
 
 
 def require_tensorboard() -> None:
-    """Raise MissingExtraError unless the extra is installed."""
+    """Raise MissingExtraError unless tensorboard is installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingExtraError("--tensorboard", "tensorboard", "tensorboard")
 
 
 class TensorBoardLog:
-    """Writes one event file, which begins with all that metrics.jsonl holds and makes the earlier ones void.
+    """Writes one event file. It starts with all lines of metrics.jsonl and replaces the earlier event files.
 
-    Going on behind them would not do: a session without this log leaves a gap, and a kill may have left points that no
-    checkpoint knows of. Points are placed in time by the run's own seconds, which pauses do not count in.
+    Appending to the earlier files would be wrong: a session without this log leaves a gap, and a killed run may have
+    left points after its last checkpoint. The time of a point is the run's own seconds, which exclude pauses.
     """
 
     def __init__(self, out: Path, lines: list[dict[str, Any]]) -> None:
@@ -32,11 +32,11 @@ class TensorBoardLog:
 
         directory = out / TENSORBOARD_NAME
         earlier = sorted(directory.glob(_EVENT_FILES))
-        # Readers forget what they have read when they come to this file's begin.
+        # purge_step=0: readers discard the points of earlier files when they reach the start of this one.
         self._writer = SummaryWriter(str(directory), purge_step=0)
         [own] = set(directory.glob(_EVENT_FILES)) - set(earlier)
         for path in earlier:
-            # A TensorBoard that is looking on waits in the last file for one of a later name: that one stays.
+            # A running TensorBoard waits at the last file for a file with a later name, so keep the last one.
             if path != earlier[-1] or path > own:
                 path.unlink()
         self._origin = time.time() - (_seconds(lines[-1]) if lines else 0.0)
@@ -45,12 +45,12 @@ class TensorBoardLog:
         self._writer.flush()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Add a line of metrics.jsonl; it can be seen at once."""
+        """Add a line of metrics.jsonl. TensorBoard can show it at once."""
         self._add(line)
         self._writer.flush()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self._writer.close()
 
     def _add(self, line: dict[str, Any]) -> None:
@@ -59,13 +59,13 @@ class TensorBoardLog:
 
 
 def _seconds(line: dict[str, Any]) -> float:
-    """When a line was written, in seconds of the run; earlier versions did not say."""
+    """Return the run's seconds when a line was written, 0 for lines of earlier versions, which do not say."""
     seconds: float = line.get("seconds", 0.0)
     return seconds
 
 
 def _scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a line but its step; what stands inside another name is name/inner."""
+    """Yield every number of a line except its step. A number inside `outer` is named outer/inner."""
     for name, value in line.items():
         if isinstance(value, dict):
             yield from _scalars(value, f"{prefix}{name}/")

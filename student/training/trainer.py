@@ -1,4 +1,4 @@
-"""Training a student from a cache alone. Killed anywhere and run again, a CPU run ends bit-identical."""
+"""Train a student from a cache alone. A CPU run that is killed anywhere and run again ends bit-identical."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from student.training.tensorboard_log import require_tensorboard
 def train(config: TrainConfig) -> Path:
     """Train to the last step and return the directory of the finished student.
 
-    Raises MissingExtraError before anything is done, CacheError for a cache that cannot be used, StudentError for a
-    student that does not fit it, KeyboardInterrupt after saving a checkpoint when asked to stop.
+    When asked to stop, save a checkpoint and raise KeyboardInterrupt. Raises MissingExtraError before any other work,
+    CacheError for a cache that cannot be used, StudentError for a student that does not fit it.
     """
     if config.tensorboard:
         require_tensorboard()
@@ -54,7 +54,7 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
     _require_processes(config, processes)
     with processes.together():
         cache = open_run_cache(config)
-    # More may be committed of an incomplete cache when another process looks.
+    # Use the first process's shards: an incomplete cache may have more of them when another process opens it.
     cache = cache.restricted_to(processes.same([shard.path for shard in cache.manifest.shards]))
     with ExitStack() as stack:
         with processes.together():
@@ -82,7 +82,7 @@ def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
         return config.out
     with processes.together():
         first_step, states, meter = load_checkpoint(config.out, learner=learner, run=run)
-        # Before anything is written: of a cache that cannot be read, nothing is left.
+        # Open the streams before writing anything, so that a cache that cannot be read leaves no files.
         streams = _open_streams(config, cache, learner, states) if first_step < config.max_steps else {}
         if processes.is_first:
             note_incomplete(config.out, cache)
@@ -98,22 +98,22 @@ def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
 
 
 def _require_processes(config: TrainConfig, processes: Processes) -> None:
-    """Refuse what the number of processes does not allow."""
+    """Raise ConfigError for fsdp in a single process."""
     if config.parallelism == "fsdp" and processes.world_size < 2:
         raise ConfigError("--parallelism fsdp: one process has no other to share with; start several by torchrun")
 
 
 def _finish_again(config: TrainConfig) -> None:
-    """What a finished run may lack: a run killed after its last file left its checkpoint."""
+    """Remove the checkpoint that a kill after the last file left behind; write the event files if asked."""
     clean_up(config.out)
-    if config.tensorboard:  # of a run made without it too
+    if config.tensorboard:  # also for a run that was trained without it
         RunLog(config.out, config.max_steps, tensorboard=True).close()
 
 
 def _open_streams(
     config: TrainConfig, cache: Cache, learner: Learner, states: dict[str, StreamState]
 ) -> dict[str, Iterator[StreamBatch]]:
-    """This process's rows of each kind, step by step from `states` on; the first are read already."""
+    """Return streams of this process's rows, one batch per step, from `states` on. The first batch is read here."""
     processes = learner.parallel.processes
     streams = {
         kind: RowStream(

@@ -1,4 +1,4 @@
-"""A GPT-2-architecture student as a GGUF file that llama.cpp runs: weights, shape and tokenizer in one."""
+"""Write a GPT-2-architecture student as a GGUF file for llama.cpp: weights, shape and tokenizer in one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from student.errors import NotExportableError
 from student.export.config import Quantize
 from student.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 
-# llama.cpp has one GELU, GPT-2's approximation; transformers has these names for it.
+# llama.cpp has one GELU, which is GPT-2's approximation. transformers has these names for it.
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _LAYER_PARTS = {
     "ln_1": "attn_norm",
@@ -26,7 +26,7 @@ _LAYER_PARTS = {
 
 
 def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
-    """Raise NotExportableError for what llama.cpp's gpt2 cannot express."""
+    """Raise NotExportableError when llama.cpp's gpt2 cannot express the model or its tokenizer."""
     config = model.config
     if config.model_type != "gpt2":
         raise NotExportableError(name, "gguf", f"is a {config.model_type} model, expected gpt2; export it as onnx")
@@ -39,9 +39,9 @@ def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, quantize: Quantize) -> None:
-    """Write the file; matrices in float16 or q8_0, vectors and positions in float32.
+    """Write the file: matrices in float16 or q8_0, vectors and position embeddings in float32.
 
-    A matrix whose rows q8_0 cannot divide into blocks of 32 stays in float16.
+    With q8_0, a matrix whose rows cannot be divided into blocks of 32 is in float16.
     """
     from gguf import GGUFWriter, LlamaFileType
 
@@ -64,14 +64,17 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, quantize: Quantize) -> No
 
 
 def gguf_weights(model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Weights under llama.cpp's names, matrices as [out, in]; a tied head is left to the embedding."""
+    """Yield the weights under llama.cpp's names, matrices as [out, in].
+
+    A tied head is left out: llama.cpp then uses the embedding.
+    """
     weights = {name: weight.detach().float().cpu().numpy() for name, weight in model.state_dict().items()}
     yield "token_embd.weight", weights["transformer.wte.weight"]
     yield "position_embd.weight", weights["transformer.wpe.weight"]
     for layer in range(model.config.n_layer):
         for part, theirs in _LAYER_PARTS.items():
             weight = weights[f"transformer.h.{layer}.{part}.weight"]
-            yield f"blk.{layer}.{theirs}.weight", weight.T  # transformers' Conv1D keeps [in, out]; vectors have no T
+            yield f"blk.{layer}.{theirs}.weight", weight.T  # Conv1D stores [in, out]; .T leaves vectors as they are
             yield f"blk.{layer}.{theirs}.bias", weights[f"transformer.h.{layer}.{part}.bias"]
     yield "output_norm.weight", weights["transformer.ln_f.weight"]
     yield "output_norm.bias", weights["transformer.ln_f.bias"]

@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp."""
+"""Run a GGUF file in llama.cpp."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from student.export.logits import Logits
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_nothing(level: int, text: bytes, data: object) -> None:
-    """llama.cpp tells on standard error how it reads a file."""
+    """Drop llama.cpp's messages, which it would print on standard error."""
 
 
 class LlamaReader:
-    """llama.cpp's own loop over a sequence, on the processor; keys and values in float16, as it does by default."""
+    """Reads a sequence with llama.cpp on the CPU, with keys and values in float16, which is llama.cpp's default."""
 
     def __init__(self, path: Path) -> None:
         llama_cpp.llama_log_set(_log_nothing, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
-        # Rearranged for AMX, q8_0 weights end the process on some machines; the plain kernels are everywhere.
+        # On some machines, q8_0 weights that are rearranged for AMX crash the process. The plain kernels run anywhere.
         model_params.use_extra_bufts = False
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
@@ -44,7 +44,7 @@ class LlamaReader:
         self._num_seen = 0
 
     def read(self, input_ids: Sequence[int]) -> Logits:
-        """Read on; logits [T, V]."""
+        """Read the next T ids; return their logits [T, V]."""
         num_new = len(input_ids)
         batch = llama_cpp.llama_batch_init(num_new, 0, 1)
         try:
@@ -63,7 +63,7 @@ class LlamaReader:
         return logits_TV
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of plain text by llama.cpp's tokenizer, without special tokens around it."""
+        """Tokenize plain text with llama.cpp's tokenizer, without special tokens around it."""
         content = text.encode()
         ids = (llama_cpp.llama_token * (len(content) + 1))()
         num_ids = llama_cpp.llama_tokenize(self._vocab, content, len(content), ids, len(ids), False, False)

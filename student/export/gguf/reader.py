@@ -1,6 +1,6 @@
-"""A GGUF file read by gguf's own reader and run in numpy: GPT-2's forward pass written once more, for comparison.
+"""Run a GGUF file in numpy, read by gguf's own reader: a second GPT-2 forward pass, for comparison.
 
-transformers reads GGUF only where accelerate is installed, which is no dependency.
+transformers reads GGUF only if accelerate is installed, which is no dependency.
 
 Legend: T new tokens, S tokens seen, D width, H heads, K width of a head, V vocabulary.
 """
@@ -21,7 +21,7 @@ Array = NDArray[np.float32]
 
 
 class GgufReader:
-    """Weights unpacked to float32; matrices are stored [out, in]."""
+    """GPT-2 with weights unpacked to float32. Matrices are stored as [out, in]."""
 
     def __init__(self, path: Path) -> None:
         file = GGUFReader(path)
@@ -40,7 +40,7 @@ class GgufReader:
         self._past: list[tuple[Array, Array]] = [(nothing, nothing)] * self._num_layers
 
     def read(self, input_ids: Sequence[int]) -> Logits:
-        """Read on; logits [T, V]."""
+        """Read the next T ids; return their logits [T, V]."""
         num_past = self._past[0][0].shape[1]
         places = slice(num_past, num_past + len(input_ids))
         hidden_TD = self._weights["token_embd.weight"][list(input_ids)] + self._weights["position_embd.weight"][places]
@@ -80,7 +80,7 @@ class GgufReader:
 
 
 def gelu(x: Array) -> Array:
-    """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))): GPT-2's approximation (Hendrycks & Gimpel 2016)."""
+    """Return 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))), GPT-2's approximation (Hendrycks & Gimpel 2016)."""
     tanh = np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3))
     activated: Array = 0.5 * x * (1 + tanh)
     return activated

@@ -11,7 +11,8 @@ from student.errors import NotExportableError
 def check_tokenizer(tokenizer: Any, name: str) -> None:
     """Raise NotExportableError unless llama.cpp would cut text into the same tokens.
 
-    That is a BPE over bytes, split by GPT-2's pattern, as GPT-2's own and scripts/demo/make_teacher.py's are.
+    The tokenizer must be a BPE over bytes with GPT-2's split pattern, such as that of GPT-2 or of
+    scripts/demo/make_teacher.py.
     """
     stated = _stated(tokenizer)
     model, splitter = stated["model"], stated["pre_tokenizer"] or {}
@@ -28,12 +29,12 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     if not model["merges"]:
         raise NotExportableError(name, "gguf", "has a tokenizer without merges, which llama.cpp does not read")
     if tokenizer.eos_token_id is None:
-        # A file that states no end of text is taken to have llama's, which is some token of this vocabulary.
+        # Without an end of text in the file, llama.cpp takes llama's id, which is another token in this vocabulary.
         raise NotExportableError(name, "gguf", "has a tokenizer without an end-of-text token, which llama.cpp needs")
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
-    """Tokens, their types, merges and special ids; rows of the output that stand for no token are marked unused."""
+    """Write tokens, their types, merges and special ids. Mark the output's rows without a token as unused."""
     from gguf import TokenType
 
     stated = _stated(tokenizer)
@@ -61,6 +62,6 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
 
 
 def _stated(tokenizer: Any) -> dict[str, Any]:
-    """What tokenizer.json says."""
+    """Return the content of tokenizer.json."""
     stated: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return stated

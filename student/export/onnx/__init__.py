@@ -1,1 +1,1 @@
-"""Students as ONNX graphs, also with 8-bit weights."""
+"""Students as ONNX graphs, with float32 or 8-bit weights."""

@@ -20,9 +20,9 @@ from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
 from student.model import head_weight
 
-# torch's own set of ONNX functions: nothing is converted, and every onnxruntime from 1.14 on reads it.
+# The opset that torch exports without a conversion. Every onnxruntime from 1.14 on reads it.
 OPSET = 18
-# The exporter's own limit of 8,192 numbers lets it store the transpose of a small tied head beside the embedding.
+# The optimiser's default limit of 8,192 numbers would store the transpose of a small tied head beside the embedding.
 _MOST_FOLDED = 16
 _MOST_BYTES = 2**31 - 2**24  # protobuf holds 2 GiB
 
@@ -32,7 +32,7 @@ KeyValues = list[tuple[Tensor, Tensor]]
 class CachedForward(nn.Module):
     """input_ids, position_ids [B, T], attention_mask [B, P + T], keys and values [B, H, P, D] → logits [B, T, V].
 
-    attention_mask is 0 where a sequence is padded. Keys and values [B, H, P + T, D] come out behind the logits.
+    attention_mask is 0 where a sequence is padded. The outputs after the logits are keys and values [B, H, P + T, D].
     """
 
     def __init__(self, model: Any) -> None:
@@ -42,7 +42,7 @@ class CachedForward(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: KeyValues
     ) -> tuple[Tensor, KeyValues]:
-        """One call with what earlier calls left."""
+        """Read T new tokens after the P tokens whose keys and values are given."""
         num_new, num_past = input_ids.shape[1], past_key_values[0][0].shape[2]
         query_T1 = torch.arange(num_new)[:, None] + num_past
         key_S = torch.arange(num_past + num_new)
@@ -60,7 +60,7 @@ class CachedForward(nn.Module):
 
 
 def write_onnx(model: Any, name: str, path: Path) -> None:
-    """Write the float32 graph of a student as one file; raises NotExportableError for one beyond 2 GiB."""
+    """Write the float32 graph of a student as one file; raises NotExportableError for a graph over 2 GiB."""
     if 4 * num_parameters(model) > _MOST_BYTES:
         raise NotExportableError(name, "onnx", f"has {num_parameters(model):,} parameters, and the file holds 2 GiB")
     import onnxscript.optimizer
@@ -85,7 +85,7 @@ def write_onnx(model: Any, name: str, path: Path) -> None:
 
 
 def save_plain(proto: Any, path: Path) -> None:
-    """Write a graph without the exporter's notes on every node, its axes named."""
+    """Write a graph with named axes and without the exporter's metadata on every node."""
     import onnx
 
     _name_axes(proto.graph)
@@ -98,7 +98,7 @@ def save_plain(proto: Any, path: Path) -> None:
 
 
 def _name_axes(graph: Any) -> None:
-    """The names of axes that other readers print: P tokens before, T new ones."""
+    """Name the axes that vary in size, for people who inspect the graph."""
     for value in (*graph.input, *graph.output):
         axes = value.type.tensor_type.shape.dim
         axes[0].dim_param = "batch_size"
@@ -111,7 +111,7 @@ def _name_axes(graph: Any) -> None:
 
 
 def _example_inputs(model: Any) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
-    """Sizes that no two axes share, so that none is taken for another."""
+    """Return inputs in which no two axes have the same size, so that the exporter does not take them for one axis."""
     num_sequences, num_new, num_past = 2, 3, 5
     past = [tuple(t.new_zeros(2, t.shape[1], num_past, t.shape[3]) for t in pair) for pair in _empty_key_values(model)]
     return (
@@ -124,7 +124,7 @@ def _example_inputs(model: Any) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
 
 @torch.no_grad()
 def _empty_key_values(model: Any) -> KeyValues:
-    """What a model keeps of one token, layer by layer, which tells heads and widths for any architecture."""
+    """Return the keys and values of one token, layer by layer. Their shapes give heads and widths for any model."""
     output = model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
     return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
@@ -147,7 +147,7 @@ def _dynamic_shapes(num_layers: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter tells of packages that it would also know, and of its own deprecations."""
+    """Silence the exporter, which reports packages that it could also use, and its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

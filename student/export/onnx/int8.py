@@ -1,10 +1,10 @@
 """8-bit weights for an ONNX graph: onnxruntime's dynamic quantisation, and one shared table for embedding and head.
 
-Products with a weight matrix go through quantize_dynamic: uint8 weights with a scale and a zero point per output
-channel, activations quantised as they come. It knows no tied weights: it would leave the embedding in float32, or
-store it a second time for the head, and both are most of a small model. So every table that rows are gathered from or
-that is multiplied transposed, as heads are, becomes uint8 with a scale per row; a tied head multiplies with the very
-bytes of the embedding, for the rows of the table are the head's channels.
+quantize_dynamic converts products with a weight matrix: uint8 weights with a scale and a zero point per output channel,
+and activations that are quantised at run time. It does not support tied weights: it would leave the embedding in
+float32, or store it a second time for the head, and these are most of a small model. So this module converts every
+table from which rows are gathered, or which is multiplied transposed (as heads are), to uint8 with a scale per row. A
+tied head then multiplies with the bytes of the embedding, because the rows of the table are the head's channels.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ZERO_POINT = 128
 
 
 def quantize_onnx(source: Path, path: Path) -> None:
-    """Write the graph at `source` with 8-bit weights as `path`."""
+    """Write the graph at `source` to `path` with 8-bit weights."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, _without_advice():
         quantized = Path(scratch) / "matmuls.onnx"
-        # Unsigned weights: products of uint8 with int8 overflow on x86 processors without VNNI.
+        # Weights are unsigned because products of uint8 and int8 overflow on x86 processors without VNNI.
         quantize_dynamic(
             source, quantized, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8
         )
@@ -44,14 +44,17 @@ def quantize_onnx(source: Path, path: Path) -> None:
 
 
 def quantize_rows(table_VD: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """uint8 rows and their scales [V]: row ≈ scale · (uint8 − 128), the largest entry ±127 from 128."""
+    """Return uint8 rows [V, D] and float32 scales [V]: row ≈ scale · (uint8 − 128).
+
+    The entry with the largest magnitude in a row becomes 128 ± 127.
+    """
     scale_V = np.abs(table_VD).max(axis=1) / _LARGEST
     scale_V[scale_V == 0] = 1.0
     return (np.rint(table_VD / scale_V[:, None]) + _ZERO_POINT).astype(np.uint8), scale_V.astype(np.float32)
 
 
 def _tables(graph: Any) -> list[str]:
-    """Names of float32 matrices that rows are gathered from, or that are transposed before a product."""
+    """Return the names of float32 matrices from which rows are gathered, or which are transposed."""
     from onnx import TensorProto
 
     matrices = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
@@ -60,7 +63,7 @@ def _tables(graph: Any) -> list[str]:
 
 
 def _quantize_table(graph: Any, name: str) -> None:
-    """Replace a table by its 8-bit rows wherever it is gathered from or multiplied with."""
+    """Replace a table by its 8-bit rows in every gather and every product."""
     from onnx import numpy_helper
 
     (stored,) = (tensor for tensor in graph.initializer if tensor.name == name)
@@ -88,7 +91,7 @@ def _quantize_table(graph: Any, name: str) -> None:
 
 
 def _gathered_rows(table: str, ids: str, out: str) -> list[Any]:
-    """scale · (uint8 − 128) of the rows that ids name, float32."""
+    """Return the nodes that compute scale · (uint8 − 128) in float32 for the rows that `ids` name."""
     from onnx import TensorProto, helper
 
     return [
@@ -102,7 +105,10 @@ def _gathered_rows(table: str, ids: str, out: str) -> list[Any]:
 
 
 def _product_with_rows(table: str, hidden: str, out: str) -> list[Any]:
-    """hidden · rowsᵀ in integers, hidden quantised as it comes, then both scales; as quantize_dynamic writes it."""
+    """Return the nodes that quantise `hidden`, compute hidden · rowsᵀ in integers and apply both scales.
+
+    quantize_dynamic writes the same nodes for its products.
+    """
     from onnx import TensorProto, helper
 
     quantized = [f"{out}.hidden", f"{out}.hidden_scale", f"{out}.hidden_zero"]
@@ -119,7 +125,7 @@ def _product_with_rows(table: str, hidden: str, out: str) -> list[Any]:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """quantize_dynamic advises on the root logger to optimise first, which the exporter has done."""
+    """Disable logging: quantize_dynamic advises on the root logger to optimise first, which write_onnx has done."""
     logging.disable(logging.WARNING)
     try:
         yield

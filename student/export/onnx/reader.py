@@ -1,4 +1,4 @@
-"""An ONNX export in onnxruntime."""
+"""Run an ONNX export in onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from student.export.logits import Logits
 
 
 class OnnxReader:
-    """A graph with keys and values as inputs and outputs."""
+    """An ONNX graph that has keys and values as inputs and outputs."""
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -25,11 +25,11 @@ class OnnxReader:
 
     def reset(self) -> None:
         """Forget the sequence."""
-        # Shapes are [batch, heads, past, width]; sizes that vary have a name instead of a number.
+        # Shapes are [batch, heads, past, width]. A size that varies is a name instead of a number.
         self._past: list[Any] = [np.zeros((1, i.shape[1], 0, i.shape[3]), dtype=np.float32) for i in self._past_inputs]
 
     def read(self, input_ids: Sequence[int]) -> Logits:
-        """Read on; logits [T, V]."""
+        """Read the next T ids; return their logits [T, V]."""
         ids_1T = np.array([input_ids], dtype=np.int64)
         num_past = self._past[0].shape[2]
         num_seen = num_past + ids_1T.shape[1]
