@@ -25,10 +25,6 @@ Refuse = Callable[..., TeachonceError]
 Tamper = Callable[[list[Member]], list[Member]]
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
 def header_bytes(info: tarfile.TarInfo) -> bytes:
     """A ustar header as tarfile makes it, with the device numbers that its versions fill in differently."""
     block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))

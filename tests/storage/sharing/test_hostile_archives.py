@@ -28,7 +28,6 @@ from tests.storage.sharing.archives import (
     Tamper,
     add_file,
     bomb,
-    contents,
     declared,
     edited,
     header_bytes,
@@ -40,6 +39,7 @@ from tests.storage.sharing.archives import (
     tar_of,
     zstd_frame,
 )
+from tests.storage.stopping import snapshot
 
 
 def test_the_builder_of_hostile_archives_builds_honest_ones_too(
@@ -49,7 +49,7 @@ def test_the_builder_of_hostile_archives_builds_honest_ones_too(
     assert tar == plain(packed_file)
     (tmp_path / "a.tar.zst").write_bytes(sealed(zstd_frame(tar)))
     unpack(tmp_path / "a.tar.zst", tmp_path / "restored")
-    assert contents(tmp_path / "restored") == contents(small_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(small_cache)
 
 
 def test_a_tar_that_ends_at_a_member_is_refused(packed_members: list[Member], refuse: Refuse) -> None:
@@ -286,7 +286,7 @@ def test_a_manifest_grows_only_with_what_it_lists(
     forge.identity(small_cache, lambda content: content["data"].update(padding="x" * (3 << 20)))
     pack(small_cache, tmp_path / "a.tar.zst")
     unpack(tmp_path / "a.tar.zst", tmp_path / "restored")
-    assert contents(tmp_path / "restored") == contents(small_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(small_cache)
 
 
 def test_the_bombs_go_off_in_a_reader_that_trusts_them(tmp_path: Path, run_python: Callable[..., Any]) -> None:

@@ -31,8 +31,8 @@ from tests.storage.sharing.archives import (
     COMMIT,
     SHARD,
     add_file,
-    contents,
 )
+from tests.storage.stopping import snapshot
 
 
 def test_a_cache_comes_back_file_by_file(small_cache: Path, tmp_path: Path, real_disk: None) -> None:
@@ -41,7 +41,7 @@ def test_a_cache_comes_back_file_by_file(small_cache: Path, tmp_path: Path, real
     assert (packed.archive_bytes, packed.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     restored = unpack(tmp_path / "a.tar.zst", tmp_path / "restored")
     assert restored.manifest == open_cache(small_cache).manifest
-    assert contents(tmp_path / "restored") == contents(small_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(small_cache)
     assert verify_cache(tmp_path / "restored").problems == ()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.zst", "cache", "restored"]
 
@@ -49,7 +49,7 @@ def test_a_cache_comes_back_file_by_file(small_cache: Path, tmp_path: Path, real
 def test_a_real_cache_with_its_tokenizer_comes_back_and_packs_alike(cache: Cache, tmp_path: Path) -> None:
     first = pack(cache.path, tmp_path / "a.tar.zst")
     unpack(tmp_path / "a.tar.zst", tmp_path / "restored")
-    assert contents(tmp_path / "restored") == contents(cache.path)
+    assert snapshot(tmp_path / "restored") == snapshot(cache.path)
     assert pack(tmp_path / "restored", tmp_path / "b.tar.zst") == first
     assert (tmp_path / "a.tar.zst").read_bytes() == (tmp_path / "b.tar.zst").read_bytes()
 
@@ -85,7 +85,7 @@ def test_empty_files_and_long_and_foreign_names_come_back(
         add_file(small_cache, forge, name, data)
     pack(small_cache, tmp_path / "a.tar.zst")
     unpack(tmp_path / "a.tar.zst", tmp_path / "restored")
-    assert contents(tmp_path / "restored") == contents(small_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(small_cache)
 
 
 @pytest.mark.parametrize("path", [f"tokenizer/{'a' * 101}", f"{'a' * 156}/b", "é" * 51])
@@ -172,7 +172,7 @@ def test_a_damaged_cache_cannot_be_packed(
         file.write_bytes(earlier)
     with pytest.raises(error, match=Path(path).stem):
         pack(small_cache, file)
-    assert contents(file.parent) == ({file.name: earlier} if earlier else {})
+    assert snapshot(file.parent) == ({file.name: earlier} if earlier else {})
 
 
 def test_a_plan_or_commit_of_another_cache_is_refused(
@@ -202,11 +202,11 @@ def test_a_file_that_changes_meanwhile_cannot_be_packed(
 
 
 def test_a_place_for_no_file_is_refused(small_cache: Path, tmp_path: Path) -> None:
-    before = contents(small_cache)
+    before = snapshot(small_cache)
     for file in (tmp_path, small_cache / "manifest.json", small_cache / "new", small_cache / ".." / "cache" / SHARD):
         with pytest.raises(ConfigError, match="outside of"):
             pack(small_cache, file)
-    assert contents(small_cache) == before
+    assert snapshot(small_cache) == before
 
 
 def test_each_file_is_read_once_but_the_records(

@@ -17,9 +17,7 @@ from storage.errors import (
     WriteRefusedError,
 )
 from storage.sharing.archive import pack, unpack
-from tests.storage.sharing.archives import (
-    contents,
-)
+from tests.storage.stopping import snapshot
 
 
 def test_progress_adds_up(small_cache: Path, tmp_path: Path) -> None:
@@ -63,7 +61,7 @@ def test_a_stopped_pack_leaves_what_was_there(
             file.write_bytes(earlier)
         with pytest.raises(type(error)):
             pack(small_cache, file, Stop(number, error))
-        assert contents(file.parent) == ({file.name: earlier} if earlier else {})
+        assert snapshot(file.parent) == ({file.name: earlier} if earlier else {})
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=repr)

@@ -25,7 +25,6 @@ from tests.storage.sharing.archives import (
     Member,
     Refuse,
     Tamper,
-    contents,
     edited,
     header_bytes,
     inserted,
@@ -34,6 +33,7 @@ from tests.storage.sharing.archives import (
     tar_of,
     zstd_frame,
 )
+from tests.storage.stopping import snapshot
 
 
 def expected_order(cache_dir: Path) -> list[str]:
@@ -49,7 +49,7 @@ def test_pythons_tarfile_reads_it(packed_file: Path, small_cache: Path) -> None:
     ):
         found = [(info, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
     assert [info.name for info, _ in found] == expected_order(small_cache)
-    assert {info.name: data for info, data in found} == contents(small_cache)
+    assert {info.name: data for info, data in found} == snapshot(small_cache)
     assert {(i.mode, i.mtime, i.uid, i.gid, i.uname, i.gname, i.type) for i, _ in found} == {
         (0o644, 0, 0, 0, "", "", tarfile.REGTYPE)
     }
@@ -61,7 +61,7 @@ def test_tar_and_zstd_read_it(packed_file: Path, small_cache: Path, tmp_path: Pa
     assert (listed.stdout.splitlines(), listed.stderr) == (expected_order(small_cache), "")
     (tmp_path / "restored").mkdir()
     subprocess.run(["tar", "--zstd", "-xf", packed_file, "-C", tmp_path / "restored"], check=True)
-    assert contents(tmp_path / "restored") == contents(small_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(small_cache)
     subprocess.run(["zstd", "-tq", packed_file], check=True)
 
 

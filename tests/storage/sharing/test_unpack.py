@@ -12,16 +12,14 @@ from storage.errors import (
     ConfigError,
 )
 from storage.sharing.archive import unpack
-from tests.storage.sharing.archives import (
-    contents,
-)
+from tests.storage.stopping import snapshot
 
 
 def test_an_empty_directory_is_taken_and_parents_are_made(packed_file: Path, tmp_path: Path, small_cache: Path) -> None:
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "a" / "b" / "c"):
         unpack(packed_file, target)
-        assert contents(target) == contents(small_cache)
+        assert snapshot(target) == snapshot(small_cache)
         assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
 
 
@@ -30,7 +28,7 @@ def test_a_relative_path_is_taken(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     unpack(packed_file, Path("restored"))
-    assert contents(tmp_path / "restored") == contents(small_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(small_cache)
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling link", "current directory"])
@@ -72,7 +70,7 @@ def test_a_path_that_is_taken_meanwhile_is_not_touched(packed_file: Path, tmp_pa
     target.parent.mkdir()
     with pytest.raises(ConfigError, match="meanwhile"):
         unpack(packed_file, target, take)
-    assert list(contents(target.parent).values()) == [b"precious"]
+    assert list(snapshot(target.parent).values()) == [b"precious"]
 
 
 def test_no_file_to_unpack_is_one_clear_line(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ from tests.storage.sharing.archives import (
     Member,
     Refuse,
     add_file,
-    contents,
     plain,
     sealed,
     skippable,
     tar_of,
     zstd_frame,
 )
+from tests.storage.stopping import snapshot
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads(large_cache: Path, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(large_cache: Path, tmp
     packed[1000] = pack(large_cache, tmp_path / "1000.tar.zst", num_threads=1000)
     assert len(set(packed.values())) == 1
     unpack(tmp_path / "4.tar.zst", tmp_path / "restored")
-    assert contents(tmp_path / "restored") == contents(large_cache)
+    assert snapshot(tmp_path / "restored") == snapshot(large_cache)
 
 
 def test_far_repeats_are_found(small_cache: Path, tmp_path: Path, forge: SimpleNamespace) -> None:
