@@ -228,7 +228,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(make: SimpleNames
     code = """
 import itertools, os, signal, sys
 from pathlib import Path
-from storage import shard
+from storage.shards import shard
 from storage.sharing.compaction import compact
 for lifetime in itertools.count(1):
     if os.fork() == 0:
