@@ -25,6 +25,7 @@ TeachonceError
     └── LocalCacheTooSmallError  no room for the shards in use at once
 ```
 
+`StoppedError` stands apart: it ends a thread whose work is no longer wanted, and no user sees it.
 `pipeline.errors` and `student.errors` add their own branches under the same base. The commands
 print such an error as one line and exit with 2; any other exception is a bug and keeps its
 traceback.

@@ -142,8 +142,8 @@ SCRIPT = """
 import base64, os, pickle, signal, sys
 import torch
 import transformers.models.gpt2.modeling_gpt2
-from pipeline import tokenization
-from storage import destinations
+from pipeline.corpus import tokenization
+from storage.writing import destinations
 from pipeline.run import precompute
 torch.set_num_threads(1)
 config, num_processes, dying = pickle.loads(base64.b64decode(sys.argv[1]))

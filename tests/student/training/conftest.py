@@ -6,7 +6,7 @@ import pytest
 
 from storage import Cache
 from student import TrainConfig
-from student.training import trainer
+from student.training import loop
 from student.training.run_log import read_metrics
 from student.training.trainer import train
 from tests.student.training.runs import Undisturbed, final_files
@@ -21,7 +21,7 @@ def undisturbed(cache: Cache, preset: str, tmp_path_factory: pytest.TempPathFact
         batch_blocks=4, batch_samples=4, batch_beams=2, device="cpu", quiet=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_LOG_EVERY", 1)
+        patch.setattr(loop, "_LOG_EVERY", 1)
         train(config)
     return config, final_files(out), read_metrics(out)
 
@@ -29,4 +29,4 @@ def undisturbed(cache: Cache, preset: str, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log every step."""
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 1)

@@ -22,7 +22,7 @@ import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 from torch.distributed import TCPStore
 
 from student.cli import main
-from student.training import trainer
+from student.training import loop
 from student.training.learner import Learner
 from student.training.objective import Objective
 from student.training.parallel import ParallelModel
@@ -129,6 +129,6 @@ def run_short(first_step: int, place: str, micro_batches: int) -> None:
 
 
 if __name__ == "__main__":
-    trainer._LOG_EVERY = 1
+    loop._LOG_EVERY = 1
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

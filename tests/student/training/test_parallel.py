@@ -223,9 +223,10 @@ def test_a_process_that_dies_ends_the_run_and_leaves_the_last_checkpoint(
 
 DYING_ONCE = """
 import os, signal
-from student import cli, trainer
+from student import cli
+from student.training import loop
 from student.training.learner import Learner
-step, trainer._LOG_EVERY = Learner.step, 1
+step, loop._LOG_EVERY = Learner.step, 1
 def dying(self, number, rows):
     if number == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -13,7 +13,7 @@ import torch
 
 from student import TrainConfig
 from student.errors import CheckpointError
-from student.training import learner, trainer
+from student.training import learner, loop
 from student.training.run_log import read_metrics
 from student.training.trainer import train
 from tests.student.training.runs import Stop, Undisturbed, fail_after, final_files, lines_of, stopped_at, without_timing
@@ -45,7 +45,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(
 def test_means_over_several_steps_go_on_over_a_resume(
     undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 5)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 5)
     whole = dataclasses.replace(undisturbed[0], out=tmp_path / "whole", checkpoint_every=2)
     train(whole)
     config = dataclasses.replace(whole, out=tmp_path / "student")
@@ -81,8 +81,8 @@ def test_a_resumed_run_does_not_repeat_the_steps_before_its_checkpoint(
     [
         ("student.training.checkpoint", "torch.save", 0),
         ("student.training.checkpoint", "torch.save", 1),
-        ("student.training.trainer", "RunLog.write", 6),
-        ("student.training.trainer", "evaluate_model", 3),
+        ("student.training.loop", "RunLog.write", 6),
+        ("student.training.loop", "evaluate_model", 3),
         ("student.training.trainer", "load_cache_tokenizer", 0),
     ],
 )

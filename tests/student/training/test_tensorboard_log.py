@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from storage.errors import MissingExtraError
 from student import TrainConfig
-from student.training import trainer
+from student.training import loop
 from student.training.objective import Objective
 from student.training.run_log import RunLog, read_metrics
 from student.training.trainer import train
@@ -70,7 +70,7 @@ def without_clock(points: Points) -> Points:
 
 @pytest.fixture(autouse=True)
 def log_every_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 3)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 3)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from storage.errors import (
 )
 from student import MixConfig, TrainConfig
 from student.errors import DivergedError
-from student.training import learner, trainer
+from student.training import learner, loop, trainer
 from student.training.run_log import read_metrics
 from student.training.trainer import train
 from tests.student.training.runs import Undisturbed, final_files, lines_of, stopped_at
@@ -162,7 +162,7 @@ def test_a_run_that_diverges_stops_with_its_last_sound_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_nan: int
 ) -> None:
     """It checkpoints every 3 steps and logs every 4."""
-    monkeypatch.setattr(trainer, "_LOG_EVERY", 4)
+    monkeypatch.setattr(loop, "_LOG_EVERY", 4)
     config = dataclasses.replace(undisturbed[0], out=tmp_path / "student", evaluate_every=100)
     original = learner.Learner.step
 
@@ -186,7 +186,7 @@ def test_held_out_figures_that_are_no_numbers_are_a_divergence_too(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(undisturbed[0], out=tmp_path / "student", evaluate_every=2)
-    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **settings: {"kl_nats": math.inf, "perplexity": None})
+    monkeypatch.setattr(loop, "evaluate_model", lambda *args, **settings: {"kl_nats": math.inf, "perplexity": None})
     with pytest.raises(DivergedError):
         train(config)
     assert [line["step"] for line in read_metrics(config.out)] == [1, 2]
