@@ -50,7 +50,7 @@ def text(helpers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configure(helpers: ModuleType, teacher_dir: Path, text: Path) -> Callable[..., PrecomputeConfig]:
     """A run whose shards of soft targets take a third of a second: a row in each of the teacher's passes."""
 
-    def configure(out: Path, **changes: object) -> PrecomputeConfig:
+    def configure(out: Path | str, **changes: object) -> PrecomputeConfig:
         settings: dict[str, object] = {
             "document_separator": "\n",
             "batch_tokens": 32,
@@ -179,6 +179,15 @@ def test_a_driver_that_is_stopped_leaves_shards_to_a_rerun_of_either_engine(
         assert time.monotonic() < deadline, "the driver's worker outlives it"
         time.sleep(0.05)
     assert snapshot(out) == snapshot(expected)
+
+
+def test_ray_workers_need_no_directory_in_common(
+    configure: Callable[..., PrecomputeConfig], address: str, expected: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    url = f"file://{tmp_path}/remote/cache"
+    precompute(configure(url, engine="ray", address=address, num_workers=2, work_dir=tmp_path / "work"))
+    assert snapshot(tmp_path / "remote" / "cache") == snapshot(expected)
+    assert list((tmp_path / "work").iterdir()) == [], "workers tidied up when they left"
 
 
 def test_a_worker_that_cannot_load_the_teacher_is_told_with_its_host(
