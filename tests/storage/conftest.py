@@ -45,7 +45,7 @@ from tests.storage.object_store import FakeHub
 # What they assert is told as what a test asserts is.
 pytest.register_assert_rewrite(
     "tests.storage.broken_rows",
-    "tests.storage.reading.hostile.readers",
+    "tests.storage.reading.readers",
     "tests.storage.sharing.merges",
     "tests.storage.stopping",
 )

@@ -17,7 +17,7 @@ from storage.errors import (
     UnsafePathError,
 )
 from student.errors import VocabularyMismatchError
-from tests.storage.reading.hostile.forging import (
+from tests.storage.reading.forging import (
     identity,
     outside,
     tokenizer,
@@ -25,7 +25,7 @@ from tests.storage.reading.hostile.forging import (
     vocabulary,
     write_json,
 )
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     FILES,
     Case,
     cases,

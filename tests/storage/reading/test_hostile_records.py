@@ -14,7 +14,7 @@ from storage.errors import (
     RecordError,
     UnsafePathError,
 )
-from tests.storage.reading.hostile.forging import (
+from tests.storage.reading.forging import (
     FIRST,
     LAST_BLOCKS,
     file_path,
@@ -28,7 +28,7 @@ from tests.storage.reading.hostile.forging import (
     shard_path,
     without,
 )
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     BIGGEST_INT,
     FILES,
     ROWS,

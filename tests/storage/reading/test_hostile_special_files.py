@@ -15,13 +15,13 @@ from storage.errors import (
     RecordError,
     UnsafePathError,
 )
-from tests.storage.reading.hostile.forging import (
+from tests.storage.reading.forging import (
     FIRST,
     bind_socket,
     link,
     special,
 )
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     FILES,
     ROWS,
     Case,

@@ -18,12 +18,12 @@ from tests.storage.hostile import (
     Batches,
     footer_lists_first_batch_twice,
 )
-from tests.storage.reading.hostile.forging import (
+from tests.storage.reading.forging import (
     shard_batches,
     shard_bytes,
     values,
 )
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     ROWS,
     Case,
     cases,

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.storage.reading.hostile.forging import (
+from tests.storage.reading.forging import (
     outside,
     snapshot,
     write_good_cache,
 )
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     READERS,
     Case,
     Watch,

@@ -25,7 +25,7 @@ from storage.records.manifest import KINDS, SPLITS
 from student import TrainConfig, train
 from student.losses.batches import beam_batch, block_batch, sample_batch
 from student.losses.targets import soft_target_settings
-from tests.storage.reading.hostile.forging import Forgery
+from tests.storage.reading.forging import Forgery
 
 SECONDS = 120  # a hang, not a slow machine
 # Python, torch and a student of a million parameters take about half of it.

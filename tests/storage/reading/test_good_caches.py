@@ -6,7 +6,7 @@ from pathlib import Path
 
 from storage import verify_cache
 from tests.places import GOLDEN
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     READERS,
     bounded,
     errors_of,

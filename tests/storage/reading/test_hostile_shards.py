@@ -30,14 +30,14 @@ from tests.storage.hostile import (
     with_field,
     with_offsets,
 )
-from tests.storage.reading.hostile.forging import (
+from tests.storage.reading.forging import (
     FIRST,
     array,
     outside,
     shard_batches,
     shard_bytes,
 )
-from tests.storage.reading.hostile.readers import (
+from tests.storage.reading.readers import (
     ROWS,
     Case,
     cases,
