@@ -193,7 +193,9 @@ def test_ray_workers_need_no_directory_in_common(
 def test_a_worker_that_cannot_load_the_teacher_is_told_with_its_host(
     configure: Callable[..., PrecomputeConfig], address: str, tmp_path: Path
 ) -> None:
-    config = configure(tmp_path / "cache", engine="ray", address=address, teacher=str(tmp_path / "nothing"))
+    config = configure(
+        tmp_path / "cache", engine="ray", address=address, num_workers=1, teacher=str(tmp_path / "nothing")
+    )
     with pytest.raises(WorkerError) as caught:
         precompute(config)
     assert str(caught.value).startswith(f"worker on {os.uname().nodename}: --teacher {tmp_path}/nothing: cannot be")

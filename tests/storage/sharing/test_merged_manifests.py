@@ -72,10 +72,3 @@ def test_shards_with_the_same_rows_are_refused(two: list[Path], forge: SimpleNam
     forge.shard_record(out, twin.path, sha256=first.sha256)
     with pytest.raises(RecordError, match="holds the rows of another shard"):
         read_manifest(out)
-
-
-def test_row_ids_begin_again_only_with_a_source(small_cache: Path, forge: SimpleNamespace) -> None:
-    path = "soft_targets/train-00001-of-00003.arrow"
-    forge.shard_record(small_cache, path, first_row_id=0)
-    with pytest.raises(RecordError, match="overlap or do not follow"):
-        read_manifest(small_cache)

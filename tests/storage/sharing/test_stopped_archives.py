@@ -48,7 +48,7 @@ def num_calls(work: Callable[[Callable[[int], object]], object]) -> int:
     return len(told)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "over an earlier file"])
 def test_a_stopped_pack_leaves_what_was_there(
     small_cache: Path, packed_file: Path, tmp_path: Path, error: BaseException, is_there: bool
@@ -64,7 +64,7 @@ def test_a_stopped_pack_leaves_what_was_there(
         assert snapshot(file.parent) == ({file.name: earlier} if earlier else {})
 
 
-@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()], ids=repr)
 def test_a_stopped_unpack_leaves_nothing(packed_file: Path, tmp_path: Path, error: BaseException) -> None:
     out = tmp_path / "out"
     total = num_calls(lambda tell: unpack(packed_file, tmp_path / "whole", tell))
