@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import (
-    ConfigError,
-)
+from storage.errors import ConfigError
 from student import EvaluateConfig, MixConfig, TrainConfig
 
 WRONG_SETTINGS: list[dict[str, object]] = [

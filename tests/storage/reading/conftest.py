@@ -9,18 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.storage.reading.forging import (
-    outside,
-    snapshot,
-    write_good_cache,
-)
-from tests.storage.reading.readers import (
-    READERS,
-    Case,
-    Watch,
-    bounded,
-    errors_of,
-)
+from tests.storage.reading.forging import outside, snapshot, write_good_cache
+from tests.storage.reading.readers import READERS, Case, Watch, bounded, errors_of
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,7 @@ import torch
 
 from scripts.faults.time_limit import time_limit
 from storage import RowStream, open_cache, verify_cache
-from storage.errors import (
-    TeachonceError,
-)
+from storage.errors import TeachonceError
 from storage.reading.inspection import render_head, render_summary, summarize
 from storage.records.manifest import KINDS, SPLITS
 from student import TrainConfig, train

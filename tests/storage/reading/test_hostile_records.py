@@ -7,13 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.errors import (
-    FormatVersionError,
-    HashMismatchError,
-    MissingFileError,
-    RecordError,
-    UnsafePathError,
-)
+from storage.errors import FormatVersionError, HashMismatchError, MissingFileError, RecordError, UnsafePathError
 from tests.storage.reading.forging import (
     FIRST,
     LAST_BLOCKS,
@@ -28,13 +22,7 @@ from tests.storage.reading.forging import (
     shard_path,
     without,
 )
-from tests.storage.reading.readers import (
-    BIGGEST_INT,
-    FILES,
-    ROWS,
-    Case,
-    cases,
-)
+from tests.storage.reading.readers import BIGGEST_INT, FILES, ROWS, Case, cases
 
 SOFT = FIRST["soft_targets"]
 

@@ -11,23 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage.errors import (
-    RowError,
-)
-from tests.storage.hostile import (
-    Batches,
-    footer_lists_first_batch_twice,
-)
-from tests.storage.reading.forging import (
-    shard_batches,
-    shard_bytes,
-    values,
-)
-from tests.storage.reading.readers import (
-    ROWS,
-    Case,
-    cases,
-)
+from storage.errors import RowError
+from tests.storage.hostile import Batches, footer_lists_first_batch_twice
+from tests.storage.reading.forging import shard_batches, shard_bytes, values
+from tests.storage.reading.readers import ROWS, Case, cases
 
 
 def at(row: int, place: int, value: object) -> Callable[[list[Any]], None]:

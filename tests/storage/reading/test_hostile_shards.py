@@ -13,9 +13,7 @@ import pyarrow as pa
 import pytest
 
 from storage import verify_cache
-from storage.errors import (
-    ShardFormatError,
-)
+from storage.errors import ShardFormatError
 from storage.records.manifest import KINDS
 from tests.storage.hostile import (
     ZSTD_MAGIC,
@@ -30,19 +28,8 @@ from tests.storage.hostile import (
     with_field,
     with_offsets,
 )
-from tests.storage.reading.forging import (
-    FIRST,
-    array,
-    outside,
-    shard_batches,
-    shard_bytes,
-)
-from tests.storage.reading.readers import (
-    ROWS,
-    Case,
-    cases,
-    errors_of,
-)
+from tests.storage.reading.forging import FIRST, array, outside, shard_batches, shard_bytes
+from tests.storage.reading.readers import ROWS, Case, cases, errors_of
 
 
 class Boom:

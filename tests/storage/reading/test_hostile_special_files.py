@@ -9,24 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import (
-    IncompleteCacheError,
-    MissingFileError,
-    RecordError,
-    UnsafePathError,
-)
-from tests.storage.reading.forging import (
-    FIRST,
-    bind_socket,
-    link,
-    special,
-)
-from tests.storage.reading.readers import (
-    FILES,
-    ROWS,
-    Case,
-    cases,
-)
+from storage.errors import IncompleteCacheError, MissingFileError, RecordError, UnsafePathError
+from tests.storage.reading.forging import FIRST, bind_socket, link, special
+from tests.storage.reading.readers import FILES, ROWS, Case, cases
 
 SOFT = FIRST["soft_targets"]
 

@@ -10,28 +10,10 @@ from typing import Any
 
 import pytest
 
-from storage.errors import (
-    HashMismatchError,
-    MissingFileError,
-    RecordError,
-    UnsafePathError,
-)
+from storage.errors import HashMismatchError, MissingFileError, RecordError, UnsafePathError
 from student.errors import VocabularyMismatchError
-from tests.storage.reading.forging import (
-    identity,
-    outside,
-    tokenizer,
-    tokenizer_with_code,
-    vocabulary,
-    write_json,
-)
-from tests.storage.reading.readers import (
-    FILES,
-    Case,
-    cases,
-    errors_of,
-    train_a_student,
-)
+from tests.storage.reading.forging import identity, outside, tokenizer, tokenizer_with_code, vocabulary, write_json
+from tests.storage.reading.readers import FILES, Case, cases, errors_of, train_a_student
 
 
 def with_extra_tokenizer_file(cache_dir: Path, forge: SimpleNamespace) -> None:

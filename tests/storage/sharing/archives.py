@@ -12,9 +12,7 @@ from typing import Any
 
 import zstandard
 
-from storage.errors import (
-    TeachonceError,
-)
+from storage.errors import TeachonceError
 
 COMMIT = "commits/soft_targets-train-00001.json"
 SHARD = "soft_targets/train-00001-of-00003.arrow"

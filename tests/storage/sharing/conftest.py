@@ -12,17 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.disk.files import TEMPORARY_PREFIX
-from storage.errors import (
-    ArchiveError,
-    TeachonceError,
-)
+from storage.errors import ArchiveError, TeachonceError
 from storage.sharing.archive import pack, unpack
-from tests.storage.sharing.archives import (
-    Member,
-    Refuse,
-    add_file,
-    members_of,
-)
+from tests.storage.sharing.archives import Member, Refuse, add_file, members_of
 from tests.storage.sharing.copies import ROWS
 from tests.storage.sharing.merges import CONFIG, FEW, SIZES, Build, data_of
 

@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.errors import (
-    HashMismatchError,
-    MissingFileError,
-    TransferError,
-)
+from storage.errors import HashMismatchError, MissingFileError, TransferError
 from storage.sharing.transfer import pull, push
 from tests.storage.sharing.copies import COMMIT, IMPATIENT, NUM_FILES, QUICK, SHARD, damage, remote_files
 from tests.storage.stopping import snapshot

@@ -12,12 +12,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import (
-    ArchiveError,
-    FormatVersionError,
-    TeachonceError,
-    UnsafePathError,
-)
+from storage.errors import ArchiveError, FormatVersionError, TeachonceError, UnsafePathError
 from storage.records.records import MAX_RECORD_BYTES
 from storage.sharing.archive import pack, unpack
 from tests.storage.sharing.archives import (

@@ -9,13 +9,7 @@ from types import SimpleNamespace
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.errors import (
-    CacheError,
-    FormatVersionError,
-    RecordError,
-    TransferError,
-    UnsafePathError,
-)
+from storage.errors import CacheError, FormatVersionError, RecordError, TransferError, UnsafePathError
 from storage.remote import remote_records
 from storage.sharing.transfer import pull, push
 from tests.storage.sharing.copies import COMMIT, QUICK, SHARD, remote_files

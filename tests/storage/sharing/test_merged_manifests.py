@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import (
-    RecordError,
-)
+from storage.errors import RecordError
 from storage.records.manifest import read_manifest
 from storage.sharing.merging import merge
 from tests.storage.sharing.merges import data_of

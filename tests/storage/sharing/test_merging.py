@@ -19,9 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import RowStream
-from storage.errors import (
-    CacheMismatchError,
-)
+from storage.errors import CacheMismatchError
 from storage.reading.cache import Cache
 from storage.records.manifest import KINDS, SPLITS
 from storage.rows import beams, samples, soft_targets

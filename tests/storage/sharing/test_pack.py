@@ -27,11 +27,7 @@ from storage.reading.cache import Cache
 from storage.sharing.archive import pack, unpack
 from storage.sharing.tar_header import tar_header
 from storage.sharing.zstd_frame import frame_compressor
-from tests.storage.sharing.archives import (
-    COMMIT,
-    SHARD,
-    add_file,
-)
+from tests.storage.sharing.archives import COMMIT, SHARD, add_file
 from tests.storage.stopping import snapshot
 
 

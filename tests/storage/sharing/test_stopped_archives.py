@@ -13,9 +13,7 @@ import pytest
 
 from storage import open_cache
 from storage.disk.files import TEMPORARY_PREFIX
-from storage.errors import (
-    WriteRefusedError,
-)
+from storage.errors import WriteRefusedError
 from storage.sharing.archive import pack, unpack
 from tests.storage.stopping import snapshot
 

@@ -11,11 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from storage.errors import (
-    HashMismatchError,
-    MissingFileError,
-    WriteRefusedError,
-)
+from storage.errors import HashMismatchError, MissingFileError, WriteRefusedError
 from storage.sharing.merging import merge
 from tests.places import ROOT
 from tests.storage.sharing.merges import CONFIG, data_of, refusing

@@ -10,11 +10,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.errors import (
-    NoCacheError,
-    TransferError,
-    UnfinishedRemoteError,
-)
+from storage.errors import NoCacheError, TransferError, UnfinishedRemoteError
 from storage.sharing.transfer import pull, push
 from tests.places import ROOT
 from tests.storage.sharing.copies import NUM_FILES, NUM_SHARDS, QUICK, SHARD, remote_files

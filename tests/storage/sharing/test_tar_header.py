@@ -13,11 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import open_cache
-from storage.errors import (
-    ArchiveError,
-    ConfigError,
-    UnsafePathError,
-)
+from storage.errors import ArchiveError, ConfigError, UnsafePathError
 from storage.sharing.tar_header import tar_header
 from tests.storage.sharing.archives import (
     COMMIT,

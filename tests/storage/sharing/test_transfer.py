@@ -14,24 +14,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from storage import open_cache, verify_cache
-from storage.errors import (
-    CacheMismatchError,
-    ConfigError,
-    IncompleteCacheError,
-    NoCacheError,
-    RecordError,
-)
+from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError, NoCacheError, RecordError
 from storage.remote.retrying import RetryPolicy
 from storage.sharing.transfer import pull, push
-from tests.storage.sharing.copies import (
-    COMMIT,
-    NUM_FILES,
-    NUM_SHARDS,
-    QUICK,
-    SHARD,
-    push_at_once,
-    remote_files,
-)
+from tests.storage.sharing.copies import COMMIT, NUM_FILES, NUM_SHARDS, QUICK, SHARD, push_at_once, remote_files
 from tests.storage.stopping import snapshot
 
 

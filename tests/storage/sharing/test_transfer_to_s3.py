@@ -8,10 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from storage.errors import (
-    NoCacheError,
-    TransferError,
-)
+from storage.errors import NoCacheError, TransferError
 from storage.remote.retrying import RetryPolicy
 from storage.sharing.transfer import pull, push
 from tests.storage.object_store import FAULTS, S3Proxy

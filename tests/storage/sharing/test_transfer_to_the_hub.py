@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import (
-    TransferError,
-)
+from storage.errors import TransferError
 from storage.sharing.transfer import pull, push
 from tests.storage.object_store import FakeHub
 from tests.storage.sharing.copies import NUM_FILES, QUICK, SHARD

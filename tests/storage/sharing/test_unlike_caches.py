@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import (
-    CacheMismatchError,
-    ConfigError,
-    IncompleteCacheError,
-    MergeError,
-    NoCacheError,
-)
+from storage.errors import CacheMismatchError, ConfigError, IncompleteCacheError, MergeError, NoCacheError
 from storage.sharing.merging import merge
 from tests.storage.sharing.merges import CONFIG, SHARED_CONFIG, SIZES, Build, assert_holds, config_with, data_of
 from tests.storage.stopping import snapshot

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import (
-    ArchiveError,
-    ConfigError,
-)
+from storage.errors import ArchiveError, ConfigError
 from storage.sharing.archive import unpack
 from tests.storage.stopping import snapshot
 

@@ -16,16 +16,7 @@ from hypothesis import strategies as st
 
 from storage.sharing.archive import pack, unpack
 from storage.sharing.zstd_frame import _FRAME_HEADER, _JOB_BYTES
-from tests.storage.sharing.archives import (
-    Member,
-    Refuse,
-    add_file,
-    plain,
-    sealed,
-    skippable,
-    tar_of,
-    zstd_frame,
-)
+from tests.storage.sharing.archives import Member, Refuse, add_file, plain, sealed, skippable, tar_of, zstd_frame
 from tests.storage.stopping import snapshot
 
 

@@ -15,11 +15,7 @@ from transformers import GPT2LMHeadModel
 from pipeline import SoftTargetsConfig
 from storage import Cache
 from student.evaluation import blocks, evaluate_model, ranking
-from tests.student.evaluation.naive import (
-    full_kl,
-    naive_measures,
-    validation_rows,
-)
+from tests.student.evaluation.naive import full_kl, naive_measures, validation_rows
 
 
 @pytest.mark.parametrize("kind", ["sampled", "bucketed"])

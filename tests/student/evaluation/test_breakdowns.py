@@ -13,10 +13,7 @@ from storage import Cache
 from student.evaluation.positions import measure_positions
 from student.losses.batches import BlockBatch
 from student.losses.targets import SparseTargets
-from tests.student.evaluation.naive import (
-    mean_with_error,
-    naive_positions,
-)
+from tests.student.evaluation.naive import mean_with_error, naive_positions
 
 
 @pytest.mark.parametrize("kind", ["sampled", "bucketed"])

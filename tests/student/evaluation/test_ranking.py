@@ -17,9 +17,7 @@ from storage import Cache
 from storage.rows.beams import decode
 from student.evaluation import evaluate_model
 from student.evaluation.ranking import kendall_tau, rank_prompts, ranking_details, reciprocal_rank, selection_figures
-from tests.student.evaluation.naive import (
-    validation_rows,
-)
+from tests.student.evaluation.naive import validation_rows
 
 
 def naive_tau(student: list[float], teacher: list[float]) -> float:

@@ -30,9 +30,7 @@ from student.evaluation.table import render
 from student.export.command import export_student
 from student.export.config import ExportConfig
 from student.model import build_student
-from tests.student.evaluation.naive import (
-    validation_rows,
-)
+from tests.student.evaluation.naive import validation_rows
 
 
 def test_the_whole_evaluation_holds_what_training_measures_and_intervals_around_it(
