@@ -6,16 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
+from storage.errors import RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
 from storage.records.manifest import SPLITS
+from storage.rows.segments import position_ids
+from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
+from storage.tensors.model_facts import context_length_of
+from storage.tensors.packing import packed_hidden_states, packing_leak, relative_difference
 from student.errors import (
     ArchitectureError,
     BrokenStudentError,
@@ -34,6 +40,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "distil": {"n_layer": 6, "n_embd": 768, "n_head": 12},
 }
 _LONGEST_CONTEXT = 1024
+# Relative difference that rounding may make in what check_architecture compares.
+_TOLERANCE = 1e-3
 # Rows of the output that stand for no token: as many as there are tokens, and these.
 _FREE_PADDED_ROWS = 1024
 # Nothing that a stranger wrote is run, and nothing that is missing is looked for on the hub.
@@ -144,40 +152,43 @@ def check_architecture(model: Any, name: str) -> None:
 
     The losses call body and head apart; a head with a bias, a scale or a cap would be trained as another one.
     """
-    length = min(6, context_length_of(model) // 2)
     was_training = model.training
     model.eval()
-    vocab_size = head_weight(model).shape[0]
-    alone = (torch.arange(length, device=model.device)[None] * 7 + 1) % vocab_size
-    packed = torch.cat([(alone + 3) % vocab_size, alone], dim=1)
-    positions = torch.arange(length, device=model.device)[None]
     try:
-        expected = model(input_ids=alone, use_cache=False).logits[0]
-        hidden = hidden_states(model, alone, positions)[0]
-        behind = hidden_states(model, packed, positions.repeat(1, 2))[0, length:]
+        logits, from_head = _logits_and_what_the_head_gives(model)
+        leak = _packing_leak(model)
     except TypeError as error:
         raise ArchitectureError(name, "does not take positions") from error
     finally:
         model.train(was_training)
-    if not bool(expected.isfinite().all()):
+    if not bool(logits.isfinite().all()):
         raise BrokenStudentError(name)
-    if not _nearly(hidden @ head_weight(model).T, expected):
+    # NaN is refused too.
+    if not relative_difference(from_head, logits) <= _TOLERANCE:
         raise ArchitectureError(name, "has an output head that is more than a matrix")
-    if not _nearly(behind, hidden):
+    if not leak <= _TOLERANCE:
         raise ArchitectureError(name, "lets packed documents see each other")
 
 
-def _nearly(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1.0))
+def _logits_and_what_the_head_gives(model: Any) -> tuple[Tensor, Tensor]:
+    """The model's own logits [T, V] of a few tokens, and those of head times hidden state."""
+    length = min(6, context_length_of(model))
+    ids = (torch.arange(length, device=model.device)[None] * 7 + 1) % head_weight(model).shape[0]
+    hidden_TD = hidden_states(model, ids, torch.arange(length, device=model.device)[None])[0]
+    return model(input_ids=ids, use_cache=False).logits[0], hidden_TD @ head_weight(model).T
+
+
+def _packing_leak(model: Any) -> float:
+    def hidden_of(ids: NDArray[np.int64], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
+        positions = np.stack([position_ids(lengths) for lengths in segment_lengths])
+        return hidden_states(model, *(torch.from_numpy(array).to(model.device) for array in (ids, positions)))
+
+    return packing_leak(hidden_of, vocab_size=head_weight(model).shape[0], context_length=context_length_of(model))
 
 
 def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
     """Last hidden states [N, T, D]; segments, told by positions that start again at 0, see only themselves."""
-    output = model.base_model(
-        input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=None, use_cache=False
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    return packed_hidden_states(model.base_model, input_ids_NT, position_ids_NT)
 
 
 def head_weight(model: Any) -> nn.Parameter:
@@ -186,24 +197,11 @@ def head_weight(model: Any) -> nn.Parameter:
     return weight
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def context_length_of(model: Any) -> int:
-    """Longest sequence that the student can read."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-
-
 def choose_device(name: str) -> torch.device:
     """The device that --device names, its float32 products on the fast path where that is exact."""
-    if name == "auto":
-        name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {first_line(error)}") from error
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{local_rank()}"
+    device = find_device(name)
     if device.type == "cpu":
         use_fast_matmul()
     return device

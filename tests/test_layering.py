@@ -43,7 +43,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli", "__init__"),
     ),
     "student": (
-        ("config", "errors", "processes", "run_record", "model"),
+        ("config", "errors", "processes", "run_record", "model", "token_loop"),
         ("losses",),
         ("evaluation",),
         ("training",),

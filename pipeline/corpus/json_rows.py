@@ -1,7 +1,7 @@
 """Rows of a JSON file: objects, by custom one a line, or one array of them.
 
-Each row stands for itself. Readers that make columns of rows infer a type for each column, see dates in texts, and fail
-where a type changes or a key is new, be it of a column that nobody reads.
+Each row stands for itself. pyarrow.json and pandas.read_json make columns of rows: they infer a type for each column,
+see dates in texts, and Arrow fails where a type changes, be it of a column that nobody reads. ijson is no dependency.
 """
 
 from __future__ import annotations

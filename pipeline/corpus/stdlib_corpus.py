@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +39,10 @@ def _docstrings(path: Path) -> Iterator[str]:
         return
     for node in sorted(ast.walk(module), key=lambda node: getattr(node, "lineno", 0)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node, clean=False)
+            docstring = ast.get_docstring(node)
             if docstring and docstring.strip():
                 name = path.stem if isinstance(node, ast.Module) else _heading(node)
-                yield f"{name}\n{inspect.cleandoc(docstring)}"
+                yield f"{name}\n{docstring}"
 
 
 def _heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.decoding.slot_cache import prefill_cache
 from pipeline.teacher.model import Teacher
+from storage.tensors.padding import distinct_prompts, left_pad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +30,10 @@ class Prefilled:
 
 def prefill(teacher: Teacher, prompts: list[NDArray[Any]]) -> Prefilled:
     """One pass over prompts of any lengths; little is wasted when they are like."""
-    numbers: dict[bytes, int] = {}
-    rows = np.array([numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts])
-    distinct = [prompts[i] for i in np.unique(rows, return_index=True)[1]]
+    distinct, rows = distinct_prompts(prompts)
     ids_UT, is_token_UT = left_pad(distinct)
     mask_UT = teacher.to_device(is_token_UT)
     positions_UT = (mask_UT.cumsum(1) - 1).clamp(min=0)
     cache = prefill_cache()
     hidden_UD = teacher.last_hidden(teacher.to_device(ids_UT), mask_UT, positions_UT, cache)
     return Prefilled(cache=cache, hidden_UD=hidden_UD, rows=rows, lengths=np.array([len(ids) for ids in prompts]))
-
-
-def left_pad(prompts: list[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompts [N, longest] with zeros before the shorter ones, and 1 where a token stands."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    is_token = np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        is_token[row, longest - len(prompt) :] = 1
-    return ids, is_token

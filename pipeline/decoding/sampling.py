@@ -18,8 +18,7 @@ from torch import Tensor
 from pipeline.decoding.prefill import Prefilled, prefill
 from pipeline.decoding.slot_cache import SlotCache
 from pipeline.teacher.model import Teacher
-from pipeline.vocabulary.blocks import block_sums, find_in_running_sum
-from storage.draws import hash_uniform
+from storage.tensors.nucleus import draw_ids, draw_uniforms
 
 # Texts whose prompts are sorted by length together, as a multiple of the slots.
 _WINDOW_BATCHES = 4
@@ -91,7 +90,7 @@ class _Texts:
     def extend(self, texts: NDArray[np.int64], hidden_RD: Tensor) -> None:
         """Draw the next token of each of `texts` from the hidden state at its end."""
         steps = self._lengths[texts]
-        uniforms_R = torch.from_numpy(hash_uniform(self._seeds[texts], steps)).to(hidden_RD.device)
+        uniforms_R = draw_uniforms(self._seeds[texts], steps, hidden_RD.device)
         logits_RV = self._teacher.logits(hidden_RD)
         drawn = [
             self._draw(logits_RV[first : first + CHUNK_ROWS], uniforms_R[first : first + CHUNK_ROWS])
@@ -105,7 +104,7 @@ class _Texts:
     def _draw(self, logits_RV: Tensor, uniforms_R: Tensor) -> Tensor:
         """Ids and their logprobs [2, R] as float64, which holds both exactly: one transfer instead of two."""
         logprobs_RV = torch.log_softmax(logits_RV, dim=1)
-        ids_R = draw(logprobs_RV, uniforms_R, temperature=self._temperature, top_p=self._top_p)
+        ids_R = draw_ids(logprobs_RV, uniforms_R, temperature=self._temperature, top_p=self._top_p)
         logprobs_R = logprobs_RV.gather(1, ids_R[:, None])[:, 0].clamp(max=0.0)
         return torch.stack([ids_R.double(), logprobs_R.double()])
 
@@ -184,22 +183,6 @@ class _Batch:
         if self._cache is not None and len(busy) <= (1 - _IDLE_SHARE) * len(self._slots):
             self._cache.keep(busy)
             self._slots = self._slots[busy]
-
-
-def draw(logprobs_RV: Tensor, uniforms_R: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """One id per row [R] by inverting the running sum of probabilities in float64.
-
-    With top_p < 1 only the nucleus counts (Holtzman et al. 2020, section 3.1): the smallest set of
-    most probable tokens whose mass reaches top_p.
-    """
-    probs_RV = logprobs_RV.exp() if temperature == 1.0 else torch.softmax(logprobs_RV / temperature, dim=1)
-    if top_p < 1.0:
-        sorted_RV, order_RV = probs_RV.sort(dim=1, descending=True, stable=True)
-        before_RV = sorted_RV.cumsum(1, dtype=torch.float64) - sorted_RV
-        sorted_RV = sorted_RV.masked_fill(before_RV >= top_p, 0.0)
-        probs_RV = torch.zeros_like(probs_RV).scatter(1, order_RV, sorted_RV)
-    sums_RB = block_sums(probs_RV)
-    return find_in_running_sum(probs_RV, sums_RB, uniforms_R[:, None] * sums_RB.sum(1, keepdim=True))[:, 0]
 
 
 def batches_by_length(prompts: list[NDArray[Any]], batch_rows: int) -> list[NDArray[np.int64]]:

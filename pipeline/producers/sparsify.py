@@ -18,8 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.vocabulary.blocks import BLOCK_IDS, find_in_running_sum, gather_blocks, largest
+from pipeline.vocabulary.largest import largest
 from pipeline.vocabulary.scan import VocabularyScan, scan_logits
+from storage.tensors.nucleus import is_in_nucleus
+from storage.tensors.running_sum import find_in_running_sum
+from storage.tensors.vocabulary_blocks import BLOCK_IDS, gather_blocks
 
 # Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
 _TINY_MASS = 1e-25
@@ -150,7 +153,7 @@ def _choose_head(
     is_head_CK = torch.arange(num_candidates, device=ids_CK.device).expand_as(ids_CK) < top_k
     if top_p < 1:
         probs_CK = shifted_CV.gather(1, ids_CK).double().exp() / scan.partition_C[:, None]
-        is_head_CK = is_head_CK & (probs_CK.cumsum(1) - probs_CK < top_p)
+        is_head_CK = is_head_CK & is_in_nucleus(probs_CK, top_p)
     if tail_weight is not None:
         # Whatever reaches τ stays: it would be drawn with a probability above 1.
         weights_CK = draw.shifted_CV.gather(1, ids_CK).exp().double()

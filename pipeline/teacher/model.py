@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
 from pipeline.teacher.fast_layers import use_fast_layers
-from storage.errors import ConfigError, first_line
+from storage.errors import first_line
 from storage.rows.segments import position_ids
+from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
+from storage.tensors.model_facts import context_length_of, num_parameters
+from storage.tensors.packing import packed_hidden_states, packing_leak
 
 # Hidden states of a document alone and packed differ by rounding only; a leak differs by far more.
 _LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -55,7 +58,7 @@ class Teacher:
         self.weights_bytes = weights_bytes
         head = model.get_output_embeddings()
         self.vocab_size: int = head.weight.shape[0]
-        self.context_length: int = _context_length(model.config)
+        self.context_length = context_length_of(model)
         self._body: nn.Module = model.base_model
         self._head_weight_VD: Tensor = head.weight
         self._head_bias_V: Tensor | None = getattr(head, "bias", None)
@@ -66,19 +69,12 @@ class Teacher:
     @property
     def num_parameters(self) -> int:
         """Parameters, tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return num_parameters(self.model)
 
     def hidden(self, input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
         """Last hidden states [N, T, D] of packed blocks, each document seeing only itself."""
         positions = np.stack([position_ids(lengths)[: input_ids_NT.shape[1]] for lengths in segment_lengths])
-        output = self._body(
-            input_ids=self.to_device(input_ids_NT),
-            position_ids=self.to_device(positions),
-            attention_mask=None,
-            use_cache=False,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return packed_hidden_states(self._body, self.to_device(input_ids_NT), self.to_device(positions))
 
     def last_hidden(self, input_ids_NT: Tensor, attention_mask_NT: Tensor, positions_NT: Tensor, cache: Any) -> Tensor:
         """Hidden state [N, D] of the last position of left-padded sequences, appended to a key-value cache."""
@@ -131,14 +127,8 @@ class Teacher:
 
     def check_isolation(self) -> None:
         """Raise LeakingTeacherError when a packed document differs from the same document alone."""
-        length = min(6, self.context_length // 2)
-        alone = (np.arange(length)[None] * 7 + 1) % self.vocab_size
-        packed = np.concatenate([(np.arange(length)[None] * 5 + 3) % self.vocab_size, alone], axis=1)
         with torch.inference_mode():
-            wanted = self.hidden(alone, [np.array([length])])[0].float()
-            found = self.hidden(packed, [np.array([length, length])])[0, length:].float()
-        scale = max(float(wanted.abs().max()), 1.0)
-        difference = float((wanted - found).abs().max()) / scale
+            difference = packing_leak(self.hidden, vocab_size=self.vocab_size, context_length=self.context_length)
         if difference > _LEAK_TOLERANCE[self.dtype]:
             raise LeakingTeacherError(self.name, difference)
 
@@ -182,7 +172,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
 
     Raises NoSuchTeacherError or LeakingTeacherError.
     """
-    device = choose_device(config.device)
+    device = find_device(config.device)
     tokenizer = load_tokenizer(config)
     model, loading = _loading(
         config,
@@ -224,26 +214,11 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that --device names."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {first_line(error)}") from error
-
-
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _context_length(model_config: Any) -> int:
-    length = getattr(model_config, "max_position_embeddings", None)
-    return int(length) if length else 1 << 30
 
 
 def _loading(config: PrecomputeConfig, load: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.vocabulary.blocks import num_blocks, split_blocks
+from storage.tensors.vocabulary_blocks import num_blocks, split_blocks
 
 # Bytes of logits that one core works on: with their exponentials they fill less than half of a cache of 2 MB.
 _GROUP_BYTES_PER_THREAD = 410 << 10

@@ -22,7 +22,6 @@ from transformers import GenerationConfig
 
 from pipeline.config import BeamsConfig, Dtype, PrecomputeConfig, SamplesConfig
 from pipeline.corpus.blocks import PromptSet
-from pipeline.decoding.prefill import left_pad
 from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.beams import BeamsProducer
 from pipeline.producers.samples import SamplesProducer
@@ -32,6 +31,7 @@ from scripts.bench.config import BenchConfig
 from scripts.bench.models import GPT2_124M, TINY, save_teacher
 from scripts.support.measure import interleaved_seconds
 from storage.rows import beams, samples
+from storage.tensors.padding import left_pad
 
 Texts = list[NDArray[np.int64]]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")

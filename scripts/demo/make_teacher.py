@@ -36,9 +36,10 @@ from storage.remote.directory import require_local
 from storage.rows.columns import token_type
 from storage.rows.segments import position_ids, valid_targets
 from storage.tensors.matmul_precision import use_fast_matmul
+from storage.tensors.model_facts import num_parameters
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
-from student.model import head_weight, hidden_states, num_parameters
+from student.model import head_weight, hidden_states
 
 EOS = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257

@@ -1,4 +1,4 @@
-"""Hashes of files and of directories."""
+"""Hashes of files and of directories. hashlib.file_digest needs Python 3.11; 3.10 is supported."""
 
 from __future__ import annotations
 

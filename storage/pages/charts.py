@@ -115,7 +115,7 @@ def bars(chart: Chart, names: Sequence[str], values: Sequence[float], labels: Se
         canvas.set_yticks(places, [_short(name) for name in names])
         canvas.tick_params(axis="y", length=0, labelcolor=COLOURS["text"])
         canvas.invert_yaxis()
-        canvas.set_xlim(0, 1.3 * max(values, default=1.0) or 1.0)
+        canvas.set_xlim(0, 1.3 * max(values))
         canvas.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         canvas.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         canvas.grid(axis="y", visible=False)

@@ -1,4 +1,7 @@
-"""HTML that escapes whatever is not HTML already."""
+"""HTML that escapes whatever is not HTML already.
+
+markupsafe, and with it htpy and jinja2, leave control characters and marks that turn a text's direction as they are.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as people read them. tqdm's formats are for a bar: 5.41MB without a space, 2:01:40 for two hours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """matplotlib's drawings as inline SVG whose colours are the page's.
 
 Colours are stand-ins that become the page's custom properties, so that a chart follows light and dark by itself.
-Styles become attributes, because the page's policy allows no style but its own sheet.
+Styles become attributes, because the page's policy allows no style but its own sheet. matplotlib has no
+setting for either.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ def inline_svg(
 
 def _drawn(key: str, labels: tuple[str, str], draw: Callable[[Any], None], height: float) -> bytes:
     """matplotlib's SVG, the same bytes for the same data."""
-    require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -105,9 +105,6 @@ _SETTINGS: dict[str, Any] = {
 def _themed(content: bytes, key: str, title: str, description: str) -> Markup:
     """matplotlib's SVG with the page's colours, without styles, and with ids that no other chart of the page has."""
     root = ElementTree.fromstring(content)
-    for unwanted in ("metadata", f"{_SVG}metadata"):
-        for child in root.findall(unwanted):
-            root.remove(child)
     for defs in list(root.iter(f"{_SVG}defs")):
         for style in defs.findall(f"{_SVG}style"):
             defs.remove(style)

@@ -1,4 +1,7 @@
-"""Trying again: what a network does wrong passes, everything else is final or a bug."""
+"""Trying again: what a network does wrong passes, everything else is final or a bug.
+
+tenacity is no dependency, and its deadlines run from the first try, whatever has arrived since.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from storage.errors import ConfigError, TeachonceError, TransferError
+from storage.errors import ConfigError, TransferError
 
 _LONGEST_REASON = 300
 # Libraries quote the address that they were given.
@@ -56,13 +59,11 @@ class Patience:
         self._furthest = 0
 
     def call(self, action: Callable[[], Result]) -> Result:
-        """What `action` returns when it succeeds at last; a programming error passes at once."""
+        """What `action` returns when it succeeds at last; our own errors and programming errors pass at once."""
         while True:
             try:
                 return action()
             except Exception as error:
-                if isinstance(error, TeachonceError):
-                    raise
                 if _is_final(error):
                     raise TransferError(self._where, _explained(error)) from error
                 if not _is_network(error):
@@ -140,7 +141,6 @@ _FINAL_NAMES = frozenset(
     ]
 )
 _FINAL_OS_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-_TIMEOUTS = (TimeoutError, asyncio.TimeoutError)
 # Of the client's errors: time-out, conflict, failed precondition, locked, too early, too many requests; and 400,
 # which Google and S3 also answer to a body that broke off.
 _PASSING_STATUSES = frozenset((400, 408, 409, 412, 423, 425, 429))
@@ -160,7 +160,7 @@ def _is_final(error: Exception) -> bool:
 
 def _is_network(error: Exception) -> bool:
     packages = {parent.__module__.partition(".")[0] for parent in type(error).__mro__}
-    plain = isinstance(error, (OSError, http.client.HTTPException, *_TIMEOUTS))
+    plain = isinstance(error, (OSError, http.client.HTTPException, asyncio.TimeoutError))
     return plain or bool(packages & _NETWORK_PACKAGES)
 
 

@@ -1,9 +1,11 @@
 """What an Arrow file claims about its own size, checked before Arrow believes it.
 
 Arrow allocates what a compressed buffer claims to unpack to before it looks at what the buffer holds,
-and a zstd frame of a kilobyte can hold 30 MB of zeros: a small file could ask for all memory. Record
-batches are found as Arrow finds them, through the footer; Arrow verified its flatbuffer when it opened
-the file, so all that is left to read are a few tables and vectors.
+and a zstd frame of a kilobyte can hold 30 MB of zeros: a small file could ask for all memory. pyarrow
+shows neither where buffers lie nor what they claim, and has no memory pool with a limit.
+
+Record batches are found as Arrow finds them, through the footer; Arrow verified its flatbuffer when it opened
+the file, so all that is left to read are a few tables and vectors. The package flatbuffers is no dependency.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The ustar headers of packed caches, which tar reads; Python's own differ between its versions."""
+"""The ustar headers of packed caches, which tar reads.
+
+`unpack` accepts these bytes and no others, so they stay. tarfile's own changed with Python 3.9, which leaves the device
+numbers empty, and it cuts a long path at another slash.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ def tar_header(path: str, num_bytes: int) -> bytes:
     Raises ConfigError for a path or a size that ustar cannot express.
     """
     prefix, name = _split_name(path)
-    if not 0 <= num_bytes <= MAX_MEMBER_BYTES:
+    if num_bytes > MAX_MEMBER_BYTES:
         raise ConfigError(f"{path}: {num_bytes} bytes; a tar member has at most {MAX_MEMBER_BYTES}: use smaller shards")
     number = b"0000000\0"
     mode, size, mtime = b"0000644\0", b"%011o\0" % num_bytes, b"%011o\0" % 0

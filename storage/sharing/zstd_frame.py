@@ -31,7 +31,7 @@ _TRAILER_HEADER = bytes.fromhex("502a4d1820000000")
 def frame_compressor(num_threads: int | None) -> zstandard.ZstdCompressionObj:
     """A compressor whose bytes do not depend on num_threads (at least 1); None takes one per core."""
     # Without threads zstd cuts its input elsewhere than with any number of them, so there is always one.
-    num_threads = max(1, min(num_threads or os.cpu_count() or 1, _MAX_THREADS))
+    num_threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
     parameters = zstandard.ZstdCompressionParameters(
         compression_level=_ZSTD_LEVEL,
         window_log=_WINDOW_LOG,
@@ -51,8 +51,8 @@ def trailer(sha256: str) -> bytes:
 class FrameReader:
     """Content of a packed cache's only zstd frame, read in order, and never more than a zstd block of it at once.
 
-    What zstandard offers either reads on into further frames or swallows what follows the first, so the
-    blocks are told apart here: each begins with 3 bytes that hold its length and whether it is the last.
+    zstandard's stream_reader reads on into further frames, and its decompressobj unpacks all at once. So the blocks are
+    told apart here: each begins with 3 bytes that hold its length and whether it is the last.
     """
 
     def __init__(self, file: BinaryIO, where: str, progress: Callable[[int], object]) -> None:

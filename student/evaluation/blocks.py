@@ -37,14 +37,15 @@ def measured_batches(
 ) -> Iterator[tuple[BlockBatch, PositionMeasures]]:
     """The blocks of the validation split in order, batch by batch, at most max_blocks of them."""
     tail_weight = tail_weight_at_one(cache)
-    num_blocks = cache.num_rows("soft_targets", "validation")
+    num_held = cache.num_rows("soft_targets", "validation")
+    num_blocks = num_held if max_blocks is None else min(num_held, max_blocks)
 
     def measure(rows: pa.RecordBatch) -> tuple[BlockBatch, PositionMeasures]:
         batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
         return batch, measure_positions(model, batch, num_best)
 
-    with Progress(min(num_blocks, max_blocks or num_blocks), "evaluate", "blocks", quiet=quiet) as bar:
-        for rows in _row_batches(cache, batch_blocks, max_blocks):
+    with Progress(num_blocks, "evaluate", "blocks", quiet=quiet) as bar:
+        for rows in _row_batches(cache, batch_blocks, num_blocks):
             yield from in_parts(model, rows, measure)
             bar.update(rows.num_rows)
 
@@ -126,13 +127,11 @@ def _perplexity(mean_nats: float) -> float:
         return math.inf
 
 
-def _row_batches(cache: Cache, batch_blocks: int, max_blocks: int | None) -> Iterator[pa.RecordBatch]:
-    num_left = max_blocks
+def _row_batches(cache: Cache, batch_blocks: int, num_left: int) -> Iterator[pa.RecordBatch]:
     for stored in cache.record_batches("soft_targets", "validation"):
-        for start in range(0, stored.num_rows, batch_blocks):
-            rows = stored.slice(start, batch_blocks if num_left is None else min(batch_blocks, num_left))
-            yield rows
-            if num_left is not None:
-                num_left -= rows.num_rows
-                if num_left <= 0:
-                    return
+        wanted = stored.slice(0, num_left)
+        for start in range(0, wanted.num_rows, batch_blocks):
+            yield wanted.slice(start, batch_blocks)
+        num_left -= wanted.num_rows
+        if not num_left:
+            return

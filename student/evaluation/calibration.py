@@ -1,5 +1,7 @@
 """Whether a model that says 30 % is right 30 times of 100.
 
+torchmetrics, which is no dependency, gives the error alone: no bins, and not what chance makes of it.
+
 Shape legend: P positions, K bins of confidence.
 """
 

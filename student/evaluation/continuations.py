@@ -1,7 +1,4 @@
-"""The held-out prompts that the teacher continued, and the student's continuations of them.
-
-Shape legend: N texts, V vocabulary.
-"""
+"""The held-out prompts that the teacher continued, and the student's continuations of them."""
 
 from __future__ import annotations
 
@@ -12,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from storage.draws import hash_u64, hash_uniform
+from storage.draws import hash_u64
 from storage.progress import Progress
 from storage.reading.cache import Cache
 from storage.rows.samples import SampleRow, decode
+from student.token_loop import collect_texts, draw_tokens
 
 _CHOICE_SEED = 22
 # Most texts per prompt that are measured, whatever a cache holds.
@@ -61,7 +56,6 @@ def choose_prompts(cache: Cache, num_prompts: int) -> list[list[SampleRow]]:
     return [rows for _, rows in heapq.nsmallest(num_prompts, different, key=lambda entry: entry[0])]
 
 
-@torch.inference_mode()
 def continue_prompts(
     model: Any,
     rows: list[SampleRow],
@@ -72,12 +66,10 @@ def continue_prompts(
 ) -> list[NDArray[np.int64]]:
     """The student's text for each row's prompt, with the end-of-text token where it came to one.
 
-    Draws are a function of the row's seed and the step, the very numbers that the teacher's text was drawn with: a
-    student that equals its teacher writes the same texts, and what differs is not chance alone. Prompts of like length
-    share a batch; its size changes texts only where rounding meets the edge of a draw.
+    It is drawn by the row's seed, as the teacher's text was: a student that equals its teacher writes the same texts,
+    and what differs is not chance alone. Prompts of like length share a batch; its size changes texts only where
+    rounding meets the edge of a draw. Raises BrokenStudentError for logits that are not finite.
     """
-    # transformers fills what is not said below from settings shipped with the checkpoint; these are none of ours.
-    model.generation_config = GenerationConfig()
     texts: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(rows)
     with Progress(len(rows), "continue", "texts", quiet=quiet) as bar:
         for places in _batches(rows, settings.max_new_tokens, batch_tokens):
@@ -87,37 +79,9 @@ def continue_prompts(
     return texts
 
 
-def draw(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """One id per row [N] by inverting the running sum of probabilities in float64.
-
-    With top_p < 1 only the nucleus counts (Holtzman et al. 2020, section 3.1): the smallest set of most probable tokens
-    whose mass reaches top_p.
-    """
-    logits_NV = logits_NV.double()
-    # The largest becomes 0 first, for a temperature near 0 would make it infinite.
-    probs_NV = torch.softmax((logits_NV - logits_NV.amax(1, keepdim=True)) / temperature, dim=1)
-    if top_p < 1.0:
-        sorted_NV, order_NV = probs_NV.sort(dim=1, descending=True, stable=True)
-        sorted_NV = sorted_NV.masked_fill(sorted_NV.cumsum(1) - sorted_NV >= top_p, 0.0)
-        probs_NV = torch.zeros_like(probs_NV).scatter(1, order_NV, sorted_NV)
-    running_NV = probs_NV.cumsum(1)
-    total_N1 = running_NV[:, -1:].contiguous()
-    ids_N1 = torch.searchsorted(running_NV, uniforms_N[:, None] * total_N1, right=True)
-    # Rounding may ask for all of the total, which the last id with any probability reaches.
-    return ids_N1.minimum((running_NV < total_N1).sum(1, keepdim=True))[:, 0]
-
-
-class _SeededDraw(LogitsProcessor):  # type: ignore[misc]
-    """Leaves the next token of each text as the only possible one."""
-
-    def __init__(self, seeds_N: NDArray[np.uint64], num_prompt_tokens: int, settings: SamplingSettings) -> None:
-        self._seeds_N, self._num_prompt_tokens, self._settings = seeds_N, num_prompt_tokens, settings
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self._num_prompt_tokens
-        uniforms_N = torch.from_numpy(hash_uniform(self._seeds_N, step)).to(scores.device)
-        ids_N = draw(scores, uniforms_N, temperature=self._settings.temperature, top_p=self._settings.top_p)
-        return torch.full_like(scores, -torch.inf).scatter(1, ids_N[:, None], 0.0)
+def without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> NDArray[Any]:
+    """A text's ids without the end-of-text token that it may end with."""
+    return completion_ids[:-1] if completion_ids[-1] == eos_token_id else completion_ids
 
 
 def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
@@ -143,27 +107,9 @@ def _batches(rows: list[SampleRow], max_new_tokens: int, batch_tokens: int) -> I
         yield places
 
 
-def _continue(model: Any, rows: list[SampleRow], settings: SamplingSettings) -> Iterator[NDArray[np.int64]]:
-    """Texts of one batch, prompts padded on the left; positions count from a prompt's first token."""
-    longest = max(len(row.prompt_ids) for row in rows)
-    ids, is_token = np.zeros((2, len(rows), longest), dtype=np.int64)
-    for place, row in enumerate(rows):
-        ids[place, longest - len(row.prompt_ids) :] = row.prompt_ids
-        is_token[place, longest - len(row.prompt_ids) :] = 1
-    seeds = np.array([row.seed for row in rows], dtype=np.uint64)
-    eos_token_id = settings.eos_token_id
-    output = model.generate(
-        input_ids=torch.from_numpy(ids).to(model.device),
-        attention_mask=torch.from_numpy(is_token).to(model.device),
-        logits_processor=LogitsProcessorList([_SeededDraw(seeds, longest, settings)]),
-        generation_config=GenerationConfig(
-            max_new_tokens=settings.max_new_tokens, eos_token_id=eos_token_id, pad_token_id=eos_token_id or 0
-        ),
-    )
-    for new_ids in output[:, longest:].cpu().numpy():
-        yield new_ids if eos_token_id is None else _up_to_end(new_ids, eos_token_id)
-
-
-def _up_to_end(ids: NDArray[np.int64], eos_token_id: int) -> NDArray[np.int64]:
-    ends = np.flatnonzero(ids == eos_token_id)
-    return ids[: ends[0] + 1] if len(ends) else ids
+def _continue(model: Any, rows: list[SampleRow], settings: SamplingSettings) -> list[NDArray[np.int64]]:
+    """Texts of one batch."""
+    prompts, seeds = [row.prompt_ids for row in rows], [row.seed for row in rows]
+    steps = draw_tokens(model, prompts, seeds, temperature=settings.temperature, top_p=settings.top_p)
+    texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.eos_token_id)
+    return [np.array(ids, dtype=np.int64) for ids in texts]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from numpy.typing import NDArray
-
 from storage.reading.cache import Cache
-from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts
-from student.evaluation.texts import Text, has_sacrebleu, measure_texts
+from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts, without_end
+from student.evaluation.texts import has_sacrebleu, measure_texts
 
 
 def measure_generation(
@@ -23,14 +21,9 @@ def measure_generation(
     with_self_bleu = has_sacrebleu()
     return {
         side: measure_texts(
-            [[_without_end(ids, settings.eos_token_id) for ids in of_prompt] for of_prompt in texts],
+            [[without_end(ids, settings.eos_token_id).tolist() for ids in of_prompt] for of_prompt in texts],
             cache.identity.vocab_size,
             with_self_bleu=with_self_bleu,
         )
         for side, texts in (("student", students), ("teacher", teachers))
     }
-
-
-def _without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> Text:
-    text: Text = completion_ids.tolist()
-    return text[:-1] if text[-1] == eos_token_id else text

@@ -1,5 +1,8 @@
 """Intervals of 95 % for figures made of independent draws, which are blocks or prompts.
 
+scipy.stats has a bootstrap and Student's t, but is no dependency; its draws come from NumPy's Generator, which may draw
+otherwise in another version.
+
 Shape legend: D draws, M figures, R replicates.
 """
 

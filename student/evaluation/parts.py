@@ -1,4 +1,7 @@
-"""Measuring rows in parts that fit into memory."""
+"""Measuring rows in parts that fit into memory.
+
+accelerate's find_executable_batch_size, which is no dependency, begins the whole pass again with smaller batches.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """How a student ranks the teacher's candidates, with the scores that selection is trained with.
 
+scipy.stats has Kendall's tau, but is no dependency, and gives NaN where the student ties all candidates.
+
 Shape legend: B prompts, N candidates of a prompt, M figures.
 """
 

@@ -1,4 +1,7 @@
-"""What `evaluate` found, for people: groups of figures, student beside teacher, intervals behind."""
+"""What `evaluate` found, for people: groups of figures, student beside teacher, intervals behind.
+
+tabulate, which only the extra evaluate brings, sizes the columns of one table; these groups share theirs.
+"""
 
 from __future__ import annotations
 

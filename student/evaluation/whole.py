@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from storage.reading.cache import Cache, open_cache
+from storage.tensors.model_facts import num_parameters
 from student.config import EvaluateConfig
 from student.errors import BrokenStudentError, NoHeldOutRowsError
 from student.evaluation.blocks import (
@@ -24,7 +25,7 @@ from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
-from student.model import choose_device, load_fitting_student, num_parameters
+from student.model import choose_device, load_fitting_student
 from student.run_record import is_of_other_rows, read_run
 
 _NUM_BEST = 5

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from storage.errors import ConfigError, first_line
 from storage.reading.cache import Cache, open_cache
 from storage.rows import soft_targets
+from storage.tensors.model_facts import context_length_of
 from student.errors import HeldOutTextError, VocabularyMismatchError
-from student.model import context_length_of, head_weight
+from student.model import head_weight
 
 _LONGEST_PIECE = 256
 

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.tensors.model_facts import context_length_of
 from student.errors import DisagreementError
 from student.export.agreement import Agreement, measure_agreement
 from student.export.child import LoneReader
 from student.export.config import ExportConfig
 from student.export.held_out import Sequences
 from student.export.worker import Speed
-from student.model import context_length_of
 
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 64

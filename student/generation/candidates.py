@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from storage.errors import first_line
+from storage.tensors.model_facts import context_length_of
 from student.errors import BrokenStudentError, CandidatesError, StudentContextError
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model import context_length_of, head_weight, hidden_states
+from student.model import head_weight, hidden_states
 from student.run_record import read_run
 
 

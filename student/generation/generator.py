@@ -9,12 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from storage.errors import ConfigError
+from storage.tensors.model_facts import context_length_of
 from student.config import SamplingConfig
 from student.errors import PromptError, StudentContextError
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
-from student.generation.token_loop import draw_tokens
-from student.model import choose_device, context_length_of, load_student, load_tokenizer
+from student.model import choose_device, load_student, load_tokenizer
+from student.token_loop import collect_texts, draw_tokens
 
 # What a decoder puts in the place of bytes that are no whole character, or not yet.
 _REPLACEMENT = "\ufffd"
@@ -106,13 +109,7 @@ class Generator:
         if temperature == 0:
             raise ConfigError("--candidates are drawn: expected a --temperature above 0, at which they can differ")
         prompt_ids = self._fitting_ids(prompt, config, keep_end)
-        drawn = [list[int]() for _ in range(num_candidates)]
-        for tokens in self._steps(prompt_ids, config, num_candidates):
-            open_ids = [(ids, token) for ids, token in zip(drawn, tokens, strict=True) if not self._has_ended(ids)]
-            for ids, token in open_ids:
-                ids.append(token)
-            if all(map(self._has_ended, drawn)):
-                break
+        drawn = collect_texts(self._steps(prompt_ids, config, num_candidates), self._tokenizer.eos_token_id)
         scores = continuation_scores(self._model, prompt_ids, drawn, self._length_penalty)
         best: dict[str, DrawnCandidate] = {}
         for score, ids in sorted(zip(scores, drawn, strict=True), key=lambda scored: -scored[0]):
@@ -139,7 +136,8 @@ class Generator:
 
     def _steps(self, prompt_ids: list[int], config: SamplingConfig, num_texts: int) -> Iterator[list[int]]:
         seeds = [config.seed + i for i in range(num_texts)]
-        steps = draw_tokens(self._model, prompt_ids, seeds, temperature=config.temperature, top_p=config.top_p)
+        prompts = [np.array(prompt_ids)] * num_texts
+        steps = draw_tokens(self._model, prompts, seeds, temperature=config.temperature, top_p=config.top_p)
         return islice(steps, config.max_new_tokens)
 
     def _has_ended(self, ids: list[int]) -> bool:
@@ -182,7 +180,8 @@ def _timed_tokens_per_second(model: Any, prompt_tokens: int, new_tokens: int) ->
     context_length = context_length_of(model)
     prompt_tokens = min(prompt_tokens, max(1, context_length // 4))
     new_tokens = min(new_tokens, max(1, context_length - prompt_tokens))
+    prompt_ids = np.zeros(prompt_tokens, dtype=np.int64)
     started = time.perf_counter()
-    for _ in islice(draw_tokens(model, [0] * prompt_tokens, [0], temperature=0.0, top_p=1.0), new_tokens):
+    for _ in islice(draw_tokens(model, [prompt_ids], [0], temperature=0.0, top_p=1.0), new_tokens):
         pass
     return new_tokens / (time.perf_counter() - started)

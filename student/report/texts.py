@@ -11,7 +11,7 @@ from storage.pages.numbers import ABSENT, decimal, interval, percent, share_inte
 from storage.pages.page import note, quotation
 from storage.pages.tables import Cell, table
 from storage.reading.cache import Cache
-from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts
+from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts, without_end
 from student.report.runs import Run
 
 _NUM_PROMPTS = 4
@@ -47,14 +47,10 @@ def continue_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[
         Continuations(
             prompt=decode(row.prompt_ids),
             teacher=row.text,
-            students=[decode(_without_end(of_model[place], settings.eos_token_id)) for of_model in texts],
+            students=[decode(without_end(of_model[place], settings.eos_token_id)) for of_model in texts],
         )
         for place, row in enumerate(rows)
     ]
-
-
-def _without_end(completion_ids: Any, eos_token_id: int | None) -> Any:
-    return completion_ids[:-1] if completion_ids[-1] == eos_token_id else completion_ids
 
 
 def texts_view(found: Sequence[Continuations], names: Sequence[str]) -> Markup:

@@ -1,4 +1,7 @@
-"""Learning rate and parameter groups."""
+"""Learning rate and parameter groups.
+
+transformers' cosine schedule with a floor is a step ahead behind the warm-up: weights would differ.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline import SamplesConfig
 from storage import Cache
+from storage.tensors.model_facts import context_length_of, num_parameters
 from student import EvaluateConfig, evaluate
 from student.errors import (
     ArchitectureError,
@@ -30,11 +31,9 @@ from student.model import (
     PRESETS,
     build_student,
     check_fits,
-    context_length_of,
     head_weight,
     hidden_states,
     load_student,
-    num_parameters,
 )
 
 

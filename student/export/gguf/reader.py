@@ -1,5 +1,7 @@
 """A GGUF file read by gguf's own reader and run in numpy: GPT-2's forward pass written once more, for comparison.
 
+transformers reads GGUF only where accelerate is installed, which is no dependency.
+
 Legend: T new tokens, S tokens seen, D width, H heads, K width of a head, V vocabulary.
 """
 

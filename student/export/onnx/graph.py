@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
-from student.model import head_weight, num_parameters
+from student.model import head_weight
 
 # torch's own set of ONNX functions: nothing is converted, and every onnxruntime from 1.14 on reads it.
 OPSET = 18

@@ -9,53 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.decoding.sampling import Completion, batches_by_length, draw, stream_completions
+from pipeline.decoding.sampling import Completion, batches_by_length, stream_completions
 from pipeline.teacher.model import Teacher
 from storage.draws import hash_u64
+from tests.naive_sampler import naive_distribution
 
 SETTINGS = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 1.0}
-
-
-def naive_distribution(logprobs: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
-    scaled = logprobs.astype(np.float64) / temperature
-    probs = np.exp(scaled - scaled.max())
-    probs /= probs.sum()
-    kept = np.zeros_like(probs)
-    mass = 0.0
-    for i in sorted(range(len(probs)), key=lambda i: (-probs[i], i)):
-        if mass >= top_p:
-            break
-        kept[i] = probs[i]
-        mass += probs[i]
-    return kept / kept.sum()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-@pytest.mark.parametrize("top_p", [1.0, 0.7, 0.05])
-def test_draws_over_a_grid_of_uniforms_have_the_right_frequencies(temperature: float, top_p: float) -> None:
-    """An id is drawn for one interval of uniforms, so its share of n stratified ones is off by at most 1/n."""
-    rng, count = np.random.default_rng(0), 2000
-    logprobs = torch.log_softmax(torch.from_numpy(rng.normal(0, 2, (1, 23)).astype(np.float32)), dim=1)
-    uniforms = torch.from_numpy((np.arange(count) + 0.5) / count)
-    drawn = draw(logprobs.repeat(count, 1), uniforms, temperature=temperature, top_p=top_p)
-    frequencies = np.bincount(drawn.numpy(), minlength=23) / count
-    expected = naive_distribution(logprobs[0].numpy(), temperature, top_p)
-    np.testing.assert_allclose(frequencies, expected, atol=1 / count + 1e-6)
-    assert np.all(frequencies[expected == 0] == 0)
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_ids_without_probability_are_never_drawn(top_p: float) -> None:
-    logprobs = torch.full((2, 9), -torch.inf)
-    logprobs[:, [2, 5]] = torch.log(torch.tensor([0.5, 0.5]))
-    extremes = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert draw(logprobs, extremes, temperature=1.0, top_p=top_p).tolist() == [2, 5]
-
-
-def test_equal_probabilities_enter_the_nucleus_lower_ids_first() -> None:
-    logprobs = torch.log_softmax(torch.zeros(100, 4), dim=1)
-    uniforms = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    assert set(draw(logprobs, uniforms, temperature=1.0, top_p=0.5).tolist()) == {0, 1}
 
 
 def draw_completions(

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.errors import TeacherMemoryError
 from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
-from storage.tensors.memory import is_out_of_memory
 
 
 def rows_fitting(most_rows: int, start: int, stop: int, rows_per_pass: int) -> list[tuple[int, int]]:
@@ -51,12 +50,6 @@ def test_other_errors_stay_what_they_are() -> None:
 
     with pytest.raises(RuntimeError, match="mat1"):
         list(in_passes(run, 0, 4, 2))
-
-
-def test_the_host_s_refusal_is_recognised() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
 
 
 def test_what_was_asked_for_is_taken(helpers: ModuleType, tmp_path: Path) -> None:

@@ -18,20 +18,8 @@ from storage.draws import hash_uniform
 from storage.errors import RecordError
 from storage.rows.samples import SampleRow, decode
 from storage.sharing.merging import merge
-from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts, draw
-
-
-def naive_draw(logits: np.ndarray, uniform: float, temperature: float, top_p: float) -> int:
-    """The first id at which the running sum of the nucleus' probabilities exceeds its share of the whole."""
-    probabilities = np.exp((logits - logits.max()) / temperature)
-    probabilities /= probabilities.sum()
-    mass = 0.0
-    for i in sorted(range(len(logits)), key=lambda i: -probabilities[i]):
-        if mass >= top_p:
-            probabilities[i] = 0.0
-        mass += probabilities[i]
-    running = itertools.accumulate(probabilities)
-    return next(i for i, total in enumerate(running) if total > uniform * probabilities.sum())
+from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts
+from tests.naive_sampler import naive_draw
 
 
 @torch.inference_mode()
@@ -60,34 +48,6 @@ def make_rows(num_rows: int, vocab_size: int = 257) -> list[SampleRow]:
 
 
 SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, eos_token_id=256)
-
-
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (1.0, 0.05)])
-@pytest.mark.parametrize("vocab_size", [2, 5, 257])
-def test_draws_invert_the_running_sum_of_the_nucleus(vocab_size: int, temperature: float, top_p: float) -> None:
-    rng = np.random.default_rng(vocab_size)
-    logits, uniforms = rng.normal(0, 2, (200, vocab_size)), rng.random(200)
-    found = draw(torch.from_numpy(logits), torch.from_numpy(uniforms), temperature=temperature, top_p=top_p)
-    expected = [naive_draw(*pair, temperature, top_p) for pair in zip(logits, uniforms, strict=True)]
-    assert found.tolist() == expected
-
-
-def test_draws_have_the_probabilities_of_the_softmax() -> None:
-    logits, num_draws = torch.tensor([0.0, 1.0, -2.0, 2.0, 0.5]), 20_000
-    uniforms = torch.from_numpy(hash_uniform(3, np.arange(num_draws)))
-    found = draw(logits.expand(num_draws, -1), uniforms, temperature=1.0, top_p=1.0)
-    expected = torch.softmax(logits, 0)
-    spread = (expected * (1 - expected) / num_draws).sqrt()
-    assert ((torch.bincount(found, minlength=5) / num_draws - expected).abs() < 4 * spread).all()
-
-
-def test_draws_at_the_edges_of_what_floats_hold() -> None:
-    logits, almost_one = torch.tensor([[5.0, 1.0, 3.0, -torch.inf]]), torch.tensor([1 - 2.0**-53]).double()
-    assert draw(logits, almost_one, temperature=1.0, top_p=1.0).tolist() == [2]
-    for temperature in (1e-300, 1e300):
-        assert draw(logits, torch.zeros(1).double(), temperature=temperature, top_p=1.0).tolist() == [0]
-    assert draw(logits, almost_one, temperature=1e-300, top_p=1.0).tolist() == [0]
-    assert draw(logits, almost_one, temperature=1.0, top_p=1e-300).tolist() == [0]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])

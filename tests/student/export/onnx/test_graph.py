@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
 from student.export.config import TOLERANCES_NATS
 from student.export.onnx import graph
 from student.export.onnx.int8 import quantize_rows
 from student.export.onnx.reader import OnnxReader
 from student.export.readers import onnx_file
-from student.model import load_student, num_parameters
+from student.model import load_student
 from tests.student.export.comparing import assert_steps_equal_a_whole, kl_nats
 
 Export = Callable[..., Path]

@@ -1,0 +1,27 @@
+"""Prompts of several lengths as one batch: each distinct prompt once, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def distinct_prompts(prompts: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+    """The U distinct prompts in the order in which they come first, and which of them each prompt is [N]."""
+    numbers: dict[bytes, int] = {}
+    rows = np.array([numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts])
+    return [prompts[i] for i in np.unique(rows, return_index=True)[1]], rows
+
+
+def left_pad(prompts: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompts [N, longest] with zeros before the shorter ones, and 1 where a token stands."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), longest), dtype=np.int64)
+    is_token = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        is_token[row, longest - len(prompt) :] = 1
+    return ids, is_token

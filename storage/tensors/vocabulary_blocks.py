@@ -1,0 +1,52 @@
+"""Rows over the vocabulary, looked at in blocks of neighbouring ids, so that few passes touch all of it.
+
+Shape legend: C positions, V vocabulary, B blocks (the last one may be short), W ids in a block, K chosen blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_IDS = 64
+
+
+def num_blocks(vocab_size: int) -> int:
+    """Blocks of a row, B."""
+    return -(-vocab_size // BLOCK_IDS)
+
+
+def split_blocks(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Views of the whole blocks [C, B, W] and of the short last one [C, V mod W], None where there is none."""
+    num_whole = values_CV.shape[1] // BLOCK_IDS
+    whole_CBW = values_CV[:, : num_whole * BLOCK_IDS].view(len(values_CV), num_whole, BLOCK_IDS)
+    rest_CW = values_CV[:, num_whole * BLOCK_IDS :]
+    return whole_CBW, rest_CW if rest_CW.shape[1] else None
+
+
+def block_sums(values_CV: Tensor) -> Tensor:
+    """Sum of every block [C, B] in float64."""
+    whole_CBW, rest_CW = split_blocks(values_CV)
+    sums_CB = whole_CBW.sum(dim=2, dtype=torch.float64)
+    if rest_CW is None:
+        return sums_CB
+    return torch.cat([sums_CB, rest_CW.sum(dim=1, keepdim=True, dtype=torch.float64)], dim=1)
+
+
+def gather_blocks(values_CV: Tensor, blocks_CK: Tensor, fill: float) -> tuple[Tensor, Tensor]:
+    """Values of the chosen blocks [C, K, W] and the id of the first of each [C, K]; W is V where V is less.
+
+    A short last block is preceded by `fill`, so that its last id is that of the vocabulary.
+    """
+    num_rows, vocab_size = values_CV.shape
+    width = min(BLOCK_IDS, vocab_size)
+    first_ids_CK = (blocks_CK * BLOCK_IDS).clamp(max=vocab_size - width)
+    # Whole rows of windows that overlap are copied ten times as fast as single values.
+    windows_XW = values_CV.contiguous().as_strided((values_CV.numel() - width + 1, width), (1, 1))
+    row_starts_C1 = torch.arange(0, values_CV.numel(), vocab_size, device=values_CV.device)[:, None]
+    values_CKW = windows_XW.index_select(0, (row_starts_C1 + first_ids_CK).flatten()).view(num_rows, -1, width)
+    num_missing = -vocab_size % width
+    if num_missing:
+        rows, places = (blocks_CK == vocab_size // BLOCK_IDS).nonzero(as_tuple=True)
+        values_CKW[rows, places, :num_missing] = fill
+    return values_CKW, first_ids_CK

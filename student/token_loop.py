@@ -1,0 +1,79 @@
+"""Tokens from a student, one after the other, with its key-value cache: the one loop for all that a student writes.
+
+Shape legend: N texts, U distinct prompts, T tokens read at once, L tokens read so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from storage.tensors.nucleus import draw_ids, draw_uniforms
+from storage.tensors.padding import distinct_prompts, left_pad
+from student.errors import BrokenStudentError
+
+
+def draw_tokens(
+    model: Any, prompts: Sequence[NDArray[np.int64]], seeds: Sequence[int], *, temperature: float, top_p: float
+) -> Iterator[list[int]]:
+    """The next token of each of N texts, step by step, until the caller stops asking.
+
+    The first step reads each distinct prompt once, and each later one the tokens drawn last, so that k steps take
+    len(prompt) + k − 1 places of the student's context. The draws of text i are a function of seeds[i] (in [0, 2^64))
+    and the step alone, the same that the teacher draws by: a student that equals its teacher writes the same texts.
+    Texts that are drawn together differ from texts drawn alone only where rounding meets the edge of a draw.
+    Temperature 0 takes the most probable token. Raises BrokenStudentError for logits that are not finite.
+    """
+    seeds_N = np.array(seeds, dtype=np.uint64)
+    distinct, rows = distinct_prompts(prompts)
+    ids_UT, mask_UT = (torch.from_numpy(array).to(model.device) for array in left_pad(distinct))
+    logits_UV, past = _read(model, ids_UT, mask_UT, None)
+    rows_N = torch.from_numpy(rows).to(model.device)
+    past.batch_select_indices(rows_N)
+    logits_NV, mask_NL = logits_UV[rows_N], mask_UT[rows_N]
+    for step in itertools.count():
+        if not bool(logits_NV.isfinite().all()):
+            raise BrokenStudentError(model.name_or_path)
+        if temperature == 0:
+            ids_N = logits_NV.argmax(1)
+        else:
+            uniforms_N = draw_uniforms(seeds_N, step, logits_NV.device)
+            ids_N = draw_ids(torch.log_softmax(logits_NV, dim=1), uniforms_N, temperature=temperature, top_p=top_p)
+        yield ids_N.tolist()
+        mask_NL = functional.pad(mask_NL, (0, 1), value=1)
+        logits_NV, past = _read(model, ids_N[:, None], mask_NL, past)
+
+
+def collect_texts(steps: Iterator[list[int]], eos_token_id: int | None) -> list[list[int]]:
+    """The token ids of each text, up to and with its end-of-text token; stops asking when all texts have ended."""
+    texts: list[list[int]] = []
+    for tokens in steps:
+        texts = texts or [[] for _ in tokens]
+        for ids, token in zip(texts, tokens, strict=True):
+            if ids[-1:] != [eos_token_id]:
+                ids.append(token)
+        if all(ids[-1] == eos_token_id for ids in texts):
+            break
+    return texts
+
+
+@torch.inference_mode()
+def _read(model: Any, input_ids_NT: Tensor, mask_NL: Tensor, past: Any) -> tuple[Tensor, Any]:
+    """Logits after the last token read [N, V], and the keys and values so far; positions count real tokens from 0."""
+    positions_NL = (mask_NL.cumsum(1) - 1).clamp(min=0)
+    output = model(
+        input_ids=input_ids_NT,
+        attention_mask=mask_NL,
+        position_ids=positions_NL[:, -input_ids_NT.shape[1] :],
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].float(), output.past_key_values
