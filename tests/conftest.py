@@ -89,6 +89,26 @@ def ctrl_c_stops() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_real_fsync = os.fsync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_disk() -> Iterator[None]:
+    """Sync nothing: no file of a test has to outlive a power failure, and syncs take longer than all else.
+
+    Tests of what is synced, and when, put a function of their own in this place. Other processes sync as ever.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def real_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync as ever."""
+    monkeypatch.setattr(os, "fsync", _real_fsync)
+
+
 @pytest.fixture(scope="session")
 def helpers(pytestconfig: pytest.Config) -> ModuleType:
     """The functions of this file (make_teacher, make_text, tiny_config, …)."""

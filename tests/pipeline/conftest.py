@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
 from pipeline.teacher.model import Teacher
+from storage import Cache
+from tests.precomputed import precomputed
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +94,37 @@ def snapshot() -> Callable[[Path], dict[str, str]]:
         }
 
     return take
+
+
+@pytest.fixture(scope="session")
+def small_text(helpers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "documents.txt"
+    path.write_text("".join(helpers.make_text(30, seed=3)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def configure(helpers: ModuleType, teacher_dir: Path, small_text: Path) -> Callable[..., PrecomputeConfig]:
+    """A run of a tenth of a second: ten shards of three kinds, several passes and batches in each."""
+
+    def configure(out: Path, **changes: object) -> PrecomputeConfig:
+        settings: dict[str, object] = {
+            "shard_tokens": 600,
+            "batch_tokens": 224,
+            "samples": SamplesConfig(num_prompts=8, per_prompt=3, prompt_tokens=5, max_new_tokens=5),
+            "beams": BeamsConfig(num_prompts=20, prompt_tokens=5, num_beams=3, num_candidates=3, max_new_tokens=3),
+        }
+        return dataclasses.replace(helpers.tiny_config(teacher_dir, small_text, out, **settings), **changes)
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def finished(configure: Callable[..., PrecomputeConfig], tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """An undisturbed run; tests copy it before they change it."""
+    return precomputed(configure(tmp_path_factory.mktemp("finished") / "cache"))
+
+
+@pytest.fixture
+def copied(finished: Cache, tmp_path: Path) -> Path:
+    return shutil.copytree(finished.path, tmp_path / "copied")

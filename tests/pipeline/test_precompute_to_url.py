@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, precompute
+from pipeline.cli import main
 from pipeline.producers.soft_targets import SoftTargetsProducer
 from storage import open_cache
 from storage.errors import CacheMismatchError, ConfigError, WriteRefusedError
 from storage.records.manifest import read_manifest
-from tests.places import ROOT
 
 Snapshot = Callable[[Path], dict[str, str]]
 
@@ -87,16 +85,6 @@ def test_a_stopped_run_to_a_url_finishes_with_the_bytes_of_a_directory(
     assert snapshot(there) == snapshot(expected)
 
 
-def test_ray_workers_need_no_directory_in_common(
-    configure: Callable[..., PrecomputeConfig], expected: Path, tmp_path: Path, snapshot: Snapshot
-) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[ray]")
-    config = configure(f"file://{tmp_path}/remote/cache", engine="ray", num_workers=2, work_dir=tmp_path / "work")
-    precompute(config)
-    assert snapshot(tmp_path / "remote" / "cache") == snapshot(expected)
-    assert list((tmp_path / "work").iterdir()) == [], "workers tidied up when they left"
-
-
 def test_a_url_that_cannot_be_is_one_line(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:
     for out, error, said in (
         ("hf://datasets/owner/name", ConfigError, "teachonce-cache push"),
@@ -119,13 +107,22 @@ def test_a_url_that_cannot_be_is_one_line(configure: Callable[..., PrecomputeCon
         configure(tmp_path / "cache", work_dir=tmp_path)
 
 
-def test_the_command_takes_a_url(teacher_dir: Path, text_file: Path, tmp_path: Path) -> None:
+def test_the_command_takes_a_url(
+    teacher_dir: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     command = [
-        sys.executable, "-c", "from pipeline.cli import main; main()", "--teacher", teacher_dir, "--data", text_file,
+        "teachonce-precompute", "--teacher", teacher_dir, "--data", text_file,
         "--out", f"file://{tmp_path}/remote", "--work-dir", tmp_path / "work", "--kinds", "soft_targets",
         "--block-size", 32, "--max-tokens", 500, "--device", "cpu", "--quiet",
     ]  # fmt: skip
-    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"file://{tmp_path}/remote: complete, 2 shards" in done.stderr
-    assert shutil.which("teachonce-precompute") is None or (tmp_path / "remote" / "manifest.json").is_file()
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    errors = capfd.readouterr().err
+    assert not done.value.code, errors
+    assert f"file://{tmp_path}/remote: complete, 2 shards" in errors
+    assert (tmp_path / "remote" / "manifest.json").is_file()

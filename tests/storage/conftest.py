@@ -35,7 +35,12 @@ from tests.places import ROOT
 from tests.storage.object_store import FakeHub
 
 # What they assert is told as what a test asserts is.
-pytest.register_assert_rewrite("tests.storage.broken_rows", "tests.storage.stopping")
+pytest.register_assert_rewrite(
+    "tests.storage.broken_rows",
+    "tests.storage.reading.readers",
+    "tests.storage.sharing.merges",
+    "tests.storage.stopping",
+)
 
 VOCAB_SIZE = 50
 BLOCK_SIZE = 6

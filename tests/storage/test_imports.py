@@ -7,7 +7,7 @@ import pytest
 
 import storage
 
-HEAVY = ("torch", "transformers", "datasets", "tokenizers", "pandas")
+HEAVY = ("torch", "transformers", "datasets", "tokenizers", "pandas", "pyarrow.dataset")
 
 
 @pytest.mark.parametrize("module", ["storage", "storage.cli"])

@@ -50,7 +50,7 @@ def text(helpers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configure(helpers: ModuleType, teacher_dir: Path, text: Path) -> Callable[..., PrecomputeConfig]:
     """A run whose shards of soft targets take a third of a second: a row in each of the teacher's passes."""
 
-    def configure(out: Path, **changes: object) -> PrecomputeConfig:
+    def configure(out: Path | str, **changes: object) -> PrecomputeConfig:
         settings: dict[str, object] = {
             "document_separator": "\n",
             "batch_tokens": 32,
@@ -181,10 +181,21 @@ def test_a_driver_that_is_stopped_leaves_shards_to_a_rerun_of_either_engine(
     assert snapshot(out) == snapshot(expected)
 
 
+def test_ray_workers_need_no_directory_in_common(
+    configure: Callable[..., PrecomputeConfig], address: str, expected: Path, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    url = f"file://{tmp_path}/remote/cache"
+    precompute(configure(url, engine="ray", address=address, num_workers=2, work_dir=tmp_path / "work"))
+    assert snapshot(tmp_path / "remote" / "cache") == snapshot(expected)
+    assert list((tmp_path / "work").iterdir()) == [], "workers tidied up when they left"
+
+
 def test_a_worker_that_cannot_load_the_teacher_is_told_with_its_host(
     configure: Callable[..., PrecomputeConfig], address: str, tmp_path: Path
 ) -> None:
-    config = configure(tmp_path / "cache", engine="ray", address=address, teacher=str(tmp_path / "nothing"))
+    config = configure(
+        tmp_path / "cache", engine="ray", address=address, num_workers=1, teacher=str(tmp_path / "nothing")
+    )
     with pytest.raises(WorkerError) as caught:
         precompute(config)
     assert str(caught.value).startswith(f"worker on {os.uname().nodename}: --teacher {tmp_path}/nothing: cannot be")

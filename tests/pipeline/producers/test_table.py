@@ -16,10 +16,10 @@ from pipeline.config import Kind
 from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.estimate import render_plan
-from pipeline.job import plan_only
 from pipeline.producers.producer import Producer
 from pipeline.producers.prompts import PromptedProducer
 from pipeline.producers.table import PRODUCERS
+from pipeline.run import plan_only
 from pipeline.teacher.model import Teacher
 from storage import open_cache, verify_cache
 from storage.rows.kind import RowFacts

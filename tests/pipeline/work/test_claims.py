@@ -21,6 +21,7 @@ from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
 from pipeline.engines.local import in_order_of_host
 from pipeline.plan import ShardRange
 from pipeline.work.claims import Claims, claimed
+from storage import Cache
 from storage.errors import WriteRefusedError
 from storage.records.identity import ShardKey
 from tests.places import ROOT
@@ -137,7 +138,7 @@ def test_hosts_that_do_not_see_each_others_claims_seldom_make_the_same_shard(num
     assert made.total() < 1.15 * len(planned)
 
 
-# Everything heavy is imported once. Each fork tells what it made; one may die at its first shard.
+# Everything heavy is imported once. Each fork tells what it made; one of a job's may die at its first shard.
 SCRIPT = """
 import base64, os, pickle, signal, sys
 import torch
@@ -146,9 +147,8 @@ from pipeline.corpus import tokenization
 from pipeline.run import precompute
 from storage.writing import directory_destination
 torch.set_num_threads(1)
-config, num_processes, dying = pickle.loads(base64.b64decode(sys.argv[1]))
 
-def run(number):
+def run(config, number, dying):
     write, tokenize, made = directory_destination.write_shard, tokenization._tokenize, []
     def write_shard(out, identity, key, *rest):
         if number == dying:
@@ -160,53 +160,24 @@ def run(number):
     precompute(config)
     os.write(1, "".join(f"{number} {name}\\n" for name in made).encode())
 
-children = []
-for number in range(num_processes):
-    child = os.fork()
-    if child == 0:
-        try:
-            run(number)
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-    children.append(child)
-codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-print(*codes)
+for config, num_processes, dying in pickle.loads(base64.b64decode(sys.argv[1])):
+    children = []
+    for number in range(num_processes):
+        child = os.fork()
+        if child == 0:
+            try:
+                run(config, number, dying)
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+        children.append(child)
+    print("codes", *[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
 """
 
 
-Together = Callable[..., tuple[list[int], dict[str, list[int]]]]
-
-
-@pytest.fixture
-def run_together() -> Together:
-    """Starts processes on one directory at the same time: their exit codes, and who made what."""
-
-    def run_together(
-        config: PrecomputeConfig, num_processes: int, dying: int | None = None
-    ) -> tuple[list[int], dict[str, list[int]]]:
-        argument = b64encode(pickle.dumps((config, num_processes, dying))).decode()
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, argument],
-            cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        *lines, codes = done.stdout.splitlines()
-        makers: dict[str, list[int]] = {}
-        for number, name in (line.split(" ", 1) for line in lines):
-            makers.setdefault(name, []).append(int(number))
-        return [int(code) for code in codes.split()], makers
-
-    return run_together
-
-
-@pytest.mark.parametrize("dying", [None, 1])
-def test_processes_divide_the_work_and_finish_what_a_dead_one_left(
-    helpers: ModuleType, teacher_dir: Path, text_file: Path, tmp_path: Path, snapshot: Snapshot,
-    run_together: Together, dying: int | None,
-) -> None:  # fmt: skip
+@pytest.fixture(scope="module")
+def configure(helpers: ModuleType, teacher_dir: Path, text_file: Path) -> Callable[[Path], PrecomputeConfig]:
     def configure(out: Path) -> PrecomputeConfig:
         return helpers.tiny_config(
             teacher_dir, text_file, out, batch_tokens=32, shard_tokens=600,
@@ -214,10 +185,49 @@ def test_processes_divide_the_work_and_finish_what_a_dead_one_left(
             beams=BeamsConfig(num_prompts=20, prompt_tokens=5, max_new_tokens=3),
         )  # fmt: skip
 
-    alone = precomputed(configure(tmp_path / "alone"))
-    codes, makers = run_together(configure(tmp_path / "together"), 3, dying)
+    return configure
+
+
+DYING = (None, 1)
+
+
+@pytest.fixture(scope="module")
+def together(
+    configure: Callable[[Path], PrecomputeConfig], tmp_path_factory: pytest.TempPathFactory
+) -> dict[int | None, tuple[Path, list[int], dict[str, list[int]]]]:
+    """For each of DYING: what three processes on one directory left, their exit codes, and who made what."""
+    outs = {dying: tmp_path_factory.mktemp("together") / "cache" for dying in DYING}
+    argument = b64encode(pickle.dumps([(configure(out), 3, dying) for dying, out in outs.items()])).decode()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, argument],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines, found = iter(done.stdout.splitlines()), {}
+    for dying, out in outs.items():
+        makers: dict[str, list[int]] = {}
+        while not (line := next(lines)).startswith("codes "):
+            number, name = line.split(" ", 1)
+            makers.setdefault(name, []).append(int(number))
+        found[dying] = (out, [int(code) for code in line.split()[1:]], makers)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(configure: Callable[[Path], PrecomputeConfig], tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """What one process leaves."""
+    return precomputed(configure(tmp_path_factory.mktemp("alone") / "cache"))
+
+
+@pytest.mark.parametrize("dying", DYING)
+def test_processes_divide_the_work_and_finish_what_a_dead_one_left(
+    together: dict[int | None, tuple[Path, list[int], dict[str, list[int]]]], alone: Cache, snapshot: Snapshot,
+    dying: int | None,
+) -> None:  # fmt: skip
+    out, codes, makers = together[dying]
     assert codes == [-signal.SIGKILL if number == dying else 0 for number in range(3)]
-    assert snapshot(tmp_path / "together") == snapshot(tmp_path / "alone")
+    assert snapshot(out) == snapshot(alone.path)
     if dying is not None:
         makers.setdefault("the text", [dying])  # it may have made that, and can tell no more
     assert makers.keys() == {"the text", *(shard.path for shard in alone.manifest.shards)}

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,14 +65,6 @@ def assert_is_compacted(out: Path, original: Path) -> None:
     assert [f for f in new.manifest.files if f.path != "README.md"] == [
         f for f in old.manifest.files if f.path != "README.md"
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_disk() -> Iterator[None]:
-    """Many small caches are written here, and none is to outlive a power failure."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 def test_a_compacted_cache_holds_the_same_rows_in_fewer_bytes(cache: Cache, tmp_path: Path) -> None:

@@ -46,15 +46,16 @@ def test_distinct_words_are_covered_by_leaving_out_and_not_by_drawing_twice() ->
         assert found is not None
         return found
 
-    truth = np.mean([share(texts_of_words(rng, 40)) for _ in range(1500)])
+    truth = np.mean([share(texts_of_words(rng, 40)) for _ in range(500)])
     by_jackknife, by_bootstrap = [], []
-    for _ in range(NUM_TRIALS):
+    for trial in range(NUM_TRIALS):
         texts = texts_of_words(rng, 40)
         interval = jackknife_interval(share, texts)
         assert interval is not None
         by_jackknife.append(interval[0] < truth < interval[1])
-        replicates = [share([texts[i] for i in rng.integers(0, 40, 40)]) for _ in range(40)]
-        by_bootstrap.append(min(replicates) < truth < max(replicates))
+        if trial < 30:  # it is so far off that a few show it
+            replicates = [share([texts[i] for i in rng.integers(0, 40, 40)]) for _ in range(40)]
+            by_bootstrap.append(min(replicates) < truth < max(replicates))
     assert np.mean(by_jackknife) > 0.92
     assert np.mean(by_bootstrap) < 0.3
 

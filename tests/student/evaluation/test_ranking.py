@@ -15,7 +15,9 @@ from transformers import GPT2LMHeadModel
 
 from storage import Cache
 from storage.rows.beams import decode
+from student.evaluation import evaluate_model
 from student.evaluation.ranking import kendall_tau, rank_prompts, ranking_details, reciprocal_rank, selection_figures
+from tests.student.evaluation.naive import validation_rows
 
 
 def naive_tau(student: list[float], teacher: list[float]) -> float:
@@ -125,3 +127,27 @@ def test_a_teacher_that_tells_no_two_apart_has_no_tau() -> None:
     assert details["kendall_tau"] == 0.0
     assert details["mean_reciprocal_rank"] == pytest.approx(2.5 / 3)
     assert details["kendall_tau_interval"] == [-1.0, 1.0]
+
+
+def test_selection_equals_the_naive_choice(
+    make_cache: Callable[..., Cache], make_student: Callable[..., Any], helpers: ModuleType
+) -> None:
+    beams = helpers.BeamsConfig(num_prompts=60, num_beams=3, num_candidates=3, prompt_tokens=4, max_new_tokens=4)
+    cache, model = make_cache(kinds=("beams",), beams=beams, validation_fraction=0.4, max_tokens=None), make_student()
+    num_right, chances = 0, []
+    rows = validation_rows(cache, "beams")
+    for row in rows:
+        ids, scores = iter(row["candidate_ids"]), []
+        for length in row["candidate_lengths"]:
+            prompt, candidate = row["prompt_ids"], [next(ids) for _ in range(length)]
+            with torch.inference_mode():
+                logprobs = torch.log_softmax(model(torch.tensor([prompt + candidate])).logits[0].double(), 1)
+            scores.append(sum(float(logprobs[len(prompt) - 1 + i, t]) for i, t in enumerate(candidate)) / length)
+        if len(scores) > 1:
+            num_right += scores.index(max(scores)) == 0
+            chances.append(1 / len(scores))
+    found = evaluate_model(model, cache)
+    assert found["num_selections"] == len(chances) > 15
+    assert found["selection_accuracy"] == num_right / len(chances)
+    assert 0 < num_right < len(chances)
+    assert found["selection_chance"] == pytest.approx(np.mean(chances))

@@ -58,3 +58,18 @@ def test_equal_values_have_no_error_and_no_positions_change_nothing() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     bins.add(nothing, nothing.double(), nothing)
     assert bins.ratio_with_error(0) == before == pytest.approx((0.1, 0.0), abs=1e-8)
+
+
+def test_the_standard_error_covers_positions_that_share_a_block() -> None:
+    rng, num_trials, truth = np.random.default_rng(0), 1000, 2.0
+    errors = []
+    for _ in range(num_trials):
+        counts = rng.integers(5, 100, 60)
+        shared = rng.normal(truth, 1, 60)
+        sums = np.array([rng.normal(mean, 1, count).sum() for mean, count in zip(shared, counts, strict=True)])
+        mean, error = ratio_with_error(torch.from_numpy(sums), torch.from_numpy(counts).double())
+        assert error is not None
+        errors.append((mean - truth) / error)
+    # A share of 0.95 within 1.96 errors has a standard deviation of 0.007; counting positions as draws gives 0.2.
+    assert 0.91 < np.mean(np.abs(errors) < 1.96) < 0.98
+    assert ratio_with_error(torch.tensor([3.0]), torch.tensor([2.0])) == (1.5, None)

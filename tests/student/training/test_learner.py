@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,3 +128,22 @@ def test_automatic_batches_hold_as_many_tokens_whatever_the_machine(cache: Cache
     automatic = with_batch_blocks(dataclasses.replace(config, batch_blocks="auto"), cache)
     assert automatic.batch_blocks == 16_384 // cache.identity.block_size == 512
     assert with_batch_blocks(config, cache) is config
+
+
+@pytest.mark.parametrize("max_gradient_norm", [1e9, 1e-3])
+def test_the_gradient_norm_is_that_before_clipping(
+    train_config: Callable[..., TrainConfig], cache: Cache, max_gradient_norm: float
+) -> None:
+    def gradients(bound: float) -> tuple[float, list[torch.Tensor]]:
+        made = make_learner(train_config(max_gradient_norm=bound), cache, torch.device("cpu"))
+        rows = {kind: next(cache.record_batches(kind, "train")) for kind in ("soft_targets", "samples", "beams")}
+        torch.manual_seed(0)  # dropout
+        measures, _ = made.step(0, rows)
+        return float(measures["gradient_norm"]), [p.grad for p in made.parallel.model.parameters()]
+
+    _, unclipped = gradients(1e9)
+    found, clipped = gradients(max_gradient_norm)
+    truth = math.sqrt(sum(float(grad.double().square().sum()) for grad in unclipped))
+    assert found == pytest.approx(truth, rel=1e-5)
+    norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in clipped))
+    assert norm == pytest.approx(min(truth, max_gradient_norm), rel=1e-3)

@@ -178,7 +178,7 @@ def test_several_processes_train_as_one_does(
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(("ddp", 4), ("ddp", 2)), (("fsdp", 4), ("fsdp", 2)), (("fsdp", 2), ("ddp", 1)), (("ddp", 1), ("fsdp", 3))],
+    [(("ddp", 3), ("ddp", 2)), (("fsdp", 3), ("fsdp", 2)), (("fsdp", 2), ("ddp", 1)), (("ddp", 1), ("fsdp", 3))],
 )
 def test_a_run_stopped_in_some_processes_goes_on_in_others(
     launch: Launch,
@@ -239,22 +239,12 @@ cli.main()
 def test_torchrun_starts_a_run_again_whose_process_died(
     train_arguments: Callable[..., list[object]], alone: Path, tmp_path: Path
 ) -> None:
-    script, out = tmp_path / "dying_once.py", tmp_path / "student"
-    script.write_text(DYING_ONCE)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        2,
-        "--max-restarts",
-        1,
-    ]
+    out = tmp_path / "student"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = ["--max-restarts", "1", "--no-python", sys.executable, "-c", DYING_ONCE]
     done = subprocess.run(
-        [*map(str, [*torchrun, script, *train_arguments(out)])],
-        capture_output=True, text=True, check=False, timeout=150,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [*torchrun, *program, *map(str, train_arguments(out))],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=150, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("another process of this run has ended") == 1
@@ -290,7 +280,6 @@ def test_a_failure_that_one_process_alone_meets_ends_all(
     ("world_size", "shortages", "micro_batches"),
     [
         (2, [(1, 0, "in the first pass", 2)], 2),
-        (3, [(2, 0, "in the last pass", 2)], 2),
         (2, [(1, 0, "making batches", 3)], 4),
         (3, [(0, 5, "in the last pass", 2)], 2),
         (2, [(0, 0, "in the first pass", 2), (1, 0, "in the last pass", 2)], 2),
@@ -410,15 +399,3 @@ def test_one_process_has_no_other_to_share_with(
     ended = launch(1, *train_arguments(tmp_path / "student", "--parallelism", "fsdp"))
     assert ended.exit_codes == [2]
     assert "--parallelism fsdp" in ended.messages(0)
-
-
-def test_torchrun_starts_a_run(train_arguments: Callable[..., list[object]], alone: Path, tmp_path: Path) -> None:
-    out = tmp_path / "student"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    program = [sys.executable, "-c", "from student.cli import main; main()"]
-    arguments = map(str, train_arguments(out))
-    done = subprocess.run(
-        [*command, "--no-python", *program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(logprobs_of(out), logprobs_of(alone), rtol=0, atol=1e-3)

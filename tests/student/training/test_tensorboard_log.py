@@ -17,32 +17,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from storage.errors import MissingExtraError
 from student import TrainConfig
 from student.training import loop
-from student.training.objective import Objective
 from student.training.run_log import RunLog, read_metrics
 from student.training.trainer import train
+from tests.student.training.runs import stopped_at
 
 # Every point of a tag: step and value, as they stand in the file.
 Points = dict[str, list[tuple[int, float]]]
 CLOCK = ("tokens_per_second", "seconds")
 
 
-class Stop(Exception):
-    """The injected fault."""
-
-
 def train_until(config: TrainConfig, num_steps: int) -> None:
     """Fails in the place of a step, counted from 1 after the start or resume."""
-    original, count = Objective.accumulate, iter(range(1, num_steps))
-
-    def accumulate(self: Objective, rows: Any) -> Any:
-        if next(count, None) is None:
-            raise Stop
-        return original(self, rows)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "accumulate", accumulate)
-        with pytest.raises(Stop):
-            train(config)
+    with stopped_at(num_steps):
+        train(config)
 
 
 def read_events(out: Path) -> EventAccumulator:

@@ -1,17 +1,13 @@
-"""Training: killed anywhere and run again it ends bit-identical, and only a run with the same settings resumes."""
+"""Training: what a run logs and leaves, what it starts from, and what it does with a cache that it cannot use."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,73 +27,14 @@ from storage.errors import (
     MissingKindError,
     NoCacheError,
 )
-from student import EvaluateConfig, MixConfig, TrainConfig
-from student.errors import CheckpointError, DivergedError, RunMismatchError
+from student import MixConfig, TrainConfig
+from student.errors import DivergedError
 from student.training import learner, loop, trainer
-from student.training.objective import Objective
-from student.training.run_log import RunLog, read_metrics
+from student.training.run_log import read_metrics
 from student.training.trainer import train
+from tests.student.training.runs import Undisturbed, final_files, lines_of, stopped_at
 
-# A run to the end, the hashes of its files, and its metrics.
-Undisturbed = tuple[TrainConfig, dict[str, str], list[dict[str, Any]]]
-
-
-class Stop(Exception):
-    """The injected fault."""
-
-
-@contextmanager
-def stopped_at(step: int, signal_number: int | None = None) -> Iterator[None]:
-    """Fails (or is sent a signal) in the place of a step, counted from 1 after the start or resume."""
-    original, count = Objective.accumulate, iter(range(1, step))
-
-    def accumulate(self: Objective, rows: Any) -> Any:
-        if next(count, None) is None:
-            if signal_number is None:
-                raise Stop
-            os.kill(os.getpid(), signal_number)
-        return original(self, rows)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "accumulate", accumulate)
-        with pytest.raises(Stop if signal_number is None else KeyboardInterrupt):
-            yield
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cache: Cache, preset: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    out = tmp_path_factory.mktemp("undisturbed") / "student"
-    config = TrainConfig(
-        cache=cache.path, out=out, preset=preset, max_steps=8, checkpoint_every=3, evaluate_every=2,
-        batch_blocks=4, batch_samples=4, batch_beams=2, device="cpu", quiet=True,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_LOG_EVERY", 1)
-        train(config)
-    return config, final_files(out), read_metrics(out)
-
-
-def final_files(out: Path) -> dict[str, str]:
-    """What a finished student consists of, without what only a resume or a reader of logs needs."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.iterdir())
-        if path.name not in ("metrics.jsonl", "checkpoint.pt", "tensorboard")
-    }
-
-
-def without_timing(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All but what depends on the clock."""
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "seconds")} for line in metrics]
-
-
-def lines_of(metrics: list[dict[str, Any]]) -> Counter[tuple[int, str]]:
-    return Counter((line["step"], "validation" if "validation" in line else "train") for line in metrics)
-
-
-@pytest.fixture(autouse=True)
-def log_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
+pytestmark = pytest.mark.usefixtures("log_every_step")
 
 
 def test_an_undisturbed_run_logs_every_step_once(undisturbed: Undisturbed) -> None:
@@ -121,218 +58,12 @@ def test_an_undisturbed_run_logs_every_step_once(undisturbed: Undisturbed) -> No
     assert config.out.is_dir()
 
 
-@pytest.mark.parametrize("steps", [(1,), (3,), (4,), (6, 2), (7, 1, 1), (8,)])
-def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(
-    undisturbed: Undisturbed, tmp_path: Path, steps: tuple[int, ...]
-) -> None:
-    config, files, metrics = undisturbed
-    config = dataclasses.replace(config, out=tmp_path / "student")
-    for step in steps:
-        with stopped_at(step):
-            train(config)
-        assert not (config.out / "run.json").exists()
-    train(config)
-    assert final_files(config.out) == files
-    found = read_metrics(config.out)
-    assert lines_of(found) == lines_of(metrics)
-    assert without_timing(found) == without_timing(metrics)
-    seconds = [line["seconds"] for line in found]
-    assert seconds[0] > 0
-    assert seconds == sorted(seconds)
-
-
-@pytest.mark.parametrize("steps", [(2,), (5,), (7, 1)])
-def test_means_over_several_steps_go_on_over_a_resume(
-    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: tuple[int, ...]
-) -> None:
-    monkeypatch.setattr(loop, "_LOG_EVERY", 5)
-    whole = dataclasses.replace(undisturbed[0], out=tmp_path / "whole", checkpoint_every=2)
-    train(whole)
-    config = dataclasses.replace(whole, out=tmp_path / "student")
-    for step in steps:
-        with stopped_at(step):
-            train(config)
-    train(config)
-    found = without_timing(read_metrics(config.out))
-    assert found == without_timing(read_metrics(whole.out))
-    [of_five, of_three] = [line for line in found if "validation" not in line]
-    lines = [line for line in undisturbed[2] if "validation" not in line]
-    for name in ("soft_targets_nats", "gradient_norm"):
-        values = [line[name] for line in lines]
-        assert of_five[name] == pytest.approx(sum(values[:5]) / 5, rel=1e-5)
-        assert of_three[name] == pytest.approx(sum(values[5:]) / 3, rel=1e-5)
-
-
-@pytest.mark.parametrize("max_gradient_norm", [1e9, 1e-3])
-def test_the_gradient_norm_is_that_before_clipping(
-    train_config: Callable[..., TrainConfig], cache: Cache, max_gradient_norm: float
-) -> None:
-    def gradients(bound: float) -> tuple[float, list[torch.Tensor]]:
-        made = learner.make_learner(train_config(max_gradient_norm=bound), cache, torch.device("cpu"))
-        rows = {kind: next(cache.record_batches(kind, "train")) for kind in ("soft_targets", "samples", "beams")}
-        torch.manual_seed(0)  # dropout
-        measures, _ = made.step(0, rows)
-        return float(measures["gradient_norm"]), [p.grad for p in made.parallel.model.parameters()]
-
-    _, unclipped = gradients(1e9)
-    found, clipped = gradients(max_gradient_norm)
-    truth = math.sqrt(sum(float(grad.double().square().sum()) for grad in unclipped))
-    assert found == pytest.approx(truth, rel=1e-5)
-    norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in clipped))
-    assert norm == pytest.approx(min(truth, max_gradient_norm), rel=1e-3)
-
-
-def test_a_resumed_run_does_not_repeat_the_steps_before_its_checkpoint(
-    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = dataclasses.replace(undisturbed[0], out=tmp_path / "student")
-    with stopped_at(8):
-        train(config)
-    done: list[int] = []
-    original = learner.learning_rate
-    monkeypatch.setattr(learner, "learning_rate", lambda step, config: (done.append(step), original(step, config))[1])
-    train(config)
-    assert set(done) == {6, 7}
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "calls"),
-    [
-        ("student.training.checkpoint", "torch.save", 0),
-        ("student.training.checkpoint", "torch.save", 1),
-        ("student.training.loop", "RunLog.write", 6),
-        ("student.training.loop", "evaluate_model", 3),
-        ("student.training.trainer", "load_cache_tokenizer", 0),
-    ],
-)
-def test_a_run_that_fails_while_it_saves_or_evaluates_ends_with_the_same_bytes(
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-    module: str,
-    name: str,
-    calls: int,
-) -> None:
-    config, files, metrics = undisturbed
-    config = dataclasses.replace(config, out=tmp_path / "student")
-    with pytest.MonkeyPatch.context() as patch:
-        _fail_after(patch, f"{module}.{name}", calls)
-        with pytest.raises(Stop):
-            train(config)
-    train(config)
-    assert final_files(config.out) == files
-    assert lines_of(read_metrics(config.out)) == lines_of(metrics)
-
-
-def _fail_after(patch: pytest.MonkeyPatch, target: str, calls: int) -> None:
-    from pkgutil import resolve_name
-
-    original, count = resolve_name(target), iter(range(calls))
-
-    def failing(*args: Any, **settings: Any) -> Any:
-        if next(count, None) is None:
-            raise Stop
-        return original(*args, **settings)
-
-    patch.setattr(target, failing)
-
-
-@pytest.mark.parametrize("moved", [0, 1, 3])
-def test_a_run_killed_while_it_publishes_the_student_ends_with_the_same_bytes(
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-    moved: int,
-) -> None:
-    config, files, _ = undisturbed
-    config = dataclasses.replace(config, out=tmp_path / "student")
-    with pytest.MonkeyPatch.context() as patch:
-        _fail_after(patch, "pathlib.Path.replace", moved)
-        with pytest.raises(Stop):
-            train(config)
-    assert not (config.out / "run.json").exists()
-    train(config)
-    assert final_files(config.out) == files
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_asked_to_stop_saves_its_step_and_resumes_from_it(
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-    number: int,
-) -> None:
-    config, files, _ = undisturbed
-    config = dataclasses.replace(config, out=tmp_path / "student", checkpoint_every=100)
-    handler = signal.getsignal(number)
-    with stopped_at(5, number):
-        train(config)
-    assert signal.getsignal(number) is handler
-    assert torch.load(config.out / "checkpoint.pt", weights_only=True)["step"] == 5
-    train(config)
-    assert final_files(config.out) == files
-
-
 def test_a_finished_run_returns_at_once(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
     config, files, metrics = undisturbed
     monkeypatch.setattr(trainer, "make_learner", None)
     assert train(config) == config.out
     assert final_files(config.out) == files
     assert read_metrics(config.out) == metrics
-
-
-CHANGES: dict[str, dict[str, object]] = {
-    "learning_rate": {"learning_rate": 1e-4},
-    "max_steps": {"max_steps": 9},
-    "seed": {"seed": 1},
-    "batch_blocks": {"batch_blocks": 5},
-    "mix": {"mix": MixConfig(labels=0.2)},
-    "loss": {"loss": "jsd"},
-    "dtype": {"dtype": "bfloat16"},
-    "preset": {"preset": "mini"},
-}
-
-
-@pytest.mark.parametrize("field", CHANGES)
-def test_a_rerun_with_another_setting_is_refused_by_name(undisturbed: Undisturbed, field: str) -> None:
-    config, files, _ = undisturbed
-    with pytest.raises(RunMismatchError) as caught:
-        train(dataclasses.replace(config, **CHANGES[field]))
-    assert caught.value.field == field
-    assert final_files(config.out) == files
-
-
-def test_an_unfinished_run_refuses_other_settings_too_and_keeps_its_checkpoint(
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-) -> None:
-    config = dataclasses.replace(undisturbed[0], out=tmp_path / "student")
-    with stopped_at(5):
-        train(config)
-    before = (config.out / "checkpoint.pt").read_bytes()
-    with pytest.raises(RunMismatchError) as caught:
-        train(dataclasses.replace(config, learning_rate=1e-4))
-    assert (caught.value.field, caught.value.found, caught.value.wanted) == ("learning_rate", 1e-3, 1e-4)
-    assert (config.out / "checkpoint.pt").read_bytes() == before
-
-
-def test_another_cache_is_refused(undisturbed: Undisturbed, bucketed_cache: Cache) -> None:
-    with pytest.raises(RunMismatchError) as caught:
-        train(dataclasses.replace(undisturbed[0], cache=bucketed_cache.path))
-    assert caught.value.field == "cache_sha256"
-
-
-def test_settings_that_do_not_change_the_weights_may_differ_in_a_resume(
-    undisturbed: Undisturbed,
-    cache: Cache,
-    tmp_path: Path,
-) -> None:
-    config, files, _ = undisturbed
-    first = dataclasses.replace(config, out=tmp_path / "student", evaluate_every=5)
-    with stopped_at(5):
-        train(first)
-    moved = shutil.copytree(cache.path, tmp_path / "moved cache")
-    out = Path(shutil.move(first.out, tmp_path / "moved student"))
-    train(dataclasses.replace(first, out=out, cache=moved, quiet=False, device="auto", evaluate_every=1))
-    assert final_files(out).keys() == files.keys()
-    assert final_files(out)["model.safetensors"] == files["model.safetensors"]
 
 
 def test_another_seed_gives_another_student(undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -426,19 +157,6 @@ def test_a_cache_that_cannot_be_used_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[..., TrainConfig]) -> None:
-    config = train_config(checkpoint_every=1)
-    with stopped_at(3):
-        train(config)
-    checkpoint = config.out / "checkpoint.pt"
-    whole = checkpoint.read_bytes()
-    for damaged in (whole[:1000], whole[:-5], b"", b"no checkpoint" * 100):
-        checkpoint.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"damaged checkpoint \([^.]*\); delete it") as caught:
-            train(config)
-        assert "arbitrary code" not in str(caught.value)
-
-
 @pytest.mark.parametrize("first_nan", [1, 4, 5, 8])
 def test_a_run_that_diverges_stops_with_its_last_sound_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_nan: int
@@ -504,46 +222,6 @@ def test_a_cache_without_validation_trains(
     assert last["validation"]["perplexity"] is None
 
 
-def test_the_log_drops_lines_after_the_checkpoint_and_half_a_line(tmp_path: Path) -> None:
-    lines = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 2, "validation": {}}, {"step": 3, "a": 3}]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "a"')
-    assert read_metrics(tmp_path) == lines
-    log = RunLog(tmp_path, 2)
-    assert read_metrics(tmp_path) == lines[:3]
-    log.write(3, a=30)
-    assert read_metrics(tmp_path) == [*lines[:3], {"step": 3, "a": 30}]
-    assert read_metrics(tmp_path / "nothing") == []
-
-
-WRONG_SETTINGS: list[dict[str, object]] = [
-    {"max_steps": 0}, {"batch_blocks": 0}, {"batch_samples": 0}, {"batch_beams": 0}, {"micro_batches": 0},
-    {"evaluate_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
-    {"warmup_steps": -1}, {"temperature": 0.0}, {"selection_temperature": 0.0}, {"beta2": 1.0}, {"beta2": -0.1},
-    {"max_gradient_norm": 0.0}, {"weight_decay": -1.0}, {"out": Path("s3://bucket/student")},
-    {"local_cache_dir": Path("s3://bucket/copy")},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("settings", WRONG_SETTINGS, ids=str)
-def test_runs_that_cannot_be_made(train_config: Callable[..., TrainConfig], settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        train_config(**settings)
-
-
-@pytest.mark.parametrize(
-    "weights", [{"labels": -0.1}, {"samples": -1.0}, {"soft_targets": 0.0, "samples": 0.0, "beams": 0.0, "labels": 0.0}]
-)
-def test_mixes_that_learn_nothing(weights: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
-        MixConfig(**weights)
-
-
-def test_an_evaluation_of_no_blocks_at_a_time() -> None:
-    with pytest.raises(ConfigError):
-        EvaluateConfig(student=Path("s"), cache=Path("c"), batch_blocks=0)
-
-
 def test_an_incomplete_cache_trains_on_what_is_committed_and_resumes_on_the_same(
     undisturbed: Undisturbed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -586,19 +264,6 @@ def test_a_cache_at_a_url_trains_the_same_student(undisturbed: Undisturbed, tmp_
     train(remote)
     assert final_files(remote.out) == files
     assert list((tmp_path / "local").rglob("*.arrow"))
-
-
-def test_a_run_killed_before_its_checkpoint_was_removed_is_tidied_by_the_next(
-    undisturbed: Undisturbed, tmp_path: Path
-) -> None:
-    config, files, _ = undisturbed
-    config = dataclasses.replace(config, out=shutil.copytree(config.out, tmp_path / "student"))
-    (config.out / "checkpoint.pt").write_bytes(b"of the last step")
-    (config.out / ".tmp-student").mkdir()
-    train(config)
-    assert not (config.out / "checkpoint.pt").exists()
-    assert not (config.out / ".tmp-student").exists()
-    assert final_files(config.out) == files
 
 
 @pytest.mark.parametrize(

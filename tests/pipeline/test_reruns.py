@@ -1,0 +1,110 @@
+"""A run that is run again makes what is missing, wherever it was interrupted, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import PrecomputeConfig, precompute
+from pipeline.teacher.model import Teacher
+from storage import Cache
+from tests.pipeline.stopping import Stop, fail_after
+
+Snapshot = Callable[[Path], dict[str, str]]
+
+
+def test_a_rerun_of_a_finished_cache_changes_nothing(
+    configure: Callable[..., PrecomputeConfig], copied: Path, snapshot: Snapshot
+) -> None:
+    before = snapshot(copied)
+    written = {path: path.stat().st_mtime_ns for path in copied.rglob("*.arrow")}
+    precompute(configure(copied))
+    assert snapshot(copied) == before
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.arrow")} == written
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rerun_makes_whatever_is_missing_again(
+    configure: Callable[..., PrecomputeConfig], copied: Path, snapshot: Snapshot, seed: int
+) -> None:
+    before, rng = snapshot(copied), random.Random(seed)
+    (copied / "manifest.json").unlink()
+    for commit in sorted(copied.glob("commits/*.json")):
+        if rng.random() < 0.5:
+            shard = copied / json.loads(commit.read_bytes())["path"]
+            commit.unlink()
+            if rng.random() < 0.5:
+                shard.unlink()
+            elif rng.random() < 0.5:
+                shard.write_bytes(b"half a shard")
+    (copied / "soft_targets" / ".tmp-1234-train-00000-of-00001.arrow").write_bytes(b"left over")
+    if rng.random() < 0.5:
+        shutil.rmtree(copied / "tokenizer")
+    precompute(configure(copied))
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_committed_shards_that_are_lost_or_cut_are_made_again(
+    configure: Callable[..., PrecomputeConfig], copied: Path, snapshot: Snapshot, is_finished: bool
+) -> None:
+    before = snapshot(copied)
+    lost, cut, *_ = sorted(copied.rglob("*.arrow"))
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (copied / "tokenizer" / "tokenizer.json").write_text("{}")
+    if not is_finished:
+        (copied / "manifest.json").unlink()
+    precompute(configure(copied))
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [("write_plan", 0), ("write_unless_equal", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
+     ("write_commit", 7), ("write_file", 0), ("write_manifest", 0)],
+)  # fmt: skip
+def test_an_interrupted_run_is_incomplete_and_finishes_with_the_same_bytes(
+    configure: Callable[..., PrecomputeConfig],
+    finished: Cache,
+    tmp_path: Path,
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    calls: int,
+) -> None:
+    config = configure(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        fail_after(patch, name, calls)
+        with pytest.raises(Stop):
+            precompute(config)
+    assert not (config.out / "manifest.json").exists()
+    precompute(config)
+    assert snapshot(config.out) == snapshot(finished.path)
+
+
+def test_where_a_run_was_killed_does_not_change_the_batches_that_the_teacher_sees(
+    configure: Callable[..., PrecomputeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bytes] = []
+    original = Teacher.hidden
+    monkeypatch.setattr(
+        Teacher, "hidden", lambda self, ids, lengths: (seen.append(ids.tobytes()), original(self, ids, lengths))[1]
+    )
+    precompute(configure(tmp_path / "undisturbed"))
+    undisturbed = sorted(seen)
+    assert len(undisturbed) > 10
+    for calls in (1, 4):
+        seen.clear()
+        config = configure(tmp_path / f"killed-{calls}")
+        with monkeypatch.context() as patch:
+            fail_after(patch, "write_commit", calls)
+            with pytest.raises(Stop):
+                precompute(config)
+        precompute(config)
+        assert set(seen) == set(undisturbed)

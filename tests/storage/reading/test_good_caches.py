@@ -1,0 +1,31 @@
+"""The good cache that all hostile ones are made of, and one of the first version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storage import verify_cache
+from tests.places import GOLDEN
+from tests.storage.reading.readers import (
+    READERS,
+    bounded,
+    errors_of,
+    print_head,
+    print_summary,
+    read_batches,
+    read_epochs,
+)
+
+
+def test_the_cache_that_all_others_are_made_of_is_good(stranger: Path) -> None:
+    assert verify_cache(stranger).problems == ()
+    for read in READERS.values():
+        assert errors_of(read, stranger) == []
+
+
+def test_a_cache_of_the_first_version_is_still_read() -> None:
+    golden = GOLDEN / "cache"
+    with bounded():
+        assert verify_cache(golden).problems == ()
+        for read in (read_epochs, read_batches, print_summary, print_head):
+            assert errors_of(read, golden) == []
