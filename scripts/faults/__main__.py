@@ -10,96 +10,27 @@ told. Prints one table; losses go to standard error, and the exit status is 1 if
 
 from __future__ import annotations
 
-import random
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from scripts.faults.config import SoakConfig
 from storage.command import run_command
-from storage.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoakConfig:
-    """How much is injected."""
-
-    kills: int = 200
-    """Precompute runs killed at random times, and as many at chosen steps; of races and trainers there are fewer."""
-    flips: int = 10_000
-    """Bits flipped."""
-    seed: int = 0
-    """Seed of where and when."""
-    refusals: int | None = None
-    """Writes refused; None refuses every step of a run with every error."""
-    out: Path | None = None
-    """Empty directory to work in, kept afterwards; by default a temporary one."""
-
-    def __post_init__(self) -> None:
-        if min(self.kills, self.flips, 0 if self.refusals is None else self.refusals) < 0:
-            raise ConfigError("--kills, --flips and --refusals must not be negative")
-        if self.out is not None and self.out.exists() and any(self.out.iterdir()):
-            raise ConfigError(f"--out {self.out}: not empty; name another directory")
 
 
 def main() -> int:
     """Inject everything and print the table."""
     config = tyro.cli(SoakConfig, prog="python -m scripts.faults", description=__doc__)
+    from scripts.faults.soak import soak
+
     directory = config.out or Path(tempfile.mkdtemp(prefix="teachonce-soak-"))
     try:
         return soak(config, directory.resolve())
     finally:
         if config.out is None:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def soak(config: SoakConfig, directory: Path) -> int:
-    """Inject everything, working in `directory`; 1 when something was lost."""
-    from scripts.faults import flips, kills, races, writes
-    from scripts.faults.bench import make_bench
-    from scripts.faults.tally import Tally
-
-    tally, rng = Tally(), random.Random(config.seed)
-    bench = make_bench(directory)
-    cache = kills.Target(bench, "precompute", bench.precompute)
-    student = kills.Target(
-        bench, "trainer", lambda out: bench.train(cache.undisturbed, out), ignored=("metrics.jsonl",)
-    )
-    few, fewer = -(-config.kills // 8), -(-config.kills // 20)
-
-    def refuse() -> None:
-        writes.refuse_writes(cache, config.refusals, rng, tally)
-        writes.limit_file_size(cache, fewer, tally, lambda: bench.precompute_command(cache.out))
-        writes.fill_file_system(cache, [24, 96, 160][: config.kills // 20], tally, bench.precompute_arguments())
-
-    def race() -> None:
-        for rival in races.rivals(bench, cache):
-            races.race_freely(rival, fewer, rng, tally)
-            races.race_in_turns(rival, few, rng, tally)
-
-    parts: dict[str, Callable[[], None]] = {
-        "kills": lambda: kills.kill_at_random_times(cache, config.kills, rng, tally),
-        "kills at steps": lambda: kills.kill_at_steps(cache, config.kills, rng, tally),
-        "killed trainers": lambda: kills.kill_at_random_times(student, fewer, rng, tally),
-        "killed trainers at steps": lambda: kills.kill_at_steps(student, fewer, rng, tally),
-        "flipped bits": lambda: flips.flip_bits(cache.undisturbed, config.flips, rng, tally, whole_every=25),
-        "truncations": lambda: flips.truncate(cache.undisturbed, tally),
-        "refused writes": refuse,
-        "races": race,
-    }
-    for name, inject in parts.items():
-        started = time.monotonic()
-        inject()
-        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    print(tally.table())
-    for loss in tally.losses:
-        print(f"lost: {loss}", file=sys.stderr)
-    return 1 if tally.losses else 0
 
 
 if __name__ == "__main__":

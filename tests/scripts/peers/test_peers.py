@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from scripts.peers import trials
-from scripts.peers.__main__ import SYSTEMS, Column, CompareConfig, compare, report
+from scripts.peers.comparison import SYSTEMS, Column, CompareConfig, compare
+from scripts.peers.report import report
 from scripts.peers.worker import Answer
 from scripts.support.rows import OTHER_COLUMNS, fingerprint, make_row
 from scripts.support.system import System
