@@ -42,10 +42,10 @@ def round_float16(values: NDArray[np.floating], mantissa_bits: int) -> NDArray[n
 def _round_common(wide: NDArray[Any], mantissa_bits: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     """Return the bits of the nearest float16 for each value, and whether they are right.
 
-    They are right for a magnitude in [_COMMON_LOW, _COMMON_HIGH). Let u = 2^num_dropped
-    be the weight of the lowest bit that is kept. Add u / 2 - 1, and 1 more when that bit is 1. The sum carries into the
-    kept bits exactly when rounding to nearest, ties to even, goes up. The same addition changes the bias of the exponent
-    to that of float16. Then clear the bits below the kept ones.
+    They are right for a magnitude in [_COMMON_LOW, _COMMON_HIGH). Let u = 2^num_dropped be the weight of the lowest bit
+    that is kept. Add u / 2 - 1, and 1 more when that bit is 1. The sum carries into the kept bits exactly when rounding
+    to nearest, ties to even, goes up. The same addition changes the bias of the exponent to that of float16. Then clear
+    the bits below the kept ones.
     """
     layout = np.finfo(wide.dtype)
     bits = wide.view(f"u{wide.dtype.itemsize}")

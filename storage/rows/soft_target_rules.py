@@ -142,8 +142,8 @@ def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str
     is_off_P = (np.abs(mass_P - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
     if not np.any(is_off_P):
         return
-    # Σ p (exp(|log p| 2^−(bits + 1)) − 1) = Σ (exp(log p · (1 − 2^−(bits + 1))) − p). The exp on the left would overflow
-    # for small p and few bits.
+    # Σ p (exp(|log p| 2^−(bits + 1)) − 1) = Σ (exp(log p · (1 − 2^−(bits + 1))) − p). The exp on the left would
+    # overflow for small p and few bits.
     slack_P = per_position(np.exp(logprobs_H * (1 - 2.0 ** -(mantissa_bits + 1))) - probs_H) + MASS_TOLERANCE
     is_wrong_P = is_off_P & (np.abs(mass_P - 1) > slack_P)
     _require(~is_wrong_P, where, "tail_logprob", "head and tail do not add up to mass 1")
