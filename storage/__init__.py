@@ -1,6 +1,6 @@
-"""The cache format: what the teacher side writes and the student side reads.
+"""The cache format, which the teacher side writes and the student side reads. storage/FORMAT.md specifies it.
 
-Imports neither torch nor transformers. The format is specified in storage/FORMAT.md.
+`import storage` imports neither torch nor transformers.
 """
 
 from storage.errors import TeachonceError

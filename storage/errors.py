@@ -1,34 +1,33 @@
-"""Every failure that a user can cause or meet, one class each.
+"""One error class for each failure that a user can cause or meet.
 
 ```
 TeachonceError
-├── ConfigError                a setting that cannot be served
+├── ConfigError                a setting that is not possible
 ├── MissingExtraError          a package of an extra is not installed
-├── WriteRefusedError          no room, or a write that the system refused
-└── CacheError                 something about a cache on disk
+├── WriteRefusedError          the system refused a write, or has no room for it
+└── CacheError                 something is wrong with a cache
     ├── NoCacheError           the path holds no cache
     ├── IncompleteCacheError   precompute has not finished
-    ├── UnfinishedRemoteError  nor has whoever writes to a URL
-    ├── CacheMismatchError     a rerun differs from what the cache was begun with
+    ├── UnfinishedRemoteError  precompute or a push to a URL has not finished
+    ├── CacheMismatchError     a rerun has other settings than those the cache was begun with
     ├── FormatVersionError     written by a newer teachonce
-    ├── RecordError            plan, manifest or commit record is damaged or malformed
-    ├── UnsafePathError        a path that would leave the cache directory
-    ├── MissingFileError       a file that the manifest lists is not there
-    ├── UnreadableFileError    a file that the system does not let us read
+    ├── RecordError            a plan, manifest or commit record is damaged or malformed
+    ├── UnsafePathError        a path that leads out of the cache directory, or is not allowed in it
+    ├── MissingFileError       a file that the manifest lists is missing
+    ├── UnreadableFileError    the system refuses to read a file
     ├── HashMismatchError      bytes differ from the recorded sha256
-    ├── ShardFormatError       not the Arrow file that the schema promises
-    ├── RowError               a row that breaks a rule of its kind
+    ├── ShardFormatError       the file is not an Arrow file with the expected schema
+    ├── RowError               a row breaks a rule of its kind
     ├── MissingKindError       the cache does not hold the rows asked for
-    ├── ArchiveError           a packed cache that is damaged, or not one
-    ├── MergeError             caches that do not belong together
-    ├── TransferError          a copy over the network that failed for good
-    └── LocalCacheTooSmallError  no room for the shards in use at once
+    ├── ArchiveError           a file is not a packed cache, or is damaged
+    ├── MergeError             caches cannot be merged
+    ├── TransferError          a copy over the network failed, and is not tried again
+    └── LocalCacheTooSmallError  the local copy has no room for the shards in use at once
 ```
 
-`StoppedError` stands apart: it ends a thread whose work is no longer wanted, and no user sees it.
-`pipeline.errors` and `student.errors` add their own branches under the same base. The commands
-print such an error as one line and exit with 2; any other exception is a bug and keeps its
-traceback.
+`StoppedError` is not in this tree: it ends a thread whose work is no longer needed, and users never see it.
+`pipeline.errors` and `student.errors` add their own branches under TeachonceError. The commands print a TeachonceError
+as one line and exit with 2. Any other exception is a bug and keeps its traceback.
 """
 
 import errno
@@ -38,19 +37,19 @@ _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errn
 
 
 class TeachonceError(Exception):
-    """Base of every error that is the input's fault."""
+    """Base of all errors that a user can cause or meet."""
 
 
 class StoppedError(Exception):
-    """Raised in a thread to end it, because another thread failed or the user stopped the run; nobody's fault."""
+    """Raised in a thread to end it because another thread failed or the user stopped the run."""
 
 
 class ConfigError(TeachonceError):
-    """A setting, or a combination of settings, that cannot be served."""
+    """A setting, or a combination of settings, that is not possible."""
 
 
 class MissingExtraError(TeachonceError):
-    """`what` needs a package that comes with an extra and is not installed."""
+    """`what` needs `package`, which belongs to the extra `extra` and is not installed."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
@@ -61,7 +60,7 @@ class MissingExtraError(TeachonceError):
 
 
 class WriteRefusedError(TeachonceError):
-    """The operating system refused a write: `path` could not be written."""
+    """The operating system refused to write `path`."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
@@ -72,7 +71,7 @@ class WriteRefusedError(TeachonceError):
 
 
 class CacheError(TeachonceError):
-    """Something about a cache on disk."""
+    """Base of all errors about a cache."""
 
 
 class NoCacheError(CacheError):
@@ -86,7 +85,7 @@ class NoCacheError(CacheError):
 
 
 class IncompleteCacheError(CacheError):
-    """Precompute began this cache and has not finished it."""
+    """Precompute began the cache at `path` and has not finished it."""
 
     def __init__(self, path: str, committed: int, planned: int) -> None:
         self.path, self.committed, self.planned = path, committed, planned
@@ -108,7 +107,7 @@ class UnfinishedRemoteError(CacheError):
 
 
 class CacheMismatchError(CacheError):
-    """A rerun differs from what the cache was begun with, in `field`."""
+    """A rerun has another value of `field` than the cache was begun with."""
 
     def __init__(self, path: str, field: str, found: object, wanted: object) -> None:
         self.path, self.field, self.found, self.wanted = path, field, found, wanted
@@ -119,7 +118,7 @@ class CacheMismatchError(CacheError):
 
 
 class FormatVersionError(CacheError):
-    """Written by a newer teachonce than this one."""
+    """A newer teachonce wrote the cache, in a format version that this one does not read."""
 
     def __init__(self, path: str, found: object, supported: int) -> None:
         self.path, self.found, self.supported = path, found, supported
@@ -127,7 +126,7 @@ class FormatVersionError(CacheError):
 
 
 class RecordError(CacheError):
-    """plan.json, manifest.json or a commit record is damaged or malformed."""
+    """A record (plan.json, manifest.json or a commit record) is damaged or malformed."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
@@ -135,7 +134,7 @@ class RecordError(CacheError):
 
 
 class UnsafePathError(CacheError):
-    """A path inside a record that would leave the cache directory."""
+    """A path in a record or an archive might lead out of the cache directory, or is not allowed there."""
 
     def __init__(self, path: str, where: str) -> None:
         self.path, self.where = path, where
@@ -143,7 +142,7 @@ class UnsafePathError(CacheError):
 
 
 class MissingFileError(CacheError):
-    """A file that the manifest lists is not there."""
+    """A file that the manifest lists is missing."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -154,7 +153,7 @@ class MissingFileError(CacheError):
 
 
 class UnreadableFileError(CacheError):
-    """The operating system refused to read a file that is there."""
+    """The operating system refused to read an existing file."""
 
     def __init__(self, path: str, reason: str | None) -> None:
         self.path = path
@@ -162,7 +161,7 @@ class UnreadableFileError(CacheError):
 
 
 class HashMismatchError(CacheError):
-    """Bytes on disk differ from the recorded size or sha256."""
+    """The size or sha256 of a file differs from the recorded one."""
 
     def __init__(self, path: str, found: str, expected: str) -> None:
         self.path, self.found, self.expected = path, found, expected
@@ -173,7 +172,7 @@ class HashMismatchError(CacheError):
 
 
 class ShardFormatError(CacheError):
-    """Not the Arrow file that the schema promises."""
+    """A file is not the Arrow file that the cache's schema and records promise."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
@@ -181,7 +180,7 @@ class ShardFormatError(CacheError):
 
 
 class RowError(CacheError):
-    """A row that breaks a rule of its kind."""
+    """A row breaks a rule of its kind."""
 
     def __init__(self, where: str, column: str, problem: str) -> None:
         self.where, self.column, self.problem = where, column, problem
@@ -189,7 +188,7 @@ class RowError(CacheError):
 
 
 class MissingKindError(CacheError):
-    """The cache does not hold the rows asked for."""
+    """The cache holds no rows of this kind and split."""
 
     def __init__(self, path: str, kind: str, split: str) -> None:
         self.path, self.kind, self.split = path, kind, split
@@ -200,7 +199,7 @@ class MissingKindError(CacheError):
 
 
 class ArchiveError(CacheError):
-    """A packed cache that is damaged, or not a packed cache at all."""
+    """A file is not a packed cache, or is a damaged one."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path, self.problem = path, problem
@@ -208,7 +207,7 @@ class ArchiveError(CacheError):
 
 
 class MergeError(CacheError):
-    """Caches that do not belong together: `field` differs, or has to."""
+    """Caches cannot be merged, because `field` of the one at `path` does not have the value that the merge needs."""
 
     def __init__(self, path: str, field: str, found: object, wanted: object) -> None:
         self.path, self.field, self.found, self.wanted = path, field, found, wanted
@@ -216,7 +215,7 @@ class MergeError(CacheError):
 
 
 class TransferError(CacheError):
-    """A copy to or from `url` that failed for good: not worth another try, or out of time."""
+    """A copy to or from `url` failed, and either a retry cannot help or the time for retries is over."""
 
     def __init__(self, url: str, problem: str) -> None:
         self.url, self.problem = url, problem
@@ -224,7 +223,7 @@ class TransferError(CacheError):
 
 
 class LocalCacheTooSmallError(CacheError):
-    """The bounded local copy of a remote cache has no room for the shards that are in use at once."""
+    """The size limit of the local copy of a remote cache is less than the shards in use at once need."""
 
     def __init__(self, max_bytes: int, needed_bytes: int) -> None:
         self.max_bytes, self.needed_bytes = max_bytes, needed_bytes
@@ -235,15 +234,18 @@ class LocalCacheTooSmallError(CacheError):
 
 
 def remedy_of(reason: str) -> str:
-    """What to do about a refusal of the operating system, by its own words."""
+    """Return what the user should do, given the system's reason for a refused write."""
     return "make room" if any(words in reason for words in _NO_ROOM) else "mend that"
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line."""
+    """Return the first line of an error's message, or its class name when the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_unreadable_tokenizer(error: BaseException) -> bool:
-    """Whether a library failed to load a tokenizer: it raises any Exception, or panics, which is none."""
+    """Return whether `error` means that a tokenizer cannot be loaded.
+
+    Libraries raise any Exception, or a PanicException, which is not a subclass of Exception.
+    """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -1,1 +1,1 @@
-"""Files and directories that appear whole or not at all, paths that stay inside, locks, and hashes of files."""
+"""Publish and remove files and directories whole or not at all; keep paths inside a directory; locks; hashes."""

@@ -1,4 +1,4 @@
-"""Directories: published whole or not at all, removed whole or not at all, and rid of what killed writers left."""
+"""Publish and remove directories whole or not at all, and delete the temporary files that killed writers left."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from storage.disk.files import TEMPORARY_PREFIX, refusals, sync_directory
 
 @contextlib.contextmanager
 def publishing_path(path: Path) -> Iterator[Path]:
-    """Yield a path for a file or a directory; when the block ends well it appears as `path`, otherwise nothing does.
+    """Yield a temporary path at which the caller makes a file or a directory; then rename that to `path`.
 
-    Raises WriteRefusedError when the operating system refuses a write.
+    When the block raises, publish nothing and delete the temporary path. Raise WriteRefusedError when the operating
+    system refuses a write.
     """
     scratch = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     staged = scratch / path.name
@@ -34,7 +35,7 @@ def publishing_path(path: Path) -> Iterator[Path]:
 
 
 def give_usual_modes(root: Path) -> None:
-    """Give a file, or the files below a directory, the mode of new files: safetensors lets only the owner read."""
+    """Give `root`, or all files below it, the mode that new files get. safetensors lets only the owner read."""
     probe = root.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     probe.touch()
     mode = probe.stat().st_mode & 0o777
@@ -45,7 +46,7 @@ def give_usual_modes(root: Path) -> None:
 
 
 def _sync_tree(root: Path) -> None:
-    """Force a file, or all that is below a directory, onto the disk."""
+    """Flush a file, or a directory and everything below it, to the disk."""
     for path in [root, *root.rglob("*")]:
         if path.is_dir():
             sync_directory(path)
@@ -55,7 +56,11 @@ def _sync_tree(root: Path) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a directory with all that is in it; a process killed meanwhile leaves it whole, or as a leftover."""
+    """Delete a directory and its contents; ignore errors of the operating system.
+
+    The directory first gets a temporary name. So a process that is killed here leaves either the whole directory or
+    something that remove_leftovers deletes.
+    """
     doomed = directory.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{directory.name}")
     with contextlib.suppress(OSError):
         directory.rename(doomed)
@@ -63,7 +68,7 @@ def remove_directory(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete temporary files and directories that killed writers left below `directory`."""
+    """Delete the temporary files and directories that killed writers left below `directory`."""
     for leftover in list(directory.rglob(f"{TEMPORARY_PREFIX}*")):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""One writer at a time in a directory, where the file system can see to that."""
+"""Allow one writer at a time in a directory, on file systems that have locks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from storage.disk.files import refusals
 from storage.disk.locks import make_and_lock, try_lock
 from storage.errors import ConfigError
 
-# Also what network file systems say of a lock on a directory.
+# Errors of file systems without locks, and of network file systems that cannot lock a directory.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def only_writer(directory: Path, what: str) -> Iterator[None]:
-    """Make a directory and hold a lock on it; afterwards, what was made and stayed empty is removed.
+    """Make `directory` and its parents, and hold a lock on it for the length of the block.
 
-    what: the writer, for who comes second. Raises ConfigError when the directory cannot be one, or has a writer
-    already; WriteRefusedError when the system refuses it.
+    Afterwards, remove the directories that were made here and are empty. On a file system without locks, exclude
+    nobody.
+
+    what: name of the writer, for the error message that a second writer gets.
+
+    Raise ConfigError when the path is not a directory or another writer holds the lock, WriteRefusedError when the
+    operating system refuses to make or lock the directory.
     """
 
     def exclude_others(descriptor: int) -> None:
@@ -30,7 +35,7 @@ def only_writer(directory: Path, what: str) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            is_alone = True  # a file system without locks excludes nobody
+            is_alone = True
         if not is_alone:
             raise ConfigError(f"{directory}: another {what} writes here; wait until it has finished")
 
@@ -45,5 +50,5 @@ def only_writer(directory: Path, what: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             for path in made:
-                path.rmdir()  # only when it is empty
+                path.rmdir()  # fails when it is not empty
         os.close(lock)

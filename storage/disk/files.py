@@ -1,10 +1,10 @@
-"""Publishing a file so that it is either wholly there or not there at all.
+"""Publish a file whole or not at all.
 
-write to a temporary name → flush and fsync → rename → fsync the directory. A process killed at any
+The steps: write to a temporary name → flush and fsync → rename → fsync the directory. A process that is killed at any
 point leaves the old state or the new one, and perhaps a temporary file that nobody reads.
 
-Where several writers may meet, a hard link takes the place of the rename: the first to come gets the name, and
-what it put there stays.
+Where several writers may write the same name, a hard link replaces the rename. The first writer gets the name, and the
+writers after it do not replace its file.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from typing import Literal
 from storage.errors import WriteRefusedError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
-# What happens when a name is taken: replace the earlier file, drop the new one, or stage it beside the earlier.
+# What to do when a name is taken: replace the earlier file, drop the new one, or stage the new one beside it.
 IfTaken = Literal["replace", "drop", "stage"]
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 _COPY_BYTES = 1 << 20
 
 
 class HashingFile:
-    """A write-only binary file that counts and hashes what passes through it."""
+    """A write-only binary file that counts and hashes the bytes written to it."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
         self.num_bytes = 0
         self.closed = False
-        # Libraries that write here may report a refused write as an error of their own.
+        # A library that writes to this file may replace the OSError of a refused write by its own error.
         self.refused: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """Append `data`."""
+        """Append `data` and return the number of bytes written."""
         view = memoryview(data)
         self._digest.update(view)
         self.num_bytes += view.nbytes
@@ -59,7 +59,7 @@ class HashingFile:
             raise
 
     def sync(self) -> None:
-        """Force the bytes onto the disk."""
+        """Flush the bytes to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -76,10 +76,14 @@ class HashingFile:
 
 @contextlib.contextmanager
 def publishing(path: Path, if_taken: IfTaken = "replace") -> Iterator[HashingFile]:
-    """Yield a file to write; when the block ends well it appears as `path`, otherwise nothing does.
+    """Yield a temporary file to write to; when the block ends without an error, give it the name `path`.
 
-    if_taken: with "stage" the file stands as staged_path until `install_staged` is called.
-    Raises WriteRefusedError when the operating system refuses a write.
+    When the block raises, publish nothing. Make parent directories as needed.
+
+    if_taken: what to do when `path` exists. With "stage" the file gets the name staged_path(path, sha256), and
+    install_staged renames it to `path`.
+
+    Raise WriteRefusedError when the operating system refuses a write.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     file = None
@@ -111,7 +115,7 @@ def publishing(path: Path, if_taken: IfTaken = "replace") -> Iterator[HashingFil
 
 
 def _link(temporary: Path, path: Path) -> bool:
-    """Give a file a second name unless that is taken; whether it was free."""
+    """Make `path` a hard link to `temporary`; return False when the name is taken."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -119,7 +123,8 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        # On such a file system only writers that agree on every byte may share a directory.
+        # Another writer may take the name between these two steps, and is then replaced. So on a file system without
+        # hard links, writers may share a directory only if they write the same bytes.
         if path.exists():
             return False
         os.replace(temporary, path)
@@ -127,22 +132,28 @@ def _link(temporary: Path, path: Path) -> bool:
 
 
 def staged_path(path: Path, sha256: str) -> Path:
-    """Where a file is staged whose name is taken."""
+    """Return the path at which a file is staged when the name `path` is taken."""
     return path.with_name(f"{TEMPORARY_PREFIX}{sha256}-{path.name}")
 
 
 def install_staged(path: Path, sha256: str) -> None:
-    """Put the staged file with this sha256 in the place of whatever stands at `path`; do nothing when there is none."""
+    """Rename the staged file with this sha256 to `path`, replacing any file there; do nothing when none is staged.
+
+    Raise WriteRefusedError when the operating system refuses it.
+    """
     staged = staged_path(path, sha256)
     if staged.exists():
-        with refusals(path), contextlib.suppress(FileNotFoundError):  # another writer may be quicker
+        with refusals(path), contextlib.suppress(FileNotFoundError):  # another writer has renamed it
             os.replace(staged, path)
             sync_directory(path.parent)
 
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal of a write to `path` into WriteRefusedError, also as libraries tell of it."""
+    """Raise WriteRefusedError in place of an error by which the operating system refuses a write to `path`.
+
+    Errors of libraries that report such a refusal in their message count too.
+    """
     try:
         yield
     except Exception as error:
@@ -152,24 +163,28 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def _is_refused_write(error: Exception) -> bool:
-    """Whether an error is the operating system's refusal, also as safetensors and tokenizers tell it: in words."""
+    """Return whether the operating system caused an error. safetensors and tokenizers say so only in the message."""
     return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def write_file(path: Path, content: bytes, if_taken: IfTaken = "replace") -> None:
-    """Publish `content` as `path`."""
+    """Publish `content` as `path`. Raise WriteRefusedError when the operating system refuses a write."""
     with publishing(path, if_taken) as file:
         file.write(content)
 
 
 def write_unless_equal(path: Path, content: bytes) -> None:
-    """Publish `content` as `path` unless it stands there."""
+    """Publish `content` as `path` unless that file already holds it."""
     if not path.is_file() or path.read_bytes() != content:
         write_file(path, content)
 
 
 def may_replace(path: Path, beginning: bytes) -> bool:
-    """Whether nothing would be lost: there is no such file, it is empty, or it begins as what replaces it."""
+    """Return whether a file that starts with `beginning` may replace `path` without loss of other data.
+
+    True when `path` does not exist, is an empty file, or starts with `beginning`; False for anything but a file.
+    Raise WriteRefusedError when the file cannot be read.
+    """
     if not path.exists():
         return True
     if not path.is_file():  # a device or a pipe
@@ -179,9 +194,9 @@ def may_replace(path: Path, beginning: bytes) -> bool:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Publish the bytes of `source` as `path`: as a second name of the same file where the system allows, else a copy.
+    """Publish the bytes of `source` as `path`: as a hard link where the operating system allows it, else as a copy.
 
-    What was at `path` is replaced. Raises WriteRefusedError when the copy is refused.
+    Replace any file at `path`. Raise WriteRefusedError when the operating system refuses to write the copy.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +209,7 @@ def link_or_copy(source: Path, path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Force a directory's names onto the disk."""
+    """Flush the entries of a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Hashes of files and of directories. hashlib.file_digest needs Python 3.11; 3.10 is supported."""
+"""Hashes of files and directories. hashlib.file_digest is not used: it needs Python 3.11, and 3.10 is supported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _READ_BYTES = 1 << 20
 
 
 def directory_sha256(directory: Path) -> str:
-    """Hex sha256 over the lines `NAME SHA256` of a directory's files, sorted by name, leftovers of writers apart."""
+    """Return the hex sha256 over the lines `NAME SHA256` of a directory's files, sorted by name.
+
+    Leave out temporary files of writers. The directory may hold only files.
+    """
     digest = hashlib.sha256()
     for path in sorted(path for path in directory.iterdir() if not path.name.startswith(TEMPORARY_PREFIX)):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
@@ -19,7 +22,7 @@ def directory_sha256(directory: Path) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
+    """Return the hex sha256 of a file's bytes; read them in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):

@@ -1,7 +1,7 @@
-"""Locks that the system takes back when a process ends, however it ends: flock on an open file or directory.
+"""Locks with flock on an open file or directory. The system releases them when the process ends, however it ends.
 
-Not by the library filelock: it locks no directory, shares no lock, and where flock is missing it leaves marker files
-that outlive a killed process.
+The library filelock does not serve: it cannot lock a directory and has no shared locks, and where flock is missing it
+leaves marker files that outlive a killed process.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file or directory for its holder alone, at once; False when another one holds a lock on it.
+    """Take an exclusive lock on an open file or directory without waiting; return False when another holder has a lock.
 
-    A shared lock that the holder has becomes an exclusive one. Raises OSError where the file system has no locks.
+    A shared lock that this descriptor holds becomes an exclusive one. Raise OSError when the file system has no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -25,17 +25,21 @@ def try_lock(descriptor: int) -> bool:
 
 
 def share_lock(descriptor: int) -> None:
-    """Lock an open file together with others; waits while one holds it alone. Raises OSError."""
+    """Take a shared lock on an open file; wait while another process holds an exclusive one.
+
+    Raise OSError when the file system has no locks.
+    """
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], object]) -> int:
-    """Make `directory`, open it, or the file `name` in it, and `lock` that; the descriptor that holds the lock.
+    """Make `directory`, open it or the file `name` in it, lock that with `lock`, and return the open descriptor.
 
-    Another process that leaves may remove the directory between any two of these steps: then they begin again.
-    Raises OSError, and what `lock` raises.
+    Another process that ends its work may remove the directory between any two of these steps. In that case, start
+    again. Raise OSError, and any error that `lock` raises.
     """
-    directory = directory.absolute()  # raises where the current directory was removed: the loop would not end there
+    # Raises when the current directory was removed; with a relative path the loop below would then never end.
+    directory = directory.absolute()
     path, flags = (directory / name, os.O_CREAT | os.O_RDWR) if name else (directory, os.O_RDONLY | os.O_DIRECTORY)
     while True:
         try:
@@ -54,7 +58,10 @@ def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], objec
 
 
 def is_still_there(path: Path, descriptor: int) -> bool:
-    """Whether `path` is what was opened as `descriptor`: others may have removed it, and made it again."""
+    """Return whether `path` is still the file or directory open as `descriptor`.
+
+    Another process may have removed it, and made a new one.
+    """
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

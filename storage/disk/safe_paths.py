@@ -1,4 +1,4 @@
-"""Paths that a stranger's record names, joined to a directory that they may not leave."""
+"""Join a path from an untrusted record to a directory, and refuse any path that leads out of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from storage.errors import UnsafePathError
 
 
 def safe_join(root: Path, relative: str, where: str) -> Path:
-    """`root / relative`, or UnsafePathError when that could lie anywhere else."""
+    """Return `root / relative`; raise UnsafePathError, which names `where`, unless it certainly lies below `root`.
+
+    Refuse absolute and empty paths, "." and "..", backslashes, colons, unprintable characters and symbolic links.
+    """
     parts = PurePosixPath(relative).parts
     plain = bool(parts) and not relative.startswith("/") and not {"..", "."} & set(relative.split("/"))
     if not plain or "\\" in relative or ":" in relative or not relative.isprintable():
@@ -17,9 +20,9 @@ def safe_join(root: Path, relative: str, where: str) -> Path:
     for part in parts:
         path = path / part
         try:
-            followed = path.is_symlink()
-        except OSError:  # a name too long for the system
-            followed = True
-        if followed:
+            is_refused = path.is_symlink()
+        except OSError:  # the name is too long for the file system
+            is_refused = True
+        if is_refused:
             raise UnsafePathError(relative, where)
     return path

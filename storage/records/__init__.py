@@ -1,1 +1,1 @@
-"""What a cache says about itself: plan, commit records, manifest, settings and dataset card."""
+"""The records of a cache: plan, commit records, manifest, their settings, and the dataset card."""

@@ -1,6 +1,6 @@
-"""The plan that a cache is begun with, and the commit record of each shard: a shard exists when its record does.
+"""Read and write plan.json, with which a cache begins, and the commit record of each shard.
 
-plan.json is written first, commit records as shards appear.
+plan.json is written first. A commit record is written after its shard; a shard exists when its commit record does.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from storage.records.records import parse_record, read_record_bytes, write_recor
 
 
 def write_plan(cache_dir: Path, identity: CacheIdentity, if_taken: IfTaken = "replace") -> None:
-    """Publish plan.json."""
+    """Publish plan.json. Raise WriteRefusedError when the operating system refuses it."""
     write_record(cache_dir / PLAN_NAME, identity_content(identity), if_taken)
 
 
 def read_plan(cache_dir: Path) -> CacheIdentity:
-    """Read plan.json; raises RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
+    """Read plan.json. Raise RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
     path = safe_join(cache_dir, PLAN_NAME, str(cache_dir))
     return parse_identity(read_versioned(path), path)
 
 
 def check_plan(cache_dir: Path, manifest: Manifest) -> None:
-    """Raise RecordError unless plan.json says what the manifest says."""
+    """Raise RecordError unless plan.json states the same identity as the manifest."""
     if read_plan(cache_dir) != manifest.identity:
         raise RecordError(str(cache_dir / PLAN_NAME), f"differs from {MANIFEST_NAME}")
 
 
 def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "replace") -> ShardRecord:
-    """Publish a shard's commit record: from now on the shard exists.
+    """Publish a shard's commit record, from which on the shard exists, and rename its staged file to its path.
 
-    Returns the record that stands: with if_taken = "drop", that of the writer who was first.
+    Return the commit record on disk: with if_taken = "drop", that of the first writer. When that is another writer's,
+    delete the shard staged here.
     """
     write_record(cache_dir / record.key.commit_path, dataclasses.asdict(record), if_taken)
     standing = read_commit(cache_dir, record.key) or record
@@ -58,18 +59,21 @@ def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "repl
 
 
 def install_committed(cache_dir: Path, record: ShardRecord) -> None:
-    """Put a committed shard into its place if it is still staged beside it: its writer may have been killed."""
+    """Rename a committed shard to its path if it is still staged, as when its writer was killed."""
     install_staged(cache_dir / record.path, record.sha256)
 
 
 def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
-    """A shard's commit record, None when the shard is not committed."""
+    """Read a shard's commit record; return None when the shard is not committed.
+
+    Raise RecordError, or UnsafePathError, when it is not sound.
+    """
     found = _read_commit(cache_dir, key)
     return found[0] if found else None
 
 
 def _read_commit(cache_dir: Path, key: ShardKey) -> tuple[ShardRecord, bytes] | None:
-    """The commit record, and the bytes that it was read from."""
+    """Return the commit record and the bytes that it was read from; None when there is none."""
     path = safe_join(cache_dir, key.commit_path, str(cache_dir))
     if not path.exists():
         return None
@@ -81,7 +85,10 @@ def _read_commit(cache_dir: Path, key: ShardKey) -> tuple[ShardRecord, bytes] | 
 
 
 def check_commit(cache_dir: Path, record: ShardRecord) -> bytes:
-    """The bytes of a shard's commit record; RecordError unless it is there and says what the manifest says."""
+    """Return the bytes of a shard's commit record; raise RecordError when it is missing or differs from `record`.
+
+    record: the shard's record in the manifest.
+    """
     key = record.key
     found = _read_commit(cache_dir, key)
     if found is None or found[0] != record:
@@ -90,7 +97,7 @@ def check_commit(cache_dir: Path, record: ShardRecord) -> bytes:
 
 
 def is_held(cache_dir: Path, record: ShardRecord | FileRecord) -> bool:
-    """Whether a recorded file is there in its recorded size; what its bytes are is for whoever reads them."""
+    """Return whether a recorded file exists and has its recorded size. This does not check its sha256."""
     try:
         found = (cache_dir / record.path).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -99,9 +106,9 @@ def is_held(cache_dir: Path, record: ShardRecord | FileRecord) -> bool:
 
 
 def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
-    """A shard's commit record; None when the shard has to be made: for the first time, or because its file is lost.
+    """Return a shard's commit record; None when the shard must be made, for the first time or because its file is lost.
 
-    A committed shard that is still staged is put into its place.
+    Rename a committed shard that is still staged to its path.
     """
     record = read_commit(cache_dir, key)
     if record is None:
@@ -111,6 +118,6 @@ def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
 
 
 def forget_lost_shard(cache_dir: Path, key: ShardKey) -> None:
-    """Remove the commit record of a shard whose file is lost, so that the first to make it anew may commit it."""
+    """Delete the commit record of a shard whose file is lost, so that a writer can make and commit the shard again."""
     if read_commit(cache_dir, key) is not None and read_held_commit(cache_dir, key) is None:
         (cache_dir / key.commit_path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The README.md inside a cache: a dataset card that `datasets` understands and people can read."""
+"""The README.md of a cache: a dataset card that the library `datasets` can parse and people can read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from storage.rows.kinds import KINDS
 
 
 def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> str:
-    """Markdown with YAML front matter (as JSON, which is YAML); depends on its arguments alone."""
+    """Return Markdown with YAML front matter, written as JSON (valid YAML). It depends on the arguments alone."""
     counted = {(kind, split): _count(shards, kind, split) for kind in KINDS for split in SPLITS}
     kinds = [kind for kind in KINDS if any(counted[kind, split] for split in SPLITS)]
     header: dict[str, object] = {

@@ -1,6 +1,7 @@
-"""What a cache says about itself before its first shard, and about each of its shards and files.
+"""The identity of a cache, which is known before its first shard, and the records of its shards and other files.
 
-plan.json is the identity alone; a commit record is one shard's record; manifest.json is the identity with all of them.
+plan.json holds the identity alone. A commit record holds one shard's record. manifest.json holds the identity and all
+records of shards and files.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _SHARD_PATH = re.compile(r"([a-z_]+)/(train|validation)-([0-9]{5,9})-of-([0-9]{5
 _MAX_VOCAB_SIZE = 1 << 31
 _MAX_BLOCK_SIZE = 1 << 20
 _MAX_RECORD_BATCH_ROWS = 1 << 16
-# A shard takes up to 512 bytes of a manifest: whatever can be planned can be read when it is finished.
+# A shard's record takes up to 512 bytes of a manifest. So the manifest of a cache with this many shards can be read.
 MAX_SHARDS = MAX_RECORD_BYTES // 512
-# As many rows in as many shards still are an int64.
+# MAX_SHARDS shards of this many rows have row ids that fit in int64.
 _MAX_SHARD_ROWS = 1 << 40
 _MAX_TEMPERATURE = 1e6
 _FACTS: dict[str, dict[str, type]] = {
@@ -48,7 +49,7 @@ _SOURCE_FACTS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShardKey:
-    """Which shard: kind, split and index among num_shards of that kind and split."""
+    """Names a shard: its kind, its split, and its index among the num_shards shards of that kind and split."""
 
     kind: str
     split: str
@@ -70,9 +71,10 @@ class ShardKey:
 class ShardRecord:
     """One published shard.
 
-    num_tokens counts stored input, prompt and completion tokens; num_targets the valid targets
-    (soft_targets), completion tokens (samples) or candidates (beams). The two sums over valid targets,
-    in nats, give the teacher's entropy and perplexity without opening a shard; 0 for other kinds.
+    num_tokens: number of stored input, prompt, completion and candidate tokens.
+    num_targets: number of valid targets (soft_targets), completion tokens (samples) or candidates (beams).
+    entropy_sum_nats, label_nll_sum_nats: sums over valid targets, which give the teacher's entropy and perplexity
+    without opening a shard; 0 for kinds other than soft_targets.
     """
 
     path: str
@@ -87,18 +89,18 @@ class ShardRecord:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file, as FileRecord has it too."""
+        """Size of the file in bytes, under the name that FileRecord also has."""
         return self.shard_bytes
 
     @property
     def key(self) -> ShardKey:
-        """The shard's place, read from its path."""
+        """The key that the path states. Raise UnsafePathError for a path that is not a shard's."""
         return parse_shard_path(self.path, "shard record")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """A file of the cache that is not a shard: the tokenizer's and the dataset card."""
+    """A file of the cache that is not a shard: the dataset card or a file of the tokenizer."""
 
     path: str
     file_bytes: int
@@ -106,7 +108,7 @@ class FileRecord:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the file, as ShardRecord has it too."""
+        """Size of the file in bytes, under the name that ShardRecord also has."""
         return self.file_bytes
 
 
@@ -115,11 +117,13 @@ class CacheIdentity:
     """Everything about a cache that is known before its first shard.
 
     teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
-    tokenizer: size, sha256, eos_token_id. data: source, fingerprint, licence, packing recipe, counts.
-    config: the resolved settings of the block layout and of each kind. software: versions.
-    planned_shards: for each kind and split the number of shards.
+    tokenizer: size, sha256, eos_token_id.
+    data: source, fingerprint, licence, packing recipe, counts.
+    config: the resolved settings of the block layout and of each kind.
+    software: versions.
+    planned_shards: number of shards for each kind and split.
 
-    In a merged cache data["sources"] lists what was joined, in the order of its shards: each entry is a
+    In a merged cache data["sources"] lists the caches that were joined, in the order of their shards. Each entry is a
     source's data with its config, software and planned_shards.
     """
 
@@ -136,11 +140,11 @@ class CacheIdentity:
 
     @property
     def mantissa_bits(self) -> int:
-        """What the logprobs of soft targets were rounded to."""
+        """Mantissa bits that the logprobs of soft targets were rounded to."""
         return soft_targets.mantissa_bits(self.config.get("soft_targets", {}))
 
     def row_facts(self, kind: str) -> RowFacts:
-        """What the cache states about the rows of a kind."""
+        """Return what the cache states about the rows of a kind."""
         return RowFacts(
             vocab_size=self.vocab_size,
             block_size=self.block_size,
@@ -150,22 +154,25 @@ class CacheIdentity:
         )
 
     def schema(self, kind: str) -> Any:
-        """The Arrow schema of a kind's shards in this cache."""
+        """Return the Arrow schema of a kind's shards in this cache."""
         return KINDS[kind].schema(self.row_facts(kind))
 
     def row_id_starts(self, kind: str, split: str) -> frozenset[int]:
-        """Indices of the shards at which row ids begin at 0: the first one, in a merged cache that of each source."""
+        """Return the indices of the shards whose row ids begin at 0.
+
+        These are shard 0 and, in a merged cache, the first shard of each source.
+        """
         parts = [source["planned_shards"] for source in self.data.get("sources", [])]
         counts = (planned.get(kind, {}).get(split, 0) for planned in parts)
         return frozenset(itertools.accumulate(counts, initial=0))
 
     @property
     def num_planned_shards(self) -> int:
-        """Shards that the finished cache will hold."""
+        """Number of shards that the finished cache will hold."""
         return sum(sum(per_split.values()) for per_split in self.planned_shards.values())
 
     def planned_keys(self) -> list[ShardKey]:
-        """Every shard that the finished cache will hold, in order."""
+        """Return the key of every shard that the finished cache will hold, in order."""
         return [
             ShardKey(kind=kind, split=split, index=index, num_shards=num_shards)
             for kind in KINDS
@@ -176,7 +183,7 @@ class CacheIdentity:
 
 
 def parse_shard_path(path: str, where: str) -> ShardKey:
-    """The key behind a shard's path; UnsafePathError for any other path."""
+    """Return the key of the shard at `path`; raise UnsafePathError, which names `where`, for any other path."""
     matched = _SHARD_PATH.fullmatch(path)
     if matched is None:
         raise UnsafePathError(path, where)
@@ -188,12 +195,15 @@ def parse_shard_path(path: str, where: str) -> ShardKey:
 
 
 def identity_content(identity: CacheIdentity) -> dict[str, Any]:
-    """What plan.json holds, and manifest.json beside its shards and files."""
+    """Return the content of plan.json, which manifest.json also holds."""
     return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION} | dataclasses.asdict(identity)
 
 
 def read_versioned(path: Path) -> dict[str, Any]:
-    """Content of plan.json or manifest.json; raises RecordError, FormatVersionError or MissingFileError."""
+    """Return the content of plan.json or manifest.json, without 'format' and 'format_version'.
+
+    Raise RecordError, FormatVersionError or MissingFileError.
+    """
     content = read_record(path)
     if content.pop("format", None) != FORMAT_NAME:
         raise RecordError(str(path), f"'format' is not {FORMAT_NAME!r}")
@@ -206,7 +216,7 @@ def read_versioned(path: Path) -> dict[str, Any]:
 
 
 def parse_identity(content: dict[str, Any], path: Path) -> CacheIdentity:
-    """The identity in a record's content; raises RecordError, which names `path`."""
+    """Return the identity in a record's content; raise RecordError, which names `path`, when it is not sound."""
     identity = parse_fields(CacheIdentity, content, path)
     for name, facts in _FACTS.items():
         for fact, fact_type in facts.items():
@@ -240,7 +250,7 @@ def _check_planned_shards(planned: dict[str, Any], path: Path) -> None:
 
 
 def _check_sources(identity: CacheIdentity, path: Path) -> None:
-    """The sources of a merged cache: which is which, each once, and together all of its shards."""
+    """Raise RecordError unless the sources of a merged cache are complete, all different, and add up to its shards."""
     sources = identity.data["sources"]
     if not isinstance(sources, list) or len(sources) < 2:
         raise RecordError(str(path), "'sources' is not a list of two or more")
@@ -257,7 +267,7 @@ def _check_sources(identity: CacheIdentity, path: Path) -> None:
 
 
 def parse_shard_record(item: dict[str, Any], path: Path) -> ShardRecord:
-    """A shard's record from JSON; raises RecordError or UnsafePathError, which name `path`."""
+    """Return the shard record in a JSON object; raise RecordError or UnsafePathError, which name `path`."""
     record = parse_fields(ShardRecord, item, path)
     parse_shard_path(record.path, str(path))
     counts = (record.first_row_id, record.num_rows, record.num_tokens, record.num_targets, record.shard_bytes)

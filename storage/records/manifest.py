@@ -1,4 +1,4 @@
-"""manifest.json: a finished cache's identity, its shards in order and its other files. It is written last."""
+"""Read and write manifest.json: a finished cache's identity, shards in order, and other files. It is written last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from storage.rows.kinds import KINDS
 MANIFEST_NAME = "manifest.json"
 # The dataset card.
 CARD_NAME = "README.md"
-# Beside the kinds, a manifest may not list these among its other files: they are written from the rest of it.
+# A manifest may not list files at or below these names, nor below the names of kinds: teachonce itself writes there.
 _RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", "lock"))
 
 
@@ -44,12 +44,12 @@ class Manifest:
     files: tuple[FileRecord, ...]
 
     def shards_of(self, kind: str, split: str) -> tuple[ShardRecord, ...]:
-        """Shards of one kind and split, in order."""
+        """Return the shards of one kind and split, in order."""
         prefix = f"{kind}/{split}-"
         return tuple(shard for shard in self.shards if shard.path.startswith(prefix))
 
     def teacher_perplexity(self, split: str) -> float | None:
-        """exp of the teacher's mean next-token loss over a split's valid targets, None without any."""
+        """Return exp of the teacher's mean next-token loss over a split's valid targets; None when there are none."""
         mean = _mean_nats(self.shards_of("soft_targets", split), "label_nll_sum_nats")
         if mean is None:
             return None
@@ -59,7 +59,10 @@ class Manifest:
             return math.inf
 
     def teacher_entropy_nats(self, split: str) -> float | None:
-        """Mean entropy of the teacher's next-token distribution over a split's valid targets."""
+        """Return the mean entropy of the teacher's next-token distribution over a split's valid targets.
+
+        None when there are none.
+        """
         return _mean_nats(self.shards_of("soft_targets", split), "entropy_sum_nats")
 
 
@@ -70,7 +73,7 @@ def _mean_nats(shards: Iterable[ShardRecord], field: str) -> float | None:
 
 
 def write_manifest(cache_dir: Path, manifest: Manifest) -> None:
-    """Publish manifest.json: from now on the cache is complete."""
+    """Publish manifest.json, from which on the cache is complete."""
     content = identity_content(manifest.identity) | {
         "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
         "files": [dataclasses.asdict(file) for file in manifest.files],
@@ -81,7 +84,7 @@ def write_manifest(cache_dir: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(cache_dir: Path) -> Manifest:
-    """Read manifest.json; raises RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
+    """Read and check manifest.json. Raise RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
     path = safe_join(cache_dir, MANIFEST_NAME, str(cache_dir))
     content = read_versioned(path)
     shards = tuple(parse_shard_record(item, path) for item in _objects(content, "shards", path))
@@ -108,9 +111,10 @@ def read_manifest(cache_dir: Path) -> Manifest:
 
 
 def check_listed_files(manifest: Manifest, cache_dir: Path, where: str) -> None:
-    """Refuse listed files that lead out of the directory, or take the place of a record, a shard or each other.
+    """Raise UnsafePathError or RecordError when an untrusted manifest lists a file that must not be written.
 
-    For whoever writes what a stranger's manifest lists. Raises UnsafePathError or RecordError.
+    Call this before writing the files that it lists. Refuse paths that lead out of `cache_dir`, or that a record, a
+    shard, a temporary file or another listed file may have; negative sizes and malformed hashes. Errors name `where`.
     """
     for shard in manifest.shards:
         safe_join(cache_dir, shard.path, where)
@@ -118,7 +122,7 @@ def check_listed_files(manifest: Manifest, cache_dir: Path, where: str) -> None:
     taken: set[str] = set()
     for file in manifest.files:
         safe_join(cache_dir, file.path, where)
-        folded = file.path.casefold()  # some disks take README.md and readme.md for one
+        folded = file.path.casefold()  # on some file systems README.md and readme.md are one file
         parts = folded.split("/")
         if parts[0] in reserved or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):
             raise UnsafePathError(file.path, where)
@@ -134,7 +138,7 @@ def _close(found: object, expected: dict[str, float | None]) -> bool:
         found[split] is None
         if wanted is None
         else type(found[split]) in (int, float)
-        and (type(found[split]) is float or abs(found[split]) <= LARGEST_INT)  # larger ones are no floats
+        and (type(found[split]) is float or abs(found[split]) <= LARGEST_INT)  # larger integers may not fit in a float
         and math.isclose(found[split], wanted, rel_tol=1e-9)
         for split, wanted in expected.items()
     )
@@ -152,7 +156,7 @@ def _check_row_ids(
         if shard.first_row_id != next_row_id:
             raise RecordError(str(path), f"rows of {shard.path} overlap or do not follow those of the shard before it")
         next_row_id += shard.num_rows
-        # The ids of sources begin alike, so that only the bytes tell whether their rows are the same.
+        # Row ids begin at 0 in each source, so only the sha256 shows that two shards hold the same rows.
         rows = (key.kind, key.split, shard.sha256)
         if shard.num_rows and rows in seen:
             raise RecordError(str(path), f"{shard.path} holds the rows of another shard")

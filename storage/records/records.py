@@ -1,4 +1,4 @@
-"""JSON files that carry their own sha256: plan.json, manifest.json and the commit records.
+"""Read and write JSON files that hold their own sha256: plan.json, manifest.json and the commit records.
 
 The key "record_sha256" is the sha256 of the canonical JSON (sorted keys, no spaces, ASCII) of all other keys.
 """
@@ -17,11 +17,11 @@ from typing import Any, NoReturn, TypeVar
 from storage.disk.files import IfTaken, write_file
 from storage.errors import MissingFileError, RecordError
 
-# A manifest of 64,000 shards is about 20 MB; nothing honest is ten times larger.
+# A manifest of 64,000 shards is about 20 MB; no real cache needs ten times as much.
 MAX_RECORD_BYTES = 256 << 20
 LARGEST_INT = (1 << 63) - 1
 _MAX_DEPTH = 64
-_LINE_BREAK = re.compile(rb"\n *")  # never in a string, where JSON has it escaped
+_LINE_BREAK = re.compile(rb"\n *")  # never inside a string, where JSON escapes a line break
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
 _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -36,18 +36,21 @@ Record = TypeVar("Record")
 
 
 def write_record(path: Path, content: dict[str, Any], if_taken: IfTaken = "replace") -> None:
-    """Publish `content` with its checksum."""
+    """Publish `content` with its checksum. Raise WriteRefusedError when the operating system refuses the write."""
     text = json.dumps(_sealed(content, _checksum(content)), indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_file(path, text.encode(), if_taken)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Content of a record without its checksum; raises MissingFileError or RecordError."""
+    """Read a record and return its content without the checksum; raise MissingFileError or RecordError."""
     return parse_record(read_record_bytes(path), path)
 
 
 def read_record_bytes(path: Path) -> bytes:
-    """The bytes of a file of a record's size, unchecked; raises MissingFileError or RecordError."""
+    """Return the bytes of a record without parsing them.
+
+    Raise MissingFileError, or RecordError when `path` is not a file or is larger than MAX_RECORD_BYTES.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -61,7 +64,7 @@ def read_record_bytes(path: Path) -> bytes:
 
 
 def parse_record(text: bytes, path: Path) -> dict[str, Any]:
-    """Content of a record without its checksum; raises RecordError, which names `path`."""
+    """Check a record and return its content without the checksum; raise RecordError, which names `path`."""
     try:
         content = json.loads(text.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -83,7 +86,7 @@ def parse_record(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def parse_fields(record_class: type[Record], item: dict[str, Any], path: Path) -> Record:
-    """Build a record from JSON, refusing missing, unknown and wrongly typed fields with RecordError."""
+    """Build a record from a JSON object; raise RecordError for missing, unknown and wrongly typed fields."""
     fields = _field_types(record_class)  # type: ignore[arg-type]
     if item.keys() != fields.keys():
         wrong = sorted(item.keys() ^ fields.keys())
@@ -98,12 +101,15 @@ def parse_fields(record_class: type[Record], item: dict[str, Any], path: Path) -
 
 
 def is_sha256(text: str) -> bool:
-    """Whether a text is a sha256 in lower-case hex digits."""
+    """Return whether a text is a sha256 in lower-case hex digits."""
     return _SHA256.fullmatch(text) is not None
 
 
 def _is_exactly_written(text: str) -> bool:
-    """Whether strings and numbers stand as JSON writers put them: other last digits, or escapes, read the same."""
+    """Return whether every string and number is written as a JSON writer writes its value.
+
+    Other digits or escapes can read as the same value, and then the checksum does not show the change.
+    """
     for literal in _LITERAL.findall(text):
         value = json.loads(literal)
         if literal not in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
@@ -112,9 +118,9 @@ def _is_exactly_written(text: str) -> bool:
 
 
 def _without_layout(text: bytes) -> bytes:
-    """A record without the line breaks and spaces that write_record puts between its literals.
+    """Return a record without the line breaks and spaces that write_record puts between its literals.
 
-    A string that itself holds `": ` loses its space, too: such a record equals no canonical text.
+    A string that itself holds `": ` also loses its space. Such a record never equals its canonical text.
     """
     return _LINE_BREAK.sub(b"", text).replace(b'": ', b'":')
 
@@ -142,7 +148,7 @@ def _canonical(content: dict[str, Any]) -> bytes:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values; of two alike, one reader would take the first and another the last."""
+    """Return an object's keys and values. Raise ValueError for a repeated key, which readers treat differently."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("an object has a key twice")
@@ -155,5 +161,5 @@ def _refuse_constant(name: str) -> NoReturn:
 
 @functools.cache
 def _field_types(record_class: type) -> dict[str, str]:
-    """Names of a record's fields and of their types, without what is in brackets."""
+    """Return the names of a record's fields and of their types, without the part in brackets."""
     return {field.name: str(field.type).partition("[")[0] for field in dataclasses.fields(record_class)}

@@ -1,6 +1,7 @@
-"""Settings inside plan and manifest that readers compute with: right where they are stated.
+"""Check the settings in plan and manifest that readers compute with.
 
-Old caches, and such as hold other kinds, lack some; who needs one asks for it with `Cache.setting`.
+A setting that is stated must be right. Settings may be missing, as in old caches and in caches without the kind. Code
+that requires a setting gets it with `Cache.setting`, which raises RecordError for a missing one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from storage.rows.setting_rules import LONGEST_ROW_TOKENS, Rule, either, of, who
 
 
 def check_settings(content: dict[str, Any], vocab_size: int, path: Path) -> None:
-    """Raise RecordError for a setting that is stated and cannot be what it should."""
+    """Raise RecordError, which names `path`, for a setting that is stated and breaks its rule."""
     for names, (is_right, expected) in _rules(vocab_size).items():
         try:
             value = find_setting(content, names)
@@ -25,7 +26,7 @@ def check_settings(content: dict[str, Any], vocab_size: int, path: Path) -> None
 
 
 def find_setting(content: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The value below `names`; raises KeyError where there is none."""
+    """Return the value at the path `names` in nested objects; raise KeyError when there is none."""
     value: Any = content
     for name in names:
         if not isinstance(value, dict):
@@ -35,7 +36,7 @@ def find_setting(content: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _rules(vocab_size: int) -> dict[tuple[str, ...], Rule]:
-    """The rule of each setting, by the names that lead to it."""
+    """Return the rule of each setting. A key is the setting's path of names."""
     rules: dict[tuple[str, ...], Rule] = {
         ("teacher", "context_length"): whole(1, (1 << 63) - 1),
         ("tokenizer", "size"): whole(0, (1 << 63) - 1),

@@ -1,1 +1,1 @@
-"""What a row means, kind by kind: columns, rules, encoding and decoding."""
+"""The rows of each kind: columns, rules, encoding and decoding."""

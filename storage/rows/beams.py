@@ -1,4 +1,4 @@
-"""beams: a row is one prompt with the teacher's n best candidates, best first."""
+"""beams: a row is one prompt with the teacher's n best candidates from beam search, best first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST_LENGTH_PENALTY = 1e6
 
 
 def schema(vocab_size: int) -> pa.Schema:
-    """Columns of a beams shard; candidates are flattened, `candidate_lengths` tells them apart."""
+    """Return the columns of a beams shard. A row's candidates are flattened; `candidate_lengths` separates them."""
     tokens = columns.required_list(columns.token_type(vocab_size))
     return pa.schema(
         [
@@ -39,7 +39,7 @@ def schema(vocab_size: int) -> pa.Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One beam hypothesis. score = sum_logprob / length^length_penalty, in nats."""
+    """One beam hypothesis. score = sum_logprob / length^length_penalty; both are in nats, length is in tokens."""
 
     candidate_ids: NDArray[Any]
     score: float
@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamRow:
-    """A prompt and its candidates, best score first, no two alike."""
+    """A prompt and its candidates, best score first; no two have the same ids."""
 
     row_id: int
     prompt_id: int
@@ -59,7 +59,7 @@ class BeamRow:
 
 
 def encode(rows: list[BeamRow], row_schema: pa.Schema) -> pa.RecordBatch:
-    """Rows to a record batch."""
+    """Return the rows as a record batch of `row_schema`."""
     per_row = [row.candidates for row in rows]
     flat = [candidate for candidates in per_row for candidate in candidates]
     offsets = columns.offsets_of(np.array([len(candidates) for candidates in per_row]))
@@ -86,7 +86,7 @@ def encode(rows: list[BeamRow], row_schema: pa.Schema) -> pa.RecordBatch:
 
 
 def decode(batch: pa.RecordBatch) -> list[BeamRow]:
-    """A record batch to rows."""
+    """Return the rows of a record batch."""
     prompts, prompt_offsets = columns.ragged(batch, "prompt_ids")
     lengths, offsets = columns.ragged(batch, "candidate_lengths")
     ids = np.split(columns.ragged(batch, "candidate_ids")[0], np.cumsum(lengths)[:-1].astype(np.int64))
@@ -117,7 +117,7 @@ def decode(batch: pa.RecordBatch) -> list[BeamRow]:
 
 
 def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
-    """Raise RowError unless every row obeys the format's rules."""
+    """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row")."""
     for name in ("prompt_ids", "candidate_ids"):
         if np.any(columns.ragged(batch, name)[0] >= vocab_size):
             raise RowError(where, name, f"an id is outside the vocabulary of {vocab_size}")
@@ -148,7 +148,7 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
 
 
 class Beams(Kind):
-    """Prompts with their best candidates."""
+    """The kind beams: prompts with their best candidates."""
 
     name = "beams"
     row_is = "a prompt with the teacher's best candidates from beam search"
@@ -162,29 +162,29 @@ class Beams(Kind):
     has_prompts = True
 
     def schema(self, facts: RowFacts) -> pa.Schema:
-        """The same columns for all settings."""
+        """Return the columns, which are the same for all settings."""
         return schema(facts.vocab_size)
 
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
-        """The rules are the same for all settings."""
+        """Raise RowError unless every row obeys the rules, which are the same for all settings."""
         check(batch, facts.vocab_size, where)
 
     def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
-        """Prompts and candidates."""
+        """Yield the limits of prompts and of candidates, in tokens."""
         prompt_tokens = columns.ragged_lengths(batch, "prompt_ids")
         yield SizeLimit(column="prompt_ids", num_tokens=prompt_tokens, most=facts.longest_prompt_tokens)
         candidate_tokens, most = columns.ragged(batch, "candidate_lengths")[0], facts.settings.get("max_new_tokens")
         yield SizeLimit(column="candidate_lengths", num_tokens=candidate_tokens, most=most)
 
     def statistics(self, batch: pa.RecordBatch) -> BatchStats:
-        """The targets are the candidates."""
+        """Return the counts of a record batch. A target is a candidate."""
         num_prompt_tokens, num_candidate_tokens, num_candidates = (
             len(columns.ragged(batch, name)[0]) for name in ("prompt_ids", "candidate_ids", "candidate_lengths")
         )
         return BatchStats(num_tokens=num_prompt_tokens + num_candidate_tokens, num_targets=num_candidates)
 
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
-        """Each prompt and its candidates with their scores."""
+        """Yield a text for each row: the prompt and its candidates with their scores."""
         for row in decode(batch):
             candidates = "\n".join(
                 f"  {c.score:8.4f} {c.text!r} ({len(c.candidate_ids)} tokens, {c.finish_reason})"

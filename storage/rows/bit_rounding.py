@@ -1,7 +1,7 @@
-"""Bit rounding of float16: fewer significant bits, so that zstd finds more to squeeze.
+"""Round float16 numbers to fewer significant bits, so that zstd compresses them better.
 
-Klöwer et al., "Compressing atmospheric data into its real information content" (2021): round to
-nearest, ties to even; the result is an ordinary float16.
+The method is the bit rounding of Klöwer et al., "Compressing atmospheric data into its real information content"
+(2021): round to nearest, ties to even. The result is an ordinary float16.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 FLOAT16_MANTISSA_BITS = 10
 _FLOAT16_EXPONENT_BIAS = 15
 _SIGN, _MAGNITUDE = np.uint16(0x8000), np.uint16(0x7FFF)
-# Powers of two between which no rounding meets subnormals or the largest value.
+# For magnitudes in [low, high), rounding involves neither float16 subnormals nor a limit to the largest finite value.
 _COMMON_LOW, _COMMON_HIGH = 2.0**-14, 2.0**15
-# A chunk and what is made of it stay in a core's cache.
+# A chunk of this size and its intermediate arrays fit in the cache of a processor core.
 _CHUNK_VALUES = 1 << 16
 
 
 def round_float16(values: NDArray[np.floating], mantissa_bits: int) -> NDArray[np.float16]:
-    """Nearest float16 with `mantissa_bits` explicit mantissa bits; any shape, of float16, float32 or float64.
+    """Return the nearest float16 numbers with `mantissa_bits` explicit mantissa bits.
 
-    Rounded once, from the values' own precision. Infinities and NaN are kept; a finite value never
-    becomes infinite.
+    values: any shape, of float16, float32 or float64. Each value is rounded once, from its own precision. Infinities
+    and NaN are kept. A finite value never becomes infinite.
     """
     wide = np.asarray(values, dtype=np.result_type(values, np.float32))
     flat = wide.reshape(-1)
@@ -40,10 +40,12 @@ def round_float16(values: NDArray[np.floating], mantissa_bits: int) -> NDArray[n
 
 
 def _round_common(wide: NDArray[Any], mantissa_bits: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """Bits of the nearest float16, right for values whose magnitude is in [_COMMON_LOW, _COMMON_HIGH); and which are.
+    """Return the bits of the nearest float16 for each value, and whether they are right.
 
-    Half a unit less one, and one more when the last bit that stays is odd, carry into that bit when the nearest
-    value is the upper one, ties to even; then the exponent changes its bias, and the bits below go.
+    They are right for a magnitude in [_COMMON_LOW, _COMMON_HIGH). Let u = 2^num_dropped be the weight of the lowest bit
+    that is kept. Add u / 2 - 1, and 1 more when that bit is 1. The sum carries into the kept bits exactly when rounding
+    to nearest, ties to even, goes up. The same addition changes the bias of the exponent to that of float16. Then clear
+    the bits below the kept ones.
     """
     layout = np.finfo(wide.dtype)
     bits = wide.view(f"u{wide.dtype.itemsize}")
@@ -61,18 +63,18 @@ def _round_common(wide: NDArray[Any], mantissa_bits: int) -> tuple[NDArray[np.ui
     low, high = _top_bits(np.array([_COMMON_LOW, _COMMON_HIGH], dtype=wide.dtype).view(bits.dtype))
     rounded |= top & _SIGN
     top &= _MAGNITUDE
-    top -= low  # what is below wraps around to a large number
+    top -= low  # smaller numbers wrap around to large ones
     return rounded, top < high - low
 
 
 def _top_bits(bits: NDArray[Any]) -> NDArray[np.uint16]:
-    """The 16 highest bits: sign, exponent and what follows."""
+    """Return the 16 highest bits: the sign, the exponent and the highest bits of the mantissa."""
     top: NDArray[np.uint16] = (bits >> bits.dtype.type(8 * bits.dtype.itemsize - 16)).astype(np.uint16)
     return top
 
 
 def _round_rare(wide: NDArray[Any], mantissa_bits: int) -> NDArray[np.float16]:
-    """Nearest float16 of values whose magnitude is below _COMMON_LOW or at least _COMMON_HIGH, infinities and NaN."""
+    """Return the nearest float16 of magnitudes outside [_COMMON_LOW, _COMMON_HIGH); keep infinities and NaN."""
     quantum = np.where(np.abs(wide) < 1, _COMMON_LOW, _COMMON_HIGH).astype(wide.dtype) * 2.0**-mantissa_bits
     largest = (2 - 2.0**-mantissa_bits) * _COMMON_HIGH
     rounded = np.clip(np.rint(wide / quantum) * quantum, -largest, largest)

@@ -1,6 +1,6 @@
-"""The interface of a kind: all that the cache format asks of one sort of rows.
+"""The interface of a kind: everything that the cache format needs to know about one kind of rows.
 
-A kind is a subclass of `Kind` in a file of its own and a line in the table of storage/rows/kinds.py.
+To add a kind, write a subclass of `Kind` in a new file and add it to the table in storage/rows/kinds.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from storage.errors import RowError
 from storage.rows.columns import Array
 from storage.rows.setting_rules import Rule
 
-# Ids of tokens as text in quotes.
+# Returns token ids as a text in quotes.
 ToText = Callable[[Any], str]
 
 
@@ -25,7 +25,8 @@ ToText = Callable[[Any], str]
 class RowFacts:
     """What a cache states about the rows of one kind.
 
-    settings: how they were made, empty when the cache does not say. longest_prompt_tokens: None when it does not say.
+    settings: the settings that the rows were made with; empty when the cache does not state them.
+    longest_prompt_tokens: None when the cache does not state it.
     """
 
     vocab_size: int
@@ -37,7 +38,7 @@ class RowFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchStats:
-    """What the shard's record adds up over its record batches."""
+    """Counts and sums of one record batch. A shard's record holds their totals over its record batches."""
 
     num_tokens: int
     num_targets: int
@@ -47,7 +48,7 @@ class BatchStats:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimit:
-    """Sizes that stand in a column, in tokens, and the largest that the cache's settings allow (None: any)."""
+    """Sizes of the lists in `column`, in tokens, and the largest that the cache's settings allow (None: any)."""
 
     column: str
     num_tokens: Array
@@ -57,11 +58,14 @@ class SizeLimit:
 class Kind(ABC):
     """One kind of rows.
 
-    name: of the directory of its shards, and of its settings in plan.json. row_is: what a row is, for the dataset card.
-    holds: what many rows are, for a sentence in which {} is the number that shard records state as `counted`.
-    setting_rules: what its settings may be, by name. has_prompts: plan.json states the longest prompt of its rows.
-    longest_row_settings: the settings whose sum is the most tokens that a model reads for a row. sequences: what
-    messages call these rows when they do not fit into a model's context.
+    name: name of the directory of its shards, and of its settings in plan.json.
+    row_is: what a row is, for the dataset card.
+    holds: words for the rows of a cache, for a sentence in its report. {} stands for the total of `counted`.
+    counted: the field of shard records whose total stands in `holds`.
+    sequences: what messages call these rows when they do not fit into a model's context.
+    longest_row_settings: paths of settings in plan.json. Their sum is the most tokens that a model reads for a row.
+    setting_rules: name of each setting → rule for its value.
+    has_prompts: whether rows have prompts. If so, plan.json may state the length of the longest.
     """
 
     name: ClassVar[str]
@@ -75,7 +79,7 @@ class Kind(ABC):
 
     @abstractmethod
     def schema(self, facts: RowFacts) -> pa.Schema:
-        """Columns of a shard."""
+        """Return the columns of a shard."""
 
     @abstractmethod
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
@@ -83,25 +87,25 @@ class Kind(ABC):
 
     @abstractmethod
     def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
-        """What the cache's settings say about the sizes of rows that obey the rules."""
+        """Yield the limits that the cache's settings set to the sizes of rows. The rows obey the rules of `check`."""
 
     @abstractmethod
     def statistics(self, batch: pa.RecordBatch) -> BatchStats:
-        """Counts and sums over rows that obey the rules."""
+        """Return counts and sums over the rows. The rows obey the rules of `check`."""
 
     @abstractmethod
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
-        """Rows as text for people."""
+        """Yield the rows as text for people."""
 
     def describe_settings(self, settings: Mapping[str, Any], temperatures: Sequence[float]) -> list[str]:
-        """Lines about the settings in the summary of a cache."""
+        """Return lines about the settings, for the summary of a cache."""
         return []
 
     def check_sizes(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
         """Raise RowError for a row that is larger than the cache's settings allow.
 
-        Readers reserve memory by these limits. Padding a batch to its widest row costs rows times width, so one
-        wide row among many narrow ones would cost far more memory than bytes of the file.
+        Readers reserve memory by these limits. A batch that is padded to its widest row takes rows × width entries, so
+        one wide row among many narrow ones would take far more memory than it has bytes in the file.
         """
         for limit in self.size_limits(batch, facts):
             if limit.most is not None and np.any(limit.num_tokens > limit.most):

@@ -20,7 +20,7 @@ _LARGEST_TEMPERATURE = 1e308
 
 
 def schema(vocab_size: int) -> pa.Schema:
-    """Columns of a samples shard."""
+    """Return the columns of a samples shard."""
     tokens = columns.required_list(columns.token_type(vocab_size))
     return pa.schema(
         [
@@ -39,7 +39,7 @@ def schema(vocab_size: int) -> pa.Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRow:
-    """One drawn text. completion_ids [n] and completion_logprobs [n] (nats, at temperature 1)."""
+    """One drawn text. completion_ids [n]; completion_logprobs [n] in nats, at temperature 1."""
 
     row_id: int
     prompt_id: int
@@ -53,7 +53,7 @@ class SampleRow:
 
 
 def encode(rows: list[SampleRow], row_schema: pa.Schema) -> pa.RecordBatch:
-    """Rows to a record batch."""
+    """Return the rows as a record batch of `row_schema`."""
 
     def column(field: pa.Field) -> pa.Array:
         values = [getattr(row, field.name) for row in rows]
@@ -66,7 +66,7 @@ def encode(rows: list[SampleRow], row_schema: pa.Schema) -> pa.RecordBatch:
 
 
 def decode(batch: pa.RecordBatch) -> list[SampleRow]:
-    """A record batch to rows."""
+    """Return the rows of a record batch."""
     lists = {
         name: np.split(values, offsets[1:-1])
         for name in ("prompt_ids", "completion_ids", "completion_logprobs")
@@ -78,7 +78,7 @@ def decode(batch: pa.RecordBatch) -> list[SampleRow]:
 
 
 def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
-    """Raise RowError unless every row obeys the format's rules."""
+    """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row")."""
     for name in ("prompt_ids", "completion_ids"):
         values, offsets = columns.ragged(batch, name)
         if np.any(values >= vocab_size):
@@ -95,7 +95,7 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str) -> None:
 
 
 class Samples(Kind):
-    """Texts drawn from the teacher."""
+    """The kind samples: texts drawn from the teacher."""
 
     name = "samples"
     row_is = "a text that the teacher drew for a prompt"
@@ -110,15 +110,15 @@ class Samples(Kind):
     has_prompts = True
 
     def schema(self, facts: RowFacts) -> pa.Schema:
-        """The same columns for all settings."""
+        """Return the columns, which are the same for all settings."""
         return schema(facts.vocab_size)
 
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
-        """The rules are the same for all settings."""
+        """Raise RowError unless every row obeys the rules, which are the same for all settings."""
         check(batch, facts.vocab_size, where)
 
     def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
-        """Prompts and completions."""
+        """Yield the limits of prompts and of completions, in tokens."""
         for column, most in (
             ("prompt_ids", facts.longest_prompt_tokens),
             ("completion_ids", facts.settings.get("max_new_tokens")),
@@ -126,14 +126,14 @@ class Samples(Kind):
             yield SizeLimit(column=column, num_tokens=columns.ragged_lengths(batch, column), most=most)
 
     def statistics(self, batch: pa.RecordBatch) -> BatchStats:
-        """The targets are the tokens of completions."""
+        """Return the counts of a record batch. A target is a token of a completion."""
         num_prompt_tokens, num_completion_tokens = (
             len(columns.ragged(batch, name)[0]) for name in ("prompt_ids", "completion_ids")
         )
         return BatchStats(num_tokens=num_prompt_tokens + num_completion_tokens, num_targets=num_completion_tokens)
 
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
-        """Each prompt and the text that was drawn for it."""
+        """Yield a text for each row: the prompt and the text that was drawn for it."""
         for row in decode(batch):
             yield (
                 f"row {row.row_id}, prompt {row.prompt_id}, sample {row.sample_index}: {to_text(row.prompt_ids)}\n"

@@ -1,4 +1,4 @@
-"""soft_targets as a kind: a row is one block with the teacher's sparse next-token targets."""
+"""The kind soft_targets: a row is one block with the teacher's sparse next-token targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOKENS_SHOWN = 24
 
 
 class SoftTargets(Kind):
-    """Blocks of tokens with a sparse distribution at every position."""
+    """The kind soft_targets: blocks of tokens with a sparse next-token distribution at every position."""
 
     name = "soft_targets"
     row_is = "a block of tokens with the teacher's sparse next-token distribution at every position"
@@ -37,15 +37,19 @@ class SoftTargets(Kind):
     }
 
     def schema(self, facts: RowFacts) -> pa.Schema:
-        """One column more for each temperature other than 1."""
+        """Return the columns. Each temperature other than 1 adds one."""
         return soft_targets.schema(facts.vocab_size, facts.block_size, facts.temperatures)
 
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
-        """How far mass may be from 1 depends on what logprobs were rounded to."""
+        """Raise RowError unless every row obeys the rules. The bound on the mass depends on the mantissa bits."""
         check(batch, facts.vocab_size, where, soft_targets.mantissa_bits(facts.settings))
 
     def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:
-        """Entries of heads and tails: at most 1/τ probabilities reach τ, and as many draws are made."""
+        """Yield the limits of heads and tails, in entries; none when the cache does not state top_k and tail_weight.
+
+        A tail has at most ⌊1/τ⌋ + 1 draws, 0 without τ = tail_weight. At most 1/τ probabilities reach τ, so a head has
+        at most max(top_k, ⌊1/τ⌋ + 1) entries.
+        """
         if not {"top_k", "tail_weight"} <= facts.settings.keys():
             return
         tail_weight = facts.settings["tail_weight"]
@@ -55,7 +59,7 @@ class SoftTargets(Kind):
         yield SizeLimit(column="tail_size", num_tokens=columns.fixed(batch, "tail_size"), most=most_drawn)
 
     def statistics(self, batch: pa.RecordBatch) -> BatchStats:
-        """The targets are the valid ones; the sums over them are of the teacher's entropy and next-token loss."""
+        """Return the number of valid targets, and over them the sums of the teacher's entropy and next-token loss."""
         rows = soft_targets.decode(batch)
         valid = rows.is_valid_target
         return BatchStats(
@@ -66,14 +70,14 @@ class SoftTargets(Kind):
         )
 
     def describe_settings(self, settings: Mapping[str, Any], temperatures: Sequence[float]) -> list[str]:
-        """What a loss can have of the soft targets."""
+        """Return one line: what head and tail hold, and the temperatures at which losses can use them."""
         first, served = f"{temperatures[0]:g}", ", ".join(f"{t:g}" for t in sorted({1.0, *temperatures}))
         weight = settings.get("tail_weight")
         tail = "the mass of the rest" if weight is None else f"draws of weight {weight:g} at temperature {first}"
         return [f"targets    the top {settings.get('top_k')} and {tail}; losses at temperature {served}"]
 
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
-        """Each block's text, then its first valid targets with the teacher's top alternatives."""
+        """Yield each block's text, then its first valid targets with the teacher's top alternatives."""
         rows = soft_targets.decode(batch)
         is_head = soft_targets.head_mask(rows)
         num_head_before: NDArray[np.int64] = np.cumsum(is_head) - is_head

@@ -1,7 +1,7 @@
-"""The rules that rows of soft_targets obey (storage/FORMAT.md, "Rules of a row").
+"""Check the rules for rows of soft_targets (storage/FORMAT.md, "Rules of a row").
 
-Shape legend: R rows, T targets per block, P = R·T positions, F of them with entries, H head entries, E head and tail
-entries.
+Shape legend: R rows, T targets per block, P = R·T positions, F positions with entries, H head entries, E head and tail
+entries, X stretches of S entries.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from storage.rows import columns
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.rows.soft_targets import SoftTargetRows, decode, part_sizes, tempered_column
 
-# How far head and tail may be from mass 1 beside what rounding to few mantissa bits explains.
+# How far the mass of head and tail may be from 1, in addition to the error of rounding to few mantissa bits.
 MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about as many entries, which bounds the memory it takes. Short pieces cost more, for a
-# piece takes a hundred calls into Arrow and NumPy.
+# Rows are checked in pieces of about this many entries, which bounds the memory that the check takes. Shorter pieces
+# cost more time, because each piece takes a hundred calls into Arrow and NumPy.
 _PIECE_ENTRIES = 1 << 19
-# Entries that are sorted together, if not more are needed to hold a position whole.
+# Number of entries that are sorted together; larger when some position has more than a quarter of this.
 _SORTED_ENTRIES = 256
 
 
 def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> None:
     """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row").
 
-    mantissa_bits: what logprobs were rounded to, which bounds how far their mass may be from 1.
+    mantissa_bits: the mantissa bits that logprobs were rounded to. They bound how far the mass may be from 1.
     """
     _check_lengths(batch, where)
     num_entries = int(columns.ragged_offsets(batch, "ids")[-1])
@@ -79,7 +79,7 @@ def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
 
 
 def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
-    """Each id is above the one before it, unless a head or a tail begins with it."""
+    """Raise RowError unless each id is greater than the one before it in its head or tail."""
     is_in_order = np.ones(len(rows.ids) + 1, dtype=np.bool_)
     np.greater(rows.ids[1:], rows.ids[:-1], out=is_in_order[1:-1])
     is_in_order[part_ends_2P] = True
@@ -87,11 +87,12 @@ def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], wher
 
 
 def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], vocab_size: int, where: str) -> None:
-    """Of positions whose head and tail ascend: no id is in both."""
+    """Raise RowError when an id is in both head and tail of a position. Each head and tail must ascend."""
     if not np.any((rows.head_size > 0) & (rows.tail_size > 0)):
         return
-    # Many short stretches are sorted several times as fast as a long one. They overlap, so that each position lies
-    # within one. Keys too large for their type begin again at 0, which the few positions of a stretch cannot do twice.
+    # Sorting many short stretches is several times as fast as sorting one long one. Stretches overlap, so that each
+    # position lies within one. A key is (number of the position) × vocab_size + id. Keys too large for their type wrap
+    # around to 0. Those of one stretch span at most the range of the type, so they remain distinct.
     sizes_P = np.diff(part_ends_2P[1::2], prepend=0)
     sizes_F = sizes_P[sizes_P > 0]
     most_entries = int(sizes_F.max())
@@ -108,7 +109,7 @@ def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], vocab
 
 
 def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
-    # Of float16, −0 to the last finite number below it are the bits from 0x8000 on up to those of −∞; 0 is 0 bits.
+    # As float16 bits, −0 and the negative finite numbers are 0x8000 to 0xFBFF, −∞ is 0xFC00, and +0 is 0.
     logprob_bits = rows.logprobs.view(np.uint16)
     is_negative = logprob_bits - np.uint16(0x8000) < 0x7C00
     _require(is_negative | (logprob_bits == 0), where, "logprobs", "a value is not a finite number ≤ 0")
@@ -123,13 +124,16 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
 
 
 def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str, mantissa_bits: int) -> None:
-    """Σ head + tail = 1 up to MASS_TOLERANCE and rounding: a logprob is off by at most |logprob| 2^−(bits + 1)."""
+    """Raise RowError unless Σ head + tail = 1 up to MASS_TOLERANCE and rounding.
+
+    Rounding changes a logprob by at most |logprob| 2^−(mantissa_bits + 1).
+    """
     logprobs_H = rows.logprobs.astype(np.float64)
     head_size_P = rows.head_size.reshape(-1)
     starts_P = np.cumsum(head_size_P) - head_size_P
 
     def per_position(weights_H: NDArray[np.float64]) -> NDArray[np.float64]:
-        # reduceat needs an entry at every start, and gives that entry alone for a head without any.
+        # reduceat needs an entry at every start, hence the appended 0. For an empty head it returns that one entry.
         sums_P: NDArray[np.float64] = np.add.reduceat(np.append(weights_H, 0.0), starts_P)
         return np.where(head_size_P > 0, sums_P, 0.0)
 
@@ -138,7 +142,8 @@ def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str
     is_off_P = (np.abs(mass_P - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
     if not np.any(is_off_P):
         return
-    # p (exp(|log p| 2^−(bits + 1)) − 1) without the inner exp, which overflows for small p and few bits.
+    # Σ p (exp(|log p| 2^−(bits + 1)) − 1) = Σ (exp(log p · (1 − 2^−(bits + 1))) − p). The exp on the left would
+    # overflow for small p and few bits.
     slack_P = per_position(np.exp(logprobs_H * (1 - 2.0 ** -(mantissa_bits + 1))) - probs_H) + MASS_TOLERANCE
     is_wrong_P = is_off_P & (np.abs(mass_P - 1) > slack_P)
     _require(~is_wrong_P, where, "tail_logprob", "head and tail do not add up to mass 1")

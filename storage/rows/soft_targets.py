@@ -19,12 +19,12 @@ from storage.rows.segments import position_ids
 
 
 def tempered_column(temperature: float) -> str:
-    """Name of the column with the log of the tail's tempered mass at `temperature`."""
+    """Return the name of the column with the log of the tail's tempered mass at `temperature`."""
     return f"tail_logmass_at_{float(temperature)!r}".removesuffix(".0")
 
 
 def schema(vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (1.0,)) -> pa.Schema:
-    """Columns of a soft_targets shard; `temperatures` other than 1 add one column each."""
+    """Return the columns of a soft_targets shard. Each of `temperatures` other than 1 adds one column."""
     token = columns.token_type(vocab_size)
     per_target = columns.required_fixed_list(pa.float16(), block_size)
     counts = columns.required_fixed_list(token, block_size)
@@ -50,9 +50,9 @@ def schema(vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (
 class SoftTargetRows:
     """Rows as numpy arrays.
 
-    row_id [R]; input_ids [R, T+1]; segment_lengths: R arrays; head_size, tail_size [R, T];
-    ids [E]: position by position, head then tail, each ascending; logprobs [H] nats, one per head id;
-    tail_logprob, entropy, label_logprob [R, T] nats; tempered_tail_logmass {temperature: [R, T]}.
+    row_id [R]; input_ids [R, T+1]; segment_lengths: R arrays, in tokens; head_size, tail_size [R, T], in entries;
+    ids [E]: position by position, the head and then the tail, each ascending; logprobs [H] in nats, one per head id;
+    tail_logprob, entropy, label_logprob [R, T] in nats; tempered_tail_logmass {temperature: [R, T]} in nats.
     """
 
     row_id: NDArray[np.int64]
@@ -72,19 +72,19 @@ class SoftTargetRows:
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """[R, T+1]: position of each token inside its segment."""
+        """Position of each token inside its segment: [R, T+1]."""
         lengths = np.concatenate([np.empty(0, dtype=np.int64), *self.segment_lengths])
         return position_ids(lengths).reshape(self.input_ids.shape)
 
     @property
     def is_valid_target(self) -> NDArray[np.bool_]:
-        """[R, T]: whether the target's label lies in its own document."""
+        """Whether token t and the label of target t, token t + 1, lie in the same segment: [R, T]."""
         is_valid: NDArray[np.bool_] = self.positions[:, 1:] > 0
         return is_valid
 
 
 def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> pa.RecordBatch:
-    """Rows to a record batch; logprobs are rounded to `mantissa_bits`, the scalars to float16."""
+    """Return the rows as a record batch. Round logprobs to `mantissa_bits`, and the values per target to float16."""
     row_offsets = _entries_per_row(rows.head_size + rows.tail_size)
     head_offsets = _entries_per_row(rows.head_size)
     segments, segment_offsets = columns.flatten_ragged(rows.segment_lengths, np.uint32)
@@ -113,7 +113,7 @@ def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> p
 
 
 def decode(batch: pa.RecordBatch) -> SoftTargetRows:
-    """A record batch to rows, mostly without copies."""
+    """Return the rows of a record batch. Most arrays are views of it, without a copy."""
     segments, segment_offsets = columns.ragged(batch, "segment_lengths")
     prefix = tempered_column(0.0).removesuffix("0")
     return SoftTargetRows(
@@ -136,12 +136,12 @@ def decode(batch: pa.RecordBatch) -> SoftTargetRows:
 
 
 def head_mask(rows: SoftTargetRows) -> NDArray[np.bool_]:
-    """[E]: which entries of `ids` belong to a head."""
+    """Return whether each entry of `ids` belongs to a head: [E]."""
     return np.repeat(np.tile([True, False], rows.head_size.size), part_sizes(rows))
 
 
 def part_sizes(rows: SoftTargetRows) -> NDArray[np.int64]:
-    """[2 P]: entries of each position's head, then of its tail."""
+    """Return the number of entries of each position's head and then of its tail, position by position: [2 P]."""
     return np.stack([rows.head_size.reshape(-1), rows.tail_size.reshape(-1)], axis=1).reshape(-1)
 
 
@@ -150,6 +150,6 @@ def _entries_per_row(sizes_RT: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def mantissa_bits(settings: Mapping[str, Any]) -> int:
-    """What logprobs were rounded to, by the settings that a cache states; caches that state nothing kept all bits."""
+    """Return the mantissa bits that logprobs were rounded to. A cache that does not state them kept all 10 bits."""
     bits: int = settings.get("mantissa_bits", FLOAT16_MANTISSA_BITS)
     return bits

@@ -1,1 +1,1 @@
-"""One shard: an Arrow file, written, read and distrusted."""
+"""One shard, an Arrow file: write it, and check and read it as untrusted input."""

@@ -1,11 +1,11 @@
-"""What an Arrow file claims about its own size, checked before Arrow believes it.
+"""Check the sizes that an Arrow file claims for its buffers before Arrow allocates memory for them.
 
-Arrow allocates what a compressed buffer claims to unpack to before it looks at what the buffer holds,
-and a zstd frame of a kilobyte can hold 30 MB of zeros: a small file could ask for all memory. pyarrow
-shows neither where buffers lie nor what they claim, and has no memory pool with a limit.
+Arrow allocates the unpacked size that a compressed buffer claims before it reads the buffer's content, and a zstd frame
+of a kilobyte can hold 30 MB of zeros. So a small file could make Arrow allocate all memory. pyarrow gives access
+neither to the places of buffers nor to their claims, and has no memory pool with a limit.
 
-Record batches are found as Arrow finds them, through the footer; Arrow verified its flatbuffer when it opened
-the file, so all that is left to read are a few tables and vectors. The package flatbuffers is no dependency.
+Find record batches as Arrow does, through the footer. Arrow verified the flatbuffer of the footer when it opened the
+file, so only a few tables and vectors remain to be read. The package flatbuffers is not a dependency.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MIB = 1 << 20
-# Buffers of a shard unpack to at most this many bytes, and as many times the file; honest ones to about twice the file.
+# Buffers of a file may unpack to _FREE_BYTES plus _FREE_RATIO times the file's size. Those of shards that teachonce
+# wrote unpack to about twice the file's size.
 _FREE_BYTES = 64 * _MIB
 _FREE_RATIO = 64
 
@@ -38,17 +39,17 @@ _CLAIM = np.dtype("<i8")
 
 
 class ClaimError(ValueError):
-    """A claim that the file cannot keep; the message says which."""
+    """The file claims something that is false or not allowed; the message says what."""
 
 
 class _OutsideError(ValueError):
-    """A place outside of the bytes that it should lie in."""
+    """A place lies outside the bytes that it should lie in."""
 
 
 def check_claims(file: Any) -> None:
-    """Raise ClaimError unless record batches lie inside the file, are packed with zstd and unpack to a bounded size.
+    """Raise ClaimError unless all record batches lie in the file, use zstd, and unpack to a bounded size in total.
 
-    `file`: a buffer with all bytes of a file that Arrow opened.
+    file: a buffer with all bytes of a file that Arrow has opened without an error.
     """
     content = memoryview(file).cast("B")
     try:
@@ -62,9 +63,10 @@ def check_claims(file: Any) -> None:
 
 
 def stored_buffer_bytes(file: Any) -> list[int]:
-    """Bytes that each buffer of a record batch takes in a file that passed check_claims, over all record batches.
+    """Return the bytes that each buffer of a record batch takes in the file, summed over all record batches.
 
-    Raises ClaimError when record batches differ in their number of buffers.
+    Return an empty list for a file without record batches. file: as for check_claims, which it has passed. Raise
+    ClaimError when record batches differ in their number of buffers.
     """
     content = memoryview(file).cast("B")
     footer_at, blocks = _blocks(content)
@@ -76,7 +78,7 @@ def stored_buffer_bytes(file: Any) -> list[int]:
 
 
 class _Table:
-    """A flatbuffer table inside `data`: fields by their number."""
+    """A flatbuffer table inside `data`, with access to its fields by number. Raise _OutsideError beyond `data`."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data, self._at = data, at
@@ -84,17 +86,17 @@ class _Table:
         self._vtable_bytes = self._number("<H", self._vtable_at)
 
     def scalar(self, field: int, number_format: str, default: int) -> int:
-        """A number."""
+        """Return the number in a field, `default` when the field is absent."""
         at = self._find(field)
         return default if at is None else self._number(number_format, at)
 
     def table(self, field: int) -> _Table | None:
-        """A table, None when it is not there."""
+        """Return the table in a field, None when the field is absent."""
         at = self._find(field)
         return None if at is None else _Table(self._data, at + self._number("<I", at))
 
     def structs(self, field: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A vector of structs, empty when it is not there."""
+        """Return the vector of structs in a field, empty when the field is absent."""
         at = self._find(field)
         if at is None:
             return np.empty(0, dtype)
@@ -126,7 +128,7 @@ def _part(data: memoryview, at: int, num_bytes: int) -> memoryview:
 
 
 def _blocks(content: memoryview) -> tuple[int, list[tuple[int, int, int]]]:
-    """Where the footer begins, and offset, metadata_bytes and body_bytes of each record batch."""
+    """Return where the footer begins, and offset, metadata_bytes and body_bytes of each record batch."""
     length_at = len(content) - _MAGIC_BYTES - _LENGTH_BYTES
     num_bytes = _number(content, "<i", length_at)
     footer = _root(_part(content, length_at - num_bytes, num_bytes))
@@ -137,13 +139,13 @@ def _blocks(content: memoryview) -> tuple[int, list[tuple[int, int, int]]]:
 
 
 def _unpacked_bytes(content: memoryview, block: tuple[int, int, int]) -> int:
-    """What the buffers of a record batch claim to unpack to."""
+    """Return the bytes that the buffers of a record batch claim to unpack to, in total."""
     body, buffers = _batch_buffers(content, block)
     return sum(_claims(body, buffers))
 
 
 def _batch_buffers(content: memoryview, block: tuple[int, int, int]) -> tuple[memoryview, NDArray[Any]]:
-    """The body of a record batch and where its buffers lie in it."""
+    """Return the body of a record batch, and offset and num_bytes of each of its buffers in that body."""
     offset, metadata_bytes, body_bytes = block
     metadata = _part(content, offset, metadata_bytes)
     body = _part(content, offset + metadata_bytes, body_bytes)
@@ -162,7 +164,10 @@ def _batch_buffers(content: memoryview, block: tuple[int, int, int]) -> tuple[me
 
 
 def _claims(body: memoryview, buffers: NDArray[Any]) -> list[int]:
-    """What each buffer claims to unpack to: its first 8 bytes, −1 when what follows is stored as it is."""
+    """Return the bytes that each non-empty buffer claims to unpack to.
+
+    The claim is the buffer's first 8 bytes; −1 there says that the rest is not compressed.
+    """
     used = buffers[buffers["num_bytes"] != 0]
     offsets, num_bytes = used["offset"], used["num_bytes"]
     if np.any(

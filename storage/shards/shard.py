@@ -1,4 +1,4 @@
-"""Writing and reading one shard: an Arrow IPC file with zstd-compressed buffers.
+"""Write and read one shard, an Arrow IPC file with zstd-compressed buffers.
 
 The writer, the verifier and the training reader check rows with the same function.
 """
@@ -23,14 +23,14 @@ from storage.rows.kinds import KINDS
 from storage.shards.arrow_claims import ClaimError, check_claims, stored_buffer_bytes
 
 ZSTD_LEVEL = 3
-# Where rows that are read lie. Arrow's own allocator gives pages back between record batches and takes new ones, which
-# the first epoch of a stream pays for with a tenth to a fifth of its time.
+# The memory pool for record batches that are read. Arrow's own allocator returns pages to the system between record
+# batches and takes new ones, which costs a tenth to a fifth of the time of a stream's first epoch.
 BATCH_MEMORY = pa.system_memory_pool()
 _UNREADABLE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
 
 def ipc_write_options(zstd_level: int = ZSTD_LEVEL) -> pa.ipc.IpcWriteOptions:
-    """How every shard's buffers are compressed."""
+    """Return the write options of every shard: zstd at this level."""
     return pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=zstd_level))
 
 
@@ -42,11 +42,12 @@ def write_shard(
     batches: Iterable[pa.RecordBatch],
     zstd_level: int = ZSTD_LEVEL,
 ) -> ShardRecord:
-    """Check and write record batches as one shard and publish it; the commit record is the caller's.
+    """Check and write record batches as one shard, publish it, and return its record for the caller to commit.
 
-    A file that stands there already, of another writer or of one that was killed, stays until a commit record
-    decides. Raises RowError for a row that breaks the format, WriteRefusedError when a write fails; in both cases
-    nothing is published.
+    If another writer, perhaps a killed one, has published a file under this name, stage the new file beside it until
+    a commit record decides between them.
+
+    Raise RowError for a row that breaks the format, WriteRefusedError when a write fails. Publish nothing then.
     """
     schema = identity.schema(key.kind)
     options = ipc_write_options(zstd_level)
@@ -77,7 +78,7 @@ def write_shard(
 
 
 def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where: str) -> None:
-    """Raise RowError unless every row of the batch obeys the rules of its kind."""
+    """Raise RowError, which names `where`, unless every row of the batch obeys the rules of its kind."""
     row_ids = columns.plain(batch, "row_id")
     if np.any(np.diff(row_ids) != 1):
         raise RowError(where, "row_id", "does not count up by one")
@@ -87,14 +88,14 @@ def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where
 
 
 def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
-    """Counts and sums of one record batch."""
+    """Return the counts and sums of one record batch."""
     return KINDS[kind].statistics(batch)
 
 
 def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
-    """Path of a recorded file whose size and sha256 are as recorded.
+    """Return the path of a recorded file after checking that its size and sha256 are as recorded.
 
-    Raises MissingFileError, UnreadableFileError, HashMismatchError or UnsafePathError.
+    Raise MissingFileError, UnreadableFileError, HashMismatchError or UnsafePathError.
     """
     path = safe_join(cache_dir, record.path, str(cache_dir))
     if not path.is_file():
@@ -111,7 +112,10 @@ def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
 
 
 def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callable[[Path], object]) -> bool:
-    """Call `bring` with the path of a recorded file unless it is there and whole; whether that was needed."""
+    """Call `bring` with the path of a recorded file if the file is missing or damaged; return whether it was.
+
+    Raise UnreadableFileError or UnsafePathError, and any error that `bring` raises.
+    """
     try:
         check_file(cache_dir, record)
     except (MissingFileError, HashMismatchError):
@@ -121,7 +125,10 @@ def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callab
 
 
 def _has_nulls(column: pa.Array) -> bool:
-    """Also of elements that belong to no list: one null changes the type that all of them are read as."""
+    """Return whether a column or its elements hold nulls.
+
+    Count elements that belong to no list too: one null changes the dtype that all elements are read as.
+    """
     return bool(column.null_count or (pa.types.is_nested(column.type) and column.values.null_count))
 
 
@@ -130,16 +137,19 @@ def _one_line(error: BaseException) -> str:
 
 
 class Shard:
-    """An opened shard, read, decompressed and checked record batch by record batch."""
+    """An open shard. Its record batches are read, decompressed and checked one by one."""
 
     def __init__(self, path: Path, identity: CacheIdentity, record: ShardRecord) -> None:
-        """`path`: the shard's file, whose sha256 the caller has checked."""
+        """Open the shard at `path`, whose sha256 the caller has checked; read no rows.
+
+        Raise ShardFormatError when it is not the Arrow file that the identity and the record promise.
+        """
         self.record = record
         self._identity = identity
         self._path = path
         try:
             file = pa.memory_map(str(self._path))
-            # Bytes of another order are not swapped, so that the schema tells.
+            # Do not swap bytes of another byte order: then the comparison of schemas below refuses the file.
             options = pa.ipc.IpcReadOptions(ensure_native_endian=False)
             self._reader = pa.ipc.open_file(file, options=options, memory_pool=BATCH_MEMORY)
             found, found_names = self._reader.schema, self._reader.schema.names
@@ -168,7 +178,7 @@ class Shard:
         return int(self._reader.num_record_batches)
 
     def column_bytes(self) -> dict[str, int]:
-        """Bytes of the file that each column's compressed buffers take; raises ShardFormatError."""
+        """Return the bytes that each column's compressed buffers take in the file; raise ShardFormatError."""
         num_buffers = {field.name: columns.num_buffers(field.type) for field in self._reader.schema}
         num_all = sum(num_buffers.values())
         try:
@@ -181,20 +191,23 @@ class Shard:
         return {name: sum(islice(sizes, count)) for name, count in num_buffers.items()}
 
     def read_batch(self, index: int) -> pa.RecordBatch:
-        """Record batch `index`, checked; raises ShardFormatError or RowError."""
+        """Read and check record batch `index`; raise ShardFormatError or RowError."""
         batch = self.read_unchecked(index)
         self.check(batch, index)
         return batch
 
     def read_unchecked(self, index: int) -> pa.RecordBatch:
-        """Record batch `index`, for who checks it before use, or has; raises ShardFormatError if it cannot be read."""
+        """Read record batch `index` without checking its rows; raise ShardFormatError if it cannot be read.
+
+        The caller must check the batch before using it, unless this record batch has been checked before.
+        """
         try:
             return self._reader.get_batch(index)
         except _UNREADABLE as error:
             raise self._unreadable(index, error) from error
 
     def check(self, batch: pa.RecordBatch, index: int) -> None:
-        """Raise ShardFormatError or RowError unless the batch that was read as `index` is sound."""
+        """Raise ShardFormatError or RowError unless `batch`, read as record batch `index`, obeys the format."""
         try:
             batch.validate(full=True)
         except _UNREADABLE as error:

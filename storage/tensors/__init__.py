@@ -1,1 +1,1 @@
-"""What both sides need of torch: the one room of storage that imports it, and nothing else in storage imports this."""
+"""PyTorch code that teacher and student share. No other wing of storage imports torch or this wing."""

@@ -1,4 +1,4 @@
-"""The device that a command's --device names."""
+"""Find the device that a command's --device names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from storage.errors import ConfigError, first_line
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a GPU where there is one. Raises ConfigError for one that is not there."""
+    """Return the device of this name; "auto" means a CUDA GPU if there is one, else the CPU.
+
+    Raise ConfigError when the device does not exist.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,20 +1,20 @@
-"""Faster float32 matrix products on CPUs where they cost nothing in precision."""
+"""Make float32 matrix products faster on CPUs where this costs no precision."""
 
 from __future__ import annotations
 
 import torch
 
 _SIZE = 256
-# Relative to the largest entry; plain float32 is near 1e-6, inputs rounded to bfloat16 near 3e-3.
+# Largest error, relative to the largest entry. Plain float32 is near 1e-6, inputs rounded to bfloat16 near 3e-3.
 _TOLERANCE = 1e-5
 
 
 def use_fast_matmul(*, inputs_are_bfloat16: bool = False) -> None:
-    """Let float32 products take the processor's fast path, unless that path rounds its inputs and they would change.
+    """Set the precision of float32 matrix products to "medium", and back to "highest" when that loses precision.
 
-    "medium" means an emulation with float32 accuracy on some CPUs and bfloat16 inputs on others, so the
-    error is measured here and the setting taken back when it shows. Inputs that are bfloat16 numbers lose
-    nothing by that rounding; sums and results are float32 either way.
+    "medium" lets a processor use its fast path. On some CPUs that path emulates float32 accuracy, on others it rounds
+    the inputs to bfloat16. So multiply two random matrices and measure the error. Inputs that are bfloat16 numbers lose
+    nothing by the rounding, so skip the measurement for them. Sums and results are float32 in all cases.
     """
     if inputs_are_bfloat16:
         torch.set_float32_matmul_precision("medium")

@@ -1,4 +1,4 @@
-"""Documents packed into blocks, as a model sees them: each document only itself.
+"""Run a model on documents that are packed into blocks, and check that each document sees only itself.
 
 Shape legend: N blocks, T positions, D width.
 """
@@ -16,9 +16,9 @@ _PROBE_TOKENS = 6
 
 
 def packed_hidden_states(body: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
-    """Last hidden states [N, T, D] of a model's body; a document begins where positions start again at 0.
+    """Return the last hidden states [N, T, D] of a model's body. A document begins at each position id 0.
 
-    transformers keeps documents apart by their positions where it is given neither a mask nor a cache.
+    transformers separates documents by their position ids when it gets neither an attention mask nor a key-value cache.
     """
     output = body(input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=None, use_cache=False)
     hidden: Tensor = output.last_hidden_state
@@ -28,10 +28,10 @@ def packed_hidden_states(body: Any, input_ids_NT: Tensor, position_ids_NT: Tenso
 def packing_leak(
     hidden_of: Callable[[NDArray[np.int64], list[NDArray[np.int64]]], Tensor], *, vocab_size: int, context_length: int
 ) -> float:
-    """How far a document's hidden states move when another one stands before it, as relative_difference.
+    """Return how much a document's hidden states change when another one precedes it, as a relative_difference.
 
-    Rounding alone moves them where documents are kept apart. hidden_of: hidden states [N, T, D] of token ids [N, T],
-    given the lengths of each block's documents in tokens.
+    If documents are separated, only rounding changes them. hidden_of(ids, lengths) returns the hidden states [N, T, D]
+    of token ids [N, T]; lengths holds, for each block, the lengths of its documents in tokens.
     """
     length = min(_PROBE_TOKENS, context_length // 2)
     alone = (np.arange(length)[None] * 7 + 1) % vocab_size
@@ -42,7 +42,7 @@ def packing_leak(
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """max |found − expected| / max(1, max |expected|), in float32; NaN where either holds NaN."""
+    """Return max |found − expected| / max(1, max |expected|), computed in float32; NaN when either holds NaN."""
     found, expected = found.float(), expected.float()
     scale = max(float(expected.abs().max()), 1.0)
     return float((found - expected).abs().max()) / scale

@@ -1,4 +1,4 @@
-"""Prompts of several lengths as one batch: each distinct prompt once, padded on the left."""
+"""Make one batch from prompts of several lengths: keep each distinct prompt once, and pad on the left."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 
 def distinct_prompts(prompts: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
-    """The U distinct prompts in the order in which they come first, and which of them each prompt is [N]."""
+    """Return the U distinct prompts in order of first occurrence, and each prompt's index among them: [N]."""
     numbers: dict[bytes, int] = {}
     rows = np.array([numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts])
     return [prompts[i] for i in np.unique(rows, return_index=True)[1]], rows
 
 
 def left_pad(prompts: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompts [N, longest] with zeros before the shorter ones, and 1 where a token stands."""
+    """Return two int64 arrays [N, longest]: ids, padded with zeros on the left, and 1 for a token, 0 for padding."""
     longest = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), dtype=np.int64)
     is_token = np.zeros_like(ids)

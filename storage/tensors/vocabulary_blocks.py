@@ -1,4 +1,4 @@
-"""Rows over the vocabulary, looked at in blocks of neighbouring ids, so that few passes touch all of it.
+"""Divide rows over the vocabulary into blocks of neighbouring ids, so that few passes read the whole row.
 
 Shape legend: C positions, V vocabulary, B blocks (the last one may be short), W ids in a block, K chosen blocks.
 """
@@ -12,12 +12,12 @@ BLOCK_IDS = 64
 
 
 def num_blocks(vocab_size: int) -> int:
-    """Blocks of a row, B."""
+    """Return the number of blocks in a row, B."""
     return -(-vocab_size // BLOCK_IDS)
 
 
 def split_blocks(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Views of the whole blocks [C, B, W] and of the short last one [C, V mod W], None where there is none."""
+    """Return views of the whole blocks [C, V // W, W] and of the short last block [C, V mod W], or None."""
     num_whole = values_CV.shape[1] // BLOCK_IDS
     whole_CBW = values_CV[:, : num_whole * BLOCK_IDS].view(len(values_CV), num_whole, BLOCK_IDS)
     rest_CW = values_CV[:, num_whole * BLOCK_IDS :]
@@ -25,7 +25,7 @@ def split_blocks(values_CV: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def block_sums(values_CV: Tensor) -> Tensor:
-    """Sum of every block [C, B] in float64."""
+    """Return the sum of each block: float64 [C, B]."""
     whole_CBW, rest_CW = split_blocks(values_CV)
     sums_CB = whole_CBW.sum(dim=2, dtype=torch.float64)
     if rest_CW is None:
@@ -34,14 +34,15 @@ def block_sums(values_CV: Tensor) -> Tensor:
 
 
 def gather_blocks(values_CV: Tensor, blocks_CK: Tensor, fill: float) -> tuple[Tensor, Tensor]:
-    """Values of the chosen blocks [C, K, W] and the id of the first of each [C, K]; W is V where V is less.
+    """Return the values of the chosen blocks [C, K, W] and the id of the first value of each [C, K].
 
-    A short last block is preceded by `fill`, so that its last id is that of the vocabulary.
+    W is BLOCK_IDS, or V if V is less. A short last block is padded with `fill` at the front, so that its last value is
+    that of the last id of the vocabulary.
     """
     num_rows, vocab_size = values_CV.shape
     width = min(BLOCK_IDS, vocab_size)
     first_ids_CK = (blocks_CK * BLOCK_IDS).clamp(max=vocab_size - width)
-    # Whole rows of windows that overlap are copied ten times as fast as single values.
+    # Copying whole rows from a view of overlapping windows is ten times as fast as copying single values.
     windows_XW = values_CV.contiguous().as_strided((values_CV.numel() - width + 1, width), (1, 1))
     row_starts_C1 = torch.arange(0, values_CV.numel(), vocab_size, device=values_CV.device)[:, None]
     values_CKW = windows_XW.index_select(0, (row_starts_C1 + first_ids_CK).flatten()).view(num_rows, -1, width)
