@@ -1,4 +1,4 @@
-"""Making or loading the student: any causal language model with the cache's vocabulary."""
+"""Build or load the student, which can be any causal language model with the cache's vocabulary."""
 
 from __future__ import annotations
 
@@ -34,25 +34,28 @@ from student.errors import (
 )
 from student.processes import local_rank
 
-# GPT-2 architecture: layers, width, heads. distil is the shape of DistilGPT2.
+# Layers, width and heads of a GPT-2 architecture. distil is the shape of DistilGPT2.
 PRESETS: dict[str, dict[str, int]] = {
     "mini": {"n_layer": 4, "n_embd": 128, "n_head": 4},
     "small": {"n_layer": 6, "n_embd": 384, "n_head": 6},
     "distil": {"n_layer": 6, "n_embd": 768, "n_head": 12},
 }
 _LONGEST_CONTEXT = 1024
-# Relative difference that rounding may make in what check_architecture compares.
+# Largest relative difference that check_architecture accepts as rounding.
 _TOLERANCE = 1e-3
-# Rows of the output that stand for no token: as many as there are tokens, and these.
+# The output may have rows that stand for no token: as many as the tokenizer has ids, and this many more.
 _FREE_PADDED_ROWS = 1024
-# Nothing that a stranger wrote is run, and nothing that is missing is looked for on the hub.
+# Run no code from a student's directory, and do not look for a missing file on the hub.
 _AS_DATA = {"trust_remote_code": False, "local_files_only": True}
 
 
 def build_student(preset: str, cache: Cache, seed: int) -> Any:
-    """A student for `cache`: a preset, a config .json with fresh weights, or a checkpoint's weights.
+    """Return a student for `cache`: a preset or a config .json with new weights, or a checkpoint with its own.
 
-    Raises UnknownPresetError, VocabularyMismatchError, TokenizerMismatchError or StudentContextError.
+    preset: name of a preset, path of a .json, or directory of a checkpoint; seed: seed of new weights.
+
+    Raise UnknownPresetError, RecordError when the cache does not state a setting, the errors of check_fits and, for a
+    checkpoint, those of load_fitting_student.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -70,10 +73,10 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
 
 
 def load_fitting_student(directory: Path, cache: Cache) -> Any:
-    """A saved student that reads the rows of `cache`.
+    """Return a saved student that can read the rows of `cache`.
 
-    Raises NoSuchStudentError, VocabularyMismatchError, TokenizerMismatchError, StudentContextError, ArchitectureError
-    or BrokenStudentError.
+    Raise NoSuchStudentError, the errors of check_fits (VocabularyMismatchError, StudentContextError, ArchitectureError,
+    BrokenStudentError), and those of check_tokenizer (TokenizerMismatchError or a CacheError).
     """
     model = load_student(directory)
     check_fits(model, cache, str(directory))
@@ -82,7 +85,7 @@ def load_fitting_student(directory: Path, cache: Cache) -> Any:
 
 
 def load_student(directory: Path) -> Any:
-    """A saved student; raises NoSuchStudentError."""
+    """Return a saved student with float32 weights; raise NoSuchStudentError when it cannot be loaded."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if not (directory / "config.json").is_file():
@@ -94,7 +97,7 @@ def load_student(directory: Path) -> Any:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer saved in a student's directory; raises NoSuchStudentError."""
+    """Return the tokenizer saved in a student's directory; raise NoSuchStudentError when it cannot be loaded."""
     try:
         return transformers.AutoTokenizer.from_pretrained(directory, **_AS_DATA)
     except BaseException as error:
@@ -104,10 +107,11 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def load_cache_tokenizer(cache: Cache) -> Any:
-    """The tokenizer that travels with a cache.
+    """Return the tokenizer that is stored with a cache.
 
-    Raises MissingFileError, UnsafePathError or HashMismatchError for other files than the cache was begun
-    with, RecordError when they are no tokenizer, VocabularyMismatchError when it is not one for the cache's rows.
+    Raise MissingFileError, UnsafePathError or HashMismatchError when its files are not those that the cache was begun
+    with, RecordError when they are not a tokenizer, and VocabularyMismatchError when its ids do not fit the cache's
+    vocabulary.
     """
     directory = cache.checked_tokenizer_dir()
     try:
@@ -121,9 +125,10 @@ def load_cache_tokenizer(cache: Cache) -> Any:
 
 
 def check_tokenizer(student: Path, cache: Cache) -> None:
-    """Raise TokenizerMismatchError when an id means another token to the student than in the cache.
+    """Raise TokenizerMismatchError when the tokenizers of student and cache give one id two different tokens.
 
-    Where either has no tokenizer nothing can be said.
+    Do nothing when the student or the cache has no tokenizer. Raise the errors of load_tokenizer for the student's, and
+    those of load_cache_tokenizer.
     """
     if not (student / "tokenizer_config.json").is_file() or not cache.tokenizer_dir.is_dir():
         return
@@ -134,7 +139,10 @@ def check_tokenizer(student: Path, cache: Cache) -> None:
 
 
 def check_fits(model: Any, cache: Cache, name: str) -> None:
-    """Raise VocabularyMismatchError or StudentContextError when the student cannot read the cache."""
+    """Raise VocabularyMismatchError or StudentContextError when the model cannot read the cache's rows.
+
+    Raise the errors of check_architecture too. name: the student's name in messages.
+    """
     vocab_size = head_weight(model).shape[0]
     if vocab_size != cache.identity.vocab_size:
         raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
@@ -147,16 +155,17 @@ def check_fits(model: Any, cache: Cache, name: str) -> None:
 
 @torch.no_grad()
 def check_architecture(model: Any, name: str) -> None:
-    """Raise ArchitectureError unless head times hidden state gives the logits, and packed documents are isolated.
+    """Raise ArchitectureError unless hidden states times head weight are the logits, and packed documents are isolated.
 
-    Raises BrokenStudentError when the logits are not finite.
+    Raise it also when the model does not take positions. Raise BrokenStudentError when the logits are not finite.
 
-    The losses call body and head apart; a head with a bias, a scale or a cap would be trained as another one.
+    The losses call the body and multiply by the head's weight themselves. They would ignore a bias, a scale or a cap of
+    the head, and train another function than the model computes.
     """
     was_training = model.training
     model.eval()
     try:
-        logits, from_head = _logits_and_what_the_head_gives(model)
+        logits, from_head = _logits_and_product_with_head(model)
         leak = _packing_leak(model)
     except TypeError as error:
         raise ArchitectureError(name, "does not take positions") from error
@@ -164,15 +173,15 @@ def check_architecture(model: Any, name: str) -> None:
         model.train(was_training)
     if not bool(logits.isfinite().all()):
         raise BrokenStudentError(name)
-    # NaN is refused too.
+    # Written with `not` so that NaN is refused too.
     if not relative_difference(from_head, logits) <= _TOLERANCE:
         raise ArchitectureError(name, "has an output head that is more than a matrix")
     if not leak <= _TOLERANCE:
         raise ArchitectureError(name, "lets packed documents see each other")
 
 
-def _logits_and_what_the_head_gives(model: Any) -> tuple[Tensor, Tensor]:
-    """The model's own logits [T, V] of a few tokens, and those of head times hidden state."""
+def _logits_and_product_with_head(model: Any) -> tuple[Tensor, Tensor]:
+    """Return two [T, V] for the same few tokens: the model's logits, and hidden states times head weight."""
     length = min(6, context_length_of(model))
     ids = (torch.arange(length, device=model.device)[None] * 7 + 1) % head_weight(model).shape[0]
     hidden_TD = hidden_states(model, ids, torch.arange(length, device=model.device)[None])[0]
@@ -188,18 +197,25 @@ def _packing_leak(model: Any) -> float:
 
 
 def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
-    """Last hidden states [N, T, D]; segments, told by positions that start again at 0, see only themselves."""
+    """Return the last hidden states [N, T, D].
+
+    A segment begins where the positions start again at 0. No segment attends to another.
+    """
     return packed_hidden_states(model.base_model, input_ids_NT, position_ids_NT)
 
 
 def head_weight(model: Any) -> nn.Parameter:
-    """The output embedding [V, D]."""
+    """Return the weight of the output head [V, D]."""
     weight: nn.Parameter = model.get_output_embeddings().weight
     return weight
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that --device names, its float32 products on the fast path where that is exact."""
+    """Return the device that --device names; raise ConfigError when it does not exist.
+
+    For "auto", take the GPU of this process, if there is one. For a CPU, turn on the fast path of float32 products if
+    it is as exact.
+    """
     if name == "auto" and torch.cuda.is_available():
         name = f"cuda:{local_rank()}"
     device = find_device(name)
@@ -215,9 +231,9 @@ def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
     return transformers.GPT2Config(
         vocab_size=cache.identity.vocab_size,
         n_positions=max(needed, min(teacher_context, _LONGEST_CONTEXT)),
-        # The same function as gelu_new in one fused operation.
+        # The same function as gelu_new, in one fused operation.
         activation_function="gelu_pytorch_tanh",
-        # A student that copies a teacher from fresh rows underfits; dropout only costs it.
+        # A student that reads new rows in every step underfits, so dropout would only harm it.
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -228,7 +244,10 @@ def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
 
 
 def _from_config_file(path: str, cache: Cache) -> Any:
-    """A model as the file says; what it leaves open of the vocabulary is the cache's."""
+    """Return a model with new weights as the file describes it.
+
+    Take vocab_size, bos_token_id and eos_token_id from the cache where the file does not state them.
+    """
     eos = cache.setting("tokenizer", "eos_token_id")
     try:
         stated = {name: value for name, value in json.loads(Path(path).read_text()).items() if value is not None}
@@ -241,7 +260,7 @@ def _from_config_file(path: str, cache: Cache) -> Any:
 
 
 def _longest_rows(cache: Cache) -> dict[str, int]:
-    """Longest sequence that each kind in the cache may hold, by what messages call its rows."""
+    """Return the longest sequence in tokens that each kind in the cache may hold, by its rows' name in messages."""
     return {
         kind.sequences: sum(cache.setting(*names) for names in kind.longest_row_settings)
         for kind in KINDS.values()

@@ -1,4 +1,4 @@
-"""Tokens from a student, one after the other, with its key-value cache: the one loop for all that a student writes.
+"""Draw tokens from a student one after the other, with its key-value cache: the one loop for all of its texts.
 
 Shape legend: N texts, U distinct prompts, T tokens read at once, L tokens read so far, V vocabulary.
 """
@@ -23,13 +23,17 @@ from student.errors import BrokenStudentError
 def draw_tokens(
     model: Any, prompts: Sequence[NDArray[np.int64]], seeds: Sequence[int], *, temperature: float, top_p: float
 ) -> Iterator[list[int]]:
-    """The next token of each of N texts, step by step, until the caller stops asking.
+    """Yield the next token of each of N texts, step by step, until the caller stops.
 
-    The first step reads each distinct prompt once, and each later one the tokens drawn last, so that k steps take
-    len(prompt) + k − 1 places of the student's context. The draws of text i are a function of seeds[i] (in [0, 2^64))
-    and the step alone, the same that the teacher draws by: a student that equals its teacher writes the same texts.
-    Texts that are drawn together differ from texts drawn alone only where rounding meets the edge of a draw.
-    Temperature 0 takes the most probable token. Raises BrokenStudentError for logits that are not finite.
+    prompts: N arrays of token ids; seeds: N integers in [0, 2^64). Temperature 0 takes the most probable token.
+
+    The first step reads each distinct prompt once. Each later step reads the tokens drawn last, so k steps take
+    len(prompt) + k − 1 positions of the student's context. The random number of text i at a step is a function of
+    seeds[i] and the step alone. The teacher draws with the same function, so a student that equals its teacher writes
+    the same texts. Texts drawn together differ from texts drawn alone only where a rounding difference changes which
+    token is drawn.
+
+    Raise BrokenStudentError when logits are not finite.
     """
     seeds_N = np.array(seeds, dtype=np.uint64)
     distinct, rows = distinct_prompts(prompts)
@@ -52,7 +56,10 @@ def draw_tokens(
 
 
 def collect_texts(steps: Iterator[list[int]], eos_token_id: int | None) -> list[list[int]]:
-    """The token ids of each text, up to and with its end-of-text token; stops asking when all texts have ended."""
+    """Return the token ids of each text up to its end-of-text token, which is included; stop when all have ended.
+
+    steps: the tokens of all texts at each step; eos_token_id: None if no text ends early.
+    """
     texts: list[list[int]] = []
     for tokens in steps:
         texts = texts or [[] for _ in tokens]
@@ -66,7 +73,10 @@ def collect_texts(steps: Iterator[list[int]], eos_token_id: int | None) -> list[
 
 @torch.inference_mode()
 def _read(model: Any, input_ids_NT: Tensor, mask_NL: Tensor, past: Any) -> tuple[Tensor, Any]:
-    """Logits after the last token read [N, V], and the keys and values so far; positions count real tokens from 0."""
+    """Return the logits after the last token read [N, V] float32, and the keys and values so far.
+
+    mask_NL: 1 for a token, 0 for padding on the left. Positions count tokens from 0, without the padding.
+    """
     positions_NL = (mask_NL.cumsum(1) - 1).clamp(min=0)
     output = model(
         input_ids=input_ids_NT,

@@ -1,4 +1,4 @@
-"""The held-out prompts that the teacher continued, and the student's continuations of them."""
+"""Choose held-out prompts that the teacher continued, and continue them with the student."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from storage.rows.samples import SampleRow, decode
 from student.token_loop import collect_texts, draw_tokens
 
 _CHOICE_SEED = 22
-# Most texts per prompt that are measured, whatever a cache holds.
+# Largest number of texts per prompt that are measured, even if a cache holds more.
 _TEXTS_PER_PROMPT = 8
 _BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How a cache's samples were drawn; eos_token_id None: no text ends before max_new_tokens."""
+    """How a cache's samples were drawn. eos_token_id: None if no text ends before max_new_tokens."""
 
     temperature: float
     top_p: float
@@ -34,7 +34,7 @@ class SamplingSettings:
 
     @classmethod
     def of_cache(cls, cache: Cache) -> SamplingSettings:
-        """Settings of a cache that holds samples; RecordError where it does not state them."""
+        """Return the settings of a cache that holds samples; raise RecordError when it does not state them."""
         return cls(
             temperature=float(cache.setting("config", "samples", "temperature")),
             top_p=float(cache.setting("config", "samples", "top_p")),
@@ -44,10 +44,13 @@ class SamplingSettings:
 
 
 def choose_prompts(cache: Cache, num_prompts: int) -> list[list[SampleRow]]:
-    """The samples of `num_prompts` prompts of the validation split, or of all, chosen and ordered by a fixed seed.
+    """Return the samples of `num_prompts` prompts of the validation split, at most 8 per prompt.
 
-    No two prompts have the same draws: of those that have in a merged cache, whose sources count rows each from 0, one
-    can be chosen. Texts drawn alike would seem less varied than they are.
+    A fixed seed decides which prompts are chosen and in which order. If there are fewer prompts, return all.
+
+    Choose at most one of the prompts whose first samples have the same seed. The sources of a merged cache each count
+    rows from 0, so prompts of different sources can have equal seeds. Texts drawn with equal seeds would seem less
+    varied than they are.
     """
     least: dict[int, int] = {}
     for key, rows in _keyed_prompts(cache):
@@ -64,11 +67,13 @@ def continue_prompts(
     batch_tokens: int = _BATCH_TOKENS,
     quiet: bool = True,
 ) -> list[NDArray[np.int64]]:
-    """The student's text for each row's prompt, with the end-of-text token where it came to one.
+    """Return the token ids of the student's text for each row's prompt, with the end-of-text token if it drew one.
 
-    It is drawn by the row's seed, as the teacher's text was: a student that equals its teacher writes the same texts,
-    and what differs is not chance alone. Prompts of like length share a batch; its size changes texts only where
-    rounding meets the edge of a draw. Raises BrokenStudentError for logits that are not finite.
+    Draw with the row's seed, as the teacher's text was drawn: a student that equals its teacher writes the same texts,
+    and a difference is not chance alone. Prompts of similar length share a batch of at most batch_tokens tokens, or of
+    one text. The size of a batch changes a text only where a rounding difference changes which token is drawn.
+
+    Raise BrokenStudentError when logits are not finite.
     """
     texts: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(rows)
     with Progress(len(rows), "continue", "texts", quiet=quiet) as bar:
@@ -80,25 +85,28 @@ def continue_prompts(
 
 
 def without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> NDArray[Any]:
-    """A text's ids without the end-of-text token that it may end with."""
+    """Return a text's ids without the end-of-text token at its end, if there is one."""
     return completion_ids[:-1] if completion_ids[-1] == eos_token_id else completion_ids
 
 
 def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
-    """Each prompt with its place in the fixed order."""
+    """Yield each prompt's rows with the key that decides its place in the fixed order."""
     for number, rows in enumerate(_prompts(cache)):
         yield int(hash_u64(_CHOICE_SEED, number)), rows
 
 
 def _prompts(cache: Cache) -> Iterator[list[SampleRow]]:
-    """The first rows of each prompt; a merged cache counts prompts anew in each source."""
+    """Yield the first rows of each prompt.
+
+    Tell prompts apart by their tokens too: the sources of a merged cache each count prompts from 0.
+    """
     rows = (row for batch in cache.record_batches("samples", "validation") for row in decode(batch))
     for _, group in itertools.groupby(rows, key=lambda row: (row.prompt_id, row.prompt_ids.tobytes())):
         yield list(itertools.islice(group, _TEXTS_PER_PROMPT))
 
 
 def _batches(rows: list[SampleRow], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Places of rows, prompts of like length together."""
+    """Yield the indices of the rows of each batch, with prompts of similar length together, the longest first."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt_ids))
     while order:
         longest = len(rows[order[-1]].prompt_ids) + max_new_tokens
@@ -108,7 +116,7 @@ def _batches(rows: list[SampleRow], max_new_tokens: int, batch_tokens: int) -> I
 
 
 def _continue(model: Any, rows: list[SampleRow], settings: SamplingSettings) -> list[NDArray[np.int64]]:
-    """Texts of one batch."""
+    """Return the texts of one batch."""
     prompts, seeds = [row.prompt_ids for row in rows], [row.seed for row in rows]
     steps = draw_tokens(model, prompts, seeds, temperature=settings.temperature, top_p=settings.top_p)
     texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.eos_token_id)

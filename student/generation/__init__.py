@@ -1,1 +1,1 @@
-"""Text out of a student, drawn token by token, and candidates ranked by it."""
+"""Draw text from a student token by token, and rank candidates by its scores."""

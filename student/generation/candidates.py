@@ -1,4 +1,4 @@
-"""Choosing the best of several texts, as beam selection taught the student."""
+"""Rank several texts by the score that beam selection trained the student on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from student.run_record import read_run
 
 @dataclass(frozen=True, kw_only=True)
 class RankedCandidate:
-    """A candidate and its score: summed log-probability / length^length_penalty, nats."""
+    """A candidate and its score in nats: summed log-probability / length^length_penalty."""
 
     text: str
     score: float
 
 
 def read_candidates(path: Path) -> list[str]:
-    """Candidates, one a line of UTF-8; raises CandidatesError for fewer than two."""
+    """Return the candidates in a UTF-8 file, one per line that is not blank.
+
+    Raise CandidatesError when the file cannot be read or holds fewer than two.
+    """
     try:
         candidates = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -40,7 +43,7 @@ def read_candidates(path: Path) -> list[str]:
 def rank_candidates(
     model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
 ) -> list[RankedCandidate]:
-    """Candidates as continuations of the prompt, best first; raises as continuation_scores does."""
+    """Return the candidates, scored as continuations of the prompt, best first; raise as continuation_scores does."""
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
     continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
     scores = continuation_scores(model, prompt_ids, continuations, length_penalty)
@@ -52,9 +55,10 @@ def rank_candidates(
 def continuation_scores(
     model: Any, prompt_ids: list[int], continuations: list[list[int]], length_penalty: float
 ) -> list[float]:
-    """The student's score of each continuation of the prompt, nats.
+    """Return the student's score of each continuation of the prompt in nats. All arguments are token ids.
 
-    Raises StudentContextError for one too long, BrokenStudentError for scores that are not finite.
+    Raise StudentContextError when a continuation does not fit into the student's context after the prompt, and
+    BrokenStudentError when a score is not finite.
     """
     needed = len(prompt_ids) + max(map(len, continuations)) - 1
     if needed > context_length_of(model):
@@ -72,6 +76,6 @@ def continuation_scores(
 
 
 def trained_length_penalty(student: Path) -> float:
-    """The length penalty that the student was trained with, 1 when it saw no beams; see read_run for what it raises."""
+    """Return the length penalty that the student was trained with, 1 if without beams; raise as read_run does."""
     found = read_run(student).get("length_penalty")
     return 1.0 if found is None else float(found)

@@ -1,4 +1,4 @@
-"""Text from a trained student: whole, piece by piece, or the best of several drawn continuations."""
+"""Draw text from a trained student: whole, piece by piece, or the best of several continuations."""
 
 from __future__ import annotations
 
@@ -19,22 +19,26 @@ from student.generation.candidates import RankedCandidate, continuation_scores, 
 from student.model import choose_device, load_student, load_tokenizer
 from student.token_loop import collect_texts, draw_tokens
 
-# What a decoder puts in the place of bytes that are no whole character, or not yet.
+# A decoder writes this for bytes that are not, or not yet, a whole character.
 _REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnCandidate(RankedCandidate):
-    """A continuation that the student drew, and why it ended: "stop" (end of text) or "length"."""
+    """A drawn continuation. finish_reason: "stop" if it ended with the end-of-text token, else "length"."""
 
     finish_reason: str
 
 
 class Generator:
-    """A student that is loaded once and continues any number of prompts; it completes text and knows no dialogue."""
+    """A student that is loaded once and continues any number of prompts. It completes text and does not chat."""
 
     def __init__(self, student: Path | str, *, device: str = "auto") -> None:
-        """Raises NoSuchStudentError, or ConfigError for a device that is not there."""
+        """Load the student in this directory.
+
+        Raise NoSuchStudentError when it cannot be loaded, CheckpointError when its run.json is damaged, and ConfigError
+        when the device does not exist.
+        """
         self._student = Path(student)
         self._model = load_student(self._student).to(choose_device(device)).eval()
         self._tokenizer = load_tokenizer(self._student)
@@ -42,11 +46,11 @@ class Generator:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the prompt and its continuation may have together."""
+        """Largest number of tokens of a prompt and its continuation together."""
         return context_length_of(self._model)
 
     def num_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt; raises PromptError for text that is not Unicode."""
+        """Return the number of tokens of a prompt; raise PromptError when it is not valid Unicode."""
         return len(self._prompt_ids(prompt))
 
     def stream(
@@ -59,11 +63,13 @@ class Generator:
         seed: int = SamplingConfig.seed,
         keep_end: bool = False,
     ) -> Iterator[str]:
-        """The prompt's continuation in pieces of whole characters, each as soon as its tokens are drawn.
+        """Return an iterator over the continuation in pieces of whole characters, each as soon as its tokens are drawn.
 
-        keep_end: of a prompt that leaves no room for max_new_tokens, the last tokens that do are read; otherwise it
-        raises StudentContextError. Raises ConfigError for settings out of range, PromptError for text that is not
-        Unicode, BrokenStudentError for logits that are not finite.
+        keep_end: if the prompt leaves no room for max_new_tokens, keep only its last tokens, as many as fit.
+
+        Raise StudentContextError when the prompt and max_new_tokens do not fit into the context (with keep_end, when
+        max_new_tokens leaves no room for a token of the prompt), ConfigError for settings out of range, and PromptError
+        when the prompt is not valid Unicode. The iterator raises BrokenStudentError when logits are not finite.
         """
         config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         prompt_ids = self._fitting_ids(prompt, config, keep_end)
@@ -79,7 +85,7 @@ class Generator:
         seed: int = SamplingConfig.seed,
         keep_end: bool = False,
     ) -> str:
-        """The prompt's continuation: the pieces of `stream` joined."""
+        """Return the prompt's continuation: the pieces of `stream` joined. Raise as `stream` does."""
         pieces = self.stream(
             prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, keep_end=keep_end
         )
@@ -96,12 +102,14 @@ class Generator:
         seed: int = SamplingConfig.seed,
         keep_end: bool = False,
     ) -> list[DrawnCandidate]:
-        """Up to num_candidates different continuations, the one that the student chooses first.
+        """Return up to num_candidates different continuations, the one with the best score first.
 
-        They are drawn together, the i-th as `stream` draws with seed + i, and ranked by the score that beam
-        selection trained: summed log-probability / length^length_penalty in nats at temperature 1, the end of text
-        counted where it was drawn. Equal texts are one candidate with the best of their scores.
-        Raises as `stream` does, and ConfigError for no candidates or temperature 0, at which all would be equal.
+        Draw them together, the i-th, counted from 0, as `stream` draws with seed + i. Rank them by the score that beam
+        selection trained: summed log-probability / length^length_penalty in nats at temperature 1, where an end-of-text
+        token that was drawn counts. Equal texts are one candidate with the best of their scores.
+
+        Raise as `stream` does. Raise ConfigError also for fewer than one candidate, and for temperature 0, at which all
+        candidates would be equal.
         """
         config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         if num_candidates < 1:
@@ -166,11 +174,12 @@ class Generator:
 def generation_speeds(
     models: Sequence[Any], *, prompt_tokens: int = 16, new_tokens: int = 64, rounds: int = 7
 ) -> list[float]:
-    """Tokens per second of each model's greedy generation at batch 1 with the key-value cache, where the model is.
+    """Return the tokens per second of each model's greedy generation, at batch 1 and with the key-value cache.
 
-    The models take turns, and the fastest of a model's `rounds` runs counts, for what else runs on a machine only
-    slows it. A run's time goes from the call to the last token, so it includes reading a prompt of prompt_tokens; a
-    shorter context shortens both. On a processor it uses as many threads as PyTorch is set to.
+    Each model runs on its own device; on a CPU, with as many threads as PyTorch is set to. The models take turns. Only
+    the fastest of a model's `rounds` runs counts, because other work on the machine can only slow a run down. A run's
+    time is from the call to the last token, so it includes reading a prompt of prompt_tokens. A short context
+    reduces prompt_tokens and new_tokens.
     """
     runs = [[_timed_tokens_per_second(model, prompt_tokens, new_tokens) for model in models] for _ in range(rounds)]
     return [max(speeds) for speeds in zip(*runs, strict=True)]

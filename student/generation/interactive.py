@@ -1,4 +1,4 @@
-"""Answers on a terminal or in a pipe: text as it comes, ranked candidates, and prompts read line by line."""
+"""Read prompts line by line from a terminal or a pipe, and print text as it is drawn, or ranked candidates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MARKER = "> "
 _SET = "/set"
-# Characters that a terminal obeys instead of showing them; line breaks and tabs are wanted.
+# Control characters that a terminal obeys instead of showing them, except for line breaks and tabs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -30,7 +30,10 @@ def write_answer(
     *,
     keep_end: bool = False,
 ) -> None:
-    """Print the prompt's continuation as it comes, or its candidates, one a line, the student's choice first."""
+    """Print the prompt's continuation as it is drawn, or num_candidates ranked candidates, one a line, best first.
+
+    Raise as Generator.stream and Generator.candidates do.
+    """
     if num_candidates is not None:
         found = generator.candidates(prompt, num_candidates, **asdict(sampling), keep_end=keep_end)
         for candidate in found:
@@ -43,10 +46,11 @@ def write_answer(
 
 
 def converse(generator: Generator, sampling: SamplingConfig, num_candidates: int | None = None) -> None:
-    """Continue every line of standard input until it ends, on a terminal also until an empty line or Ctrl-D.
+    """Continue every line of standard input, each with another seed, until the input ends.
 
-    On a terminal Ctrl-C stops an answer, `/set NAME VALUE` changes how text is drawn, and an error is shown before the
-    next prompt is read; in a pipe every line is a prompt and an error ends the command.
+    On a terminal, an empty line or Ctrl-D ends too, Ctrl-C stops an answer, `/set NAME VALUE` changes a setting of the
+    sampling, and an error is shown before the next prompt is read. In a pipe, every line is a prompt, and the first
+    error is raised.
     """
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     lines = _typed_lines() if is_terminal else _piped_lines()
@@ -77,7 +81,7 @@ def converse(generator: Generator, sampling: SamplingConfig, num_candidates: int
 
 
 def _typed_lines() -> Iterator[str]:
-    """Lines from a terminal, with history and editing where Python has readline, until an empty one or Ctrl-D."""
+    """Yield lines from a terminal until an empty one or Ctrl-D, with history and editing if Python has readline."""
     with suppress(ImportError):
         importlib.import_module("readline")
     _note(
@@ -101,12 +105,15 @@ def _typed_lines() -> Iterator[str]:
 
 def _piped_lines() -> Iterator[str]:
     for line in sys.stdin.buffer:
-        # Bytes that are no UTF-8 reach the generator, which refuses them by an error of its own.
+        # Pass on bytes that are not UTF-8: the generator raises PromptError for them.
         yield line.rstrip(b"\r\n").decode(errors="surrogateescape")
 
 
 def _changed(sampling: SamplingConfig, words: list[str]) -> SamplingConfig:
-    """The settings after /set NAME VALUE; without either they are shown."""
+    """Return the settings after /set NAME VALUE; for /set alone, show them and return them unchanged.
+
+    Raise ConfigError for other words, an unknown name or a value out of range.
+    """
     values = {name.replace("_", "-"): value for name, value in asdict(sampling).items()}
     if not words:
         _note(", ".join(f"{name} {value}" for name, value in values.items()))

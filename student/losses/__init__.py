@@ -1,1 +1,1 @@
-"""From rows of a cache to losses and gradients."""
+"""Turn the rows of a cache into losses and gradients."""

@@ -1,4 +1,7 @@
-"""From rows of a cache to tensors ready for the losses."""
+"""Turn the rows of a cache into tensors for the losses.
+
+Shape legend: N blocks or texts, T positions, P valid positions or target tokens.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ from student.losses.targets import SparseTargets
 class BlockBatch:
     """Blocks with targets at their P valid positions.
 
-    input_ids, position_ids [N, T] int64; is_valid [N, T]; targets, entropy [P], label_logprob [P] (the
-    teacher's, nats) belong to the valid positions in row-major order.
+    input_ids, position_ids [N, T] int64; is_valid [N, T] bool: positions whose next token is in the same document;
+    targets: the teacher's sparse targets of the P valid positions, in row-major order; entropy, label_logprob [P]
+    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order.
     """
 
     input_ids: Tensor
@@ -34,10 +38,10 @@ class BlockBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TextBatch:
-    """Prompts with continuations, padded on the right where a causal model cannot see.
+    """Prompts with continuations. The padding is on the right, where a causal model does not see it.
 
-    input_ids, position_ids [N, T]; is_target [N, T]: positions that predict a token of the continuation;
-    label_ids [P]: those tokens.
+    input_ids, position_ids [N, T] int64; is_target [N, T] bool: positions that predict a token of the continuation;
+    label_ids [P] int64: those tokens, in row-major order.
     """
 
     input_ids: Tensor
@@ -48,10 +52,11 @@ class TextBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamBatch:
-    """Candidates of B prompts as one TextBatch of L sequences.
+    """The L candidates of B prompts, at most N per prompt, as one TextBatch of L sequences.
 
-    prompt_index [L]: whose candidate; slot [L]: its place among that prompt's; lengths [L]: tokens;
-    teacher_scores [B, N], −inf where a prompt has fewer candidates.
+    prompt_index [L] int64: the candidate's prompt; slot [L] int64: its index among the candidates of that prompt;
+    lengths [L] int64: its number of tokens; teacher_scores [B, N] float32: the teacher's scores in nats, −inf where a
+    prompt has fewer than N candidates.
     """
 
     texts: TextBatch
@@ -64,14 +69,18 @@ class BeamBatch:
 def block_batch(
     batch: pa.RecordBatch, *, tail_weight: float | None, temperature: float, device: torch.device
 ) -> BlockBatch:
-    """Soft targets to tensors; `temperature` chooses the tempered tail mass that goes along."""
+    """Return a record batch of soft targets as tensors.
+
+    tail_weight: that of the cache, None when the tail was not sampled; temperature: include the tail's tempered mass
+    at this temperature if the cache holds it.
+    """
     return block_tensors(soft_targets.decode(batch), tail_weight=tail_weight, temperature=temperature, device=device)
 
 
 def block_tensors(
     rows: SoftTargetRows, *, tail_weight: float | None, temperature: float, device: torch.device
 ) -> BlockBatch:
-    """Decoded rows to tensors."""
+    """Return decoded rows as tensors; the arguments are those of block_batch."""
     is_valid = rows.is_valid_target
     return BlockBatch(
         input_ids=_tensor(rows.input_ids[:, :-1], np.int64, device),
@@ -84,13 +93,13 @@ def block_tensors(
 
 
 def sample_batch(batch: pa.RecordBatch, device: torch.device) -> TextBatch:
-    """Sampled texts to tensors."""
+    """Return a record batch of sampled texts as tensors."""
     rows = samples.decode(batch)
     return _text_batch([row.prompt_ids for row in rows], [row.completion_ids for row in rows], device)
 
 
 def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
-    """Prompts and their candidates to tensors."""
+    """Return a record batch of prompts with their beam candidates as tensors."""
     rows = beams.decode(batch)
     owners = [b for b, row in enumerate(rows) for _ in row.candidates]
     candidates = [candidate for row in rows for candidate in row.candidates]
@@ -108,7 +117,7 @@ def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
 
 
 def text_batch(prompt_ids: list[int], continuations: list[list[int]], device: torch.device) -> TextBatch:
-    """One prompt with several continuations."""
+    """Return one prompt with several continuations as tensors."""
     return _text_batch([np.array(prompt_ids)] * len(continuations), [np.array(c) for c in continuations], device)
 
 
@@ -157,32 +166,36 @@ def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _is_entry(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[P, most]: where entries stand when each position's begin at 0."""
-    most = int(sizes.max(initial=0))
-    return _runs(np.repeat([True, False], most), most - sizes, most)
+    """Return a mask [P, largest size] that is True in the first sizes[p] columns of row p."""
+    width = int(sizes.max(initial=0))
+    return _runs(np.repeat([True, False], width), width - sizes, width)
 
 
 def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.bool_]) -> NDArray[Any]:
-    """Each position's run of values from `starts` on to [P, most], zeros behind.
+    """Return the values of each position, which begin at starts[p], as one row of [P, width], then zeros.
 
-    Copying as many values from every start and clearing those of others is far faster than scattering them by mask.
+    Copy `width` values for every position and clear those of other positions: this is far faster than scattering by
+    mask.
     """
-    most = is_entry.shape[1]
-    padded = _runs(np.concatenate([values, np.zeros(most, values.dtype)]), starts, most)
+    width = is_entry.shape[1]
+    padded = _runs(np.concatenate([values, np.zeros(width, values.dtype)]), starts, width)
     padded *= is_entry
     return padded
 
 
 def _runs(values: NDArray[Any], starts: NDArray[np.int64], length: int) -> NDArray[Any]:
-    """[P, length]: as many values from every start on."""
+    """Return values[start : start + length] for every start, [P, length]."""
     if length == 0:
         return np.empty((len(starts), 0), values.dtype)
-    # NumPy copies a window that is one item of opaque bytes twice as fast as one of `length` items.
+    # NumPy copies a window as one item of opaque bytes twice as fast as `length` separate items.
     item = np.dtype((np.void, length * values.itemsize))
     windows = np.ndarray(len(values) - length + 1, item, values, strides=values.strides)
     return windows[starts].view(values.dtype).reshape(len(starts), length)
 
 
 def _tensor(array: NDArray[Any], dtype: type[np.generic], device: torch.device) -> Tensor:
-    """Widened without PyTorch's threads, which would then spin on the cores that read ahead."""
+    """Return the array as a tensor of this dtype on the device.
+
+    Convert with NumPy: PyTorch converts in threads, which afterwards spin on the cores that read ahead.
+    """
     return torch.from_numpy(array.astype(dtype, order="C", copy=False)).to(device, non_blocking=True)

@@ -1,13 +1,15 @@
 """Divergences between two distributions over the same few outcomes, with their gradients.
 
-P is the teacher on K head ids and one outcome for all the rest, Q the student on the same. For
-student logits z with coarse softmax Q, the gradient with respect to outcome b's log-weight is
+P is the teacher's distribution over the K head ids and one outcome for all other ids. Q is the student's distribution
+over the same outcomes, the softmax of their log-weights u. Each function takes log P and log Q [C, O]. It returns the
+loss in nats [C] and its gradient with respect to u [C, O]:
 
-    ∂L/∂u_b = Q_b (g_b − Σ_c Q_c g_c),   g_b = ∂L/∂Q_b,
+    ∂L/∂u_b = Q_b (g_b − Σ_c Q_c g_c),   g_b = ∂L/∂Q_b.
 
-which is what each function returns beside its loss. By the data-processing inequality every one of
-these is at most its value on the full vocabulary. Shape legend: C positions, O = K + 1 outcomes;
-masked outcomes have log-probability −inf in both and count nothing.
+By the data-processing inequality, each divergence is at most its value on the full vocabulary. A masked outcome has
+log-probability −inf in both distributions and adds nothing.
+
+Shape legend: C positions, K head ids, O = K + 1 outcomes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"]
-# Share of the teacher in the mixture M = a P + (1 − a) Q.
+# Share a of the teacher in the mixture M = a P + (1 − a) Q.
 JSD_TEACHER_SHARE = 0.5
 SKEW_TEACHER_SHARE = 0.1
 
@@ -27,23 +29,23 @@ LossAndGradient = tuple[Tensor, Tensor]
 
 
 def forward_kl(logp_CO: Tensor, logq_CO: Tensor) -> LossAndGradient:
-    """KL(P‖Q) = Σ P log(P/Q) [C], gradient Q − P [C, O]."""
+    """Return KL(P‖Q) = Σ P log(P/Q) [C] and its gradient Q − P [C, O]."""
     p_CO, q_CO = logp_CO.exp(), logq_CO.exp()
     loss_C = _weighted(p_CO, _difference(logp_CO, logq_CO)).sum(1)
     return loss_C, q_CO - p_CO
 
 
 def reverse_kl(logp_CO: Tensor, logq_CO: Tensor) -> LossAndGradient:
-    """R = KL(Q‖P) [C] (MiniLLM, Gu et al. 2024, equation 1), gradient Q (log(Q/P) − R)."""
+    """Return R = KL(Q‖P) [C] (MiniLLM, Gu et al. 2024, equation 1) and its gradient Q (log(Q/P) − R) [C, O]."""
     q_CO, ratio_CO = logq_CO.exp(), _difference(logq_CO, logp_CO)
     loss_C = _weighted(q_CO, ratio_CO).sum(1)
     return loss_C, _weighted(q_CO, ratio_CO) - q_CO * loss_C[:, None]
 
 
 def jsd(logp_CO: Tensor, logq_CO: Tensor) -> LossAndGradient:
-    """a KL(P‖M) + (1 − a) KL(Q‖M) [C] (GKD, Agarwal et al. 2024, equation 2), a = JSD_TEACHER_SHARE.
+    """Return a KL(P‖M) + (1 − a) KL(Q‖M) [C] (GKD, Agarwal et al. 2024, equation 2), a = JSD_TEACHER_SHARE.
 
-    Gradient (1 − a) Q (log(Q/M) − KL(Q‖M)).
+    The gradient [C, O] is (1 − a) Q (log(Q/M) − KL(Q‖M)).
     """
     a = JSD_TEACHER_SHARE
     logm_CO = _log_mixture(logp_CO, logq_CO, a)
@@ -55,9 +57,9 @@ def jsd(logp_CO: Tensor, logq_CO: Tensor) -> LossAndGradient:
 
 
 def skew_kl(logp_CO: Tensor, logq_CO: Tensor) -> LossAndGradient:
-    """KL(P‖M) [C], M = a P + (1 − a) Q (DistiLLM, Ko et al. 2024, equation 3), a = SKEW_TEACHER_SHARE.
+    """Return KL(P‖M) [C], M = a P + (1 − a) Q (DistiLLM, Ko et al. 2024, equation 3), a = SKEW_TEACHER_SHARE.
 
-    Gradient (1 − a) Q (Σ Q P/M − P/M).
+    The gradient [C, O] is (1 − a) Q (Σ Q P/M − P/M).
     """
     a = SKEW_TEACHER_SHARE
     logm_CO = _log_mixture(logp_CO, logq_CO, a)
@@ -77,7 +79,7 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], LossAndGradient]] = {
 
 
 def _difference(loga: Tensor, logb: Tensor) -> Tensor:
-    """log(A/B), 0 where A has no mass."""
+    """Return log(A/B), or 0 where A has no mass."""
     return torch.where(loga == -torch.inf, 0.0, loga - logb)
 
 

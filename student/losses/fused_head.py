@@ -1,10 +1,12 @@
-"""From hidden states to the loss without ever holding [P, V].
+"""Compute the loss from hidden states without ever holding logits of [P, V].
 
-Positions go through the head in chunks; each chunk's logits are turned into the gradient in place and
-at once multiplied into the gradients of hidden states and head weight, in the forward pass (the idea
-of Liger's fused linear losses, Hsu et al. 2024). The backward pass only scales them.
+The forward pass takes the positions through the head in chunks. It overwrites each chunk's logits with their gradient
+and multiplies that into the gradients of the hidden states and of the head weight. The backward pass only scales these
+(the idea of Liger's fused linear losses, Hsu et al. 2024).
 
-Shape legend: P positions, C positions of a chunk, D width, V vocabulary, K head entries, O = K + 1.
+Shape legend: P positions, C positions of a chunk, D width, V vocabulary, K head entries, J tail draws, O = K + 1
+outcomes, E = K + J entries. z are the student's logits, s = softmax(z), s(T) = softmax(z / T), q the teacher's sampled
+weights.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from student.losses.targets import SparseTargets
 
 @dataclass(frozen=True, kw_only=True)
 class HeadLoss:
-    """What to sum over positions: soft_weight · T² · divergence + label_weight · next-token loss.
+    """The loss of a position: soft_weight · T² · soft loss + label_weight · next-token loss.
 
-    unbiased: forward KL by the sampled tail, as cross-entropy −Σ q log s (it differs from the KL by the
-    teacher's entropy); otherwise `divergence` on the coarse outcomes.
+    unbiased: the soft loss is the cross-entropy −Σ q log s(T) with the sampled tail. Its expectation is the forward KL
+    plus the teacher's entropy. If not unbiased, the soft loss is `divergence` on the coarse outcomes: each head entry,
+    and the whole tail as one.
     """
 
     divergence: str
@@ -43,9 +46,12 @@ def fused_head_loss(
     loss: HeadLoss,
     chunk_positions: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum over positions, and the unweighted sums of the soft loss and the next-token loss.
+    """Return the weighted sum over positions, and the unweighted sums of the soft loss and of the next-token loss.
 
-    All three are in nats; only the first carries gradient. The soft loss is at temperature T, without T².
+    hidden_PD: last hidden states at the positions of `targets`; chunk_positions: positions per chunk, None for the
+    device's default. All three sums are scalars in nats. The first carries the gradient and is float64 for float64
+    input, else float32. The other two are float64 and carry none. The sum of the soft loss is at temperature T, without
+    the factor T². The sum of a loss with weight 0 may be returned as 0.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden_PD.requires_grad or head_weight_VD.requires_grad)
     chunk = chunk_positions or chunk_positions_on(hidden_PD.device)
@@ -87,7 +93,7 @@ class _FusedHead(torch.autograd.Function):
 
 
 def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
-    """Overwrite a chunk's logits with the gradient of the weighted sum; returns [soft sum, label sum]."""
+    """Overwrite a chunk's logits with the gradient of the weighted sum; return [soft sum, label sum], float64."""
     if loss.soft_weight == 0.0 or (loss.unbiased and loss.temperature == 1.0):
         return _unbiased_with_labels(logits_CV, targets, loss)
     label_logprob_C, label_gradient_CV = None, None
@@ -109,7 +115,10 @@ def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLos
 
 
 def _unbiased_with_labels(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
-    """−Σ q log s and −log s_label share one softmax: ∂/∂z = (Σ q) s − q for the joint weights q."""
+    """Compute −Σ q log s and −log s_label at T = 1 from one softmax; return as _losses_to_gradient does.
+
+    With w = soft_weight · q + label_weight · onehot(label), the gradient is (Σ w) s − w.
+    """
     label_logit_C1 = logits_CV.gather(1, targets.label_ids[:, None])
     mass_C1 = torch.full_like(label_logit_C1, loss.label_weight)
     if loss.soft_weight:
@@ -126,7 +135,10 @@ def _unbiased_with_labels(logits_CV: Tensor, targets: SparseTargets, loss: HeadL
 
 
 def _unbiased(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
-    """−Σ q log s(T) [C]; the gradient carries T² · 1/T."""
+    """Return −Σ q log s(T) [C] and overwrite the logits with the gradient of soft_weight · T² times it.
+
+    The gradient's factor is soft_weight · T: T² of the loss times 1/T of ∂(z/T)/∂z.
+    """
     logits_CV.div_(loss.temperature)
     ids_CE, weights_CE = targets.sampled_weights(loss.temperature)
     logits_CE = logits_CV.gather(1, ids_CE)
@@ -137,10 +149,11 @@ def _unbiased(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tens
 
 
 def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tuple[Tensor, Tensor | None]:
-    """The divergence on K + 1 outcomes [C], and the label's logprob [C] when T = 1.
+    """Return the divergence on O outcomes [C] and, at T = 1 with a label weight, the label's log-probability [C].
 
-    Inside the tail the student keeps its own proportions: ∂L/∂z_j = (s_j / s_tail) ∂L/∂u_tail.
-    The tail's mass is summed over the tail itself, never as 1 − Σ head.
+    Overwrite the logits with the gradient of the weighted divergence. At T = 1, it includes label_weight · s; the
+    caller subtracts label_weight at the label. Inside the tail the student keeps its own proportions:
+    ∂L/∂z_j = (s_j / s_tail) ∂L/∂u_tail. Sum the tail's mass over the tail itself, never as 1 − Σ head.
     """
     if loss.temperature != 1.0:
         logits_CV.div_(loss.temperature)
@@ -166,7 +179,10 @@ def _bucketed(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> tupl
 
 
 def _mask_at(logits_CV: Tensor, ids_CK: Tensor, is_chosen_CK: Tensor) -> None:
-    """Put −inf at the chosen ids; padding ids repeat, so it is added rather than written."""
+    """Set the logits at the chosen ids to −inf.
+
+    Add the penalty instead of writing it: an id of the padding, whose penalty is 0, may be that of a chosen entry.
+    """
     penalty_CK = torch.zeros_like(ids_CK, dtype=logits_CV.dtype).masked_fill(is_chosen_CK, -torch.inf)
     logits_CV.scatter_add_(1, ids_CK, penalty_CK)
 

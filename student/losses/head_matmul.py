@@ -1,4 +1,4 @@
-"""The output head chunk by chunk: logits of some positions, and the gradients that they send back.
+"""Run the output head chunk by chunk: compute logits, and turn their gradient into those of states and weight.
 
 Shape legend: P positions, C positions of a chunk, G rows of a chunk, D width, V vocabulary.
 """
@@ -10,23 +10,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Smaller chunks spend their time adding up the head's gradient, larger ones their memory.
+# Smaller chunks spend too much time on adding up the head's gradient; larger ones need more memory.
 _CHUNK_POSITIONS = {"cpu": 512, "cuda": 4096}
-# Of rows that are gone over several times: half of a server core's own cache, all of a desktop's.
+# Bytes of rows that softmax_ passes over several times: half of a server core's private cache, all of a desktop core's.
 _CACHE_BYTES_PER_THREAD = 1 << 20
 
 
 def chunk_positions_on(device: torch.device) -> int:
-    """Positions that go through the head at a time."""
+    """Return the number of positions per chunk on this device."""
     return _CHUNK_POSITIONS.get(device.type, 512)
 
 
 class ChunkedHead:
-    """Products of hidden states and head weight in buffers that all chunks share.
+    """Products of hidden states and head weight, in buffers that all chunks share.
 
-    Made afresh for every chunk, a tensor of [C, V] costs a third of a product in page faults on a CPU.
-    Logits are float64 for float64 input, else float32: the precision that losses are computed in. To be used
-    without autograd.
+    On a CPU, a new [C, V] tensor for every chunk would cost a third of a product's time in page faults. Products are
+    computed in matmul_dtype. Logits are float64 for float64 input, else float32: the precision of the losses. Use this
+    only where autograd does not record.
     """
 
     def __init__(
@@ -42,7 +42,10 @@ class ChunkedHead:
         self._product_CV = None if is_same else hidden_PD.new_empty(shape, dtype=matmul_dtype)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Positions of each chunk, and their logits [C, V], valid until the next chunk and free to be overwritten."""
+        """Yield the positions of each chunk with their logits [C, V].
+
+        The logits are valid until the next chunk. The caller may overwrite them.
+        """
         for start in range(0, len(self._hidden_PD), self._chunk):
             positions = slice(start, start + self._chunk)
             hidden_CD = self._hidden_PD[positions].to(self._matmul_dtype)
@@ -54,7 +57,10 @@ class ChunkedHead:
             yield positions, logits_CV
 
     def add_gradients(self, positions: slice, grad_CV: Tensor, grad_hidden_PD: Tensor, grad_weight_VD: Tensor) -> None:
-        """Write the hidden states' gradient at `positions`, and add the chunk's part of the head's."""
+        """Write grad_hidden_PD at `positions`, and add the chunk's part to grad_weight_VD.
+
+        grad_CV: gradient with respect to the chunk's logits, in the dtype of the logits.
+        """
         if self._product_CV is not None:
             grad_CV = self._product_CV[: len(grad_CV)].copy_(grad_CV)
         hidden_CD = self._hidden_PD[positions].to(self._matmul_dtype)
@@ -69,10 +75,10 @@ class ChunkedHead:
 
 
 def softmax_(logits_CV: Tensor, mass_C1: Tensor | None = None) -> Tensor:
-    """Overwrite logits z by mass · softmax(z), mass 1 unless given; returns log Σ e^z, [C, 1].
+    """Overwrite logits z with mass · softmax(z), and return log Σ e^z [C, 1]. Without mass_C1, the mass is 1.
 
-    A row that is −inf throughout becomes zeros, with −inf. torch.logsumexp alone takes longer on a CPU, and a second
-    [C, V].
+    A row that is −inf throughout becomes zeros, and its log Σ e^z is −inf. On a CPU, torch.logsumexp alone
+    would take longer, and it would need a second [C, V].
     """
     if mass_C1 is None:
         mass_C1 = logits_CV.new_ones(len(logits_CV), 1)
@@ -90,7 +96,7 @@ def _softmax_of_rows_(logits_GV: Tensor, mass_G1: Tensor) -> Tensor:
 
 
 def _rows_in_cache(values_CV: Tensor) -> int:
-    """Rows that stay in the caches of a CPU's cores while they are gone over several times; on a GPU all rows."""
+    """Return the number of rows that stay in the caches of a CPU's cores during several passes; on a GPU, all rows."""
     if values_CV.device.type != "cpu":
         return len(values_CV)
     row_bytes = values_CV.shape[1] * values_CV.element_size()
@@ -98,11 +104,11 @@ def _rows_in_cache(values_CV: Tensor) -> int:
 
 
 def upcast(values: Tensor) -> Tensor:
-    """float64 stays, everything else becomes float32."""
+    """Return float64 values as they are, and all others as float32."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def matmul_dtype_of(hidden: Tensor) -> torch.dtype:
-    """The dtype that the head multiplies in: autocast's where it is on."""
+    """Return the dtype of the head's products: autocast's where autocast is on, else that of the hidden states."""
     device_type = hidden.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype

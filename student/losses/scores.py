@@ -1,4 +1,4 @@
-"""What a model says at the targets of a batch: hidden states, and scores of candidates.
+"""Run the model on a batch: hidden states at its targets, and scores of candidates.
 
 Shape legend: B prompts, N candidates of a prompt, L candidates of all prompts, P targets, D width.
 """
@@ -17,7 +17,7 @@ from student.model import head_weight, hidden_states
 
 
 def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Tensor:
-    """The student's length-normalised scores [B, N], −inf where a prompt has fewer candidates."""
+    """Return the student's length-normalised scores [B, N] in nats, −inf where a prompt has fewer candidates."""
     hidden_PD = hidden_at(model, batch.texts, batch.texts.is_target)
     logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.texts.label_ids)
     owner_P = torch.repeat_interleave(torch.arange(len(batch.lengths), device=hidden_PD.device), batch.lengths)
@@ -28,7 +28,10 @@ def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Ten
 
 
 def hidden_at(model: Any, batch: BlockBatch | TextBatch, is_target: Tensor) -> Tensor:
-    """Hidden states [P, D] at the targets; without rows, the model still passes over a token that leaves nothing."""
+    """Return the last hidden states [P, D] at the targets, in row-major order.
+
+    For a batch without rows, run the model on one token and return [0, D]: every process takes part in every pass.
+    """
     if not len(batch.input_ids):
         token_11 = is_target.new_zeros((1, 1), dtype=torch.int64)
         return hidden_states(model, token_11, token_11)[:, :0].flatten(0, 1)

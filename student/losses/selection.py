@@ -10,15 +10,16 @@ from torch import Tensor
 
 
 def length_normalised_scores(sum_logprobs_L: Tensor, lengths_L: Tensor, length_penalty: float) -> Tensor:
-    """sum_logprobs / length^length_penalty [L], as the cache's own scores are made."""
+    """Return sum_logprobs / length^length_penalty [L], the formula of the scores in the cache."""
     return sum_logprobs_L / lengths_L.to(sum_logprobs_L.dtype) ** length_penalty
 
 
 def selection_loss(student_scores_BN: Tensor, teacher_scores_BN: Tensor, temperature: float | None) -> Tensor:
-    """Cross-entropy from the teacher's choice to softmax(student scores), one value per prompt [B], nats.
+    """Return the cross-entropy from the teacher's choice to the student's, one value per prompt [B], nats.
 
-    temperature τ: the teacher's choice is softmax(teacher scores / τ) and the student's is read at the
-    same τ; None: the teacher's choice is its best candidate. Missing candidates have score −inf in both.
+    With a temperature τ, the choices are softmax(teacher scores / τ) and softmax(student scores / τ). With None, the
+    teacher's choice is its best candidate alone, and the student's is softmax(student scores). Missing candidates have
+    score −inf in both.
     """
     is_candidate_BN = teacher_scores_BN > -torch.inf
     if temperature is None:

@@ -1,6 +1,6 @@
-"""Sparse targets of valid positions as tensors, and what temperature does to them.
+"""Sparse targets of valid positions as tensors, and their values at a temperature.
 
-Shape legend: P valid positions, K most head entries, J most tail draws.
+Shape legend: P valid positions; K head entries and J tail draws, each the largest number at any position.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from storage.reading.cache import Cache
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetSettings:
-    """How the cache's soft targets were made, as far as the losses care."""
+    """The settings of a cache's soft targets that the losses need.
+
+    tail_weight: probability that each tail draw stands for, None when the tail was not sampled; temperatures: those
+    that the cache was made for, first the one at which the tail was drawn.
+    """
 
     tail_weight: float | None
     temperatures: tuple[float, ...]
 
 
 def soft_target_settings(cache: Cache) -> SoftTargetSettings:
-    """Settings of a cache that holds soft targets."""
+    """Return the settings of a cache that holds soft targets; raise RecordError when it does not state them."""
     return SoftTargetSettings(
         tail_weight=cache.setting("config", "soft_targets", "tail_weight"), temperatures=cache.identity.temperatures
     )
@@ -30,13 +34,15 @@ def soft_target_settings(cache: Cache) -> SoftTargetSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseTargets:
-    """Padded targets; padding is where the mask is False.
+    """Padded targets; a mask is False at the padding.
 
-    head_ids [P, K], head_logprobs [P, K] nats, is_head [P, K]; tail_logprob [P] nats (−inf for an
-    empty tail); tail_ids [P, J], is_drawn [P, J]: ids that each stand for `tail_weight`;
-    tempered_tail_logmass [P]: log Σ_tail p^(1/T) when the loss needs a temperature other than 1;
-    label_ids [P] int64. tail_weight None: the tail was not sampled. head_ids and tail_ids are int32 or int64: as
-    int32 a batch is made faster and takes half the bytes on its way to a GPU; `slice` gives int64, which gather needs.
+    head_ids, head_logprobs (nats), is_head (mask) [P, K]; tail_logprob [P] nats, −inf for an empty tail; tail_ids,
+    is_drawn (mask) [P, J]: draws from the tail; tail_weight: probability that each draw stands for, None when the tail
+    was not sampled; tempered_tail_logmass [P]: log Σ_tail p^(1/T), needed for a temperature T other than 1, else None;
+    label_ids [P] int64: the next tokens.
+
+    head_ids and tail_ids are int32 or int64. An int32 batch is faster to make and needs half the bytes on its way to a
+    GPU. `slice` returns int64, which gather needs.
     """
 
     head_ids: Tensor
@@ -54,7 +60,7 @@ class SparseTargets:
 
     @classmethod
     def labels_only(cls, label_ids: Tensor) -> SparseTargets:
-        """Targets for plain next-token loss: no teacher in them."""
+        """Return targets for the next-token loss alone, with no entries of a teacher. label_ids [P] int64."""
         no_ids = label_ids.new_zeros((len(label_ids), 0))
         return cls(
             head_ids=no_ids,
@@ -69,7 +75,7 @@ class SparseTargets:
         )
 
     def slice(self, start: int, stop: int) -> SparseTargets:
-        """Positions [start, stop), with ids in int64."""
+        """Return the targets of positions [start, stop), with ids in int64."""
         tempered = self.tempered_tail_logmass
         return SparseTargets(
             head_ids=self.head_ids[start:stop].long(),
@@ -84,11 +90,11 @@ class SparseTargets:
         )
 
     def coarse_logprobs(self, temperature: float) -> Tensor:
-        """The teacher's log-probabilities on K head ids and the tail [P, K + 1], −inf at padding.
+        """Return the teacher's log-probabilities of the K head ids and of the tail [P, K + 1], −inf at padding.
 
-        With s = 1/T: log p_i(T) = s log p_i − A and the tail's is τ(s) − A, where τ(s) is the stored
-        tempered tail mass and A = logaddexp(logsumexp_head(s log p), τ(s)). Subtracting A also takes
-        out what rounding did to the total mass, so that a student equal to the teacher has loss 0.
+        With s = 1/T, a head entry has log p_i(T) = s log p_i − A and the tail has τ(s) − A. Here τ(s) is the log of the
+        stored tempered tail mass, and A = logaddexp(logsumexp_head(s log p), τ(s)). Subtracting A also removes the
+        error that rounding makes in the total mass, so that a student equal to the teacher has loss 0.
         """
         if temperature == 1.0:
             tail_P, scale = self.tail_logprob, 1.0
@@ -99,7 +105,10 @@ class SparseTargets:
         return torch.log_softmax(torch.cat([head_PK, tail_P[:, None]], dim=1), dim=1)
 
     def sampled_weights(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Ids [P, K + J] and weights q [P, K + J] of the unbiased target, 0 at padding; E[q] = p(T)."""
+        """Return the ids and the weights q of the unbiased target, both [P, K + J]; q is 0 at padding.
+
+        E[q] = p(T) for the temperature T at which the tail was drawn.
+        """
         assert self.tail_weight is not None
         head_PK = self._head_logprobs_at(temperature).exp().masked_fill(~self.is_head, 0.0)
         tail_PJ = self.is_drawn.to(head_PK.dtype) * self.tail_weight

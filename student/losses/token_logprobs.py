@@ -1,7 +1,9 @@
-"""Log-probabilities of given tokens with gradient, without holding [P, V].
+"""Log-probabilities of given tokens with gradient, without holding logits of [P, V].
 
-Used where the loss is not a plain sum over positions (choosing among candidates). The backward pass
-computes the logits of a chunk again instead of keeping them.
+Use this where the loss is not a plain sum over positions, such as choosing among candidates. The backward pass computes
+the logits of each chunk again instead of keeping them.
+
+Shape legend: P positions, C positions of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from student.losses.head_matmul import ChunkedHead, chunk_positions_on, matmul_d
 
 
 def token_logprobs(hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
-    """log s(token) [P] in nats: float64 for float64 input, float32 otherwise."""
+    """Return log softmax(hidden · headᵀ) at the given tokens [P] in nats: float64 for float64 input, else float32."""
     logprobs: Tensor = _TokenLogprobs.apply(hidden_PD, head_weight_VD, token_ids_P)  # type: ignore[no-untyped-call]
     return logprobs
 
@@ -35,7 +37,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor, None]:
-        """∂ log s(y) / ∂z = onehot(y) − s."""
+        """Use ∂ log s(y) / ∂z = onehot(y) − s, where s = softmax(z)."""
         hidden_PD, head_weight_VD, token_ids_P = ctx.saved_tensors
         grad_hidden_PD, grad_weight_VD = torch.empty_like(hidden_PD), torch.zeros_like(head_weight_VD)
         head = _head(hidden_PD, head_weight_VD, ctx.matmul_dtype)

@@ -1,7 +1,7 @@
-"""The loss of a step: the weighted parts of the loss, and how they become gradients.
+"""The loss of a step: add up the weighted parts of the loss and their gradients.
 
-Every part is a mean: over all valid positions, all completion tokens or all prompts of the step's whole
-batch, however many processes share it and micro-batches it is cut into.
+Every part is a mean over all valid positions, completion tokens or prompts of the step's whole batch. It does not
+depend on the number of processes that share the batch, or of micro-batches that it is cut into.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from student.training.parallel import ParallelModel
 
 
 def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
-    """Each weight in --mix; those left to their default count only where the cache holds the rows.
+    """Return each weight in --mix by name; a weight left to its default is 0 if the cache lacks the rows.
 
-    Raises MissingKindError when a weight is asked for and the cache does not hold the rows, ConfigError when all are 0.
+    Raise MissingKindError when --mix sets a weight above 0 and the cache's train split lacks the rows, and ConfigError
+    when all weights are 0.
     """
     weights = {}
     for name, (kind, default) in _default_weights().items():
@@ -41,17 +42,17 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
 
 
 def _default_weights() -> dict[str, tuple[str, float]]:
-    """Each weight in --mix with the kind whose rows it needs and its default."""
+    """Return, for each weight in --mix, the kind whose rows it needs and its default."""
     own = {kind: (kind, part.default_weight) for kind, part in PARTS.items()}
     further = {name: (kind, default) for kind, part in PARTS.items() for name, default in part.further_weights.items()}
     return own | further
 
 
 class Objective:
-    """Adds up gradients of the weighted parts for one step; returns what each part's loss was."""
+    """Add up the gradients of the weighted parts for one step, and return the loss of each part."""
 
     def __init__(self, parallel: ParallelModel, cache: Cache, config: TrainConfig) -> None:
-        """Raises ConfigError, RecordError or StudentError when settings and cache do not go together."""
+        """Raise ConfigError, MissingKindError, RecordError or a StudentError when the cache does not fit `config`."""
         weights = resolve_weights(config, cache)
         self.micro_batches = config.micro_batches
         self._parallel, self._config = parallel, config
@@ -60,18 +61,19 @@ class Objective:
         }
 
     def batch_rows(self) -> dict[str, int]:
-        """Rows per step of each kind that is used, over all processes."""
+        """Return the rows per step, over all processes, of each kind that is used."""
         return {kind: part.step_rows(self._config) for kind, part in self._parts.items()}
 
     def remarks(self) -> list[str]:
-        """What users should know about how the settings meet the cache."""
+        """Return lines for the user about effects of the settings on this cache."""
         return [remark for part in self._parts.values() if (remark := part.remark()) is not None]
 
     def accumulate(self, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
-        """Backward pass over this process's rows of a step; the gradients are yet to be joined.
+        """Run forward and backward passes over this process's rows of a step.
 
-        Returns its share of the losses in nats by name, whose sum over processes is the mean over the step, and the
-        number of tokens that all processes read. Raises torch.OutOfMemoryError as ParallelModel.within_memory does.
+        Afterwards, call ParallelModel.join_gradients. Return this process's share of each loss in nats by name, and the
+        number of tokens that all processes read. The sum of a loss's shares over the processes is its mean over the
+        step. Raise torch.OutOfMemoryError as ParallelModel.within_memory does.
         """
         batches = self._parallel.within_memory(
             lambda: {kind: self._batches(kind, stored) for kind, stored in rows.items()}
@@ -80,23 +82,29 @@ class Objective:
         return self._parallel.within_memory(lambda: self._passes(batches, num_targets)), num_tokens
 
     def halve_micro_batches(self) -> bool:
-        """Cut every batch into twice as many parts from now on; False when no part can be smaller."""
+        """Cut every batch into twice as many micro-batches from now on; return False if none has two rows."""
         if self.micro_batches >= max(map(self._share, self._parts)):
             return False
         self.micro_batches *= 2
         return True
 
     def _share(self, kind: str) -> int:
-        """Most rows of a step that a process gets."""
+        """Return the largest number of rows of a step that one process gets."""
         return -(-self.batch_rows()[kind] // self._parallel.processes.world_size)
 
     def _batches(self, kind: str, stored: pa.RecordBatch) -> list[Any]:
-        """As many batches in every process, which may be without rows: each takes part in every pass."""
+        """Return the micro-batches of a kind: the same number in every process, as each takes part in every pass.
+
+        Some may have no rows.
+        """
         most_rows = max(self._share(kind), stored.num_rows)
         return [self._parts[kind].batch(rows) for rows in _cut(stored, most_rows, self.micro_batches)]
 
     def _counts(self, batches: dict[str, list[Any]]) -> tuple[dict[str, int], int]:
-        """Over all processes: what the loss of each kind is a mean of, at least 1, and the tokens read."""
+        """Return how many items the loss of each kind is a mean over, at least 1, and how many tokens are read.
+
+        Both are sums over all processes.
+        """
         counts = [sum(map(self._parts[kind].num_targets, of_kind)) for kind, of_kind in batches.items()]
         num_tokens = sum(self._parts[kind].num_tokens(batch) for kind, of_kind in batches.items() for batch in of_kind)
         *totals, all_tokens = self._parallel.processes.sum(torch.tensor([*counts, num_tokens])).tolist()
@@ -112,20 +120,23 @@ class Objective:
         return losses
 
     def _loss(self, kind: str, batch: Any, num_targets: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss whose mean over processes is this part of the whole, and this process's shares of its losses."""
+        """Return the loss for the backward pass and this process's share of each unweighted loss in nats by name.
+
+        The mean over processes of the first, summed over a kind's micro-batches, is the weighted part of the kind.
+        """
         with self.autocast():
             total, sums = self._parts[kind].loss(batch)
         scale = self._parallel.processes.world_size / num_targets
         return total * scale, {name: loss_sum / num_targets for name, loss_sum in sums.items()}
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 arithmetic where it was asked for, or pays."""
+        """Return the autocast context of --dtype: bfloat16 if asked for, or for auto on a GPU; otherwise disabled."""
         wanted, device_type = self._config.dtype, self._parallel.model.device.type
         enabled = wanted == "bfloat16" or (wanted == "auto" and device_type == "cuda")
         return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _cut(rows: pa.RecordBatch, most_rows: int, parts: int) -> list[pa.RecordBatch]:
-    """Rows in at most `parts` nearly equal parts, as many as `most_rows` rows are cut into."""
+    """Cut rows into slices of ⌈most_rows / parts⌉ rows, as many as `most_rows` rows need; the last may be empty."""
     size = -(-most_rows // parts)
     return [rows.slice(start, size) for start in range(0, most_rows, size)]

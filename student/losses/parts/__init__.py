@@ -1,1 +1,1 @@
-"""What the rows of each kind add to the loss: one file a kind, behind one interface."""
+"""The parts of the loss: one file for each kind of row, behind one interface."""

@@ -17,7 +17,7 @@ from student.losses.selection import selection_loss
 
 
 class BeamsPart(LossPart[BeamBatch]):
-    """Mean over prompts."""
+    """The part for beam candidates; its loss is a mean over prompts."""
 
     kind = "beams"
     default_weight = 0.25
@@ -29,23 +29,23 @@ class BeamsPart(LossPart[BeamBatch]):
 
     @staticmethod
     def step_rows(config: TrainConfig) -> int:
-        """Prompts per step."""
+        """Return the prompts per step."""
         return config.batch_beams
 
     def batch(self, rows: pa.RecordBatch) -> BeamBatch:
-        """Prompts with all of their candidates."""
+        """Return prompts with all of their candidates."""
         return beam_batch(rows, self._model.device)
 
     def num_targets(self, batch: BeamBatch) -> int:
-        """Prompts."""
+        """Return the number of prompts."""
         return len(batch.teacher_scores)
 
     def num_tokens(self, batch: BeamBatch) -> int:
-        """Tokens of prompts and candidates, padded."""
+        """Return the number of tokens of prompts and candidates, padding included."""
         return batch.texts.input_ids.numel()
 
     def loss(self, batch: BeamBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy from the teacher's choice to the student's."""
+        """Return the cross-entropy from the teacher's choice to the student's."""
         scores_BN = candidate_scores(self._model, batch, self._length_penalty)
         loss = selection_loss(scores_BN, batch.teacher_scores, self._temperature).sum()
         return loss * self._weight, {"beams_nats": loss.detach()}

@@ -1,6 +1,6 @@
-"""The interface of a part of the loss: what training asks of the code that learns from the rows of one kind.
+"""The interface of a part of the loss, which learns from the rows of one kind.
 
-A part is a subclass of `LossPart` in a file of its own and a line in the table of student/losses/parts/table.py.
+To add a part, write a subclass of `LossPart` in a new file and add it to the table in student/losses/parts/table.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ Batch = TypeVar("Batch")
 
 
 class LossPart(ABC, Generic[Batch]):
-    """Turns rows of one kind into batches, and batches into sums of losses.
+    """Turn rows of one kind into batches, and batches into sums of losses.
 
-    kind: whose rows; its weight in --mix has the same name. default_weight: where --mix leaves it open and the cache
-    holds rows. further_weights: other weights in --mix that need rows of this kind, with their defaults.
+    kind: the kind of the rows; the part's weight in --mix has the same name. default_weight: the weight if --mix gives
+    none and the cache holds rows of this kind. further_weights: other weights in --mix that need rows of this kind,
+    with their defaults.
     """
 
     kind: ClassVar[str]
@@ -31,34 +32,41 @@ class LossPart(ABC, Generic[Batch]):
 
     @abstractmethod
     def __init__(self, model: Any, cache: Cache, config: TrainConfig, weights: Mapping[str, float]) -> None:
-        """`weights`: of all parts; one of this part's is above 0. Raises RecordError or StudentError."""
+        """weights: those of all parts by name; at least one weight of this part is above 0.
+
+        Raise RecordError when the cache does not state a setting that the part needs, and a StudentError when the cache
+        cannot serve the settings in `config`.
+        """
 
     @classmethod
     def is_used(cls, weights: Mapping[str, float]) -> bool:
-        """Whether anything in the mix needs rows of this kind."""
+        """Return whether a weight above 0 needs rows of this kind."""
         return any(weights[name] > 0 for name in (cls.kind, *cls.further_weights))
 
     @staticmethod
     @abstractmethod
     def step_rows(config: TrainConfig) -> int:
-        """Rows per step, over all processes."""
+        """Return the rows per step, over all processes."""
 
     @abstractmethod
     def batch(self, rows: pa.RecordBatch) -> Batch:
-        """Rows, perhaps none, as tensors on the model's device."""
+        """Return rows as tensors on the model's device; there may be no rows."""
 
     @abstractmethod
     def num_targets(self, batch: Batch) -> int:
-        """Things of which the loss is a mean: positions, tokens or prompts."""
+        """Return how many items the loss is a mean over: positions, tokens or prompts."""
 
     @abstractmethod
     def num_tokens(self, batch: Batch) -> int:
-        """Tokens that the model reads, padding included."""
+        """Return the number of tokens that the model reads, padding included."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over targets, which carries the gradient, and each loss's plain sum in nats by name."""
+        """Return the weighted sum over targets, and the unweighted sum of each loss in nats by name.
+
+        Only the weighted sum carries the gradient.
+        """
 
     def remark(self) -> str | None:
-        """What users should know about how these settings meet this cache."""
+        """Return a line for the user about an effect of these settings on this cache, None if there is none."""
         return None

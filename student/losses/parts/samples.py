@@ -1,4 +1,4 @@
-"""The loss on sampled texts: the next tokens of completions."""
+"""The loss on sampled texts: the next-token loss on the tokens of completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0,
 
 
 class SamplesPart(LossPart[TextBatch]):
-    """Mean over the tokens of completions."""
+    """The part for sampled texts; its loss is a mean over the tokens of completions."""
 
     kind = "samples"
     default_weight = 0.5
@@ -31,23 +31,23 @@ class SamplesPart(LossPart[TextBatch]):
 
     @staticmethod
     def step_rows(config: TrainConfig) -> int:
-        """Texts per step."""
+        """Return the texts per step."""
         return config.batch_samples
 
     def batch(self, rows: pa.RecordBatch) -> TextBatch:
-        """Prompts with their completions."""
+        """Return prompts with their completions."""
         return sample_batch(rows, self._model.device)
 
     def num_targets(self, batch: TextBatch) -> int:
-        """Tokens of completions."""
+        """Return the number of tokens of completions."""
         return len(batch.label_ids)
 
     def num_tokens(self, batch: TextBatch) -> int:
-        """Tokens of prompts and completions, padded."""
+        """Return the number of tokens of prompts and completions, padding included."""
         return batch.input_ids.numel()
 
     def loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Next-token loss."""
+        """Return the next-token loss."""
         hidden_PD = hidden_at(self._model, batch, batch.is_target)
         targets = SparseTargets.labels_only(batch.label_ids)
         total, _, label_sum = fused_head_loss(hidden_PD, head_weight(self._model), targets, _LABEL_LOSS)

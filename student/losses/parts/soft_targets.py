@@ -20,11 +20,11 @@ from student.model import head_weight
 
 
 def resolve_head_loss(config: TrainConfig, cache: Cache, weights: Mapping[str, float]) -> HeadLoss:
-    """The loss on blocks that the cache can serve; raises TemperatureError.
+    """Return the loss on blocks; raise TemperatureError when the cache cannot serve the temperature.
 
-    Forward KL uses the sampled tail where there is one, at the temperature that it was drawn at; every
-    other combination uses the head and the tail's mass, which is exact at T = 1 and at every
-    temperature whose tempered mass was stored.
+    Forward KL at the temperature at which the tail was drawn uses the sampled tail, if there is one. Every other
+    combination uses the head and the tail's mass, which is exact at T = 1 and at every temperature whose tempered mass
+    is stored.
     """
     unbiased, temperature = False, 1.0
     if weights["soft_targets"]:
@@ -45,7 +45,7 @@ def resolve_head_loss(config: TrainConfig, cache: Cache, weights: Mapping[str, f
 
 
 class SoftTargetsPart(LossPart[BlockBatch]):
-    """Mean over valid positions."""
+    """The part for blocks; its losses are means over valid positions."""
 
     kind = "soft_targets"
     default_weight = 1.0
@@ -58,11 +58,11 @@ class SoftTargetsPart(LossPart[BlockBatch]):
 
     @staticmethod
     def step_rows(config: TrainConfig) -> int:
-        """Blocks per step."""
+        """Return the blocks per step."""
         return int(config.batch_blocks)
 
     def batch(self, rows: pa.RecordBatch) -> BlockBatch:
-        """Blocks, with the tail's mass at the loss's temperature."""
+        """Return blocks, with the tail's mass at the loss's temperature."""
         return block_batch(
             rows,
             tail_weight=self._settings.tail_weight,
@@ -71,15 +71,15 @@ class SoftTargetsPart(LossPart[BlockBatch]):
         )
 
     def num_targets(self, batch: BlockBatch) -> int:
-        """Valid positions."""
+        """Return the number of valid positions."""
         return len(batch.targets)
 
     def num_tokens(self, batch: BlockBatch) -> int:
-        """Tokens of blocks."""
+        """Return the number of tokens of the blocks."""
         return batch.input_ids.numel()
 
     def loss(self, batch: BlockBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both losses by one pass through the head."""
+        """Compute the soft loss and the next-token loss in one pass through the head."""
         hidden_PD = hidden_at(self._model, batch, batch.is_valid)
         total, soft_sum, label_sum = fused_head_loss(
             hidden_PD, head_weight(self._model), batch.targets, self._head_loss
@@ -87,13 +87,13 @@ class SoftTargetsPart(LossPart[BlockBatch]):
         soft_name = "soft_targets_nats"
         if self._head_loss.unbiased and self._head_loss.temperature == 1.0:
             soft_sum = soft_sum - batch.entropy.double().sum()
-        elif self._head_loss.unbiased:  # the cache holds no entropy of tempered distributions
+        elif self._head_loss.unbiased:  # The cache holds no entropy of tempered distributions.
             soft_name = "soft_targets_cross_entropy_nats"
         sums = {"soft_targets": (soft_name, soft_sum), "labels": ("labels_nats", label_sum)}
         return total, dict(named for part, named in sums.items() if self._weights[part])
 
     def remark(self) -> str | None:
-        """Forward KL sees a tail that was drawn at another temperature as one mass."""
+        """Tell the user when forward KL takes a tail that was drawn at another temperature as one mass."""
         loss, settings = self._head_loss, self._settings
         if not loss.soft_weight or loss.unbiased or loss.divergence != "forward_kl" or settings.tail_weight is None:
             return None

@@ -1,4 +1,4 @@
-"""The table of the parts of the loss, in the order in which a cache lists their kinds."""
+"""The table of the parts of the loss by kind, in the order in which a cache lists the kinds."""
 
 from __future__ import annotations
 
