@@ -1,4 +1,4 @@
-"""A summary of a cache, and a readable look at its first rows."""
+"""Summarize a cache, and show its first rows as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from storage.shards.shard import check_file
 
 
 def summarize(cache: Cache) -> dict[str, Any]:
-    """The manifest without its lists of shards and files, with their totals instead."""
+    """Return the cache's identity without planned_shards, and what its shards add up to.
+
+    kinds: totals by kind and split (shards, rows, tokens, targets, bytes, bytes per token). teacher_perplexity and
+    teacher_entropy_nats: by split, None for a split without soft targets.
+    """
     manifest = cache.manifest
     summary = {k: v for k, v in dataclasses.asdict(cache.identity).items() if k != "planned_shards"}
     summary["kinds"] = {
@@ -40,7 +44,7 @@ def _totals(cache: Cache, kind: str, split: str) -> dict[str, float]:
 
 
 def render_summary(summary: dict[str, Any]) -> str:
-    """The summary for people."""
+    """Return the summary of `summarize` as text."""
     teacher, data = summary["teacher"], summary["data"]
     lines = [
         f"teacher    {teacher['id']} ({teacher['architecture']}, {teacher['num_parameters']:,} parameters, "
@@ -66,12 +70,16 @@ def render_summary(summary: dict[str, Any]) -> str:
 
 
 def _printable(line: str) -> str:
-    """The line with control characters of a stranger's cache escaped."""
+    """Escape characters that are not printable: a stranger's cache may hold control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def render_head(cache: Cache, kind: str, split: str, num_rows: int) -> Iterator[str]:
-    """The first rows of one kind as text."""
+    """Yield the first `num_rows` rows of one kind and split as text.
+
+    Raise ConfigError when num_rows is negative, RecordError when the cache's tokenizer cannot be loaded, and the errors
+    of reading shards.
+    """
     if num_rows < 0:
         raise ConfigError(f"--num-rows is {num_rows}, expected 0 or more")
     to_text = _token_decoder(cache)
@@ -85,6 +93,7 @@ def render_head(cache: Cache, kind: str, split: str, num_rows: int) -> Iterator[
 
 
 def _token_decoder(cache: Cache) -> ToText:
+    """Return a function from ids to text in quotes; in a cache without a tokenizer.json it lists the ids."""
     path = cache.tokenizer_dir / "tokenizer.json"
     listed = [file for file in cache.manifest.files if cache.path / file.path == path]
     if not listed:

@@ -1,4 +1,4 @@
-"""Charts of the report about a cache."""
+"""Draw the charts of the report about a cache."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ENDS = {"stop": "end of text", "length": "token limit"}
 
 
 def soft_targets_charts(seen: SoftTargetsSeen) -> Markup:
-    """Entropy, entries, mass and bytes of soft targets."""
+    """Return charts of the entropy, entries, mass and bytes of soft targets."""
     return join(
         [
-            _looked_at(seen.coverage, "blocks"),
+            _coverage_note(seen.coverage, "blocks"),
             grid(
                 _entropy_chart(seen),
                 _entries_chart("head-size", "Entries of the head", "exact probabilities", seen.head_size),
@@ -115,10 +115,10 @@ def _bytes_chart(key: str, title: str, coverage: Coverage) -> Markup:
 
 
 def samples_charts(seen: SamplesSeen) -> Markup:
-    """Lengths, ends and bytes of sampled texts."""
+    """Return charts of the lengths, finish reasons and bytes of sampled texts."""
     return join(
         [
-            _looked_at(seen.coverage, "texts"),
+            _coverage_note(seen.coverage, "texts"),
             grid(
                 _length_chart(seen.num_tokens),
                 _finish_chart(seen.finish_reasons),
@@ -168,7 +168,7 @@ def _finish_chart(finish_reasons: list[str]) -> Markup:
 
 
 def beams_charts(seen: BeamsSeen) -> Markup:
-    """Score gaps and bytes of beam candidates."""
+    """Return charts of the score gaps and bytes of beam candidates."""
     most = max(map(len, seen.scores))
     gaps = {
         rank: [scores[0] - scores[rank - 1] for scores in seen.scores if len(scores) >= rank]
@@ -196,7 +196,7 @@ def beams_charts(seen: BeamsSeen) -> Markup:
     second = [scores[0] - scores[1] for scores in seen.scores if len(scores) > 1]
     return join(
         [
-            _looked_at(seen.coverage, "prompts"),
+            _coverage_note(seen.coverage, "prompts"),
             grid(
                 gap_chart,
                 _second_gap_chart(np.array(second)) if second else None,
@@ -225,7 +225,7 @@ def _second_gap_chart(gaps: Floats) -> Markup:
     )
 
 
-def _looked_at(coverage: Coverage, rows: str) -> Markup:
+def _coverage_note(coverage: Coverage, rows: str) -> Markup:
     if coverage.num_rows == coverage.total_rows:
         return note(f"From all {whole(coverage.total_rows)} {rows}.")
     return note(
@@ -246,5 +246,5 @@ def _bin_rows(edges: NDArray[Any], shares: Sequence[float]) -> list[list[float]]
 
 
 def _quantile(values: Sequence[float] | Floats, share: float) -> float:
-    """The value below which `share` of all lie."""
+    """Return the value below which the fraction `share` of the values lies."""
     return float(np.quantile(values, share))

@@ -1,4 +1,4 @@
-"""The report about a cache: what is in it, in pictures."""
+"""Write the HTML page about a cache: its contents, charts and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage.report.cache_charts import beams_charts, samples_charts, soft_targe
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets
 from storage.rows.kinds import KINDS
 
-# The page's section about each kind: its key and title, what is read of the cache, and the charts of that.
+# The section about each kind: its key, its title, a function that reads the cache, and one that draws what was read.
 _KIND_SECTIONS: tuple[tuple[str, str, Callable[[Cache], Any], Callable[[Any], Markup]], ...] = (
     ("soft-targets", "Soft targets", look_at_soft_targets, soft_targets_charts),
     ("samples", "Sampled texts", look_at_samples, samples_charts),
@@ -30,10 +30,10 @@ _KIND_SECTIONS: tuple[tuple[str, str, Callable[[Cache], Any], Callable[[Any], Ma
 
 
 def report(cache_path: str, out: Path) -> int:
-    """Write a page about a finished cache and return its bytes.
+    """Write a page about a finished cache to `out`; return its size in bytes.
 
-    Raises MissingExtraError without matplotlib, ConfigError or WriteRefusedError for a page that cannot be written, and
-    CacheError for a cache that cannot be read.
+    Raise MissingExtraError without matplotlib, ConfigError or WriteRefusedError when the page cannot be written,
+    CacheError when the cache cannot be read.
     """
     require_matplotlib()
     require_file_name(out)
@@ -43,7 +43,7 @@ def report(cache_path: str, out: Path) -> int:
 
 
 def cache_page(cache: Cache, cache_path: str) -> bytes:
-    """The page; cache_path: what the user called it. The same bytes for the same cache."""
+    """Return the page. The same arguments give the same bytes. cache_path: the path that the user gave."""
     summary = summarize(cache)
     sections = [
         Section(key="contents", title="What is in it", content=_contents(summary)),
@@ -146,13 +146,13 @@ def _use(cache: Cache, cache_path: str) -> Markup:
 
 
 def _kind_shown(cache: Cache) -> str:
-    """The flag with which head shows something, where that is not the kind that it shows without."""
+    """Return the --kind flag that `head` needs for a cache without train rows of its default kind, else nothing."""
     held = cache.held_kinds("train")
     return "" if not held or held[0] == next(iter(KINDS)) else f" --kind {held[0]}"
 
 
 def commands_block(commands: str) -> Markup:
-    """Lines as a user would type them."""
+    """Return a block of command lines for the user to type."""
     return element("pre", element("code", commands))
 
 
@@ -161,12 +161,12 @@ def _licence(source: dict[str, Any]) -> str:
 
 
 def code(value: object) -> Markup:
-    """A value of a stranger's JSON as it is written."""
+    """Return a value from a cache's JSON, which may be a stranger's, as a `code` element."""
     return element("code", _plain(value))
 
 
 def _plain(value: object) -> str:
-    """A value of a stranger's JSON in one line."""
+    """Return a value from a cache's JSON in one line."""
     if value is None:
         return "none"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

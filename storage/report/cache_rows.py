@@ -1,6 +1,6 @@
-"""What a cache's report looks at: a bounded number of record batches, spread over the shards of each kind.
+"""Read a bounded number of record batches for a cache's report, spread over the shards of each kind.
 
-Totals come from the manifest and are exact; distributions come from here. Shape legend: P targets.
+The report takes distributions from these rows, and exact totals from the manifest. Shape legend: P valid targets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage.records.identity import SPLITS, ShardRecord
 from storage.rows import beams, samples, soft_targets
 from storage.shards.shard import Shard
 
-# Of each kind; a shard is hashed whole before it is read, and copied here first when the cache is at a URL.
+# Limits for each kind. A shard is hashed whole before it is read, and downloaded first when the cache is at a URL.
 MOST_SHARDS, MOST_RECORD_BATCHES = 4, 32
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How much of a kind was looked at. column_bytes: of the opened shards, compressed; other_bytes: their rest."""
+    """How much of a kind was read.
+
+    num_shards: opened shards. total_shards: shards with rows. column_bytes: compressed bytes of each column in the
+    opened shards. other_bytes: all other bytes of these shards.
+    """
 
     num_rows: int
     total_rows: int
@@ -39,7 +43,7 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetsSeen:
-    """Of each valid target [P]: entropy in nats, entries of head and tail, probability outside the head."""
+    """For each valid target [P]: entropy in nats, entries of the head and of the tail, probability outside the head."""
 
     coverage: Coverage
     entropy: Floats
@@ -50,7 +54,7 @@ class SoftTargetsSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesSeen:
-    """Of each text: its length in tokens, and why it ended."""
+    """For each text: its length in tokens, and its finish reason."""
 
     coverage: Coverage
     num_tokens: Floats
@@ -59,7 +63,7 @@ class SamplesSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamsSeen:
-    """Of each prompt: its candidates' scores in nats, best first; of each candidate: its length in tokens."""
+    """For each prompt: its candidates' scores in nats, best first. For each candidate: its length in tokens."""
 
     coverage: Coverage
     scores: list[list[float]]
@@ -67,10 +71,10 @@ class BeamsSeen:
 
 
 def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
-    """None for a cache without soft targets."""
+    """Read soft targets; return None for a cache without them."""
     entropy, head_size, tail_size, tail_mass = [], [], [], []
-    coverage = _Counter(cache, "soft_targets")
-    for batch in coverage.batches():
+    reader = _CountingReader(cache, "soft_targets")
+    for batch in reader.batches():
         rows = soft_targets.decode(batch)
         is_valid = rows.is_valid_target
         entropy.append(rows.entropy[is_valid].astype(np.float64))
@@ -80,7 +84,7 @@ def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
     if not entropy:
         return None
     return SoftTargetsSeen(
-        coverage=coverage.found(),
+        coverage=reader.coverage(),
         entropy=np.concatenate(entropy),
         head_size=np.concatenate(head_size),
         tail_size=np.concatenate(tail_size),
@@ -89,33 +93,33 @@ def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
 
 
 def look_at_samples(cache: Cache) -> SamplesSeen | None:
-    """None for a cache without samples."""
-    coverage = _Counter(cache, "samples")
-    rows = [row for batch in coverage.batches() for row in samples.decode(batch)]
+    """Read samples; return None for a cache without them."""
+    reader = _CountingReader(cache, "samples")
+    rows = [row for batch in reader.batches() for row in samples.decode(batch)]
     if not rows:
         return None
     return SamplesSeen(
-        coverage=coverage.found(),
+        coverage=reader.coverage(),
         num_tokens=np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
         finish_reasons=[row.finish_reason for row in rows],
     )
 
 
 def look_at_beams(cache: Cache) -> BeamsSeen | None:
-    """None for a cache without beams."""
-    coverage = _Counter(cache, "beams")
-    rows = [row for batch in coverage.batches() for row in beams.decode(batch)]
+    """Read beams; return None for a cache without them."""
+    reader = _CountingReader(cache, "beams")
+    rows = [row for batch in reader.batches() for row in beams.decode(batch)]
     if not rows:
         return None
     return BeamsSeen(
-        coverage=coverage.found(),
+        coverage=reader.coverage(),
         scores=[[candidate.score for candidate in row.candidates] for row in rows],
         num_tokens=np.array([len(c.candidate_ids) for row in rows for c in row.candidates], dtype=np.float64),
     )
 
 
-class _Counter:
-    """Reads record batches of a kind and keeps count of them."""
+class _CountingReader:
+    """Read record batches of a kind, and count what was read."""
 
     def __init__(self, cache: Cache, kind: str) -> None:
         self._cache = cache
@@ -125,7 +129,7 @@ class _Counter:
         self._column_bytes: dict[str, int] = {}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Record batches, as many of each chosen shard."""
+        """Yield record batches, at most the same number from each chosen shard."""
         for record in self._chosen:
             shard = self._cache.open_shard(record)
             try:
@@ -142,8 +146,8 @@ class _Counter:
         for name, num_bytes in shard.column_bytes().items():
             self._column_bytes[name] = self._column_bytes.get(name, 0) + num_bytes
 
-    def found(self) -> Coverage:
-        """What was looked at."""
+    def coverage(self) -> Coverage:
+        """Return how much was read so far."""
         return Coverage(
             num_rows=self._num_rows,
             total_rows=sum(shard.num_rows for shard in self._held),
@@ -155,7 +159,7 @@ class _Counter:
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` items at equal distances, the first and the last among them."""
+    """Return at most `most` items at about equal distances, with the first and (if `most` is above 1) the last."""
     if len(items) <= most:
         return list(items)
     places: list[int] = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()

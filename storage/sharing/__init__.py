@@ -1,1 +1,1 @@
-"""Caches that travel: copies to and from URLs, archives, merged and compacted caches."""
+"""Copy caches to and from URLs, pack them into archives, merge and compact them."""

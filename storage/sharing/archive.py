@@ -1,10 +1,10 @@
-"""A finished cache as one file: a ustar archive inside one zstd frame, the same bytes whoever packs it.
+"""Pack a finished cache into one file, a ustar archive inside one zstd frame, and unpack it.
 
-The members are manifest.json, plan.json, the manifest's files, then each shard behind its commit
-record. A skippable frame with the sha256 of all bytes before it ends the file, so that no flipped bit
-goes unnoticed; tar and zstd pass over it. There is one way to write a cache down, and `unpack` accepts
-no other: whatever else a tar header or a zstd frame could say is a place to hide or to attack.
-One version of libzstd always writes the same bytes; another may compress differently.
+The members are manifest.json, plan.json, the manifest's files, then for each shard its commit record and the shard. A
+skippable frame with the sha256 of all bytes before it ends the file, so that every flipped bit is found. tar and zstd
+skip this frame. `unpack` accepts only the headers and the order that `pack` writes: other fields of a tar header or a
+zstd frame could hide data or attack the reader. With one version of libzstd, equal caches give equal bytes; another
+version may compress differently.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ from storage.records.records import MAX_RECORD_BYTES
 from storage.sharing.tar_header import BLOCK_BYTES, END_OF_TAR, MAX_MEMBER_BYTES, padding, tar_header
 from storage.sharing.zstd_frame import FrameReader, frame_compressor, trailer
 
-_MAX_COMMIT_BYTES = 4096  # an honest one has about 500
-# A shard adds some 500 bytes to the manifest and 64 bytes of hashes, which do not shrink, to the archive. A manifest
-# that is larger than that allows is made to fill the reader's memory.
+_MAX_COMMIT_BYTES = 4096  # a commit record has about 500 bytes
+# A manifest has at most _RECORD_BYTES and _RECORD_EXPANSION times the archive's bytes. A shard adds about 500 bytes to
+# the manifest, and to the archive at least 64 bytes of hashes that zstd cannot compress. A larger manifest was made to
+# fill the reader's memory.
 _RECORD_BYTES = 1 << 20
 _RECORD_EXPANSION = 32
 _READ_BYTES = 1 << 20
@@ -52,7 +53,7 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 @dataclass(frozen=True, kw_only=True)
 class PackedCache:
-    """What `pack` published: the size of the file and its hex sha256."""
+    """The file that `pack` published: its size in bytes and its hex sha256."""
 
     archive_bytes: int
     sha256: str
@@ -60,7 +61,7 @@ class PackedCache:
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """A file with `num_bytes` and `sha256`, or a record: at most `num_bytes` that carry their own checksum."""
+    """A file of `num_bytes` bytes with `sha256`; or, without `sha256`, a record of at most `num_bytes` bytes."""
 
     path: str
     num_bytes: int
@@ -81,15 +82,15 @@ def pack(
     *,
     num_threads: int | None = None,
 ) -> PackedCache:
-    """Write a finished cache to `file`, replacing a packed cache that is there.
+    """Write a finished cache to `file`; replace an existing packed cache.
 
-    Every size and sha256 is checked as the bytes pass; `progress` is told the bytes of the manifest's
-    files and shards. The file does not depend on `num_threads`, None for one per core.
+    Check every size and sha256 while the bytes are copied. `progress` receives the number of bytes of the manifest's
+    files and shards. num_threads: for compression, None means one per core. The bytes of the file do not depend on it.
 
-    Raises NoCacheError, IncompleteCacheError, RecordError, FormatVersionError, UnsafePathError,
-    MissingFileError or HashMismatchError for a cache that is not whole, ConfigError for a place that no
-    file can take, a file that is no packed cache, or a cache that tar cannot hold, WriteRefusedError when a
-    write fails. `file` then is what it was before.
+    Raise NoCacheError, IncompleteCacheError, RecordError, FormatVersionError, UnsafePathError, MissingFileError or
+    HashMismatchError for a cache that is not whole; ConfigError when `file` is a directory, inside the cache, or an
+    existing file that is not a packed cache, or when tar cannot hold the cache; WriteRefusedError when a write fails.
+    After an error, `file` is as it was before.
     """
     cache = open_cache(cache_dir)
     if file.is_dir() or file.resolve().is_relative_to(cache.path.resolve()):
@@ -114,7 +115,7 @@ def pack(
 
 
 def _may_be_replaced(file: Path) -> bool:
-    """Whether it is empty, or begins as a packed cache."""
+    """Return whether the file is empty, or begins as a packed cache."""
     if not file.is_file():  # a device or a pipe
         return False
     with _opened(file) as archive:
@@ -126,15 +127,14 @@ def _may_be_replaced(file: Path) -> bool:
 
 
 def unpack(file: Path, cache_dir: Path, progress: Callable[[int], object] = lambda num_bytes: None) -> Cache:
-    """Restore the cache packed in `file` as the directory `cache_dir`, new or empty.
+    """Unpack the cache in `file` into `cache_dir`, a new or empty directory; return it opened.
 
-    Nothing in the file is trusted: names, sizes, hashes, records and order must be those of the
-    manifest that comes first, and the directory appears when all of it was checked and is on disk.
-    `progress` is told the bytes of `file` as they pass.
+    Nothing in the file is trusted: names, sizes, hashes, records and order must match the manifest, which is the first
+    member. The directory appears when everything is checked and on disk. `progress` receives the number of bytes that
+    are read from `file`.
 
-    Raises ArchiveError, UnsafePathError or FormatVersionError for a file that is not a whole packed
-    cache, ConfigError for a `cache_dir` that is taken, WriteRefusedError when a write fails. Nothing is left
-    behind then.
+    Raise ArchiveError, UnsafePathError or FormatVersionError for a file that is not a whole packed cache; ConfigError
+    when `cache_dir` is taken; WriteRefusedError when a write fails. After an error, nothing is left behind.
     """
     target = _free_target(cache_dir)
     with _opened(file) as archive:
@@ -154,7 +154,11 @@ def unpack(file: Path, cache_dir: Path, progress: Callable[[int], object] = lamb
 
 
 def _members(manifest: Manifest, max_record_bytes: int, where: str) -> list[_Member]:
-    """Every file of a cache, in the order of the archive; RecordError when two would share a path."""
+    """Return every file of a cache, in the order of the archive; raise errors that name `where`.
+
+    Raise UnsafePathError for a path that is not relative and normalized, RecordError when two files share a path or one
+    is below another.
+    """
     members = [_Member(path=name, num_bytes=max_record_bytes) for name in (MANIFEST_NAME, PLAN_NAME)]
     members += [_Member(path=file.path, num_bytes=file.file_bytes, sha256=file.sha256) for file in manifest.files]
     for shard in manifest.shards:
@@ -177,7 +181,7 @@ def _check_records(directory: Path, manifest: Manifest) -> None:
 
 
 def _size_on_disk(cache_dir: Path, member: _Member) -> int:
-    """Bytes of a member that is there, has the recorded size and fits into a tar archive."""
+    """Return the size of a member's file; raise an error if it is missing, not as recorded, or too large for tar."""
     path = safe_join(cache_dir, member.path, str(cache_dir))
     if not path.is_file():
         raise MissingFileError(str(path))
@@ -189,7 +193,7 @@ def _size_on_disk(cache_dir: Path, member: _Member) -> int:
 
 
 def _checked_pieces(path: Path, member: _Member, num_bytes: int) -> Iterator[bytes]:
-    """The `num_bytes` of a file piece by piece; HashMismatchError when they are others than recorded."""
+    """Yield the `num_bytes` bytes of a file in pieces; raise HashMismatchError when its size or sha256 is wrong."""
     digest, num_read = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
@@ -206,7 +210,7 @@ def _checked_pieces(path: Path, member: _Member, num_bytes: int) -> Iterator[byt
 
 
 def _extract(stream: FrameReader, directory: Path, target: Path) -> None:
-    """Write the whole archive below `directory`, everything checked; a refused write is told of `target`."""
+    """Check the whole archive and write its files below `directory`; report a refused write as one to `target`."""
     max_record_bytes = min(MAX_RECORD_BYTES, _RECORD_BYTES + _RECORD_EXPANSION * stream.file_bytes)
     _extract_member(stream, _Member(path=MANIFEST_NAME, num_bytes=max_record_bytes), directory, target)
     with _errors_inside(stream.where):
@@ -245,7 +249,7 @@ def _extract_member(stream: FrameReader, member: _Member, directory: Path, targe
 
 
 def _member_bytes(header: bytes, member: _Member, directory: Path, where: str) -> int:
-    """The size in a tar header that must be the one `pack` writes for `member`."""
+    """Return the size in a tar header; raise ArchiveError unless it is the header that `pack` writes for `member`."""
     if not any(header):
         raise ArchiveError(where, f"ends where {member.path} is expected")
     try:
@@ -265,7 +269,7 @@ def _member_bytes(header: bytes, member: _Member, directory: Path, where: str) -
 
 
 def _free_target(cache_dir: Path) -> Path:
-    """The absolute path of a directory to be made, or an empty one to be replaced; ConfigError for any other."""
+    """Return the absolute path; raise ConfigError unless it is missing, or empty and not the current directory."""
     target = cache_dir.resolve()
     is_free = not cache_dir.is_symlink() and (not target.exists() or (target.is_dir() and not any(target.iterdir())))
     if not is_free or target == Path.cwd():
@@ -298,7 +302,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _errors_inside(where: str) -> Iterator[None]:
-    """Let errors about records in the temporary directory speak of the archive, which is what the user has."""
+    """Replace the temporary directory in errors about records by the archive, which is the file that the user knows."""
     try:
         yield
     except RecordError as error:

@@ -1,4 +1,4 @@
-"""Compressing the shards of a finished cache harder, offline: the same rows in fewer bytes."""
+"""Compress the shards of a finished cache at a higher zstd level: the same rows in fewer bytes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def compact(
     progress: Callable[[int], object] = lambda num_bytes: None,
     kept: Callable[[int], object] = lambda num_bytes: None,
 ) -> Cache:
-    """Write the rows of a finished cache to a new cache at `out`, compressed at zstd_level (1 to 22).
+    """Write the rows of a finished cache to a new cache at `out`, compressed at zstd_level (1 to 22); return it opened.
 
-    `progress` is told the old bytes of each shard when it is done. A shard that would not shrink keeps its
-    bytes. The cache in cache_dir is only read. Killed and run again, it goes on; shards that an earlier run
-    committed stay as they are, whatever its level was, and `kept` is told of them instead.
+    The cache in cache_dir is only read. A shard that would not shrink keeps its bytes. If this function is killed, call
+    it again to resume. Shards that an earlier call committed stay as they are, even when its level was different.
 
-    Raises ConfigError for a level that zstd does not have and an `out` that is cache_dir or no place for a
-    cache, CacheMismatchError for one that is another cache, what open_cache and reading a shard raise
-    for a cache that is not finished or damaged, and WriteRefusedError.
+    `progress` receives the old bytes of each shard after it is written. `kept` receives the old bytes of each shard
+    that was already committed.
+
+    Raise ConfigError for a level that zstd does not have, or when `out` is cache_dir or holds something that is not a
+    cache; CacheMismatchError when `out` is a different cache; the errors of open_cache and of reading a shard when the
+    cache is not finished or is damaged; WriteRefusedError when a write fails.
     """
     if not 1 <= zstd_level <= _MAX_ZSTD_LEVEL:
         raise ConfigError(f"--zstd-level is {zstd_level}, expected 1 to {_MAX_ZSTD_LEVEL}")
@@ -56,7 +58,7 @@ def compact(
 
 
 def _add_recompressed(cache: Cache, record: ShardRecord, destination: DirectoryDestination, zstd_level: int) -> None:
-    """Commit a shard's rows in the fewer bytes of old and new ones."""
+    """Recompress a shard; commit the new file if it is smaller, otherwise the old one."""
     shard = cache.open_shard(record)
     try:
         batches = (shard.read_batch(index) for index in range(shard.num_record_batches))

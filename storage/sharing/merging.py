@@ -1,7 +1,7 @@
-"""Joining finished caches that one teacher made of different data; no row is encoded again.
+"""Merge finished caches that one teacher wrote for different data, without encoding any row again.
 
-Shards keep their bytes and so their row ids, which count from 0 in each source: a row of the merged
-cache is named by its source and its row_id (storage/FORMAT.md, "Merged caches").
+Shards keep their bytes, and so their row ids, which count from 0 in each source. In the merged cache a source and a
+row_id together name a row (storage/FORMAT.md, "Merged caches").
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from storage.sharing.tokenizer_copy import copy_tokenizer
 from storage.writing.directory_destination import DirectoryDestination
 from storage.writing.plan_comparison import flatten
 
-# Which text, how much of it, and the draws. Everything else decides what a row means and must agree.
+# Settings that may differ between sources: which text, how much of it, and the seed. All other settings decide what a
+# row means and must agree.
 SETTINGS_OF_DATA = (
     "document_separator",
     "max_tokens",
@@ -34,21 +35,21 @@ SETTINGS_OF_DATA = (
 )
 SETTINGS_OF_PROMPTS = ("num_prompts", "prompt_column")
 _DOCUMENT_COUNTS = ("num_documents", "num_documents_skipped", "num_prompts_skipped")
-# The same weights may have been loaded from another place.
+# Facts about a teacher that may differ, because the same weights can be loaded from another place.
 _NAMES_OF_TEACHER = ("id", "revision")
 
 
 def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] = lambda num_bytes: None) -> Cache:
-    """Join finished caches into one at `out`; `progress` is told the bytes of each shard when it is there.
+    """Merge finished caches into one at `out`; return it opened.
 
-    Shards become second names of the sources' files where the file system allows that, and copies elsewhere.
-    Killed and run again, it goes on. Sources that are merged caches themselves count as what they were
-    merged from.
+    Shards are hard links to the files of the sources where the file system allows that, otherwise copies. If this
+    function is killed, call it again to resume. A source that is a merged cache counts as the sources that it was
+    merged from. `progress` receives the bytes of each shard once it is in place.
 
-    Raises ConfigError for fewer than two caches or an `out` that is one of them or something else, CacheMismatchError
-    for one that is another cache, MergeError for caches that do not belong together, HashMismatchError or
-    MissingFileError for a damaged one, what open_cache raises for one that is not finished, and
-    WriteRefusedError.
+    Raise ConfigError for fewer than two caches, or when `out` is one of them or holds something that is not a cache;
+    CacheMismatchError when `out` is a different cache; MergeError for caches that do not belong together;
+    HashMismatchError or MissingFileError for a damaged cache; the errors of open_cache for an unfinished one;
+    WriteRefusedError when a write fails.
     """
     if len(caches) < 2:
         raise ConfigError(f"merge was given {len(caches)} caches, expected two or more")
@@ -75,7 +76,7 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
 
 
 def _require_alike(one: Cache, other: Cache) -> None:
-    """Raise MergeError unless rows of both mean the same."""
+    """Raise MergeError when rows of the two caches differ in meaning."""
     kinds = [kind for kind in KINDS if kind in one.identity.config and kind in other.identity.config]
     wanted, found = (_meaning(cache.identity, kinds) for cache in (one, other))
     for field in wanted | found:
@@ -84,7 +85,11 @@ def _require_alike(one: Cache, other: Cache) -> None:
 
 
 def _meaning(identity: CacheIdentity, kinds: Sequence[str]) -> dict[str, Any]:
-    """What caches must agree on, by dotted field: all but where the text came from and how much of it was taken."""
+    """Return the fields that caches must agree on, with dotted names.
+
+    Left out: the teacher's id and revision, software, all of `data` except packing, settings of data and prompts, and
+    settings of kinds that are not in `kinds`.
+    """
     settings = {n: value for n, value in _shared_settings(identity.config).items() if n not in KINDS or n in kinds}
     return flatten(
         {
@@ -119,7 +124,7 @@ def _require_different_data(caches: Sequence[Cache]) -> None:
 
 
 def _marks_of_data(cache: Cache) -> Iterator[tuple[str, str]]:
-    """What no other cache may have too: fingerprints of data, and shards with the same rows."""
+    """Yield (field, value) pairs that no two caches may share: fingerprints of data, sha256 of shards with rows."""
     for source in _sources(cache.identity):
         fingerprint = source.get("fingerprint")
         if not isinstance(fingerprint, str):
@@ -131,7 +136,7 @@ def _marks_of_data(cache: Cache) -> Iterator[tuple[str, str]]:
 
 
 def _sources(identity: CacheIdentity) -> list[dict[str, Any]]:
-    """What a cache was merged from, or itself, as entries of a merged cache's data["sources"]."""
+    """Return a merged cache's data["sources"]; for any other cache, the one entry that it would be there."""
     own = {"config": identity.config, "software": identity.software, "planned_shards": identity.planned_shards}
     sources: list[dict[str, Any]] = identity.data.get("sources", [identity.data | own])
     return sources
@@ -169,7 +174,7 @@ def _merged_data(sources: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _combined(parts: Iterable[object], combine: Callable[[list[int]], int]) -> dict[str, int]:
-    """Numbers of several dictionaries combined name by name; what is no number is left out."""
+    """Combine the integers of several dictionaries name by name; leave out all other values."""
     by_name: dict[str, list[int]] = {}
     for part in parts:
         for name, count in part.items() if isinstance(part, dict) else ():
@@ -188,7 +193,7 @@ def _added_shards(sources: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in order of first appearance; values need not be hashable."""
+    """Return each value once, in order of first appearance; values need not be hashable."""
     found: list[Any] = []
     for value in values:
         if value not in found:
@@ -197,7 +202,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def _shards_in_order(caches: Sequence[Cache]) -> Iterator[tuple[Cache, ShardRecord]]:
-    """Every shard of every cache in the order of the merged one."""
+    """Yield every shard of every cache, in the order of the merged cache."""
     for kind, split in itertools.product(KINDS, SPLITS):
         for cache in caches:
             for record in cache.manifest.shards_of(kind, split):

@@ -1,7 +1,7 @@
-"""The ustar headers of packed caches, which tar reads.
+"""Write the ustar headers of packed caches, which tar reads.
 
-`unpack` accepts these bytes and no others, so they stay. tarfile's own changed with Python 3.9, which leaves the device
-numbers empty, and it cuts a long path at another slash.
+`unpack` accepts exactly these bytes, so they must not change. Python's tarfile does not write them: since Python 3.9
+it leaves the device numbers empty, and it cuts a long path at another slash.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ MAX_MEMBER_BYTES = (8 << 30) - 1  # eleven octal digits
 
 
 def tar_header(path: str, num_bytes: int) -> bytes:
-    """The header of a regular file.
+    """Return the 512-byte header of a regular file of num_bytes bytes.
 
-    Raises ConfigError for a path or a size that ustar cannot express.
+    Raise ConfigError for a path or a size that ustar cannot express.
     """
     prefix, name = _split_name(path)
     if num_bytes > MAX_MEMBER_BYTES:
@@ -31,7 +31,7 @@ def tar_header(path: str, num_bytes: int) -> bytes:
 
 
 def _split_name(path: str) -> tuple[bytes, bytes]:
-    """The prefix and name fields of a path: at most 155 and 100 bytes, cut at a slash."""
+    """Return the prefix and name fields of a path: at most 155 and 100 bytes, cut at a slash."""
     encoded = path.encode()
     if len(encoded) <= 100:
         return b"", encoded
@@ -42,5 +42,5 @@ def _split_name(path: str) -> tuple[bytes, bytes]:
 
 
 def padding(num_bytes: int) -> bytes:
-    """What fills a file's last block."""
+    """Return the zero bytes that fill the last block of a file of num_bytes bytes."""
     return bytes(-num_bytes % BLOCK_BYTES)

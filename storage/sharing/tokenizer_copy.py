@@ -1,4 +1,4 @@
-"""The tokenizer of a finished cache, copied into one that is made from it."""
+"""Copy the tokenizer of a finished cache into a cache that is made from it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from storage.shards.shard import check_file
 
 
 def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
-    """Check the files of `cache` that are no shards and publish its tokenizer at `out`; its paths in the cache.
+    """Check the files of `cache` that are not shards; copy the tokenizer's files to `out`; return their paths.
 
-    Raises MissingFileError, UnreadableFileError, HashMismatchError, UnsafePathError or WriteRefusedError.
+    The paths are relative to the cache. Raise MissingFileError, UnreadableFileError, HashMismatchError, UnsafePathError
+    or WriteRefusedError.
     """
     names = []
     for file in cache.manifest.files:

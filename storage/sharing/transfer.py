@@ -1,8 +1,8 @@
-"""Copying a finished cache to a URL and back: resumable, retried, and proved before manifest.json makes it a cache.
+"""Copy a finished cache to a URL and back. Copies resume and are retried; manifest.json follows when all is verified.
 
 The order is that of a writer on disk: plan.json, then each shard before its commit record, the other files, and
-manifest.json last, so that whatever has a manifest.json is whole. Nothing that the remote side says is believed: it is
-never asked for a listing, sizes and hashes come from the manifest, and every byte that counts is hashed.
+manifest.json last. So every directory with a manifest.json is complete. The remote side is not trusted: no listing is
+requested, sizes and hashes come from the manifest, and every byte of a copied file is hashed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Parsed = TypeVar("Parsed", CacheIdentity, Manifest)
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What a push or a pull did; files that were there already were kept."""
+    """The result of a push or a pull. Kept files were at the destination already."""
 
     num_shards: int
     num_copied_files: int
@@ -54,13 +54,13 @@ def push(
 ) -> Transfer:
     """Copy a finished cache to a URL that fsspec writes, or to hf://datasets/OWNER/NAME[@REVISION][/PATH].
 
-    What is there is not sent again: a shard by its size and commit record, any other file by its content. Then every
-    byte is read back, what differs is sent again, and manifest.json is put. `progress` is told the bytes of each
-    shard and listed file twice: when it is there, and as it is read back.
+    Files that are at the URL are not sent again: a shard is recognised by its size and commit record, any other file by
+    its content. Then every byte is read back, files that differ are sent again, and manifest.json is put. `progress`
+    receives the bytes of each shard and listed file twice: once it is at the URL, and once it has been read back.
 
-    Raises NoCacheError, IncompleteCacheError, RecordError, MissingFileError or HashMismatchError for the local
-    cache, CacheMismatchError when another cache is there, ConfigError for a URL that cannot be served or
-    holds a README.md of something else, and TransferError for what is final or has passed its deadline.
+    Raise NoCacheError, IncompleteCacheError, RecordError, MissingFileError or HashMismatchError for the local cache;
+    CacheMismatchError when another cache is at the URL; ConfigError for a URL that cannot be served or that holds a
+    README.md and no cache; TransferError when an error is final or a file's deadline has passed.
     """
     manifest = open_cache(cache_dir).manifest
     crew = Crew(num_connections, progress)
@@ -69,7 +69,7 @@ def push(
     units = _units(cache_dir, manifest)
     _refuse_another_cache(sender.remote, manifest)
     require_no_foreign_card(sender.remote)
-    sender.send([plan])  # from now on another push sees whose place this is
+    sender.send([plan])  # from now on, another push sees which cache is here
     _refuse_another_cache(sender.remote, manifest)
     sender.send(units)
     sender.prove(units)
@@ -93,17 +93,17 @@ def pull(
     policy: RetryPolicy = DEFAULT_POLICY,
     progress: ProgressHook = lambda num_bytes: None,
 ) -> Transfer:
-    """Copy a cache from a URL to an empty or missing directory, or go on with an earlier pull of the same cache.
+    """Copy a cache from a URL to an empty or missing directory, or resume an earlier pull of the same cache.
 
-    Local files with the recorded size and sha256 are kept, a finished equal cache with all its files is left as it is.
-    Everything is hashed on its way to the disk, so it is not read a second time; rows are checked when they are used,
-    or by verify_cache. plan.json and commit records are made from the manifest. `progress` is told the bytes of shards
-    and listed files as they arrive.
+    Local files with the recorded size and sha256 are kept. An equal cache that is finished and has all its files is
+    left as it is. Files are hashed on their way to the disk, so they are not read a second time. Rows are checked when
+    they are used, or by verify_cache. plan.json and commit records are made from the manifest. `progress` receives the
+    bytes of shards and listed files as they arrive, and those of kept files.
 
-    Raises NoCacheError or UnfinishedRemoteError for a URL without a finished cache, CacheMismatchError when another
-    cache is in the directory, ConfigError for a directory that holds
-    something else or a URL that cannot be served, RecordError, FormatVersionError or UnsafePathError for a manifest
-    that cannot be trusted, WriteRefusedError, and TransferError for what is final or has passed its deadline.
+    Raise NoCacheError or UnfinishedRemoteError when the URL has no finished cache; CacheMismatchError when another
+    cache is in the directory; ConfigError for a directory that holds something else or to which another pull writes, or
+    a URL that cannot be served; RecordError, FormatVersionError or UnsafePathError for a manifest that is not sound;
+    WriteRefusedError when a write fails; TransferError when an error is final or a file's deadline has passed.
     """
     crew = Crew(num_connections, progress)
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)
@@ -127,7 +127,7 @@ def pull(
 
 
 def _units(cache_dir: Path, manifest: Manifest) -> list[Unit]:
-    """What is published between plan.json and manifest.json; RecordError when the local records disagree."""
+    """Return what is put between plan.json and manifest.json; raise RecordError when the local records disagree."""
     check_plan(cache_dir, manifest)
     units = []
     for shard in manifest.shards:
@@ -137,7 +137,7 @@ def _units(cache_dir: Path, manifest: Manifest) -> list[Unit]:
 
 
 def _refuse_another_cache(remote: RemoteDirectory, manifest: Manifest) -> None:
-    """CacheMismatchError when the plan or the manifest there is another cache's."""
+    """Raise CacheMismatchError when the plan or the manifest at the URL is that of another cache."""
     plan = read_remote(remote, PLAN_NAME, read_plan)
     if plan is not None:
         _require_same(remote.url, plan[0], manifest.identity)
@@ -154,7 +154,7 @@ def _require_same(where: str, found: Parsed, wanted: Parsed) -> None:
 
 
 def _differences(found: object, wanted: object, name: str) -> Iterator[tuple[str, object, object]]:
-    """Where two records differ, as narrowly as it can be said."""
+    """Yield (name, found, wanted) for each smallest part in which two records differ, with names like `a.b[0]`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*wanted, *sorted(found.keys() - wanted.keys())]:
             yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
@@ -166,7 +166,10 @@ def _differences(found: object, wanted: object, name: str) -> Iterator[tuple[str
 
 
 def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
-    """Whether this very cache is in the directory; False when it is empty, or files of the cache are missing."""
+    """Return whether the cache is finished here: its records agree, and every file is there in its recorded size.
+
+    Raise CacheMismatchError for another cache, ConfigError for a directory that holds something else.
+    """
     if (cache_dir / MANIFEST_NAME).exists():
         here = open_cache(cache_dir)
         _require_same(str(cache_dir), here.manifest, manifest)
@@ -180,7 +183,7 @@ def _is_finished(cache_dir: Path, manifest: Manifest) -> bool:
 
 
 def _fetch(remote: RemoteDirectory, cache_dir: Path, record: ShardRecord | FileRecord, progress: ProgressHook) -> bool:
-    """Bring a file and commit it; False when it was there already."""
+    """Download a file unless it is there and whole; commit it if it is a shard. Return whether it was downloaded."""
     is_new = ensure_file(
         cache_dir,
         record,

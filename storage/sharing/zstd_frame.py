@@ -1,6 +1,6 @@
-"""The one zstd frame of a packed cache and the sha256 behind it, written and read strictly.
+"""Write and read the zstd frame of a packed cache and the frame with the sha256 that follows it.
 
-There is one way to write it down: whatever else a frame could say is a place to hide or to attack.
+The reader accepts only the header that the writer writes: other fields of a frame could hide data or attack the reader.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from storage.errors import ArchiveError, first_line
 _ZSTD_LEVEL = 3
 _WINDOW_LOG = 25
 _JOB_BYTES = 2 << 20
-# zstd's buffer, on which its matches can depend, grows with the threads once their jobs outgrow the window.
+# With more threads, their jobs are larger together than the window. Then zstd enlarges its buffer, and the matches that
+# it finds can depend on the buffer.
 _MAX_THREADS = (1 << _WINDOW_LOG) // _JOB_BYTES
-# Magic, "a checksum and nothing else", window: what zstd writes for a stream of unknown length.
+# Magic number, descriptor (only the checksum flag), window. zstd writes this for a stream of unknown length.
 _FRAME_HEADER = bytes.fromhex("28b52ffd04") + bytes([(_WINDOW_LOG - 10) << 3])
 _BLOCK_HEADER_BYTES = 3
 _RLE_BLOCK = 1
 _CHECKSUM_BYTES = 4
-# Magic of a skippable frame and its length, 32 bytes.
+# Magic number of a skippable frame, and the length of its content: 32 bytes.
 _TRAILER_HEADER = bytes.fromhex("502a4d1820000000")
 
 
 def frame_compressor(num_threads: int | None) -> zstandard.ZstdCompressionObj:
-    """A compressor whose bytes do not depend on num_threads (at least 1); None takes one per core."""
-    # Without threads zstd cuts its input elsewhere than with any number of them, so there is always one.
+    """Return a compressor whose output does not depend on num_threads (at least 1; None means one per core)."""
+    # Always use threads: without any, zstd cuts its input at other places than with one or more.
     num_threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
     parameters = zstandard.ZstdCompressionParameters(
         compression_level=_ZSTD_LEVEL,
@@ -44,15 +45,17 @@ def frame_compressor(num_threads: int | None) -> zstandard.ZstdCompressionObj:
 
 
 def trailer(sha256: str) -> bytes:
-    """The skippable frame with the sha256 (hex) of all bytes before it."""
+    """Return the skippable frame that holds `sha256` (hex), the hash of all bytes before the frame."""
     return _TRAILER_HEADER + bytes.fromhex(sha256)
 
 
 class FrameReader:
-    """Content of a packed cache's only zstd frame, read in order, and never more than a zstd block of it at once.
+    """Read the content of a packed cache's only zstd frame in order, and unpack one zstd block at a time.
 
-    zstandard's stream_reader reads on into further frames, and its decompressobj unpacks all at once. So the blocks are
-    told apart here: each begins with 3 bytes that hold its length and whether it is the last.
+    zstandard's stream_reader continues into further frames, and its decompressobj unpacks all its input at once. So
+    this class finds the blocks itself: each begins with 3 bytes that hold its length and whether it is the last.
+    Every method raises ArchiveError when the file is damaged, cut off or unreadable. `progress` receives the number of
+    bytes that are read from the file.
     """
 
     def __init__(self, file: BinaryIO, where: str, progress: Callable[[int], object]) -> None:
@@ -67,7 +70,7 @@ class FrameReader:
         self._decompressor.decompress(_FRAME_HEADER)
 
     def pieces(self, num_bytes: int) -> Iterator[bytes]:
-        """The next `num_bytes`."""
+        """Yield the next `num_bytes` bytes of the content in pieces."""
         while num_bytes:
             while self._position == len(self._block):
                 self._next_block()
@@ -77,11 +80,11 @@ class FrameReader:
             yield piece
 
     def read(self, num_bytes: int) -> bytes:
-        """The next `num_bytes` at once."""
+        """Return the next `num_bytes` bytes of the content."""
         return b"".join(self.pieces(num_bytes))
 
     def finish(self) -> None:
-        """Raise ArchiveError unless content and file end here and the file's sha256 is its own."""
+        """Raise ArchiveError unless content and file end here and the trailer holds the right sha256."""
         while self._position == len(self._block) and not self._is_last:
             self._next_block()
         if self._position < len(self._block):

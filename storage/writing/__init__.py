@@ -1,1 +1,1 @@
-"""How a cache comes to be, in a directory or at a URL, by any number of processes."""
+"""Write a cache, in a directory or at a URL, with any number of processes."""

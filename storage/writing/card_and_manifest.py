@@ -1,4 +1,4 @@
-"""What ends the making of a cache, wherever it is made: its dataset card and manifest.json."""
+"""Write the last files of a cache, its dataset card and manifest.json, for every kind of destination."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from storage.records.manifest import CARD_NAME, Manifest, write_manifest
 def write_card_and_manifest(
     directory: Path, identity: CacheIdentity, records: Sequence[ShardRecord], tokenizer_files: Sequence[str]
 ) -> Manifest:
-    """Write the card and the manifest of a cache with these shards beside its tokenizer's files (paths in the cache).
+    """Write README.md and manifest.json into `directory`, which holds the tokenizer's files; return the manifest.
 
-    Raises WriteRefusedError.
+    records: the shards, in order. tokenizer_files: paths in the cache. Raise WriteRefusedError when a write fails.
     """
     write_file(directory / CARD_NAME, dataset_card(identity, tuple(records)).encode())
     files = tuple(file_record(directory, name) for name in [CARD_NAME, *sorted(tokenizer_files)])
@@ -27,6 +27,6 @@ def write_card_and_manifest(
 
 
 def file_record(directory: Path, name: str) -> FileRecord:
-    """What the manifest says of a file that is no shard."""
+    """Return the manifest's record of the file `name` in `directory`: its size in bytes and sha256."""
     path = directory / name
     return FileRecord(path=name, file_bytes=path.stat().st_size, sha256=sha256_file(path))

@@ -1,4 +1,4 @@
-"""Where precompute makes a cache: a directory, or a URL. Any number of processes may be at one destination."""
+"""The place where precompute writes a cache: a directory or a URL. Any number of processes may write to it at once."""
 
 from __future__ import annotations
 
@@ -18,62 +18,62 @@ from storage.writing.remote_destination import RemoteDestination
 
 
 class Destination(Protocol):
-    """What precompute asks of the place of a cache, in the order in which it asks.
+    """The place where precompute writes a cache. The methods are in the order of their first calls.
 
-    where: what to call it in messages. work_dir: a local directory for what processes keep beside the cache; those
-    that share it divide the work.
+    where: the name of the place in messages. work_dir: a local directory for files that processes keep beside the
+    cache. Processes that share it divide the work.
     """
 
     where: str
     work_dir: Path
 
     def require_own(self) -> None:
-        """Raise ConfigError when no cache can be there."""
+        """Raise ConfigError when no cache can be written there."""
 
     def require_same_facts(self, facts: dict[str, Any]) -> None:
-        """Raise CacheMismatchError when a plan is published that says otherwise than these parts of an identity."""
+        """Raise CacheMismatchError when a plan is published and differs from `facts`, some fields of an identity."""
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
-        """Publish the plan, or check that it is this one; the plan as it was begun. Raises CacheMismatchError."""
+        """Publish the plan unless there is one; return the published plan. Raise CacheMismatchError when it differs."""
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is no shard, unless it is there with this content."""
+        """Publish a file that is not a shard, unless it is there with this content."""
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """Learn which of many shards are committed, where asking for one after the other is slow."""
+        """Find out which of these shards are committed, many at a time where single requests are slow."""
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard is not committed, or its file is lost or has another size."""
+        """Return a shard's commit record; None if it is not committed, or its file is lost or has another size."""
 
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
     ) -> None:
-        """Write a shard and commit it; nothing when it is committed meanwhile."""
+        """Write a shard and commit it. If another process commits it meanwhile, that shard stays."""
 
     def hurry(self) -> None:
-        """The run has failed: what other threads do here goes on only as long as nothing has to be waited for."""
+        """Tell other threads that the run has failed: finish what is in progress, but do not wait for retries."""
 
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
-        """Join what is committed, whoever committed it, and the tokenizer's files (paths in the cache).
+        """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
-        Raises IncompleteCacheError when fewer commit records are shown than are planned.
+        tokenizer_files: paths in the cache. Raise IncompleteCacheError when fewer shards are found than are planned.
         """
 
     def is_finished(self) -> bool:
-        """Whether the cache is whole."""
+        """Return whether the cache has a manifest."""
 
     def clean_up(self, *, is_done: bool) -> None:
-        """Called by the last process that leaves work_dir: remove what nobody needs any more.
+        """Remove files that no process needs. The last process that leaves work_dir calls this.
 
-        is_done: it leaves because every shard is committed.
+        is_done: whether the process leaves because every shard is committed.
         """
 
 
 def open_destination(out: str | Path, work_dir: Path | None = None) -> Destination:
-    """The place for a cache.
+    """Return the destination for `out`, a directory or a URL.
 
-    work_dir: for a URL, the directory below which work directories are made; None is the user's cache directory.
-    Raises ConfigError for a URL that cannot be served.
+    work_dir: for a URL, the parent of the work directory; None means the user's cache directory. A directory ignores
+    it. Raise ConfigError for a URL that cannot be served.
     """
     if is_remote_url(str(out)):
         name = f"precompute-{hashlib.sha256(str(out).rstrip('/').encode()).hexdigest()[:16]}"

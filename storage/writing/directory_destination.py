@@ -1,7 +1,7 @@
-"""A cache that is made in a directory, which all processes share: the plan first, shards, the manifest last.
+"""Write a cache in a directory that all processes share: first the plan, then the shards, last the manifest.
 
-A shard's file is there before its commit record, so that whatever has a record can be read. Processes that make the
-same shard settle it by hard links: the first commit record stands (storage/FORMAT.md, "Writing").
+A shard's file is published before its commit record, so every shard with a record can be read. When two processes write
+the same shard, hard links decide: the first commit record stands (storage/FORMAT.md, "Writing").
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORK_DIR = ".work"
 
 
 class DirectoryDestination:
-    """A directory as a Destination; merge and compact make their caches here too."""
+    """A directory as a Destination. merge and compact write their caches with it, too."""
 
     def __init__(self, out: Path) -> None:
         self.where = str(out)
@@ -35,7 +35,7 @@ class DirectoryDestination:
         self.directory = out
 
     def require_own(self) -> None:
-        """Raise ConfigError unless it is a cache, begun or finished, or a place where one can be begun."""
+        """Raise ConfigError unless the directory is missing, empty, or a begun or finished cache; ignore leftovers."""
         if self.directory.exists() and not self.directory.is_dir():
             raise ConfigError(f"--out {self.where}: not a directory")
         if self.directory.exists() and not self._is_begun() and not self.is_finished():
@@ -47,52 +47,53 @@ class DirectoryDestination:
                 )
 
     def require_same_facts(self, facts: dict[str, Any]) -> None:
-        """Check what is known of this run against the plan, if one is there; raises CacheMismatchError."""
+        """Raise CacheMismatchError when there is a plan and it differs from what is known of this run."""
         if self._is_begun():
             require_same_facts(self.where, read_plan(self.directory), facts)
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
-        """Write the plan of a new cache, or check that this run is the one that began it.
+        """Write the plan unless there is one; return the plan on disk.
 
-        Software versions may differ: any run with the same teacher and data may finish a cache. Returns the plan as it
-        was begun; raises CacheMismatchError when it is another one.
+        Raise CacheMismatchError when that plan differs from `identity`. Software versions may differ: any run with the
+        same teacher, data and settings may finish a cache.
         """
         if not self._is_begun():
             write_plan(self.directory, identity, if_taken="drop")
-        begun = read_plan(self.directory)  # perhaps of a run that began at the same time
+        begun = read_plan(self.directory)  # perhaps written by a run that began at the same time
         require_same_plan(self.where, begun, identity)
         return begun
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is no shard; a damaged one is replaced."""
+        """Publish a file that is not a shard; replace one with other content, which is damaged."""
         write_unless_equal(self.directory / path, content)
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """Do nothing: a disk answers each question at once."""
+        """Do nothing: on a disk, single lookups are fast."""
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard has to be made."""
+        """Return a shard's commit record; None when the shard must be written."""
         return read_held_commit(self.directory, key)
 
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
     ) -> None:
-        """Write a shard and commit it; where another process was quicker, its shard stays."""
+        """Write a shard and commit it. If another process committed it first, that shard stays."""
         forget_lost_shard(self.directory, key)
         write_commit(self.directory, write_shard(self.directory, identity, key, first_row, batches), if_taken="drop")
 
     def add_shard_file(self, source: Path, record: ShardRecord) -> None:
-        """Commit a shard whose bytes are those of `source`: a second name of that file, or a copy of it."""
+        """Commit the file `source` as the shard of `record`, by a hard link or, if that fails, by a copy."""
         link_or_copy(source, self.directory / record.path)
         write_commit(self.directory, record)
 
     def hurry(self) -> None:
-        """Do nothing: a disk keeps no writer waiting."""
+        """Do nothing: writes to a disk are not retried."""
 
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
-        """Join what is committed, whoever committed it, and the tokenizer's files (paths in the cache).
+        """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
-        Raises IncompleteCacheError when the system shows fewer commit records, with their shards, than are planned.
+        tokenizer_files: paths in the cache. Raise IncompleteCacheError when the file system shows fewer commit records
+        with their shards than are planned.
         """
         planned = identity.planned_keys()
         records = [record for key in planned if (record := self.read_commit(key)) is not None]
@@ -101,11 +102,11 @@ class DirectoryDestination:
         return write_card_and_manifest(self.directory, identity, records, tokenizer_files)
 
     def is_finished(self) -> bool:
-        """Whether there is a manifest."""
+        """Return whether there is a manifest."""
         return (self.directory / MANIFEST_NAME).exists()
 
     def clean_up(self, *, is_done: bool) -> None:
-        """Tidy a finished cache, and a directory in which nothing was begun."""
+        """Remove the work directory and leftovers if the cache is finished or has no plan; then an empty directory."""
         if self.is_finished() or not self._is_begun():
             remove_directory(self.work_dir)
             remove_leftovers(self.directory)

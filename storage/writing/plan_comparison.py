@@ -1,4 +1,4 @@
-"""Whether a run belongs to the cache that was begun: its plan, or what is known of it so far, against plan.json."""
+"""Compare a run with the plan.json of a cache: the whole plan, or the facts that are known so far."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from storage.rows.kinds import KINDS
 
 
 def require_same_plan(where: str, begun: CacheIdentity, identity: CacheIdentity) -> None:
-    """Raise CacheMismatchError unless the cache begun at `where` is the wanted one, whatever software began it."""
+    """Raise CacheMismatchError when the plan at `where` differs from `identity` in anything but software versions."""
     found, wanted = (flatten(dataclasses.asdict(i) | {"software": {}}) for i in (begun, identity))
     _require_same(where, found, wanted, found.keys() | wanted.keys())
 
 
 def require_same_facts(where: str, begun: CacheIdentity, facts: dict[str, Any]) -> None:
-    """Raise CacheMismatchError when the plan at `where` says otherwise than `facts`: some of an identity, nested alike.
+    """Raise CacheMismatchError when the plan at `where` differs from `facts`.
 
-    All of facts["config"] has to be there.
+    facts: some fields of an identity, nested as there. `facts["config"]` must be complete, because the kinds that it
+    configures are compared.
     """
     wanted = flatten(facts)
     _require_same(where, flatten(dataclasses.asdict(begun)), wanted, wanted.keys())
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dictionary with dotted names."""
+    """Return nested settings as one dictionary with dotted names; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict):
@@ -38,7 +39,10 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _require_same(where: str, found: dict[str, Any], wanted: dict[str, Any], fields: Iterable[str]) -> None:
-    """Compare flat identities in some fields; of other kinds, every setting would differ."""
+    """Raise CacheMismatchError for the first of `fields` in which two flat identities differ.
+
+    Compare the kinds first: with different kinds, every setting of a kind would differ.
+    """
     kinds = [
         [kind for kind in KINDS if any(name.startswith(f"config.{kind}.") for name in flat)] for flat in (found, wanted)
     ]

@@ -1,8 +1,8 @@
-"""A cache that is made at a URL: each shard is written to a local disk, sent, read back, and only then committed.
+"""Write a cache at a URL: write each shard to a local disk, send it and its commit record, and read both back.
 
-An object store renames nothing and locks nothing. A process looks for a shard's commit record before it makes the
-shard and again before it sends it, so that seldom two send the same one. When they do, the later replaces the earlier:
-harmless among processes that agree on every byte; among others, readers find it by the manifest's sha256.
+Object stores have neither rename nor locks. A process looks for a shard's commit record before it makes the shard and
+again before it sends it, so two processes seldom send the same shard. When they do, the later put replaces the earlier.
+This is harmless when the processes agree on every byte. Otherwise readers detect it by the sha256 in the manifest.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from storage.shards.shard import write_shard
 from storage.writing.card_and_manifest import file_record, write_card_and_manifest
 from storage.writing.plan_comparison import require_same_facts, require_same_plan
 
-# Commit records are small: what takes time is the way there and back.
+# Commit records are small, so latency decides how long it takes to read them.
 _NUM_CONNECTIONS = 32
-# In a work directory with this mark a run has begun a cache: what it keeps there is for those that go on with it.
+# A file with this name in the work directory says that a run has begun the cache. Later runs resume from the directory.
 _BEGUN_NAME = "begun"
 
 
 class RemoteDestination:
-    """A directory behind a URL that fsspec writes."""
+    """A directory at a URL that fsspec writes, as a Destination."""
 
     def __init__(self, url: str, work_dir: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
-        """Raises ConfigError for a URL that cannot be served, and for the Hub, where every shard would be a commit."""
+        """Raise ConfigError for a URL that cannot be served, and for the Hub, where every shard would be a commit."""
         self._crew = Crew(_NUM_CONNECTIONS, lambda num_bytes: None)
         self._remote = RemoteDirectory(url, policy, sleep=self._crew.sleep)
         self.where = self._remote.url
@@ -56,20 +56,20 @@ class RemoteDestination:
             )
 
     def require_own(self) -> None:
-        """Raise TransferError for a place that cannot be reached, ConfigError for one with another README.md.
+        """Raise TransferError when the URL cannot be reached, ConfigError when it holds a README.md and no cache.
 
-        Whose cache it is the plan tells later.
+        A cache of another run is found later, by its plan.
         """
         require_no_foreign_card(self._remote)
 
     def require_same_facts(self, facts: dict[str, Any]) -> None:
-        """Check what is known of this run against a published plan."""
+        """Raise CacheMismatchError when a plan is published and differs from what is known of this run."""
         begun = self._read_plan()
         if begun is not None:
             require_same_facts(self.where, begun, facts)
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
-        """Put the plan, or check that it is this one; raises CacheMismatchError."""
+        """Put the plan unless there is one; return the plan at the URL. Raise CacheMismatchError when it differs."""
         if self._read_plan() is None:
             with self._staging() as staging:
                 write_plan(staging, identity)
@@ -79,17 +79,17 @@ class RemoteDestination:
         return begun
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Put a file that is no shard unless it is there."""
+        """Put a file that is not a shard unless it is there with this content."""
         with self._staging() as staging:
             write_file(staging / path, content)
             self._send(staging, file_record(staging, path))
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """Read the commit records that this process does not know, many at a time."""
+        """Read the commit records that this process has not read yet, many at a time."""
         self._crew.map(self.read_commit, [key for key in keys if key not in self._committed])
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
-        """A shard's commit record, None when the shard has to be made."""
+        """Return a shard's commit record; None when the shard must be written."""
         if key not in self._committed:
             found = read_remote(self._remote, key.commit_path, functools.partial(read_commit, key=key))
             if found is None or found[0] is None:
@@ -103,9 +103,10 @@ class RemoteDestination:
     def add_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
     ) -> None:
-        """Write a shard here, send it and then its commit record; nothing when another process was quicker.
+        """Write a shard to the local disk, send it and then its commit record.
 
-        Raises CacheMismatchError when the place went to another cache that was begun at the same time.
+        Send nothing when another process committed the shard meanwhile. Raise CacheMismatchError when a different cache
+        was begun at the URL at the same time and its plan replaced this one.
         """
         with self._staging() as staging:
             record = write_shard(staging, identity, key, first_row, batches)
@@ -113,18 +114,20 @@ class RemoteDestination:
             if is_missing:
                 write_commit(staging, record)
                 files = [record, file_record(staging, key.commit_path)]
-                # Beside the record of a lost shard, a new one of the same size would pass for it.
-                # Not remembered: it is looked up again before the cache is finished, should another have replaced it.
+                # When the old shard is lost, send the new record first: the old record beside a new shard of the same
+                # size would look committed.
+                # Do not store the record in _committed: another process may replace it, so `finish` reads it again.
                 self._send(staging, *(reversed(files) if key in self._lost else files))
 
     def hurry(self) -> None:
-        """A network that fails is not waited for any longer."""
+        """From now on, give up retries and transfers that hang; let all other transfers finish."""
         self._crew.hurry()
 
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
-        """Join what is committed, whoever committed it, and the tokenizer's files.
+        """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
-        Raises IncompleteCacheError, and CacheMismatchError as add_shard does.
+        Raise IncompleteCacheError when shards are missing, MissingFileError when a tokenizer file is, and
+        CacheMismatchError as add_shard does.
         """
         begun = self._begun(identity)
         planned = begun.planned_keys()
@@ -141,17 +144,17 @@ class RemoteDestination:
         return manifest
 
     def is_finished(self) -> bool:
-        """Whether there is a manifest."""
+        """Return whether there is a manifest."""
         return self._remote.num_bytes(MANIFEST_NAME) is not None
 
     def clean_up(self, *, is_done: bool) -> None:
-        """Remove the work directory when all is done, and when nothing was begun, by this process or another."""
+        """Remove the work directory when the run is done, or when no process has begun the cache."""
         if is_done or not (self.work_dir / _BEGUN_NAME).exists():
             remove_directory(self.work_dir)
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
-        """A directory of this call's own for files on their way."""
+        """Yield a new temporary directory for the files of one call; remove it afterwards."""
         with refusals(self.work_dir):
             self.work_dir.mkdir(parents=True, exist_ok=True)
             staging = tempfile.TemporaryDirectory(dir=self.work_dir, prefix="sending-", ignore_cleanup_errors=True)
@@ -159,7 +162,7 @@ class RemoteDestination:
             yield Path(staging.name)
 
     def _send(self, staging: Path, *files: FileRecord | ShardRecord) -> None:
-        """Put what is not there, one file after the other, and read every byte back."""
+        """Put these files, in this order, unless they are there; read every byte back."""
         unit = Unit(files=files)
         sender = Sender(staging, self._remote, self._crew)
         sender.send([unit])
@@ -170,7 +173,10 @@ class RemoteDestination:
         return self.read_commit(key) is None
 
     def _begun(self, identity: CacheIdentity) -> CacheIdentity:
-        """The plan that stands, should two have begun at the same time; CacheMismatchError when it is another one."""
+        """Return the plan at the URL, or `identity` when there is none; raise CacheMismatchError when the plan differs.
+
+        When two processes begin at the same time, the later plan replaces the earlier.
+        """
         begun = self._read_plan() or identity
         require_same_plan(self.where, begun, identity)
         return begun
