@@ -1,9 +1,9 @@
-"""The main job from end to end: teacher once, cache, student, and a comparison with training on labels alone.
+"""Run the teacher once, train a student from the cache, and compare it with one trained on labels alone.
 
     bash scripts/demo.sh                       # trains a small teacher first; no download
     bash scripts/demo.sh --teacher gpt2 --data Salesforce/wikitext:wikitext-103-raw-v1
 
-Every stage is a command in a process of its own. Run it again and finished stages are reused.
+Each stage runs a command in a separate process. If you run the demo again, it reuses finished stages.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _PICTURE_SIZE = "1280,1500"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """What the demo runs on; the default needs no download."""
+    """Settings of the demo. The defaults need no download."""
 
     out: Path = Path("demo")
-    """Directory for everything that the demo makes."""
+    """Directory for everything that the demo writes."""
     teacher: str | None = None
-    """Directory or hub id of a teacher; None trains a small one on the spot."""
+    """Directory or hub id of a teacher. None trains a small teacher first."""
     data: str = "stdlib"
-    """As teachonce-precompute's --data."""
+    """Text to use, given as for teachonce-precompute --data."""
     preset: str = "mini"
-    """Student's shape."""
+    """Shape of both students."""
     steps: int = 600
-    """Steps of the student and of the one trained on labels alone."""
+    """Training steps of each student: the one that learns from the cache and the one that learns from labels alone."""
 
 
 def main() -> int:
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def _require_same_demo(config: DemoConfig) -> None:
-    """Finished stages are reused only for the teacher and data that they were made with."""
+    """Raise ConfigError when --out holds stages of a demo with other settings, which must not be reused."""
     facts = {"teacher": config.teacher, "data": config.data, "preset": config.preset, "steps": config.steps}
     path = config.out / "demo.json"
     if path.is_file():
@@ -104,7 +104,7 @@ def _own_teacher(config: DemoConfig) -> Path:
 
 
 def _move_away(config: DemoConfig) -> None:
-    """From here on nothing can read the teacher where it was."""
+    """Rename the teacher's directory, so that later stages cannot read the teacher."""
     teacher = config.out / "teacher"
     if teacher.is_dir():
         teacher.rename(config.out / "teacher-moved-away")
@@ -119,7 +119,7 @@ def _run(module: str, *arguments: str) -> str:
         try:
             output, _ = process.communicate()
         except KeyboardInterrupt:
-            process.wait()  # the stage heard it too and is saving what it has
+            process.wait()  # the stage received Ctrl-C too and is saving its state
             raise
     if process.returncode:
         print("this stage failed; mend what it says and run the demo again: finished stages are kept", file=sys.stderr)
@@ -172,7 +172,7 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _continuations(config: DemoConfig, cache: Cache) -> str:
-    """The same held-out prompts continued by the teacher (from the cache), the student and the baseline."""
+    """Show held-out prompts with the continuations of the teacher (from the cache), the student and the baseline."""
     lines = []
     rows = (row for batch in cache.record_batches("samples", "validation") for row in decode(batch))
     for row in islice((row for row in rows if row.sample_index == 0), _PROMPTS_SHOWN):
@@ -188,7 +188,7 @@ def _continuations(config: DemoConfig, cache: Cache) -> str:
 
 
 def _report(config: DemoConfig, cache: Path) -> Path:
-    """The page about both students and, where there is a Chromium, its picture beside it."""
+    """Write the page about both students. If a Chromium is installed, also write a screenshot of the page."""
     report = config.out / "report.html"
     students = [str(config.out / name) for name in ("student", "ce_only")]
     _run("student.cli", "report", *students, "--cache", str(cache), "--out", str(report))
