@@ -52,7 +52,7 @@ class Reader:
         return self._epoch(time.perf_counter())
 
     def contents(self) -> dict[str, Any]:
-        """Read an epoch. Return the rows' first tokens in order, and sums that show that each row came once and whole."""
+        """Read an epoch. Return the rows' first tokens in order, and sums that show whether each row came once."""
         self._open()
         batches = list(next(self._epochs))
         return {
