@@ -1,11 +1,11 @@
-"""Hurt caches and runs on purpose, and look whether anything is lost.
+"""Inject faults into caches and runs, and check that nothing is lost.
 
     python -m scripts.faults                    # some minutes
     python -m scripts.faults --kills 20 --flips 500 --seed 1
 
-Writers and trainers are killed at random times and at every kind of step, bits are flipped, writes are refused,
-and writers race; a run afterwards must leave exactly what an undisturbed one leaves, and every damage must be
-told. Prints one table; losses go to standard error, and the exit status is 1 if there are any.
+The program kills writers and trainers at random times and at every kind of step, flips bits, refuses writes, and lets
+writers race. A rerun must leave exactly the files that an undisturbed run leaves, and every damage must be reported.
+Prints one table. Losses go to standard error, and the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from storage.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SoakConfig:
-    """How much is injected."""
+    """Number of faults of each kind."""
 
     kills: int = 200
-    """Precompute runs killed at random times, and as many at chosen steps; of races and trainers there are fewer."""
+    """Precompute runs to kill at random times, and as many at chosen steps. Races and killed trainers are fewer."""
     flips: int = 10_000
-    """Bits flipped."""
+    """Bits to flip."""
     seed: int = 0
-    """Seed of where and when."""
+    """Seed of the times and places of faults."""
     refusals: int | None = None
-    """Writes refused; None refuses every step of a run with every error."""
+    """Writes to refuse. None refuses every step of a run with every error."""
     out: Path | None = None
-    """Empty directory to work in, kept afterwards; by default a temporary one."""
+    """Empty directory to work in, which is kept. None uses a temporary directory."""
 
     def __post_init__(self) -> None:
         if min(self.kills, self.flips, 0 if self.refusals is None else self.refusals) < 0:
@@ -48,7 +48,7 @@ class SoakConfig:
 
 
 def main() -> int:
-    """Inject everything and print the table."""
+    """Inject all faults and print the table."""
     config = tyro.cli(SoakConfig, prog="python -m scripts.faults", description=__doc__)
     directory = config.out or Path(tempfile.mkdtemp(prefix="teachonce-soak-"))
     try:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def soak(config: SoakConfig, directory: Path) -> int:
-    """Inject everything, working in `directory`; 1 when something was lost."""
+    """Inject all faults, working in `directory`. Return 1 when something was lost, else 0."""
     from scripts.faults import flips, kills, races, writes
     from scripts.faults.bench import make_bench
     from scripts.faults.tally import Tally
