@@ -1,5 +1,5 @@
-"""Parts of scripts/peers/__main__.py: the same rows in several formats, written, damaged and read again.
+"""Trials of storage formats: the same rows are written in several formats, damaged and read.
 
-`rows` makes the data, `ours`, `mosaic` and `lit` write and read it, `worker` does so in processes that may be killed,
-`trials` damages and judges.
+scripts/support has the rows (`rows`) and the other libraries' formats (`mosaic`, `lit`). Here `ours` writes and reads
+our format, `worker` runs writers and readers in processes that may be killed, and `trials` damages and judges.
 """

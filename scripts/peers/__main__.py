@@ -1,14 +1,14 @@
-"""How storage formats take a flipped bit and a killed writer: ours beside mosaicml-streaming and litdata.
+"""Test how storage formats handle a flipped bit and a killed writer: ours, mosaicml-streaming and litdata.
 
     python -m scripts.peers
     python -m scripts.peers --peers-python OTHER_ENVIRONMENT/bin/python
 
-All store the same rows, and each trial judges the rows that come back, not what a library promises. The peers' pinned
-requirements exclude ours, so they want an environment of their own, made with
-`pip install mosaicml-streaming litdata`; a system that cannot be imported has an empty column. SIGKILL leaves the
-operating system's cache alone: what a power cut does is not measured. "Right rows" after a flip in an index means that
-the reader made nothing of that file or field; "the log" is a traceback that a thread leaves on standard error while the
-loop over the rows ends as if the epoch were over.
+All formats store the same rows, and each trial judges the rows that are read, not what a library promises. The other
+libraries' pinned requirements conflict with ours, so they need a separate environment, made with
+`pip install mosaicml-streaming litdata`. A system that cannot be imported has an empty column. SIGKILL keeps the
+operating system's page cache, so the effect of a power cut is not measured. "Right rows" after a flip in an index means
+that the reader did not use that file or field. "The log" is a traceback that a thread prints to standard error while
+the loop over the rows ends as if the epoch were over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from storage.command import run_command
 from storage.progress import Progress
 
 SYSTEMS = (*ours.SYSTEMS, *mosaic.SYSTEMS, *lit.SYSTEMS)
-# Of all flips, how many hit files that hold rows; the others hit indexes and records.
+# Share of flips in files that hold rows. The other flips are in indexes and records.
 _DATA_SHARE = 0.75
 _FIRST_TIMEOUT_S = 120.0
 _LEAST_TIMEOUT_S = 5.0
@@ -44,21 +44,21 @@ _SLOWDOWNS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """How many trials each system gets."""
+    """Number of trials of each system."""
 
     flips: int = 200
-    """Flipped bits, each in a fresh copy."""
+    """Bits to flip, each in a fresh copy."""
     kills: int = 20
-    """Killed writers."""
+    """Writers to kill."""
     seed: int = 0
-    """Of the rows and of the damage."""
+    """Seed of the rows and of the damage."""
     peers_python: str = sys.executable
-    """Python of the environment that has the peers."""
+    """Python of the environment that has the other libraries."""
 
 
 @dataclass(kw_only=True)
 class Column:
-    """What was found out about one system."""
+    """Versions of one system and the outcomes of its trials."""
 
     system: System
     versions: dict[str, str] | None
@@ -81,7 +81,7 @@ def _run(config: CompareConfig) -> int:
 
 
 def compare(system: System, config: CompareConfig) -> Column:
-    """All trials of one system."""
+    """Run all trials of one system."""
     python = config.peers_python if system.is_peer else sys.executable
     with (
         tempfile.TemporaryDirectory() as name,
@@ -98,7 +98,10 @@ def compare(system: System, config: CompareConfig) -> Column:
 
 
 def _prepare(worker: Worker, directory: Path, seed: int) -> Bench:
-    """Write and read undamaged data, and take the time."""
+    """Write and read undamaged data, and measure the time.
+
+    Raises RuntimeError when the rows that are read differ from those written.
+    """
     truth = Counter(fingerprint(make_row(seed, row_id)) for row_id in range(NUM_ROWS))
     pristine = directory / "pristine"
     warm_up, written = (worker.write(path, timeout_s=_FIRST_TIMEOUT_S) for path in (directory / "warm-up", pristine))
@@ -117,7 +120,7 @@ def _prepare(worker: Worker, directory: Path, seed: int) -> Bench:
 
 
 def _flip(bench: Bench, column: Column, config: CompareConfig, progress: Progress) -> None:
-    """One flip after the other, through the files in turn."""
+    """Run the flip trials, going through the files in turn."""
     rng = np.random.default_rng([config.seed, 1])
     files = sorted(path.relative_to(bench.pristine) for path in bench.pristine.rglob("*") if path.is_file())
     files = [file for file in files if (bench.pristine / file).stat().st_size]
@@ -144,7 +147,7 @@ def _kill(bench: Bench, column: Column, config: CompareConfig, progress: Progres
 
 
 def report(columns: Sequence[Column]) -> str:
-    """The configurations and the four tables, in Markdown."""
+    """Return the configurations and the four tables, in Markdown."""
     return "\n\n".join(
         [
             "\n".join(_describe(column) for column in columns),
@@ -166,7 +169,7 @@ def _describe(column: Column) -> str:
 
 
 def _table(title: str, columns: Sequence[Column], outcomes: Sequence[str], counters: Sequence[Counter[str]]) -> str:
-    """A row for each outcome that any system had; an empty cell is a system that is not installed."""
+    """Return a table with a row for each outcome of any system. Cells of a system that is not installed are empty."""
     rows = [
         [outcome, *("" if c.versions is None else str(n[outcome]) for c, n in zip(columns, counters, strict=True))]
         for outcome in outcomes
