@@ -1,5 +1,8 @@
-"""Refuse writes at every step. A run must end with one clear error and publish no half. A rerun must end with the same
-bytes as an undisturbed run."""
+"""Refuse writes at every step.
+
+A run must end with one clear error and leave nothing half published. A rerun must end with the bytes of an undisturbed
+run.
+"""
 
 from __future__ import annotations
 

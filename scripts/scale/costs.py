@@ -254,8 +254,8 @@ def precompute_limits(a: Assumptions) -> list[Limit]:
 def training_limits(a: Assumptions) -> list[Limit]:
     """Return the demand and supply of each resource for a box that trains a student on all GPUs, scarcest first.
 
-    Each GPU has one rank. A rank decodes its share of the record batches and hashes every shard. From a URL each rank is
-    counted as fetching every shard, an upper bound: processes of one machine share what one of them has fetched.
+    Each GPU has one rank. A rank decodes its share of the record batches and hashes every shard. From a URL, the model
+    counts a fetch of every shard by every rank. This is an upper bound: processes of one machine share fetched shards.
     """
     tokens_per_s = a.gpus_per_box * student_tokens_per_s(a)
     decoded_per_s = tokens_per_s / min(a.gpus_per_box, STRANDS)
