@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes .venv once and installs the project with pinned versions.
+# Sourced by demo.sh and test.sh. Make .venv once and install the project with pinned versions.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {

@@ -1,1 +1,1 @@
-"""Speed, memory and bytes as ratios measured side by side in one process: python -m scripts.bench NAME."""
+"""Benchmarks: ratios of time, memory and bytes to references measured beside ours. Run python -m scripts.bench NAME."""

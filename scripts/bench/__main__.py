@@ -1,4 +1,4 @@
-"""Measure what this project does against its reference, side by side, and print the ratios.
+"""Measure this project and a reference side by side, and print the ratios.
 
 python -m scripts.bench loss
 python -m scripts.bench all --size tiny --json
@@ -23,7 +23,10 @@ from storage.errors import ConfigError
 
 
 def main() -> None:
-    """Run the benchmarks that were asked for."""
+    """Run the chosen benchmarks and print their results.
+
+    Raises ConfigError for --device cuda when PyTorch finds no CUDA device.
+    """
     config = tyro.cli(BenchConfig, prog="python -m scripts.bench")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
@@ -42,7 +45,7 @@ def main() -> None:
 
 
 def run_bench(name: str, config: BenchConfig) -> Iterator[Comparison]:
-    """The comparisons of one benchmark; each is a module of this package with a function `run`."""
+    """Return the comparisons of one benchmark, which `run` of the module scripts.bench.NAME yields."""
     comparisons: Iterator[Comparison] = importlib.import_module(f"scripts.bench.{name}").run(config)
     return comparisons
 

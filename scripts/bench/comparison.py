@@ -1,4 +1,4 @@
-"""One ratio with what it was made of."""
+"""One ratio and the values that it was computed from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Ours against a reference, each measured once a round; `ratios` are taken within rounds.
+    """Our value and a reference's, each measured once a round. A ratio is taken within each round.
 
-    `target`: what the ratio is to be, at most, or at least with `more_is_better`; None when there is none.
+    target: the largest ratio that meets the target, or the smallest with `more_is_better`; None means no target.
     """
 
     what: str
@@ -25,23 +25,23 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours / reference, round by round."""
+        """Our value divided by the reference's, for each round."""
         return [a / b for a, b in zip(self.our_values, self.reference_values, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """The median over rounds."""
+        """The median of `ratios`."""
         return median(self.ratios)
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the ratio reaches its target."""
+        """Whether the ratio meets its target. None when it has no target."""
         if self.target is None:
             return None
         return self.ratio >= self.target if self.more_is_better else self.ratio <= self.target
 
     def as_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dictionary for JSON, with medians, ratio, range and target."""
         return {
             "what": self.what,
             "ours": self.ours,

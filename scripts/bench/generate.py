@@ -1,8 +1,8 @@
-"""Texts and candidates of a teacher in tokens per second, against `generate` of transformers.
+"""Measure how many tokens per second a teacher generates as texts and candidates, against `generate` of transformers.
 
-Both sides get the same prompts of mixed lengths and as many rows at a time; `generate` gets them in the order given,
-left-padded, with its own default cache. A text's tokens count up to its end of text. Ours is measured as precompute
-runs it, from prompts to record batches with log-probabilities and scores.
+Both sides get the same prompts of mixed lengths and the same number of rows at a time. `generate` gets the prompts in
+the order given, left-padded, and uses its default cache. Tokens count up to the end of a text. Ours is measured as
+precompute runs it, from prompts to record batches with log-probabilities and scores.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Generate = Callable[["Work"], Texts]
 
 _TARGET = 1.5
 _NUM_BEAMS = 4
-# The last hidden state is moved this far along an axis of its own, which one token's row of the head answers to.
+# Offset of the last hidden state along the first axis. Only the head's row of the end-of-text token reads that axis.
 _OFFSET = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is generated; a search has _NUM_BEAMS rows."""
+    """How much to generate. A beam search takes _NUM_BEAMS rows."""
 
     shape: dict[str, int]
     longest_prompt: int
@@ -63,7 +63,7 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One teacher as precompute loads it, the same as transformers does, and prompts for both."""
+    """A teacher loaded by precompute, the same model loaded by transformers, and prompts for both."""
 
     config: PrecomputeConfig
     teacher: Teacher
@@ -73,7 +73,7 @@ class Work:
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Samples that end early, samples that do not, and beams; float32 has the targets, bfloat16 is information."""
+    """Compare samples that end early, samples of full length, and beams. Only float32 has targets."""
     size = SIZES[config.size]
     with tempfile.TemporaryDirectory() as directory:
         plain, ending = Path(directory) / "plain", Path(directory) / "ending"
@@ -91,13 +91,14 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
 
 def save_ending_teacher(directory: Path, size: Size) -> None:
-    """A teacher whose texts end after about a third of max_new_tokens, as geometric lengths do."""
+    """Save a teacher whose texts end after about a third of max_new_tokens, with geometrically distributed lengths."""
     save_random_teacher(directory, **size.shape)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     eos = transformers.AutoTokenizer.from_pretrained(directory).eos_token_id
     probability = 3 / size.max_new_tokens
     head_VD = model.get_output_embeddings().weight
-    # Hidden states are normal after the last layer norm, so logits are too, with variance σ²: E exp = exp(σ² / 2).
+    # After the last layer norm hidden states are normal. So the logits are normal with variance σ², and
+    # E exp(logit) = exp(σ² / 2).
     variance = float(head_VD.detach().var()) * head_VD.shape[1]
     logit = math.log(probability / (1 - probability)) + math.log(head_VD.shape[0]) + variance / 2
     with torch.no_grad():
@@ -109,7 +110,7 @@ def save_ending_teacher(directory: Path, size: Size) -> None:
 
 
 def prepare(directory: Path, size: Size, device: str, dtype: Dtype, num_prompts: int) -> Work:
-    """Load a teacher twice and make prompts of 1 to longest_prompt tokens."""
+    """Load the teacher on both sides and make prompts of 1 to longest_prompt tokens."""
     config = PrecomputeConfig(
         teacher=str(directory),
         data="",
@@ -122,7 +123,7 @@ def prepare(directory: Path, size: Size, device: str, dtype: Dtype, num_prompts:
     )
     teacher = load_teacher(config)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
-    # What is not said in a call must not come from settings shipped with a checkpoint.
+    # Settings that a call does not name must not come from the checkpoint.
     model.generation_config = GenerationConfig()
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, size.longest_prompt + 1, num_prompts)
@@ -132,7 +133,7 @@ def prepare(directory: Path, size: Size, device: str, dtype: Dtype, num_prompts:
 
 
 def our_samples(work: Work) -> Texts:
-    """A text for each prompt, as precompute draws and stores them."""
+    """Return a text for each prompt, drawn and stored as precompute does it."""
     schema = samples.schema(work.teacher.vocab_size)
     producer = SamplesProducer(work.teacher, work.config, _prompt_sets(work), schema)
     batches = producer.record_batches("train", 0, len(work.prompts), RECORD_BATCH_ROWS)
@@ -140,7 +141,7 @@ def our_samples(work: Work) -> Texts:
 
 
 def their_samples(work: Work) -> Texts:
-    """A text for each prompt by `generate`."""
+    """Return a text for each prompt, drawn by `generate`."""
     settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0)
     return [
         text
@@ -150,7 +151,7 @@ def their_samples(work: Work) -> Texts:
 
 
 def our_beams(work: Work) -> Texts:
-    """The candidates of each prompt, best first, as precompute finds and stores them."""
+    """Return the candidates of each prompt, best first, found and stored as precompute does it."""
     schema = beams.schema(work.teacher.vocab_size)
     producer = BeamsProducer(work.teacher, work.config, _prompt_sets(work), schema)
     batches = producer.record_batches("train", 0, len(work.prompts), RECORD_BATCH_ROWS)
@@ -159,7 +160,7 @@ def our_beams(work: Work) -> Texts:
 
 
 def their_beams(work: Work) -> Texts:
-    """The candidates of each prompt by `generate`, with the scores that a cache needs."""
+    """Return the candidates of each prompt, found by `generate` with the scores that a cache needs."""
     settings = GenerationConfig(
         num_beams=_NUM_BEAMS,
         num_return_sequences=_NUM_BEAMS,
@@ -176,7 +177,7 @@ def their_beams(work: Work) -> Texts:
 
 
 def _generate(work: Work, prompts: Texts, settings: GenerationConfig) -> Texts:
-    """Left-padded prompts through `generate`; each row up to its end of text."""
+    """Run `generate` on left-padded prompts. Return each row's new tokens up to its end of text."""
     ids, is_token = (work.teacher.to_device(array) for array in left_pad(prompts))
     eos = work.teacher.tokenizer.eos_token_id
     settings.update(max_new_tokens=work.config.samples.max_new_tokens, eos_token_id=eos, pad_token_id=eos)

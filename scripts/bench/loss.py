@@ -1,6 +1,7 @@
-"""Sparse distillation from hidden states against PyTorch's next-token loss on full logits, behind one head.
+"""Measure the sparse distillation loss against PyTorch's next-token loss on full logits, with the same head.
 
-Both sides go forward and backward and end with the gradients of hidden states and head weight.
+Both sides start from hidden states, run forward and backward, and end with the gradients of hidden states and head
+weight.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _REFERENCE = "cross-entropy on full logits"
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """positions N, width d, vocabulary V; `top_k` of the target whose tail is one number."""
+    """Positions N, width d and vocabulary V. `top_k` is the head size of the targets whose tail is one number."""
 
     positions: int
     width: int
@@ -48,7 +49,7 @@ SHAPES = {
 
 
 class Head:
-    """Hidden states and head weight as leaves, and the labels of every position."""
+    """Random hidden states [N, d] and head weight [V, d], as leaves of the autograd graph."""
 
     def __init__(self, shape: Shape, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -57,13 +58,13 @@ class Head:
         self._weight = weight.to(device).requires_grad_()
 
     def reference(self, label_ids: Tensor, is_half: bool = False) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean next-token loss by autograd."""
+        """Return the gradients of the mean next-token loss by autograd."""
         with self._autocast(is_half):
             total = F.cross_entropy(self._hidden @ self._weight.T, label_ids)
         return self._gradients(total)
 
     def ours(self, targets: SparseTargets, loss: HeadLoss, is_half: bool = False) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean of the weighted losses."""
+        """Return the gradients of the mean of the weighted losses."""
         with self._autocast(is_half):
             total = fused_head_loss(self._hidden, self._weight, targets, loss)[0] / len(targets)
         return self._gradients(total)
@@ -77,7 +78,7 @@ class Head:
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Time and memory of both kinds of target, and time in bfloat16 for information."""
+    """Compare time and memory of both kinds of targets, and time in bfloat16, which has no target."""
     if config.device == "cpu":
         use_fast_matmul()
     shape = SHAPES[config.size]
@@ -116,12 +117,12 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
 
 def make_targets(shape: Shape, top_k: int, tail_weight: float | None, device: str) -> SparseTargets:
-    """Targets of `shape.positions` positions, decoded as training decodes them."""
+    """Return targets of `shape.positions` positions, decoded as training decodes them."""
     block_size = 64
     with tempfile.TemporaryDirectory() as scratch:
         cache = write_soft_targets_cache(
             Path(scratch) / "cache",
-            -(-2 * shape.positions // block_size),  # some targets stand where documents meet and are not valid
+            -(-2 * shape.positions // block_size),  # targets where two documents meet are not valid
             block_size,
             shape.vocab_size,
             top_k=top_k,
@@ -133,7 +134,7 @@ def make_targets(shape: Shape, top_k: int, tail_weight: float | None, device: st
 
 
 def forward_kl(*, is_unbiased: bool, soft_weight: float = 1.0, label_weight: float = 0.1) -> HeadLoss:
-    """Forward KL, by default with the trainer's own weights."""
+    """Return the forward KL loss, by default with the trainer's weights."""
     return HeadLoss(
         divergence="forward_kl",
         unbiased=is_unbiased,

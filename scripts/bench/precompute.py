@@ -1,7 +1,7 @@
-"""The whole soft-target pass against the model's bare forward pass on the same tokens.
+"""Measure the whole soft-target pass against the bare forward pass of the model on the same tokens.
 
 Ours: forward pass, sparse targets, encoding, checks, compression, writing, hashing and fsync of a shard. The
-reference is `model(input_ids).logits` of a model loaded by transformers and left as it is.
+reference is `model(input_ids).logits` of an unmodified model of transformers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Sizes:
     num_blocks: int
     batch_tokens: int
     document_tokens: int
-    """Length of the documents of the packed variant."""
+    """Length of the documents that the packed variant packs into blocks."""
 
 
 _SIZES = {
@@ -61,7 +61,7 @@ _SIZES = {
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Time per token in float32 and bfloat16, and peak memory."""
+    """Compare time per token and peak memory, in float32 and bfloat16."""
     sizes = _SIZES[config.size]
     with tempfile.TemporaryDirectory() as directory:
         for dtype in ("float32", "bfloat16"):
@@ -80,7 +80,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
 
 class _Bench:
-    """One dtype: the teacher as a run has it, and the bare model."""
+    """The teacher as precompute loads it and the bare model, both in one dtype."""
 
     def __init__(
         self, config: BenchConfig, sizes: _Sizes, options: PrecomputeConfig, teacher: Teacher, bare: Any, work: Path
@@ -90,7 +90,7 @@ class _Bench:
         self._shard_numbers = itertools.count()
 
     def times(self, dtype: str) -> Iterator[Comparison]:
-        """Seconds per token of ours and of the bare model."""
+        """Compare the microseconds per token of our pass and of the bare model."""
         whole, packed = (self._blocks(n) for n in (self._sizes.block_size + 1, self._sizes.document_tokens))
         variants: dict[str, Callable[[], object]] = {
             name: self._pass(whole, settings) for name, settings in _SETTINGS.items()
@@ -113,7 +113,7 @@ class _Bench:
             )
 
     def memory(self, dtype: str) -> Iterator[Comparison]:
-        """Peak bytes beyond the weights, of ours and of the naive way."""
+        """Compare the peak memory beyond the weights, in MB, of our pass and of top-k over full log-probabilities."""
         blocks = self._blocks(self._sizes.block_size + 1)
         actions = {name: self._pass(blocks, settings) for name, settings in _SETTINGS.items()}
         actions["naive"] = functools.partial(self._naive_pass, blocks)
@@ -133,7 +133,7 @@ class _Bench:
             )
 
     def _blocks(self, document_tokens: int) -> Blocks:
-        """Blocks of random tokens in documents of one length."""
+        """Return blocks of random tokens in documents of `document_tokens` tokens."""
         directory = self._work / f"tokens-{document_tokens}"
         writer = TokenWriter(directory, np.uint16)
         rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ class _Bench:
         return Blocks(writer.close(), self._sizes.block_size)
 
     def _pass(self, blocks: Blocks, settings: SoftTargetsConfig) -> Callable[[], object]:
-        """A shard of `blocks` as a run makes it."""
+        """Return an action that makes a shard of `blocks` as precompute does."""
         options = dataclasses.replace(self._options, soft_targets=settings)
         schema = soft_targets.schema(self._teacher.vocab_size, options.block_size)
         producer = SoftTargetsProducer(self._teacher, options, {"train": blocks}, schema)

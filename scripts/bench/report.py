@@ -1,4 +1,4 @@
-"""Comparisons as a table for people or a document for programs, with the machine they were taken on."""
+"""Show comparisons and the machine that they were measured on, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.support.report import in_one_line
 
 
 def render(name: str, comparisons: list[Comparison], peak_bytes: int, facts: dict[str, Any]) -> str:
-    """One benchmark as a table."""
+    """Return one benchmark as a table."""
     rows = [("what", "ours", "reference", "ratio", "(range)", "target", "")]
     for c in comparisons:
         target = "" if c.target is None else f"{'≥' if c.more_is_better else '≤'} {c.target:g}"
@@ -32,7 +32,7 @@ def render(name: str, comparisons: list[Comparison], peak_bytes: int, facts: dic
 
 
 def as_json(results: dict[str, tuple[list[Comparison], int]], facts: dict[str, Any]) -> str:
-    """All benchmarks of a run as one document."""
+    """Return all benchmarks of a run as one JSON document."""
     benches = {
         name: {"comparisons": [c.as_record() for c in comparisons], "peak_bytes": peak_bytes}
         for name, (comparisons, peak_bytes) in results.items()

@@ -1,14 +1,14 @@
-"""How time and memory grow with a cache: caches of 1, 10 and 100 times as many shards, each shard alike.
+"""Measure how time and memory grow with a cache: caches of 1, 10 and 100 times as many shards of equal size.
 
-- verify: verify_cache, which reads every byte; per shard.
-- resume: what precompute does over a cache that is already whole, without the teacher: begin_or_resume, every commit
-  record, finish; per shard.
-- open: open_cache alone, which reads the manifest; per shard.
-- first batch: open_cache, RowStream and its first batch, which is what a training run waits for; as a whole.
+- verify: verify_cache, which reads every byte. Time per shard.
+- resume: what precompute does on a finished cache, without the teacher: begin_or_resume, every commit record, finish.
+  Time per shard.
+- open: open_cache, which reads the manifest. Time per shard.
+- first batch: open_cache, RowStream and its first batch, which a training run waits for. Total time.
 
-Peak memory is what a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
+Peak memory is the memory that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
 
-The operating system holds all files in memory, as after writing them.
+All files are in the page cache, because they have just been written.
 """
 
 from __future__ import annotations
@@ -29,29 +29,32 @@ from storage.records.commits import read_plan
 from storage.writing.directory_destination import DirectoryDestination
 
 _TIMES = (1, 10, 100)
-# Largest ratios of seconds per shard or bytes, and of seconds.
+# Largest allowed ratios: of seconds per shard and of bytes, and of total seconds.
 _FLAT, _CONSTANT = 1.2, 1.5
-# Small caches are gone through more often, so that what is timed takes longer than the clock's noise.
+# Read small caches several times, so that the measured time is longer than the clock's noise.
 _LEAST_SHARDS_TIMED = 40
 _NUM_DISTINCT_BATCHES = 8
 _BATCH_ROWS = 8
 
 Action = Callable[[Path], object]
-"""What is done with the cache in a directory."""
+"""An action on the cache in a directory."""
 
 Caches = dict[int, Path]
-"""Directories of caches by how many times the smallest one's shards they have."""
+"""Directories of caches. The key is the number of shards as a multiple of the smallest cache's."""
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Times per shard where all shards are read, as a whole where few are, and memory."""
+    """Compare times per shard where all shards are read, total time where few are read, and memory."""
     num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
     with tempfile.TemporaryDirectory() as directory:
         yield from compare(make_caches(Path(directory), num_shards, block_size), num_shards, config.rounds)
 
 
 def compare(caches: Caches, num_shards: int, rounds: int) -> Iterator[Comparison]:
-    """The largest of `caches` against the smallest, which has `num_shards` shards."""
+    """Compare the largest of `caches` with the smallest, which has `num_shards` shards.
+
+    Memory is compared with the second smallest.
+    """
     of_all_shards: dict[str, Action] = {"verify": verify, "resume": resume, "open": open_cache}
     for what, action in of_all_shards.items():
         yield _per_shard(what, action, caches, num_shards, rounds)
@@ -61,7 +64,7 @@ def compare(caches: Caches, num_shards: int, rounds: int) -> Iterator[Comparison
 
 
 def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:
-    """Caches whose shards hold one record batch each."""
+    """Write caches whose shards hold one record batch each."""
     caches = {times: directory / f"{times}x" for times in _TIMES}
     for times, path in caches.items():
         write_soft_targets_cache(
@@ -76,12 +79,12 @@ def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:
 
 
 def verify(path: Path) -> None:
-    """Check everything; nothing may be wrong."""
+    """Verify the cache. It must have no problems."""
     assert not verify_cache(path).problems
 
 
 def resume(path: Path) -> None:
-    """Find every shard committed, and finish again."""
+    """Find every shard committed, and write the manifest again."""
     destination = DirectoryDestination(path)
     identity = destination.begin_or_resume(read_plan(path))
     assert all(destination.read_commit(key) is not None for key in identity.planned_keys())
@@ -89,18 +92,18 @@ def resume(path: Path) -> None:
 
 
 def first_batch(path: Path) -> Iterator[object]:
-    """Open a cache and read its first batch; the stream, which reads ahead until it is let go."""
+    """Open a cache and read its first batch. Return the stream, which reads ahead until it is released."""
     batches = RowStream(open_cache(path), "soft_targets", "train", batch_rows=_BATCH_ROWS, seed=0).batches()
     next(batches)
     return batches
 
 
 def _per_shard(what: str, action: Action, caches: Caches, num_shards: int, rounds: int) -> Comparison:
-    def often(times: int) -> None:
+    def repeat(times: int) -> None:
         for _ in range(_repetitions(times, num_shards)):
             action(caches[times])
 
-    seconds = interleaved_seconds({str(times): functools.partial(often, times) for times in caches}, rounds)
+    seconds = interleaved_seconds({str(times): functools.partial(repeat, times) for times in caches}, rounds)
     per_shard = {
         times: [1e3 * s / (times * num_shards * _repetitions(times, num_shards)) for s in seconds[str(times)]]
         for times in caches
@@ -124,13 +127,13 @@ def _first_batch(caches: Caches, rounds: int) -> Comparison:
 
 
 def _memory(what: str, action: Action, caches: Caches, rounds: int) -> Comparison:
-    """The larger two: in the smallest, what a library allots once counts most."""
+    """Compare the two larger caches. In the smallest, memory that libraries allocate once would dominate."""
     megabytes = {times: _peaks_beyond_records(action, caches[times], rounds) for times in _TIMES[1:]}
     return _grown(f"{what}: peak memory beyond records", megabytes, "MB", _FLAT)
 
 
 def _peaks_beyond_records(action: Action, path: Path, rounds: int) -> list[float]:
-    """Megabytes above what opening the cache takes, round by round."""
+    """Return the peak megabytes of each round, minus the peak of opening the cache."""
     peaks, records = (
         [peak_extra_bytes(functools.partial(act, path)) for _ in range(rounds)] for act in (action, open_cache)
     )
@@ -138,7 +141,7 @@ def _peaks_beyond_records(action: Action, path: Path, rounds: int) -> list[float
 
 
 def _grown(what: str, values: dict[int, list[float]], unit: str, target: float) -> Comparison:
-    """The largest cache against the smallest one that was measured."""
+    """Return the comparison of the largest cache with the smallest one in `values`."""
     smallest, largest = min(values), max(values)
     return Comparison(
         what=what,

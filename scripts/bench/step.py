@@ -1,8 +1,8 @@
-"""A whole optimiser step on cached targets, as training makes it, against one on labels alone through transformers.
+"""Measure a whole training step on cached targets against a step on labels alone through transformers.
 
-Both sides step the same model with the same optimiser, clipping and precision. Ours reads, verifies and
-decodes its rows; the reference finds its tokens in memory. The second reference is what transformers would
-make of the same sizes by its own defaults: another activation kernel, attention and dropout.
+Both sides train the same model with the same optimiser, clipping and precision. Ours reads, verifies and decodes its
+rows. The reference has its tokens in memory. A second reference is a model of the same size with transformers'
+defaults: another activation kernel, attention and dropout.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from student.training.schedule import make_optimizer
 
 _TARGET = 0.95
 _OURS, _REFERENCE, _DEFAULTS = "cached targets", "labels alone", "labels alone, transformers' defaults"
-# More than one group of shards, so that each is opened, hashed and read again as in a cache of any size.
+# More than one group of shards, so that groups are opened, hashed and read again as in a larger cache.
 _NUM_SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Blocks of a step."""
+    """The student's preset, and the size of a step."""
 
     preset: str
     vocab_size: int
@@ -55,7 +55,7 @@ SHAPES = {
 
 
 class OurStep:
-    """Steps of the trainer's learner on rows of the trainer's stream."""
+    """Training steps as the trainer runs them: its learner on rows of its stream."""
 
     def __init__(self, cache: Cache, shape: Shape, device: torch.device) -> None:
         config = TrainConfig(
@@ -67,13 +67,13 @@ class OurStep:
         self._steps = itertools.count()
 
     def __call__(self) -> dict[str, Tensor]:
-        """Losses of the next step."""
+        """Run the next step and return its losses."""
         losses, _ = self.learner.step(next(self._steps), {"soft_targets": next(self._batches).rows})
         return losses
 
 
 class LabelStep:
-    """Steps of a model as transformers documents them: its own loss, clipping, AdamW."""
+    """Training steps as transformers documents them: the model's own loss, clipping, AdamW."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class LabelStep:
         self._input_ids_NT, self._max_gradient_norm = input_ids_NT, max_gradient_norm
 
     def __call__(self) -> Tensor:
-        """The loss of the next step."""
+        """Run the next step and return its loss."""
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast:
             loss: Tensor = self._model(input_ids=self._input_ids_NT, labels=self._input_ids_NT).loss
@@ -98,7 +98,7 @@ class LabelStep:
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Seconds of a step for each shape."""
+    """Compare the seconds of a step, for each shape."""
     device = choose_device(config.device)
     for shape in SHAPES[config.size]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -106,13 +106,13 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
 
 def make_cache(directory: Path, shape: Shape) -> Cache:
-    """A cache that is read through in some steps."""
+    """Write a cache small enough that a few steps read all of it."""
     num_blocks = _NUM_SHARDS * RECORD_BATCH_ROWS
     return write_soft_targets_cache(directory, num_blocks, shape.block_size, shape.vocab_size, num_shards=_NUM_SHARDS)
 
 
 def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, OurStep | LabelStep]:
-    """Ours, the reference on the same model, and one by transformers' defaults."""
+    """Return our step, the reference's on the same model, and the step of a model with transformers' defaults."""
     ours = OurStep(cache, shape, device)
     learner = ours.learner
     autocast, norm = learner.objective.autocast(), learner.config.max_gradient_norm

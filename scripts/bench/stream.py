@@ -1,9 +1,9 @@
-"""Shuffled, verified, decompressed blocks as tensors ready for the loss: our reader beside other storage formats'.
+"""Measure our reader against other storage formats, from files to shuffled blocks as tensors ready for the loss.
 
-All systems store the same rows, shuffle in their usual way and end in the same tensors. Each reads in a process of its
-own that stays, and they take turns; the peers, of which the project does not depend, in an environment of their own.
-Of theirs only mosaicml-streaming could validate hashes, and does not by default. It keeps an unpacked copy of what it
-has read, so that its later epochs read no compressed files.
+All systems store the same rows, shuffle in their usual way and return the same tensors. Each system reads in a separate
+process that stays alive, and the systems take turns. The other libraries are no dependencies of the project, so they
+run in another environment. Ours verifies hashes. Of the others only mosaicml-streaming can, but does not by default. It
+keeps an unpacked copy of the shards that it has read, so its later epochs read no compressed files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from scripts.support.child import Child
 from scripts.support.environment import default_directory, peers_python
 
 _VOCAB_SIZE = 50_257
-# Blocks, targets in a block, shards: an epoch of one to a few seconds, and one group of shards of the default size.
+# Blocks, targets per block, shards. _EPOCH takes one to a few seconds; _DEFAULT_SHARDS is a group of shards of the
+# default size.
 _EPOCH = {"full": (2048, 1024, 4), "tiny": (64, 16, 2)}
 _DEFAULT_SHARDS = {"full": (8192, 1024, 4), "tiny": (64, 16, 4)}
 _LEAST_SPEED_RATIO, _MOST_SECONDS, _MOST_MEMORY_RATIO = 1.5, 0.3, 1.05
 
 
 class StreamReader(Child):
-    """A process that reads with one system until this is closed; it answers what scripts/bench/stream_worker.py can."""
+    """A process that reads with one system until `close` is called. It runs scripts/bench/stream_worker.py."""
 
     def __init__(self, system: StreamSystem, python: str, directory: Path, work_dir: Path) -> None:
         self.system, self.directory = system, directory
@@ -43,7 +44,7 @@ class StreamReader(Child):
 
 @dataclass(kw_only=True)
 class _Figures:
-    """Tokens per second of one system, round by round."""
+    """Tokens per second in first and later epochs and seconds to the first batch of one system, round by round."""
 
     reader: StreamReader
     first: list[float] = field(default_factory=list)
@@ -52,13 +53,13 @@ class _Figures:
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Tokens per second, seconds to the first batch, memory over epochs, bytes."""
+    """Compare tokens per second, seconds to the first batch, peak memory over epochs, and bytes on disk."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         yield from compare(open_readers(config, Path(name), stack), config, Path(name))
 
 
 def compare(readers: list[StreamReader], config: BenchConfig, work_dir: Path) -> Iterator[Comparison]:
-    """The first of the readers, which is ours, against the others; they take turns."""
+    """Compare the first reader, which is ours, with the others. The readers take turns."""
     figures = [_Figures(reader=reader) for reader in readers]
     for turn in range(config.rounds):
         for one in figures[:: -1 if turn % 2 else 1]:
@@ -73,7 +74,7 @@ def compare(readers: list[StreamReader], config: BenchConfig, work_dir: Path) ->
 
 
 def open_readers(config: BenchConfig, work_dir: Path, stack: ExitStack) -> list[StreamReader]:
-    """A reader for each system that is installed, ours first, all with the same rows, and each has run once."""
+    """Return a reader for each installed system, ours first. All store the same rows, and each has read one epoch."""
     num_blocks, block_size, num_shards = _EPOCH[config.size]
     write_soft_targets_cache(work_dir / OURS.folder, num_blocks, block_size, _VOCAB_SIZE, num_shards=num_shards)
     python = config.peers_python or peers_python(default_directory())
@@ -132,7 +133,7 @@ def _speeds(ours: _Figures, peers: list[_Figures]) -> Iterator[Comparison]:
 
 
 def _first_batch_of_default_shards(config: BenchConfig, work_dir: Path) -> Comparison:
-    """Against the limit, of a cache whose shards are as large as precompute makes them."""
+    """Compare the time to the first batch with its limit, on shards of precompute's default size."""
     num_blocks, block_size, num_shards = _DEFAULT_SHARDS[config.size]
     directory = work_dir / "default-shards"
     write_soft_targets_cache(directory, num_blocks, block_size, _VOCAB_SIZE, num_shards=num_shards)
@@ -162,7 +163,7 @@ def _first_batches(ours: _Figures, peers: list[_Figures]) -> Iterator[Comparison
 
 
 def _memory(ours: StreamReader, rounds: int) -> Comparison:
-    """Peaks of the whole process in the first and the third epoch of one opening."""
+    """Compare the process's peak memory in the third epoch with the first, without reopening the cache."""
     peaks = []
     for _ in range(rounds):
         peaks.append([ours.ask(do=do)["peak_bytes"] for do in ("first_epoch", "later_epoch", "later_epoch")])

@@ -1,6 +1,6 @@
-"""How each storage format holds blocks with sparse targets, and hands them out shuffled, as tensors ready for the loss.
+"""Writers and readers of blocks with sparse targets in each storage format. Readers shuffle and return tensors.
 
-Importing this module imports nothing that a peer needs. Every system ends in the same function of
+Importing this module does not import the other libraries. Every reader makes its tensors with the same function of
 student.losses.batches.
 """
 
@@ -28,32 +28,35 @@ from student.losses.batches import BlockBatch, block_batch, block_tensors
 BATCH_ROWS = 16
 _TAIL_WEIGHT = 1 / 32
 _SHARD_BYTES = 64 << 20
-# What the peers' own documentation shows.
+# Sizes of the shuffle buffer, in rows, from the documentation of webdataset and datasets.
 _WEB_SHUFFLED_ROWS, _PARQUET_SHUFFLED_ROWS = 1000, 1000
 _NUM_FILES = 4
 
 Epochs = Iterator[Iterator[BlockBatch]]
-"""Epoch after epoch, each its batches."""
+"""An endless sequence of epochs. Each epoch is an iterator of batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSystem:
-    """epochs(directory, scratch) opens what write(directory, cache) stored of a cache's rows."""
+    """A storage format in one configuration.
+
+    write(directory, cache): stores the rows of the cache. epochs(directory, scratch): opens them and yields epochs.
+    """
 
     name: str
     folder: str
-    """Systems that read the same files name the same."""
+    """Directory of the files. Systems that read the same files have the same folder."""
     needs: str
-    """What has to be importable."""
+    """Module that must be importable."""
     write: Callable[[Path, Cache], None]
     epochs: Callable[[Path, Path], Epochs]
     is_peer: bool = True
-    """Its requirements exclude ours."""
+    """Whether its requirements conflict with ours, so that it runs in the other environment."""
     is_compressed: bool = True
 
 
 def row_set(cache: Cache) -> RowSet:
-    """Rows of the cache, each as the arrays that a user of another format would store."""
+    """Return the rows of the cache, each as the arrays that a user of another format would store."""
     rows_per_batch = cache.identity.record_batch_rows
     batches = list(_stored(cache))
 
@@ -66,7 +69,7 @@ def row_set(cache: Cache) -> RowSet:
 
 
 def ready(rows: list[Row]) -> BlockBatch:
-    """Rows of a peer to tensors, by the way that rows of a cache take."""
+    """Turn rows of another library into tensors with the function that rows of a cache use."""
     arrays = {name: [row[name] for row in rows] for name in ARRAY_TYPES}
     blocks = {name: np.stack(arrays[name]) for name in ARRAY_TYPES.keys() - {"ids", "logprobs", "segment_lengths"}}
     counts = {name: blocks.pop(name).astype(np.int64) for name in ("head_size", "tail_size")}
@@ -107,7 +110,7 @@ def _our_epochs(directory: Path, scratch: Path) -> Epochs:
 
 
 def _write_nothing(directory: Path, cache: Cache) -> None:
-    """Our own reader reads the cache itself."""
+    """Write nothing: our reader reads the cache itself."""
 
 
 def _write_mosaic(directory: Path, cache: Cache) -> None:
@@ -128,7 +131,7 @@ def _lit_epochs(directory: Path, scratch: Path, **settings: Any) -> Epochs:
 
 
 def _write_web(directory: Path, cache: Cache) -> None:
-    """Tar files of one zstd frame a row: the lengths of its arrays, then their bytes."""
+    """Write tar files with one zstd frame per row: the lengths of its arrays, then their bytes."""
     compress = import_module("zstandard").ZstdCompressor(level=3).compress
     rows = row_set(cache)
     directory.mkdir(parents=True)
@@ -198,7 +201,7 @@ def _from_tables(tables: Iterable[pa.Table]) -> Iterator[BlockBatch]:
 
 
 def _peer(name: str, needs: str, write: Callable[[Path, Cache], None], epochs: Callable[..., Epochs]) -> Any:
-    """A format read in the training process, and by two processes beside it."""
+    """Yield the format read in the training process, and the format read by two worker processes."""
     for suffix, settings in (("", {}), (", 2 workers", {"num_workers": 2})):
         yield StreamSystem(
             name=f"{name}{suffix}",

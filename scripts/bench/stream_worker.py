@@ -1,8 +1,8 @@
-"""Reads for one system in a process of its own, so that its libraries, threads and memory are its own.
+"""Read with one system in a separate process, so that systems do not share libraries, threads or memory.
 
     python -m scripts.bench.stream_worker SYSTEM DIRECTORY SCRATCH
 
-answers one request after the other, each a line of JSON on standard input and output.
+The process answers requests, each a line of JSON on standard input, with a line of JSON on standard output.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from student.losses.batches import BlockBatch
 
 
 class Reader:
-    """One system at work in one directory; each request is a method."""
+    """A reader of one system in one directory. Each method without an underscore answers a request."""
 
     def __init__(self, system: StreamSystem, directory: Path, scratch: Path) -> None:
         self._system, self._directory, self._scratch = system, directory, scratch
         self._epochs: Epochs = iter(())
 
     def write(self, cache: str) -> dict[str, Any]:
-        """Store the rows of the cache at this path."""
+        """Store the rows of the cache at path `cache`."""
         self._system.write(self._directory, open_cache(cache))
         return {}
 
     def first_batch(self) -> dict[str, Any]:
-        """Seconds from opening to the first batch."""
+        """Return the seconds from opening to the first batch."""
         started = self._open()
         next(next(self._epochs))
         return {"seconds": time.perf_counter() - started}
 
     def first_epoch(self) -> dict[str, Any]:
-        """An epoch, opening included."""
+        """Open and read an epoch. Return its seconds (opening included), tokens and peak bytes."""
         return self._epoch(self._open())
 
     def later_epoch(self) -> dict[str, Any]:
-        """The next epoch of what is open."""
+        """Read the next epoch without reopening. Return its seconds, tokens and peak bytes."""
         return self._epoch(time.perf_counter())
 
     def contents(self) -> dict[str, Any]:
-        """Of an epoch: sums that tell whether every row came once and whole, and the order of its first tokens."""
+        """Read an epoch. Return the rows' first tokens in order, and sums that show whether each row came once."""
         self._open()
         batches = list(next(self._epochs))
         return {
@@ -61,7 +61,7 @@ class Reader:
         }
 
     def _open(self) -> float:
-        """Open anew as in a new process, but for what is imported; when that began."""
+        """Open as in a new process, except that modules are already imported. Return the time at which it began."""
         self._epochs = iter(())
         gc.collect()
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -81,11 +81,11 @@ def _sums(batch: BlockBatch) -> Iterator[float]:
     for tensor in (batch.input_ids, batch.position_ids, batch.is_valid, targets.head_ids, targets.tail_ids):
         yield int(tensor.sum())
     for tensor in (targets.head_logprobs, targets.tail_logprob, batch.entropy, batch.label_logprob):
-        yield float(tensor.double().sum())  # exact in any order, for values are of float16
+        yield float(tensor.double().sum())  # exact in any order, because the values are float16
 
 
 def _keep_freed_memory() -> None:
-    """As in any training process: malloc no longer gives back what is freed once it has freed something large."""
+    """Free a large array once. After that malloc keeps freed memory, as it does in any training process."""
     np.empty(31 << 20, dtype=np.uint8)
 
 

@@ -1,12 +1,12 @@
-"""Writing soft targets on one core, from arrays to a published shard: encode, check, compress, hash, fsync, rename.
+"""Measure writing soft targets on one core, from arrays to a published shard.
 
-Against two others that store ids and logprobs of the same targets:
+Ours encodes, checks, compresses, hashes, fsyncs and renames. Two references store ids and logprobs of such targets:
 
 - DistillKit's encoder (arcee-ai/DistillKit, its packing of ids and polynomial fits of logprobs). Its figure, 19,000
-  tokens/s, is quoted and not measured here: run on two CPU cores with made-up logits in November 2026 it made 11 to
-  19 thousand. It encodes only; what stores the result comes on top.
-- Parquet with zstd as pyarrow writes it, measured in turn with ours: ids and unrounded float16 logprobs as lists per
-  target, and nothing else of a row; neither checked, nor hashed, nor forced onto the disk.
+  tokens/s, is quoted and not measured here. On two CPU cores with random logits it reached 11 to 19 thousand in
+  November 2026. It only encodes; storing the result takes more time.
+- Parquet with zstd as pyarrow writes it, measured in turn with ours. It holds ids and unrounded float16 logprobs as
+  lists per target and nothing else of a row. It does not check, hash or fsync.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _KINDS: dict[str, tuple[int, float | None]] = {"top 64, no draws": (64, None), "
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Rows as a producer hands them over, one entry per record batch, and the cache that they are for."""
+    """Rows as a producer yields them, one entry per record batch, and the identity of their cache."""
 
     identity: CacheIdentity
     rows: list[SoftTargetRows]
 
     @property
     def num_tokens(self) -> int:
-        """Targets, written or masked."""
+        """Number of targets, written or masked."""
         return sum(rows.head_size.size for rows in self.rows)
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Each kind of targets against both references."""
+    """Compare each kind of targets with both references."""
     num_batches, block_size, vocab_size = (8, 1024, 50_257) if config.size == "full" else (2, 32, 300)
     with tempfile.TemporaryDirectory() as directory, _one_arrow_thread():
         for name, (top_k, tail_weight) in _KINDS.items():
@@ -62,7 +62,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
 
 def write_ours(targets: Targets, directory: Path) -> Path:
-    """Write the targets as a shard of a cache; its file."""
+    """Write the targets as a shard of a cache and return its file."""
     path = directory / _KEY.path
     path.unlink(missing_ok=True)
     schema, mantissa_bits = targets.identity.schema("soft_targets"), targets.identity.mantissa_bits
@@ -72,7 +72,7 @@ def write_ours(targets: Targets, directory: Path) -> Path:
 
 
 def write_parquet(targets: Targets, directory: Path) -> Path:
-    """Write ids and logprobs as Parquet, one row per target; its file."""
+    """Write ids and logprobs as Parquet, one row per target, and return the file."""
     path = directory / "targets.parquet"
     token = columns.token_type(targets.identity.vocab_size)
     batches = []
@@ -125,7 +125,7 @@ def _compare(name: str, targets: Targets, directory: Path, rounds: int) -> Itera
 
 
 def _produced(identity: CacheIdentity, batch: int) -> SoftTargetRows:
-    """Made-up rows of one record batch in the dtypes that a teacher's pass leaves."""
+    """Return random rows of one record batch, in the dtypes that a pass of the teacher returns."""
     rows = made_up_rows(identity, batch * RECORD_BATCH_ROWS, RECORD_BATCH_ROWS)
     values = {name: getattr(rows, name).astype(np.float32) for name in ("logprobs", "tail_logprob", "label_logprob")}
     return dataclasses.replace(

@@ -1,1 +1,1 @@
-"""The demo: the main job from end to end on this machine, and the small teacher that it trains for it."""
+"""The demo runs the whole path from text to trained student on this machine, with a small teacher that it trains."""

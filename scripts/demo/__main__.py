@@ -1,9 +1,9 @@
-"""The main job from end to end: teacher once, cache, student, and a comparison with training on labels alone.
+"""Run the teacher once, train a student from the cache, and compare it with one trained on labels alone.
 
     bash scripts/demo.sh                       # trains a small teacher first; no download
     bash scripts/demo.sh --teacher gpt2 --data Salesforce/wikitext:wikitext-103-raw-v1
 
-Every stage is a command in a process of its own. Run it again and finished stages are reused.
+Each stage runs a command in a separate process. If you run the demo again, it reuses finished stages.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Train a small GPT-2 teacher and its byte-level BPE on the spot, for machines without a checkpoint.
+"""Train a small GPT-2 teacher and its byte-level BPE, for machines without a checkpoint.
 
     python -m scripts.demo.make_teacher --data stdlib --out demo/teacher
 
-The model reads the training split only: the documents that teachonce-precompute holds out, with the same
-seed and fraction, stay unseen (the BPE counts pairs over all of them).
+The model reads the training split only. It never sees the documents that teachonce-precompute holds out with the same
+seed and validation fraction. The BPE counts pairs over all documents, the held-out ones too.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ MIN_VOCAB_SIZE = 257
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A GPT-2-architecture teacher trained on plain text."""
+    """Settings of a teacher with GPT-2's architecture that is trained on plain text."""
 
     out: Path
-    """Directory of the teacher."""
+    """Directory to write the teacher to."""
     data: str = "stdlib"
-    """As teachonce-precompute's --data."""
+    """Text to train on, given as for teachonce-precompute --data."""
     vocab_size: int = 4096
-    """Entries of the byte-level BPE that is trained."""
+    """Entries of the byte-level BPE, which is trained too."""
     layers: int = 4
     width: int = 256
     heads: int = 8
     context: int = 256
     block_size: int = 128
-    """Targets in a block."""
+    """Targets per block."""
     epochs: float = 3.0
     """Passes over the training split."""
     batch_blocks: int = 16
     learning_rate: float = 2e-3
-    """Peak; falls to zero along a one-cycle schedule."""
+    """Peak of the learning rate, which then falls to almost zero along a one-cycle schedule."""
     validation_fraction: float = 0.05
     seed: int = 0
 
@@ -85,12 +85,15 @@ class TeacherConfig:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run_command(make_teacher)
 
 
 def make_teacher() -> int:
-    """Train and save; a finished teacher is left as it is."""
+    """Train and save the teacher and its tokenizer. Leave a finished teacher as it is.
+
+    Raises ConfigError when --out is a file or holds something other than a teacher.
+    """
     config = tyro.cli(TeacherConfig, description=__doc__)
     transformers.logging.disable_progress_bar()
     if (config.out / "config.json").is_file():
@@ -123,7 +126,7 @@ def make_teacher() -> int:
 
 
 def train_model(blocks: Blocks, tokenizer: PreTrainedTokenizerFast, config: TeacherConfig) -> Any:
-    """Next-token training on shuffled blocks, documents isolated as precompute isolates them."""
+    """Train on the next tokens of shuffled blocks. Documents in a block cannot attend to each other."""
     use_fast_matmul()
     model = new_gpt2(
         vocab_size=len(tokenizer), layers=config.layers, width=config.width, heads=config.heads,

@@ -1,1 +1,1 @@
-"""Faults injected on purpose: killed writers, flipped bits, refused writes, racing writers."""
+"""Injected faults: killed writers, flipped bits, refused writes, racing writers."""

@@ -1,11 +1,11 @@
-"""Hurt caches and runs on purpose, and look whether anything is lost.
+"""Inject faults into caches and runs, and check that nothing is lost.
 
     python -m scripts.faults                    # some minutes
     python -m scripts.faults --kills 20 --flips 500 --seed 1
 
-Writers and trainers are killed at random times and at every kind of step, bits are flipped, writes are refused,
-and writers race; a run afterwards must leave exactly what an undisturbed one leaves, and every damage must be
-told. Prints one table; losses go to standard error, and the exit status is 1 if there are any.
+The program kills writers and trainers at random times and at every kind of step, flips bits, refuses writes, and lets
+writers race. A rerun must leave exactly the files that an undisturbed run leaves, and every damage must be reported.
+Prints one table. Losses go to standard error, and the exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.command import run_command
 
 
 def main() -> int:
-    """Inject everything and print the table."""
+    """Inject all faults and print the table."""
     config = tyro.cli(SoakConfig, prog="python -m scripts.faults", description=__doc__)
     from scripts.faults.soak import soak
 

@@ -1,4 +1,4 @@
-"""A teacher and a text small enough that a whole cache of every kind takes a fifth of a second."""
+"""A teacher and a text so small that precompute makes a cache of all kinds in a fifth of a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHAPE = {"vocab_size": 257, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_h
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What runs are made of: paths below one directory."""
+    """Inputs of runs: a teacher, a text and a student's shape, all below one directory."""
 
     directory: Path
     teacher: Path
@@ -33,7 +33,7 @@ class Bench:
     student_shape: Path
 
     def precompute_arguments(self) -> list[str]:
-        """Flags, but for --out, of a run that writes several shards of each kind."""
+        """Return the flags, without --out, of a run that writes several shards of each kind."""
         settings = {
             "teacher": self.teacher,
             "data": self.text,
@@ -59,7 +59,7 @@ class Bench:
 
     @functools.cached_property
     def settings(self) -> PrecomputeConfig:
-        """The same settings, read once."""
+        """The same settings as a config, parsed once."""
         return tyro.cli(PrecomputeConfig, args=[*self.precompute_arguments(), "--out", str(self.directory)])
 
     def precompute(self, out: Path, **changes: Any) -> object:
@@ -76,7 +76,7 @@ class Bench:
         main()
 
     def train(self, cache: Path, out: Path) -> object:
-        """Nine steps of a student."""
+        """Train a student for nine steps."""
         from student.training.trainer import train
 
         config = TrainConfig(
@@ -96,7 +96,7 @@ class Bench:
 
 
 def make_bench(directory: Path) -> Bench:
-    """Write the teacher, its text and the student's shape."""
+    """Write the teacher, its text and the student's shape, and return their paths."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     directory.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -110,13 +110,13 @@ def make_bench(directory: Path) -> Bench:
     bench.text.write_text("\n".join(documents))
     torch.set_num_threads(1)
     save_random_teacher(bench.teacher, initializer_range=0.4, eos_token_id=256, **_SHAPE)
-    assert str(bench.settings.out) == str(directory)  # read here, so that children need not
+    assert str(bench.settings.out) == str(directory)  # parsed here, so that children need not
     bench.student_shape.write_text(json.dumps({"model_type": "gpt2"} | _SHAPE))
     return bench
 
 
 def snapshot(directory: Path) -> dict[str, str]:
-    """Every file below a directory with the sha256 of its bytes, and every directory."""
+    """Return all paths below a directory. The value is the sha256 of a file, or "" for a directory."""
     return {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         for path in sorted(directory.rglob("*"))
@@ -124,7 +124,7 @@ def snapshot(directory: Path) -> dict[str, str]:
 
 
 def difference(found: dict[str, str], expected: dict[str, str]) -> str | None:
-    """In words how two snapshots differ, None when they do not."""
+    """Describe how two snapshots differ. Return None when they are equal."""
     parts: list[Any] = [
         (what, sorted(names))
         for what, names in (

@@ -1,7 +1,7 @@
-"""Forked children that are paused, killed, or run to their end.
+"""Forked child processes that are paused, killed or run to their end.
 
-The parent has imported everything heavy, so that a child starts in milliseconds; it runs no tensor code of
-its own, because a fork inherits none of its threads.
+The parent imports all heavy modules, so that a child starts in milliseconds. The parent runs no tensor code, because a
+fork does not inherit its threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HUNG_AFTER_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a child ended: the exit status (negative for a signal), and the exception, if there was one."""
+    """How a child ended: the exit status (negative for a signal) and the exception, if any."""
 
     status: int
     error_class: str = ""
@@ -41,7 +41,7 @@ class Ending:
 
 
 class Child:
-    """A forked process that runs `work`, which may speak to its parent and be paused."""
+    """A forked process that runs `work`. It can send lines to its parent, and pause until the parent continues it."""
 
     def __init__(self, work: Callable[[Child], object]) -> None:
         from_child, to_parent = os.pipe()
@@ -64,7 +64,7 @@ class Child:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            # tqdm's own lock is shared by all forks: a child killed while it holds it would stop all later ones.
+            # All forks share tqdm's lock. A child that is killed while it holds the lock would block all later ones.
             tqdm.set_lock(threading.RLock())
             work(self)
             status = 0
@@ -78,28 +78,28 @@ class Child:
             os._exit(status)
 
     def say(self, line: str) -> None:
-        """In the child: tell the parent one line."""
+        """In the child: send the parent one line."""
         os.write(self._write_end, line.encode() + b"\n")
 
     def pause(self) -> None:
-        """In the child: tell the parent, and wait until it lets the child go on."""
+        """In the child: report a pause and wait for the parent's `go_on`."""
         self.say("paused")
         os.read(self._read_end, 1)
 
     def go_on(self) -> None:
-        """In the parent: end a pause, now or before it begins."""
+        """In the parent: end the child's pause, or the next one if it is not paused."""
         os.write(self._write_end, b"1")
 
     def kill(self) -> None:
-        """In the parent: SIGKILL."""
+        """In the parent: send SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
 
     def wait_for_pause(self) -> Ending | None:
-        """None once the child is paused, its ending when it ended first."""
+        """Wait until the child pauses and return None. Return its ending if it ends first."""
         return None if self._listen(until="paused") else self.wait()
 
     def wait(self) -> Ending:
-        """The child's ending; a child that hangs is killed."""
+        """Wait for the end of the child and return it. Kill a child that hangs."""
         is_hung = False
         if self._listen(until=None) is None:
             is_hung = True
@@ -112,7 +112,7 @@ class Child:
         return Ending(status=status, error_class=error_class, error=error, is_hung=is_hung)
 
     def _listen(self, until: str | None) -> bool | None:
-        """True when the child said `until`, False at its end, None when it hangs."""
+        """Read the child's lines. Return True at the line `until`, False at the child's end, None when it hangs."""
         deadline = time.monotonic() + _HUNG_AFTER_S
         while True:
             while b"\n" in self._received:
@@ -129,7 +129,7 @@ class Child:
 
 
 def _class_names(error: BaseException) -> str:
-    """The error's class, and whether it is one that users are meant to see."""
+    """Return the name of the error's class, marked if it is not an error that users are meant to see."""
     from storage.errors import TeachonceError
 
     name = type(error).__name__
@@ -137,14 +137,14 @@ def _class_names(error: BaseException) -> str:
 
 
 def run_in_child(work: Callable[[], object]) -> Ending:
-    """Run `work` in a forked child to its end."""
+    """Run `work` in a forked child and return its ending."""
     return Child(lambda child: work()).wait()
 
 
 def warm_up(work: Callable[[], object]) -> None:
-    """Run `work` in a child and import here whatever it had to import, so that later children need not.
+    """Run `work` in a child and import in this process the modules that it imported, so that later children need not.
 
-    Raises RuntimeError when it fails.
+    Raises RuntimeError when `work` fails.
     """
 
     def run(child: Child) -> None:
@@ -157,5 +157,5 @@ def warm_up(work: Callable[[], object]) -> None:
         raise RuntimeError(f"the undisturbed run failed: {ending}")
     for line in child.said:
         for name in line.removeprefix("modules ").split():
-            with contextlib.suppress(ImportError):  # names that no import statement could have written
+            with contextlib.suppress(ImportError):  # names in sys.modules that cannot be imported
                 importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Bits flipped and bytes cut off in a finished cache: verification finds each, and so does reading."""
+"""Flip bits in a finished cache and truncate its files. Verification and reading must find every damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ _TRUNCATED_EVERY_BYTES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Victim:
-    """A file of a cache; `find` raises a CacheError, or returns False, when the file alone shows the damage."""
+    """A file of a cache to damage.
+
+    spans: the byte ranges of its regions; find: checks this file alone, and raises a CacheError or returns False when
+    it is damaged; is_read: whether reading the cache reads the file.
+    """
 
     path: Path
     what: str
@@ -36,7 +40,7 @@ class Victim:
 
 
 def victims_of(cache_dir: Path) -> list[Victim]:
-    """Every file that a finished cache consists of."""
+    """Return all files of a finished cache."""
     cache = open_cache(cache_dir)
     found = [
         _victim(
@@ -60,9 +64,9 @@ def victims_of(cache_dir: Path) -> list[Victim]:
 
 
 def flip_bits(cache_dir: Path, num_flips: int, rng: random.Random, tally: Tally, *, whole_every: int) -> None:
-    """Flip single bits, spread evenly over kinds of files and their regions, and put each back.
+    """Flip single bits, spread evenly over kinds of files and their regions, and restore each.
 
-    The damaged file is checked on its own; every whole_every-th time the whole cache is verified and read too.
+    Each damaged file is checked alone. For every whole_every-th flip the whole cache is verified and read as well.
     """
     strata: dict[tuple[str, str], list[Victim]] = {}
     for victim in victims_of(cache_dir):
@@ -75,7 +79,7 @@ def flip_bits(cache_dir: Path, num_flips: int, rng: random.Random, tally: Tally,
         position = _random_position(victim.spans[region], rng)
         bit = rng.randrange(8)
         pristine = victim.path.read_bytes()
-        # Every whole round over the strata begins with another one, so that each gets its share of whole checks.
+        # Shift the whole checks by one stratum in each round, so that every stratum gets its share of them.
         is_whole = (number + number // len(places)) % whole_every == 0
         with _replaced_byte(victim.path, position, pristine[position] ^ (1 << bit)):
             problem = undetected(cache_dir, victim, is_whole=is_whole)
@@ -84,7 +88,7 @@ def flip_bits(cache_dir: Path, num_flips: int, rng: random.Random, tally: Tally,
 
 
 def truncate(cache_dir: Path, tally: Tally) -> None:
-    """Cut one shard of each kind, one commit record, plan and manifest at every 64 bytes, and put each back."""
+    """Truncate a shard of each kind, a commit record, plan and manifest at every 64 bytes, and restore each."""
     seen: set[str] = set()
     for victim in victims_of(cache_dir):
         if victim.what in seen or victim.what in ("tokenizer", "card"):
@@ -102,7 +106,7 @@ def truncate(cache_dir: Path, tally: Tally) -> None:
 
 
 def undetected(cache_dir: Path, victim: Victim, *, is_whole: bool) -> str | None:
-    """In words who failed to notice the damage, None when everybody noticed."""
+    """Name the check that did not report the damage. Return None when all checks reported it."""
     checks: list[tuple[str, Callable[[], bool]]] = [("a check of the file alone", victim.find)]
     if is_whole:
         checks.append(("verify_cache", lambda: not verify_cache(cache_dir).problems))
@@ -115,13 +119,13 @@ def undetected(cache_dir: Path, victim: Victim, *, is_whole: bool) -> str | None
                     return f"{name} found nothing"
         except CacheError:
             continue
-        except (Exception, StillBusy) as error:  # what users would meet as a crash, or as a hang
+        except (Exception, StillBusy) as error:  # a user would see a crash or a hang
             return f"{name} raised {error!r}"
     return None
 
 
 def read_everything(cache_dir: Path) -> int:
-    """Number of rows, all of them read; raises CacheError for damage."""
+    """Read all rows and return their number. Raises CacheError for damage."""
     cache = open_cache(cache_dir)
     num_rows = 0
     for kind in KINDS:

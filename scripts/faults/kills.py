@@ -1,4 +1,4 @@
-"""Writers killed with SIGKILL, at random times and at every kind of step: a rerun ends with the same bytes."""
+"""Kill writers with SIGKILL at random times and at every kind of step. A rerun must end with the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_KILLS_IN_A_ROW = 3
 
 
 class Target:
-    """A run that can be done again in any directory, and what it leaves when nothing disturbs it."""
+    """A run that can be repeated in any directory, with the files that it leaves when nothing disturbs it."""
 
     def __init__(self, bench: Bench, name: str, work: Callable[[Path], object], ignored: tuple[str, ...] = ()) -> None:
         self._name, self._work, self._ignored = name, work, ignored
@@ -36,35 +36,35 @@ class Target:
         self.expected = self.snapshot(self.undisturbed)
 
     def run(self, out: Path | None = None) -> object:
-        """One run into the directory of disturbed runs, or into another."""
+        """Run once, into the directory of disturbed runs unless `out` is given."""
         return self._work(out or self.out)
 
     def label(self, fault: str) -> str:
-        """Name of a kind of fault in the table."""
+        """Return the name of a kind of fault in the table."""
         return f"{self._name} {fault}"
 
     def fresh(self) -> None:
-        """Forget the run before."""
+        """Remove the files of the last disturbed run."""
         shutil.rmtree(self.out, ignore_errors=True)
 
     def ending_of_rerun(self, out: Path | None = None) -> Ending:
-        """Run to the end without a fault."""
+        """Run to the end without a fault and return how the run ended."""
         return run_in_child(lambda: self.run(out))
 
     def problem_after_rerun(self, out: Path | None = None) -> str | None:
-        """Run to the end without a fault; in words what is lost, None when every byte is as it should be."""
+        """Run to the end without a fault. Describe what is lost, or return None when every byte is as expected."""
         ending = self.ending_of_rerun(out)
         if ending.status != 0:
             return f"the rerun failed: {ending}"
         return difference(self.snapshot(out or self.out), self.expected)
 
     def snapshot(self, directory: Path) -> dict[str, str]:
-        """Every file of a run but the ignored ones, with its sha256."""
+        """Return the paths of a run with their sha256, without the ignored files."""
         return {name: sha256 for name, sha256 in snapshot(directory).items() if name not in self._ignored}
 
     @functools.cached_property
     def seconds(self) -> float:
-        """What a run takes."""
+        """Duration of an undisturbed run."""
         shutil.rmtree(self._spare, ignore_errors=True)
         started = time.monotonic()
         run_in_child(lambda: self._work(self._spare))
@@ -88,7 +88,7 @@ class Target:
 
 
 def kill_at_random_times(target: Target, num_kills: int, rng: random.Random, tally: Tally) -> None:
-    """SIGKILL from outside; up to three in a row before the run may end."""
+    """Send SIGKILL at random times: up to three runs in a row are killed before a run may end."""
     part = target.label("killed at a random time")
     left = num_kills
     while left > 0:
@@ -108,7 +108,7 @@ def kill_at_random_times(target: Target, num_kills: int, rng: random.Random, tal
 
 
 def kill_at_steps(target: Target, num_kills: int, rng: random.Random, tally: Tally) -> None:
-    """The process kills itself at chosen moments: each kind of moment once, then more until num_kills."""
+    """Let the process kill itself at chosen moments: each kind of moment once, then more until num_kills."""
     for index in chosen_moments(target.moments, num_kills, rng):
         target.fresh()
         moment = target.moments[index]
@@ -124,7 +124,7 @@ def kill_at_steps(target: Target, num_kills: int, rng: random.Random, tally: Tal
 
 
 def kill_once(target: Target, index: int) -> str | None:
-    """Kill a run at its index-th moment; what is wrong when it does not die of it."""
+    """Kill a run at its index-th moment. Return a description when it ended in another way, else None."""
     ending = _run_and_die(target, index)
     return None if ending.status == -signal.SIGKILL else f"did not get to this moment: {ending}"
 
@@ -138,7 +138,7 @@ def _run_and_die(target: Target, index: int) -> Ending:
 
 
 def chosen_moments(moments: list[Moment], number: int, rng: random.Random) -> list[int]:
-    """Indices of `number` moments: kinds in random order, each once before any comes again."""
+    """Choose the indices of `number` moments. Kinds come in random order, each once before any is repeated."""
     by_kind: dict[Moment, list[int]] = defaultdict(list)
     for index, moment in enumerate(moments):
         by_kind[moment].append(index)
@@ -153,7 +153,7 @@ def chosen_moments(moments: list[Moment], number: int, rng: random.Random) -> li
 
 
 def stage_of(out: Path) -> str:
-    """How far a run had come."""
+    """Return the stage of a run, from the files that it has written."""
     if any((out / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
         return "after publication"
     is_begun = any((out / name).exists() for name in (PLAN_NAME, CHECKPOINT_NAME))

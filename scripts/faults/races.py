@@ -1,7 +1,8 @@
-"""Two writers of one cache at the same time: it ends as one of them would have left it, or one of them says why not.
+"""Run two writers on one cache at the same time. They must leave a valid cache, or one must say why it cannot go on.
 
-A writer is paused at one of its steps, a second one is run up to one of its own, or to where it waits for the first,
-then each in turn to its end, or to where it waits again; all pairs of steps are tried, as far as there is time.
+In a race by turns, the first writer pauses at one of its steps. The second then runs to one of its steps, or until it
+waits for the first. After that each writer continues in turn to its end or until it waits again. Pairs of steps are
+chosen at random.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ _FLOATS = {"soft_targets": "entropy", "samples": "completion_logprobs", "beams":
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """A second writer: how it differs from the first, and the cache that each leaves when it is alone."""
+    """Two writers and how they differ.
+
+    has_lock: whether locks exclude others; is_refused: whether one of the writers must be refused with an error.
+    """
 
     name: str
     first: Target
@@ -43,14 +47,14 @@ class Rival:
     is_refused: bool = False
 
     def run(self, target: Target, out: Path) -> None:
-        """One of the two writers at work on the cache that both share."""
+        """Run one of the two writers on their shared cache."""
         if not self.has_lock:
             fcntl.flock = lambda *args: None
         target.run(out)
 
 
 def rivals(bench: Bench, first: Target) -> list[Rival]:
-    """The same run on the same machine, and on another whose lock excludes nobody; with other bits; with other rows."""
+    """Return the races: the same run with and without locks, a run with other last bits, a run with other rows."""
 
     def other_seed(out: Path) -> object:
         return bench.precompute(out, seed=1)
@@ -69,7 +73,7 @@ def rivals(bench: Bench, first: Target) -> list[Rival]:
 
 
 def race_freely(rival: Rival, num_races: int, rng: random.Random, tally: Tally) -> None:
-    """Both run at once; the second starts somewhere within the time that the first takes."""
+    """Run both at once. The second starts at a random time during the first."""
     for _ in range(num_races):
         rival.first.fresh()
         delay_s = rng.choice((0.0, rng.uniform(0, rival.first.seconds)))
@@ -83,7 +87,7 @@ def race_freely(rival: Rival, num_races: int, rng: random.Random, tally: Tally) 
 
 
 def race_in_turns(rival: Rival, num_races: int, rng: random.Random, tally: Tally) -> None:
-    """The first stops at a step, the second at a step or where it waits for the first, then both go on in turn."""
+    """Pause the first at a step, and the second at a step or where it waits for the first, then continue in turn."""
     for first_index, moment in itertools.islice(_pairs(rival.first.moments, rng), num_races):
         rival.first.fresh()
         first = _started(rival, rival.first, pausing=lambda child: at_moment(first_index, lambda moment: child.pause()))  # noqa: B023
@@ -98,7 +102,7 @@ def race_in_turns(rival: Rival, num_races: int, rng: random.Random, tally: Tally
 
 
 def _endings_in_turns(children: list[Child], early: list[Ending | None]) -> list[Ending]:
-    """Let paused children go on one after the other; who waits for what another is at holds nothing himself."""
+    """Continue paused children in turn until all have ended. A child that waits for a claim holds no claim itself."""
     endings = early
     while None in endings:
         for number, child in enumerate(children):
@@ -109,7 +113,7 @@ def _endings_in_turns(children: list[Child], early: list[Ending | None]) -> list
 
 
 def problem_of_race(rival: Rival, endings: list[Ending]) -> str | None:
-    """In words what is wrong with how two writers ended and with what they left, None when nothing is."""
+    """Describe what is wrong with how two writers ended or with the cache that they left. Return None if nothing is."""
     failed = [ending for ending in endings if ending.status != 0]
     for ending in failed:
         if ending.is_hung or not ending.error_class or "not a TeachonceError" in ending.error_class:
@@ -133,7 +137,7 @@ def problem_of_race(rival: Rival, endings: list[Ending]) -> str | None:
 
 
 def _problem_of_mixture(rival: Rival, out: Path) -> str | None:
-    """Every shard is one of the two writers', the cache is whole, and nothing else lies about after a rerun."""
+    """Rerun, then describe what is wrong: a damaged cache, an extra file, or a shard that neither writer made."""
     if rival.second is rival.first:
         return rival.first.problem_after_rerun(out)
     ending = rival.first.ending_of_rerun(out)
@@ -150,7 +154,7 @@ def _problem_of_mixture(rival: Rival, out: Path) -> str | None:
 
 
 def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | None) -> Child:
-    """A child that waits to be let go, then writes, pausing where it is told to, and for what the other is at."""
+    """Start a child that pauses, then writes. With `pausing` it pauses at that hook and where it waits for a claim."""
     out = rival.first.out
 
     def work(child: Child) -> None:
@@ -159,7 +163,7 @@ def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | No
             rival.run(target, out)
         else:
             with observed_steps(out, pausing(child)):
-                # What a paused writer has claimed it never gives back: waiting for it would not end.
+                # A paused writer does not release its claims, so waiting for them would not end.
                 Claims.wait = staticmethod(child.pause)  # type: ignore[method-assign]
                 rival.run(target, out)
 
@@ -169,7 +173,7 @@ def _started(rival: Rival, target: Target, pausing: Callable[[Child], Hook] | No
 
 
 def _pairs(moments: list[Moment], rng: random.Random) -> Iterator[tuple[int, Moment]]:
-    """A step of the first writer and a kind of step of the second, at random; mostly of what both publish."""
+    """Yield random pairs: a step of the first writer and a kind of step of the second, mostly steps of publication."""
     kinds = sorted({moment for moment in moments if moment.subject not in ("work files", "directory")}, key=str)
     published = [index for index, moment in enumerate(moments) if moment in kinds]
     while True:
@@ -177,7 +181,7 @@ def _pairs(moments: list[Moment], rng: random.Random) -> Iterator[tuple[int, Mom
 
 
 def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
-    """A hook that acts the first time that a moment of this kind is met."""
+    """Return a hook that calls `action` at the first moment that equals `wanted`."""
     is_met = False
 
     def hook(moment: Moment) -> None:
@@ -190,7 +194,7 @@ def _at_first(wanted: Moment, action: Callable[[], None]) -> Hook:
 
 
 def _compute_other_bits() -> None:
-    """Let this process compute as another machine does: floats that differ in the last bit, another Python."""
+    """Make this process compute like another machine: floats differ in the last bit, and Python has another version."""
     module: Any = storage.writing.directory_destination
     original = module.write_shard
 

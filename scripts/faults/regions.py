@@ -1,4 +1,4 @@
-"""Where the parts of a file lie: of an Arrow IPC file by its own layout, of JSON by kind of character."""
+"""Byte ranges of the regions of a file: of an Arrow IPC file by its layout, of JSON by kind of character."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Spans = dict[str, list[range]]
 _MAGIC = b"ARROW1"
 _ALIGNMENT = 8
 _LENGTH_BYTES = 4
-_PREFIX_BYTES = 8  # a message begins with a marker of four bytes and its length
+_PREFIX_BYTES = 8  # a message begins with a marker of four bytes and a length of four bytes
 _JSON_CLASSES = {
     "brackets": "{}[]",
     "quotes": '"',
@@ -25,7 +25,7 @@ _JSON_CLASSES = {
 
 
 def arrow_regions(content: bytes) -> Spans:
-    """Byte ranges of an Arrow IPC file with compressed buffers, by region; together they are the whole file."""
+    """Return the byte ranges of an Arrow IPC file with compressed buffers, by region. They cover the whole file."""
     spans: Spans = {}
 
     def add(region: str, start: int, stop: int) -> None:
@@ -55,7 +55,7 @@ def arrow_regions(content: bytes) -> Spans:
 
 
 def json_regions(content: bytes) -> Spans:
-    """Positions of a JSON text by kind of character."""
+    """Return the positions of a JSON text by kind of character."""
     spans: Spans = {}
     for position, byte in enumerate(content):
         names = [name for name, characters in _JSON_CLASSES.items() if chr(byte) in characters]
@@ -64,7 +64,7 @@ def json_regions(content: bytes) -> Spans:
 
 
 def whole(content: bytes) -> Spans:
-    """A file without parts."""
+    """Return the whole file as one region."""
     return {"whole": [range(len(content))]}
 
 
@@ -74,7 +74,7 @@ def _add_buffers(add: Callable[[str, int, int], None], file: ArrowFile, index: i
         offset, num_bytes = struct.unpack_from("<qq", file.content, buffer)
         start = body + offset
         add("padding", position, start)
-        # A compressed buffer begins with its uncompressed length; an empty one is nothing at all.
+        # A compressed buffer begins with its uncompressed length. An empty buffer has no bytes.
         add("buffer length", start, min(start + 8, start + num_bytes))
         add("buffer", start + 8, start + num_bytes)
         position = start + num_bytes

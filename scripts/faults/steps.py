@@ -1,8 +1,8 @@
-"""Every step by which files change below a directory, as moments at which something can go wrong.
+"""Observe every step that changes files below a directory, as moments at which a fault can be injected.
 
-Inside `observed_steps`, Python's ways to create, write, sync, rename and remove files call a hook before and
-after each step, and halfway through each write. A hook that raises makes the step fail as the operating
-system would; a hook that kills the process leaves what a crash leaves.
+Inside `observed_steps`, Python's functions that create, write, sync, rename and remove files call a hook before and
+after each step and halfway through each write. When a hook raises, the step fails as if the operating system refused
+it. When a hook kills the process, the files are those of a crash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from storage.disk.files import TEMPORARY_PREFIX
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Before, halfway through, or after the action on a file; `subject` says what the file is for."""
+    """A moment before, halfway through or after an action on a file. `subject` is the role of the file."""
 
     action: str
     when: str
@@ -54,7 +54,7 @@ Hook = Callable[[Moment], None]
 
 @contextlib.contextmanager
 def observed_steps(root: Path, hook: Hook) -> Iterator[None]:
-    """Call `hook` at every moment of every step below `root`."""
+    """Inside the block, call `hook` at every moment of every step below `root`."""
     with contextlib.ExitStack() as undo:
         for owner, name, replacement in _Observer(root, hook).replacements():
             undo.callback(setattr, owner, name, getattr(owner, name))
@@ -63,7 +63,7 @@ def observed_steps(root: Path, hook: Hook) -> Iterator[None]:
 
 
 def recorded_moments(root: Path, work: Callable[[], object]) -> list[Moment]:
-    """All moments of `work`, in order."""
+    """Run `work` and return all of its moments, in order."""
     moments: list[Moment] = []
     with observed_steps(root, moments.append):
         work()
@@ -71,7 +71,7 @@ def recorded_moments(root: Path, work: Callable[[], object]) -> list[Moment]:
 
 
 def at_moment(index: int, action: Callable[[Moment], None]) -> Hook:
-    """A hook that acts at the index-th moment only."""
+    """Return a hook that calls `action` at the index-th moment only."""
     numbers = itertools.count()
 
     def hook(moment: Moment) -> None:
@@ -82,7 +82,7 @@ def at_moment(index: int, action: Callable[[Moment], None]) -> Hook:
 
 
 def subject_of(relative: str) -> str:
-    """What a file of a cache, or of a student, is for."""
+    """Return the role of a file in a cache or in a student's directory."""
     top = relative.partition("/")[0]
     if top.startswith(TEMPORARY_PREFIX):
         top = top.removeprefix(TEMPORARY_PREFIX).partition("-")[2]
@@ -96,7 +96,7 @@ class _Observer:
         self._last_in: dict[str, str] = {}
 
     def replacements(self) -> list[tuple[Any, str, Any]]:
-        """What to put where."""
+        """Return (module or class, name, replacement) for each function to replace."""
         found: list[tuple[Any, str, Any]] = [
             (os, "open", self._os_open()),
             (os, "fsync", self._fsync()),
@@ -115,12 +115,12 @@ class _Observer:
         return found
 
     def tell(self, action: str, when: str, path: str) -> None:
-        """Call the hook with what happens to a file below the root."""
+        """Call the hook with the moment of an action on a file below the root."""
         relative = os.path.relpath(path, self._root)
         self._hook(Moment(action=action, when=when, subject=subject_of(relative)))
 
     def _inside(self, path: Any, dir_fd: int | None = None) -> str | None:
-        """Absolute path of a file below the root, else None."""
+        """Return the absolute path of a file below the root, None for any other file."""
         if isinstance(path, int):
             return self._paths.get(path)
         if dir_fd is not None and dir_fd not in self._paths:
@@ -183,7 +183,7 @@ class _Observer:
         return open_descriptor
 
     def remember(self, descriptor: int, path: str | None) -> None:
-        """Note which file a descriptor stands for; numbers are used again."""
+        """Record the file of a descriptor. Descriptor numbers are reused, so replace an older entry."""
         self._paths.pop(descriptor, None)
         if path is not None:
             self._paths[descriptor] = path
@@ -205,7 +205,7 @@ class _Observer:
 
 
 class _ObservedFile(io.FileIO):
-    """The file beneath Python's buffer: what is written here is what the operating system is handed."""
+    """The raw file below Python's buffer. A write to it is a write to the operating system."""
 
     def __init__(self, observer: _Observer, path: str, mode: str) -> None:
         self._observer, self._path = observer, path

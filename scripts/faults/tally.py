@@ -1,4 +1,4 @@
-"""What was injected, and what survived it."""
+"""Count the injected faults and the losses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 
 class Tally:
-    """Counts faults by part and place, and keeps every loss in words."""
+    """Counts of faults and losses by part and place, with a description of every loss."""
 
     def __init__(self) -> None:
         self._injected: Counter[tuple[str, str]] = Counter()
@@ -14,18 +14,18 @@ class Tally:
         self.losses: list[str] = []
 
     def add(self, part: str, place: str, problem: str | None) -> None:
-        """One fault; `problem` says what was lost by it, None when nothing was."""
+        """Count one fault. `problem` describes what it lost, None means nothing."""
         self._injected[part, place] += 1
         if problem is not None:
             self._lost[part, place] += 1
             self.losses.append(f"{part}, {place}: {problem}")
 
     def injected(self, part: str) -> dict[str, int]:
-        """Number of faults in a part, by place."""
+        """Return the number of faults in a part, by place."""
         return {place: number for (found, place), number in self._injected.items() if found == part}
 
     def table(self) -> str:
-        """One line per part, in the order of injection, and place, and the sum."""
+        """Return a table with a line for each part and place, parts in the order of injection, and the sum."""
         parts = list(dict.fromkeys(part for part, _ in self._injected))
         keys = sorted(self._injected, key=lambda key: (parts.index(key[0]), key[1]))
         rows = [(part, place, self._injected[part, place], self._lost[part, place]) for part, place in keys]

@@ -1,4 +1,4 @@
-"""A time limit for code that damage might send into an endless loop."""
+"""A time limit for code that damaged input might send into an endless loop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import FrameType
 
 
 class StillBusy(BaseException):
-    """The time was up; no Exception, let alone an OSError, so that no reader takes it for trouble with a file."""
+    """The time limit has passed. Not an Exception, so that no reader handles it as an error of a file."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise StillBusy inside the block when it takes longer; for the main thread only."""
+    """Raise StillBusy inside the block when it takes longer than `seconds`. Works in the main thread only."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise StillBusy(f"still busy after {seconds:g} seconds")

@@ -1,5 +1,8 @@
-"""Writes that the operating system refuses, at every step: one clear error, nothing half published, and a rerun
-that ends with the same bytes."""
+"""Refuse writes at every step.
+
+A run must end with one clear error and leave nothing half published. A rerun must end with the bytes of an undisturbed
+run.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,18 @@ from storage.shards.shard import check_file
 from storage.writing.directory_destination import WORK_DIR
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
-# A full disk or quota stays full; a bad block is met once.
+# A full disk or quota stays full. An I/O error happens once.
 _LASTING = (errno.ENOSPC, errno.EDQUOT)
 _NEEDS_ROOM = ("mkdir", "open", "write")
-# What readers ignore and the next run removes.
+# Files that readers ignore and the next run removes.
 _LEFTOVERS = (WORK_DIR, TEMPORARY_PREFIX)
 
 
 def refusing(index: int, error: int) -> Hook:
-    """A hook that lets the index-th moment fail; without room, all later steps that need some fail as well."""
+    """Return a hook that raises `error` at the index-th moment.
+
+    Without space, all later steps that need space fail too.
+    """
     met = 0
 
     def hook(moment: Moment) -> None:
@@ -50,7 +56,7 @@ def refusing(index: int, error: int) -> Hook:
 
 
 def refuse_writes(target: Target, num_faults: int | None, rng: random.Random, tally: Tally) -> None:
-    """Let moments fail, each in a run of its own: all with each error, or num_faults of them."""
+    """Fail one moment in each run: all moments with each error, or num_faults of them."""
     fallible = [index for index, moment in enumerate(target.moments) if can_fail(moment)]
     faults = [(index, error) for index in fallible for error in ERRORS]
     if num_faults is not None:
@@ -65,14 +71,14 @@ def refuse_writes(target: Target, num_faults: int | None, rng: random.Random, ta
 
 
 def problem_of_refusal(target: Target, index: int, error: int) -> str | None:
-    """Let one moment fail and run again without; in words what is wrong, None when nothing is."""
+    """Fail one moment of a run, then rerun without a fault. Describe what is wrong, or return None."""
 
     def run() -> None:
         with observed_steps(target.out, refusing(index, error)):
             target.run()
 
     ending = run_in_child(run)
-    if ending.status == 0:  # a directory that could not be made was there, another try went well, or work files stay
+    if ending.status == 0:  # the directory existed, a retry succeeded, or only work files remain
         left = {name: sha256 for name, sha256 in target.snapshot(target.out).items() if not name.startswith(_LEFTOVERS)}
         return difference(left, target.expected) or target.problem_after_rerun()
     may_be_finished = target.moments[index].subject == "manifest"
@@ -82,9 +88,9 @@ def problem_of_refusal(target: Target, index: int, error: int) -> str | None:
 
 
 def problem_of_remains(out: Path, expected: dict[str, str], *, may_be_finished: bool) -> str | None:
-    """What is wrong in a cache whose writer failed.
+    """Describe what is wrong in a cache whose writer failed, or return None.
 
-    may_be_finished: the fault was met while the manifest was published, whose name may have appeared.
+    may_be_finished: the fault came while the manifest was published, so a manifest may exist.
     """
     if (out / MANIFEST_NAME).exists():
         if not may_be_finished:
@@ -106,9 +112,9 @@ def problem_of_remains(out: Path, expected: dict[str, str], *, may_be_finished: 
 
 
 def limit_file_size(target: Target, num_limits: int, tally: Tally, main: Callable[[], object]) -> None:
-    """A real limit: the largest file that the process may write, from nothing to just below the largest needed.
+    """Limit the size of files that the process may write, from 0 to just below the largest file needed.
 
-    main: the command's entry point, with sys.argv set.
+    main: sets sys.argv and runs the command's entry point.
     """
     sizes = [path.stat().st_size for path in target.undisturbed.rglob("*") if path.is_file()]
     limits = sorted({max(sizes) * number // num_limits for number in range(num_limits)} | {max(sizes) - 1})
@@ -135,9 +141,9 @@ def limit_file_size(target: Target, num_limits: int, tally: Tally, main: Callabl
 
 
 def fill_file_system(target: Target, sizes_kb: list[int], tally: Tally, arguments: list[str]) -> None:
-    """A real full disk: teachonce-precompute in a tmpfs of a few kilobytes, which then grows.
+    """Fill a real disk: run teachonce-precompute in a tmpfs of a few kilobytes, enlarge the tmpfs and run it again.
 
-    arguments: of the command, without --out. Counts nothing where no tmpfs can be mounted.
+    arguments: flags of the command, without --out. Does nothing where no tmpfs can be mounted.
     """
     if not _can_mount():
         return
@@ -176,7 +182,7 @@ def _can_mount() -> bool:
 
 
 def can_fail(moment: Moment) -> bool:
-    """Whether the operating system could refuse this step here; what removing meets is nobody's loss."""
+    """Whether the operating system could refuse the step at this moment. Removal is left out: it can lose nothing."""
     return (moment.when == "before" and moment.action != "remove") or moment.when == "halfway through"
 
 

@@ -1,5 +1,5 @@
-"""The fuzzer: whatever reads a cache gets damaged ones, and reads them by the rules or refuses them.
+"""The fuzzer: give damaged caches to all code that reads caches. It must refuse them or read rows that keep the rules.
 
-`targets` are what reads, `mutators` do the damage, `rules` judge what was read, `worker` is a process that may crash,
-`at_random` and `with_atheris` are the two ways to look for inputs.
+`targets` holds the readers, `mutators` damages inputs, `rules` checks what was read, and `worker` reads in a process
+that may crash. `at_random` and `with_atheris` are two ways to search for inputs.
 """

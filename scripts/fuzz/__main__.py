@@ -1,14 +1,15 @@
-"""Fuzz everything that reads a cache: records, shards, streams and packed caches, with checksums that agree.
+"""Fuzz all code that reads a cache: records, shards, streams and packed caches, with matching checksums.
 
     python -m scripts.fuzz --target arrow --seconds 60
     python -m scripts.fuzz --target arrow --reproduce FILE
 
-With atheris (`pip install atheris`) the coverage of storage/ guides the mutations; without it they are random ones
-of the same inputs. An input may be read, and then all rules of the format hold, or be refused with an error of ours.
-Anything else is a failure: another exception, a crash of a library, a minute too long, memory without bound.
+With atheris (`pip install atheris`) the coverage of storage/ guides the mutations. Without it the mutations of the same
+inputs are random. An input may be read, and then all rules of the format hold, or be refused with an error class of
+this project. Anything else is a failure: another exception, a crash of a library, more than a minute, unbounded memory.
 
-An input of `manifest` and `commit` is the record's JSON; of `arrow` and `stream` a byte that chooses the kind and the
-shard's bytes; of `archive` a byte and the archive's bytes, or, when the byte is odd, the tar inside it.
+An input of `manifest` and `commit` is the JSON of the record. An input of `arrow` and `stream` is a byte that chooses
+the kind, then the bytes of a shard. An input of `archive` is a byte, then the bytes of an archive, or, when the byte is
+odd, of the tar inside it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scripts.fuzz.config import FuzzConfig, Report, copy_cache
 
 
 def main() -> int:
-    """Run the target; exit 1 with an input that failed."""
+    """Run the target. Return 1 when an input failed, else 0."""
     config = tyro.cli(FuzzConfig, prog="python -m scripts.fuzz", description=__doc__)
     with tempfile.TemporaryDirectory(prefix="teachonce-fuzz-") as directory:
         if config.reproduce:
@@ -43,7 +44,7 @@ def main() -> int:
 
 
 def _fuzz(config: FuzzConfig, work: Path) -> Report:
-    """With atheris where it is installed, which has to see storage imported first."""
+    """Fuzz with atheris where it is installed. atheris must observe the first import of storage."""
     if importlib.util.find_spec("atheris") is not None:
         from scripts.fuzz import with_atheris
 

@@ -1,4 +1,4 @@
-"""Random mutations of good inputs, without any guidance."""
+"""Fuzz with random mutations of good inputs, without guidance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.fuzz.worker import FuzzFailureError, Worker
 
 
 def fuzz(config: FuzzConfig, work: Path) -> Report:
-    """Read mutated inputs until one fails or the time is over."""
+    """Read mutated inputs until one fails or the time is up."""
     rng, report = random.Random(config.seed), Report()
     target = make_target(config.target, copy_cache(config.cache, work / "seeds"))
     worker = Worker(config.target, copy_cache(config.cache, work / "cache"))

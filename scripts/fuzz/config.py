@@ -1,4 +1,4 @@
-"""What a run of the fuzzer can be told, and what it found."""
+"""Settings and results of a run of the fuzzer."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import Literal
 Name = Literal["manifest", "commit", "arrow", "stream", "archive"]
 
 SECONDS_PER_INPUT = 60.0
-"""An input that takes longer hangs."""
+"""An input that takes longer counts as a hang."""
 
 _GOLDEN = Path(__file__).parents[2] / "tests" / "storage" / "golden" / "cache"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuzzConfig:
-    """What to fuzz, and for how long."""
+    """Target of the fuzzer, and how long to fuzz it."""
 
     target: Name
-    """What reads the inputs."""
+    """Reader of the inputs."""
     seconds: float = 60.0
-    """How long."""
+    """Seconds to fuzz."""
     seed: int = 0
-    """Of the mutations."""
+    """Seed of the mutations."""
     cache: Path = _GOLDEN
-    """Good cache that inputs are made from."""
+    """Undamaged cache that inputs are made from."""
     failures: Path = Path("fuzz-failures")
     """Directory for inputs that failed."""
     reproduce: Path | None = None
-    """Run this input alone, in this process."""
+    """Read only this input, in this process."""
 
 
 @dataclass(kw_only=True)
 class Report:
-    """Inputs read, outcomes by name, and the failure with the file that holds its input."""
+    """Number of inputs, outcomes by name, coverage, and the failure with the file of its input."""
 
     num_inputs: int = 0
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -46,5 +46,5 @@ class Report:
 
 
 def copy_cache(cache: Path, directory: Path) -> Path:
-    """A copy of the cache in a directory that holds nothing else."""
+    """Copy the cache to `directory`/cache and return the copy."""
     return Path(shutil.copytree(cache, directory / "cache"))

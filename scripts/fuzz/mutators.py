@@ -1,4 +1,4 @@
-"""Ways to change an input: a function of the random numbers it is given."""
+"""Mutations of an input. Each is a function of the input and of a random number generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _JSON_VALUES: tuple[Any, ...] = (
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Keys dropped, renamed and retyped, items repeated and exchanged; now and then a byte."""
+    """Drop and rename keys, change the type of values, repeat and exchange items. Sometimes change bytes instead."""
     content = parsed_json(data)
     if content is None or rng.random() < 0.05:
         return mutate_bytes(data, rng)
@@ -31,12 +31,12 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
                 break
             _mutate_container(rng.choice(places), rng)
         return json.dumps(content).encode()
-    except RecursionError:  # nested too deeply to be copied
+    except RecursionError:  # nested too deeply to copy or write
         return data
 
 
 def containers(content: Any) -> Iterator[Any]:
-    """Every object and list that holds something, however deep."""
+    """Yield every non-empty object and list, at any depth."""
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -49,7 +49,7 @@ def _mutate_container(container: Any, rng: random.Random) -> None:
     key = rng.choice(list(container) if isinstance(container, dict) else range(len(container)))
     value, action = container[key], rng.random()
     if action < 0.4:
-        container[key] = copy.deepcopy(rng.choice(_JSON_VALUES))  # or it would become part of itself
+        container[key] = copy.deepcopy(rng.choice(_JSON_VALUES))  # a shared value could become part of itself
     elif action < 0.55 and type(value) in (int, float) and abs(value) < 2**64:
         container[key] = value + rng.choice((-1, 1, 0.5, value))
     elif action < 0.7:
@@ -63,7 +63,7 @@ def _mutate_container(container: Any, rng: random.Random) -> None:
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Bits, bytes and numbers changed, pieces copied, cut out and put in."""
+    """Change bits, bytes and numbers, and copy, remove and insert pieces."""
     changed = bytearray(data or b"\0")
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         at, action = rng.randrange(len(changed)), rng.random()
@@ -89,12 +89,12 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_tail(data: bytes, rng: random.Random) -> bytes:
-    """Like mutate_bytes; the first byte, which chooses what the others are, stays."""
+    """Mutate as mutate_bytes does, but keep the first byte, which chooses the meaning of the others."""
     return data[:1] + mutate_bytes(data[1:], rng)
 
 
 def parsed_json(data: bytes) -> Any:
-    """The content of a JSON text, None when it is none or could not be written again."""
+    """Return the content of a JSON text. Return None when it is not JSON or could not be written again."""
     try:
         content = json.loads(data)
         json.dumps(content, sort_keys=True)

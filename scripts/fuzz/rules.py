@@ -1,4 +1,4 @@
-"""What must hold of all that was read, said again without a line of storage."""
+"""Rules that all data read from a cache must keep, checked without any code of storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ KINDS = ("soft_targets", "samples", "beams")
 
 
 def assert_manifest_rules(manifest: Any) -> None:
-    """Shards are the planned ones and follow each other; numbers are in range."""
+    """Assert that the shards are the planned ones, that their rows are consecutive, and that numbers are in range.
+
+    The rows of a merged cache need not be consecutive.
+    """
     identity = manifest.identity
     assert 1 <= identity.vocab_size <= 2**31
     assert 1 <= identity.block_size <= 2**20
@@ -38,7 +41,7 @@ def assert_manifest_rules(manifest: Any) -> None:
 
 
 def assert_row_rules(batch: Any, kind: str, vocab_size: int) -> None:
-    """The rules of a row (storage/FORMAT.md), with plain loops."""
+    """Assert the rules of a row (storage/FORMAT.md) for every row, with plain loops."""
     check = {"soft_targets": _assert_block, "samples": _assert_sample, "beams": _assert_beam}[kind]
     for row in batch.to_pylist():
         check(row, vocab_size)

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each target good inputs, and how one is read."""
+"""The targets of the fuzzer: for each, undamaged inputs and a function that reads one input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from storage.sharing.archive import pack, unpack
 
 _MOST_ARROW_BYTES = 512 << 20
 
-# What a zstd frame of teachonce-cache begins with, and the skippable frame with its sha256 at the end.
+# First bytes of a zstd frame of teachonce-cache, and of the skippable frame at its end that holds its sha256.
 _FRAME_HEADER = bytes.fromhex("28b52ffd0478")
 _TRAILER_HEADER = bytes.fromhex("502a4d1820000000")
 _RAW_BLOCK_BYTES = 1 << 17
@@ -41,14 +41,20 @@ _RAW_BLOCK_BYTES = 1 << 17
 
 @dataclass(frozen=True)
 class Target:
-    """What to fuzz: good inputs, how to change one, and how to read one: an error of ours, or all rules hold."""
+    """A target: undamaged inputs, a mutation, and a reader.
+
+    read: raises a TeachonceError, or AssertionError when the data that it read break a rule.
+    """
 
     seeds: list[bytes]
     mutate: Callable[[bytes, random.Random], bytes]
     read: Callable[[bytes], None]
 
     def outcome(self, data: bytes) -> str:
-        """Read an input and name the outcome: "read", or the class of our error."""
+        """Read an input and return the outcome: "read", or the class of the TeachonceError.
+
+        Raises AssertionError when a rule is broken, a message has several lines, or Arrow allocated too much memory.
+        """
         try:
             self.read(data)
             found, message = "read", ""
@@ -61,7 +67,7 @@ class Target:
 
 
 def make_target(name: Name, cache_dir: Path) -> Target:
-    """The target `name`; `cache_dir` is a good cache that it may damage."""
+    """Return the target `name`. `cache_dir` is an undamaged cache that the target may damage."""
     make = {
         "manifest": _manifest_target,
         "commit": _commit_target,
@@ -175,7 +181,7 @@ def _archive_target(cache_dir: Path) -> Target:
 
 
 def _wrapped(tar: bytes) -> bytes:
-    """A tar in the frame that unpack expects, stored in blocks as it is, with the right checksums."""
+    """Wrap a tar in the frame that unpack expects, in uncompressed blocks and with correct checksums."""
     starts = range(0, max(len(tar), 1), _RAW_BLOCK_BYTES)
     blocks = [tar[start : start + _RAW_BLOCK_BYTES] for start in starts]
     stored = b"".join(
@@ -188,7 +194,7 @@ def _wrapped(tar: bytes) -> bytes:
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """A record's bytes with the checksum that belongs to its content."""
+    """Return a record's bytes with the checksum of its content."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return json.dumps(content | {"record_sha256": sha256_of(canonical.encode())}).encode()
 
@@ -200,12 +206,12 @@ def _content(path: Path) -> bytes:
 
 
 def sha256_of(content: bytes) -> str:
-    """In hex."""
+    """Return the sha256 in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _shard_seeds(paths: list[Path]) -> list[bytes]:
-    """A shard of each kind, and again with buffers as they are: there a changed byte changes a value, or an offset."""
+    """Return each shard as it is, and with uncompressed buffers, where a changed byte changes a value or an offset."""
     contents = [path.read_bytes() for path in paths]
     return [
         bytes([index]) + form(content) for form in (bytes, stored_as_it_is) for index, content in enumerate(contents)

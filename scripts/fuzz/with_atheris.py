@@ -1,6 +1,6 @@
-"""Mutations that atheris guides by the coverage of storage/.
+"""Fuzz with atheris, which guides the mutations by the coverage of storage/.
 
-atheris has to watch the import of storage, so nothing here imports it before.
+atheris must observe the import of storage, so this module does not import storage before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TRIES_PER_NOTE = 50
 
 
 def fuzz(config: FuzzConfig, work: Path) -> Report:
-    """Read mutated inputs in a process of its own until one fails or the time is over."""
+    """Read mutated inputs in a separate process until one fails or the time is up."""
     config.failures.mkdir(parents=True, exist_ok=True)
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(config, work))
     process.start()
@@ -73,10 +73,10 @@ def _run(config: FuzzConfig, work: Path) -> None:
 
 
 def _flags(config: FuzzConfig) -> list[str]:
-    """Of libFuzzer."""
+    """Return the flags of libFuzzer."""
     settings = {
         "max_total_time": max(1, round(config.seconds)),
-        "seed": config.seed + 1,  # 0 stands for one drawn at random
+        "seed": config.seed + 1,  # libFuzzer reads 0 as a random seed
         "timeout": round(SECONDS_PER_INPUT),
         "max_len": _MOST_INPUT_BYTES,
         "rss_limit_mb": 4096,

@@ -1,4 +1,4 @@
-"""A process that reads inputs and may crash."""
+"""A process that reads fuzzed inputs and may crash."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MOST_ADDRESS_BYTES = 8 << 30
 
 
 class FuzzFailureError(Exception):
-    """An input that was neither read nor refused; the message says what happened instead."""
+    """An input was neither read nor refused. The message says what happened."""
 
 
 class Worker:
-    """A process that reads inputs one by one, so that a crash or a hang of a library is seen and not suffered."""
+    """A process that reads inputs one by one, so that a crash or a hang of a library does not stop the fuzzer."""
 
     def __init__(self, name: Name, cache_dir: Path) -> None:
         self.cache_dir = cache_dir
@@ -28,7 +28,7 @@ class Worker:
         self._start()
 
     def run(self, data: bytes) -> str:
-        """The outcome's name; raises FuzzFailureError."""
+        """Read an input and return the name of the outcome. Raises FuzzFailureError when the input failed."""
         try:
             self._connection.send_bytes(data)
             answered = self._connection.poll(SECONDS_PER_INPUT)
@@ -58,7 +58,7 @@ class Worker:
 
 
 def _serve(connection: Connection, name: Name, cache_dir: Path) -> None:
-    """Answer each input with whether it failed, and the outcome or the traceback."""
+    """Answer each input with (has failed, outcome or traceback)."""
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESS_BYTES, _MOST_ADDRESS_BYTES))
     target = make_target(name, cache_dir)
     with contextlib.suppress(EOFError):

@@ -1,14 +1,14 @@
-"""How storage formats take a flipped bit and a killed writer: ours beside mosaicml-streaming and litdata.
+"""Test how storage formats handle a flipped bit and a killed writer: ours, mosaicml-streaming and litdata.
 
     python -m scripts.peers
     python -m scripts.peers --peers-python OTHER_ENVIRONMENT/bin/python
 
-All store the same rows, and each trial judges the rows that come back, not what a library promises. The peers' pinned
-requirements exclude ours, so they want an environment of their own, made with
-`pip install mosaicml-streaming litdata`; a system that cannot be imported has an empty column. SIGKILL leaves the
-operating system's cache alone: what a power cut does is not measured. "Right rows" after a flip in an index means that
-the reader made nothing of that file or field; "the log" is a traceback that a thread leaves on standard error while the
-loop over the rows ends as if the epoch were over.
+All formats store the same rows, and each trial judges the rows that are read, not what a library promises. The other
+libraries' pinned requirements conflict with ours, so they need a separate environment, made with
+`pip install mosaicml-streaming litdata`. A system that cannot be imported has an empty column. SIGKILL keeps the
+operating system's page cache, so the effect of a power cut is not measured. "Right rows" after a flip in an index means
+that the reader did not use that file or field. "The log" is a traceback that a thread prints to standard error while
+the loop over the rows ends as if the epoch were over.
 """
 
 from __future__ import annotations

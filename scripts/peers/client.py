@@ -1,4 +1,4 @@
-"""The driver's side of a worker."""
+"""The parent's side of a worker process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scripts.support.system import System
 
 
 class Worker(Child):
-    """A worker process for one system, which runs until this is closed.
+    """A worker process for one system, which runs until `close` is called.
 
-    `versions` is None when the system cannot be imported, and `missing` says why.
+    `versions` is None when the system cannot be imported. Then `missing` says why.
     """
 
     def __init__(self, system: System, python: str, seed: int, work_dir: Path) -> None:
@@ -27,15 +27,15 @@ class Worker(Child):
         self.missing: str = hello["missing"]
 
     def write(self, directory: Path, *, timeout_s: float, kill_after_s: float | None = None) -> Answer:
-        """Run the writer, and kill it `kill_after_s` after its first file shows."""
+        """Run the writer. Kill it `kill_after_s` after its first file appears; None lets it finish."""
         return self._act("write", directory, timeout_s, kill_after_s)
 
     def read(self, directory: Path, *, timeout_s: float) -> Answer:
-        """Read an epoch."""
+        """Run the reader for an epoch."""
         return self._act("read", directory, timeout_s, None)
 
     def _act(self, action: str, directory: Path, timeout_s: float, kill_after_s: float | None) -> Answer:
-        """A request of scripts/peers/worker.py; what it leaves in its scratch directories is removed."""
+        """Send a request to scripts/peers/worker.py. Remove the files that it leaves in its scratch directories."""
         scratch = self._scratch_root / str(next(self._counter))
         answer = self.ask(
             action=action,

@@ -1,4 +1,4 @@
-"""The teachonce cache: its reader as a trainer uses it, and with everything verified before."""
+"""The teachonce cache, read as a trainer reads it, and read after verification."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _IDENTITY = dataclasses.replace(
 
 
 def _write(directory: Path, rows: RowSet) -> None:
-    """As precompute does it: plan, missing shards each with its commit record, card, manifest."""
+    """Write as precompute does: plan, missing shards each with its commit record, card, manifest."""
     if (directory / MANIFEST_NAME).exists():
         open_cache(directory)
         return
@@ -59,7 +59,7 @@ def _encode(rows: list[Row], identity: CacheIdentity) -> Any:
 
 
 def _read(directory: Path, scratch: Path) -> Iterator[Row]:
-    """An epoch of the shuffled stream."""
+    """Yield the rows of an epoch of the shuffled stream."""
     cache = open_cache(directory)
     stream = RowStream(cache, "soft_targets", "train", batch_rows=_BATCH_ROWS, seed=0)
     batches = stream.batches()

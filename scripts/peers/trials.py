@@ -1,7 +1,7 @@
-"""Damage, and what a system makes of it.
+"""Damage a data set and judge what a system reads from it.
 
-`flip_trial` flips one bit of a finished data set and reads an epoch; `kill_trial` kills a writer, reads what is there,
-runs the writer again and reads again. A judgement is one of the outcomes listed here.
+`flip_trial` flips one bit of a finished data set and reads an epoch. `kill_trial` kills a writer, reads its files, runs
+the writer again and reads again. A judgement is one of the outcomes listed here.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ RERUN_OUTCOMES = (*_OUTCOMES_OF_A_WRITER, WRONG, OTHER, LOGGED, MISSING, REPEATE
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A worker, a finished data set of its system, the fingerprints of the true rows, and how long things take.
+    """A worker, a finished data set of its system, the fingerprints of the true rows, and time limits.
 
-    writing_s is counted from the writer's first file; timeout_s is far more than a reader or a writer needs.
+    writing_s: seconds of an undisturbed writer from its first file on; timeout_s: limit of a reader or a writer, at
+    least ten times what it needs.
     """
 
     worker: Worker
@@ -52,7 +53,7 @@ class Bench:
 
 
 def flip_trial(bench: Bench, file: Path, rng: np.random.Generator) -> str:
-    """Flip one random bit of `file` (relative to the data set) and read an epoch."""
+    """Flip one random bit of `file` (relative to the data set), read an epoch and return the outcome."""
     shutil.copytree(bench.pristine, bench.trial)
     path = bench.trial / file
     content = bytearray(path.read_bytes())
@@ -64,7 +65,10 @@ def flip_trial(bench: Bench, file: Path, rng: np.random.Generator) -> str:
 
 
 def kill_trial(bench: Bench, rng: np.random.Generator) -> tuple[str, str | None]:
-    """Kill a writer at a random moment of its writing; what a reader makes of it, and what a second run does."""
+    """Kill a writer at a random moment of its writing. Return the outcomes of a reader and of a second run.
+
+    The second outcome is None when the writer had finished before it was killed.
+    """
     kill_after_s = float(rng.uniform(0, bench.writing_s))
     killed = bench.worker.write(bench.trial, timeout_s=bench.timeout_s, kill_after_s=kill_after_s)
     if killed.ending != "killed":
@@ -91,7 +95,7 @@ def _rerun(bench: Bench, *, was_complete: bool) -> str:
 
 
 def _read_copy(bench: Bench) -> str:
-    """Judge what a reader finds; it works on a copy, so that it cannot help or harm the writer."""
+    """Read a copy of the data set and judge the rows. The reader cannot change the writer's files, only the copy."""
     copy = bench.trial.with_name(f"{bench.trial.name}-copy")
     shutil.copytree(bench.trial, copy)
     answer = bench.worker.read(copy, timeout_s=bench.timeout_s)
@@ -105,7 +109,7 @@ def _remove(directory: Path) -> None:
 
 
 def judge(answer: Answer, truth: Counter[str], culprit: str) -> str:
-    """What a reader's answer amounts to, when the file named `culprit` was damaged."""
+    """Return the outcome of a reader's answer when the file named `culprit` was damaged."""
     found = Counter(answer.rows)
     wrong = found.keys() - truth.keys()
     match answer.ending:

@@ -1,10 +1,10 @@
-"""Runs a system's writer and reader in processes of their own, which may hang, die or be killed.
+"""Run a system's writer and reader in separate processes, which may hang, die or be killed.
 
     python -m scripts.peers.worker MODULE SYSTEM SEED
 
-imports the system named SYSTEM in MODULE once, then answers one request after the other, each a line of JSON on
-standard input and output. A request runs in a fork with a process group and a scratch directory of its own, so nothing
-is left of it when the next one begins. The first answer says whether the system is installed.
+The process imports the system named SYSTEM in MODULE once. Then it answers requests, each a line of JSON on standard
+input, with a line of JSON on standard output. Each request runs in a fork with its own process group and scratch
+directory, so that it leaves nothing behind for the next request. The first answer says whether the system is installed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ _ANSWER_NAME, _LOG_NAME = "answer.json", "log"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to do with `directory`: "write" or "read". The process is killed `kill_after_s` after its first file shows,
-    or when `timeout_s` have passed."""
+    """An action, "write" or "read", on `directory`.
+
+    The process is killed `kill_after_s` after its first file appears, or when `timeout_s` have passed.
+    """
 
     action: str
     directory: str
@@ -47,11 +49,12 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How a request ended: "done", "error", "died" (by itself, without a word), "killed" or "timeout".
+    """The result of a request.
 
-    seconds is counted from the first file that a writer makes, and from the start for a reader; rows are fingerprints
-    of what a reader handed out, whatever came after; error is the text of the exception and of those behind it;
-    has_logged_error tells of a traceback on standard error, where threads leave theirs.
+    ending: "done", "error", "died" (by itself, without an answer), "killed" or "timeout". seconds: from a writer's
+    first file, or from a reader's start, to the end. rows: fingerprints of the rows that a reader yielded, also before
+    an error. error: the text of the exception and of its causes. has_logged_error: whether there is a traceback in the
+    output, where threads leave theirs.
     """
 
     ending: str
@@ -69,10 +72,10 @@ def _run(system: System, seed: int, request: Request) -> Answer:
     if child == 0:
         _child(system, seed, request, scratch)
     with contextlib.suppress(PermissionError, ProcessLookupError):
-        os.setpgid(child, child)  # the child does so too: it is done when the first of both has run
+        os.setpgid(child, child)  # the child does so too, because either may run first
     ending, seconds = _supervise(child, request)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what the child started and left behind
+        os.killpg(child, signal.SIGKILL)  # processes that the child started and left behind
     content: dict[str, Any] = {"rows": [], "error": ""}
     if ending == "ended":
         with contextlib.suppress(FileNotFoundError):
@@ -88,7 +91,7 @@ def _run(system: System, seed: int, request: Request) -> Answer:
 
 
 def _supervise(child: int, request: Request) -> tuple[str, float]:
-    """How the child ended, and its seconds."""
+    """Wait for the child, or kill it at its time. Return how it ended and its seconds."""
     begun = time.monotonic()
     is_writing = request.action == "write"
     counted_from = None if is_writing else begun
@@ -116,7 +119,7 @@ def _has_file(directory: Path) -> bool:
 
 
 def _child(system: System, seed: int, request: Request, scratch: Path) -> None:
-    """Do what is asked, leave an answer, and end without running anything of the parent's."""
+    """Run the request, write the answer, and exit without running the parent's exit handlers."""
     try:
         os.setpgid(0, 0)
         log = os.open(scratch / _LOG_NAME, os.O_WRONLY)
@@ -141,8 +144,8 @@ def _act(system: System, seed: int, request: Request, scratch: Path) -> dict[str
             for row in system.read(Path(request.directory), scratch):
                 rows.append(fingerprint(row))
             if len(rows) < NUM_ROWS:
-                time.sleep(_LAST_WORDS_S)  # a thread may be about to log why
-    except Exception as error:  # whatever a library raises is what is to be reported
+                time.sleep(_LAST_WORDS_S)  # a thread may still log the reason
+    except Exception as error:  # report any exception of a library
         traceback.print_exc()
         return {"rows": rows, "error": " | ".join(f"{type(e).__name__}: {e}" for e in _chain(error))}
     return {"rows": rows, "error": ""}
@@ -158,7 +161,7 @@ def _hello(system: System) -> dict[str, Any]:
     try:
         for needed in system.needs:
             import_module(needed)
-    except Exception as error:  # a half installed library may fail in any way
+    except Exception as error:  # a partly installed library may raise anything
         return {"versions": None, "missing": f"{type(error).__name__}: {error}"}
     return {"versions": {name: metadata.version(name) for name in system.distributions}, "missing": ""}
 
@@ -171,8 +174,8 @@ def main() -> None:
     hello = _hello(system)
     if hello["versions"]:
         for row_id in range(NUM_ROWS):
-            make_row(seed, row_id)  # forks inherit them
-    gc.freeze()  # or else a collection in a fork copies every page
+            make_row(seed, row_id)  # rows are cached, and forks inherit the cache
+    gc.freeze()  # otherwise a garbage collection in a fork would copy every page
     print(json.dumps(hello), file=answers)
     serve(answers, lambda **request: asdict(_run(system, seed, Request(**request))))
 

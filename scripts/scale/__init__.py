@@ -1,1 +1,1 @@
-"""A cache of 10^12 tokens without its shards: made-up records, what real code takes over them, and a cost model."""
+"""A cache of 10^12 tokens without its shards: made-up records, time and memory of real code on them, a cost model."""

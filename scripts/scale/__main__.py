@@ -1,11 +1,12 @@
-"""What planning, opening, resuming and shuffling a cache of 10^12 tokens take, and what such a cache costs.
+"""Measure what planning, opening, resuming and shuffling a cache of 10^12 tokens take, and estimate its costs.
 
     python -m scripts.scale
     python -m scripts.scale --num-shards 480000 --parts measurements
     python -m scripts.scale --parts costs --assume.flops-utilisation 0.3
 
-Records of 64,000 shards are made up, below TMPDIR, and the real code is run on them, each measurement in a process of
-its own; some minutes. The cost model is arithmetic on stated rates. Prints the tables of docs/scale.md.
+The program makes up the records of 64,000 shards below TMPDIR and runs the real code on them, each measurement in a
+separate process. This takes some minutes. The cost model is arithmetic on stated rates. Prints the tables of
+docs/scale.md.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ Part = Literal["measurements", "costs"]
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateScaleConfig:
-    """How large a cache, and what to do with it."""
+    """Size of the cache, and what to print about it."""
 
     num_shards: int = 64_000
-    """Shards of 15.6 million tokens to make up records of."""
+    """Number of shards of 15.6 million tokens to make up records for."""
     parts: tuple[Part, ...] = ("measurements", "costs")
     """What to print."""
     json: bool = False
     """Print one JSON document instead of tables."""
     assume: Assumptions = field(default_factory=Assumptions)
-    """Numbers of the cost model."""
+    """Assumptions of the cost model."""
 
     def __post_init__(self) -> None:
         if self.num_shards < 2:
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def measurements(num_shards: int) -> list[Measured]:
-    """Make records up in a temporary directory and measure what real code takes over them."""
+    """Make up records in a temporary directory and measure the real code on them."""
     with tempfile.TemporaryDirectory(prefix="teachonce-scale-") as directory:
         made_up = make_up(Path(directory), num_shards)
         with Progress(len(MEASUREMENTS), "measure", "parts") as bar:

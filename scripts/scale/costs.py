@@ -1,8 +1,8 @@
-"""What a cache of 10^12 tokens costs, and which resource ends first: arithmetic on stated rates.
+"""Estimate what a cache of 10^12 tokens costs and which resource is the bottleneck, by arithmetic on stated rates.
 
-No GPU was measured. Every number that enters is a field of `Assumptions`, with where it comes from.
+No GPU was measured. Every number that the model uses is a field of `Assumptions`, with its source.
 
-Shapes: L layers of width D, V entries of the vocabulary, T targets in a block.
+Legend: L layers of width D, V vocabulary, T targets per block.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def _number(default: float, unit: str, source: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Numbers that the cost model is made of; all per second are per one of its kind."""
+    """Numbers that the cost model uses. Rates per second are for one unit: a GPU, a core, a box."""
 
     num_tokens: float = _number(1e12, "tokens", "the question")
     """Tokens of the text."""
     tokens_per_shard: float = _number(TOKENS_PER_SHARD, "tokens", _ASSUMED)
-    """--shard-tokens, rounded to whole record batches; the default of precompute is 2.1 million."""
+    """--shard-tokens, rounded to whole record batches. The default of precompute is 2.1 million."""
     block_size: int = _number(BLOCK_SIZE, "targets", _ASSUMED)
-    """T, targets in a block."""
+    """T, targets per block."""
     vocab_size: int = _number(VOCAB_SIZE, "ids", _SHAPE)
     """V, GPT-2's vocabulary."""
     teacher_layers: int = _number(48, "layers", _SHAPE)
@@ -54,52 +54,53 @@ class Assumptions:
     """Width of the student."""
 
     gpu_flops_per_s: float = _number(989e12, "FLOP/s", _VENDOR)
-    """Dense bfloat16 of an H200 SXM."""
+    """Peak of dense bfloat16 products of an H200 SXM."""
     gpu_memory_bytes_per_s: float = _number(4.8e12, "B/s", _VENDOR)
     """Memory bandwidth of an H200 SXM."""
     pcie_bytes_per_s: float = _number(64e9, "B/s", _VENDOR)
     """PCIe 5.0 x16, one direction."""
     store_gets_per_s: float = _number(5500, "GET/s", _VENDOR)
-    """Requests that an object store answers under one prefix (Amazon S3)."""
+    """GET requests that an object store answers under one prefix (Amazon S3)."""
 
     flops_utilisation: float = _number(0.4, "of the peak", _ASSUMED)
-    """Share of the peak that the teacher's and the student's products reach."""
+    """Share of the peak that the matrix products of teacher and student reach."""
     logit_passes: float = _number(12, "passes", _ASSUMED)
-    """Times that sparse targets read or write a position's float32 logits on the GPU."""
+    """How often sparse targets read or write the float32 logits of a position on the GPU."""
     gpus_per_box: int = _number(8, "GPUs", _ASSUMED)
     """GPUs in a box."""
     disk_write_bytes_per_s: float = _number(2e9, "B/s", _ASSUMED)
-    """What a box writes to its disk or shared file system, flushed."""
+    """Rate at which a box writes and flushes to its disk or shared file system."""
     network_bytes_per_s: float = _number(3e9, "B/s", _ASSUMED)
-    """What a box gets from an object store."""
+    """Rate at which a box reads from an object store."""
     lookup_s: float = _number(5e-4, "s", _ASSUMED)
-    """A look-up in a shared file system, when the answer is on another machine."""
+    """Time of a look-up in a shared file system when another machine answers it."""
 
     bytes_per_token: float = _number(BYTES_PER_TOKEN, "B/token", _TARGETS)
-    """The whole row at V = 50,257 and 3.3 nats of entropy; a more certain teacher takes fewer."""
+    """Bytes of a whole row at V = 50,257 and 3.3 nats of entropy. A more certain teacher needs fewer."""
     encode_tokens_per_s: float = _number(1.29e6, "tokens/s", _BENCHMARKS)
-    """write: encode, check, compress, hash, flush and rename on one core."""
+    """Benchmark write: encode, check, compress, hash, flush and rename on one core."""
     verify_tokens_per_s: float = _number(16 * 1024 / 5.21e-3, "tokens/s", _BENCHMARKS)
-    """scale: verify, 16 blocks of 1,024 targets in 5.21 ms on one core."""
+    """Benchmark scale: verify 16 blocks of 1,024 targets in 5.21 ms on one core."""
     stream_tokens_per_s: float = _number(2.88e6, "tokens/s", _BENCHMARKS)
-    """stream: the first epoch, shuffled, proved and checked, as tensors."""
+    """Benchmark stream: a first epoch, shuffled, hashed and checked, as tensors."""
     tokenize_tokens_per_s: float = _number(0.97e6, "tokens/s", _HERE)
-    """GPT-2's fast tokenizer on English in documents of 4,000 characters, one core of two that were busy."""
+    """GPT-2's fast tokenizer on English documents of 4,000 characters, on one of two busy cores."""
     hash_bytes_per_s: float = _number(1.9e9, "B/s", _HERE)
     """sha256 on one core."""
     text_bytes_per_token: float = _number(4.3, "B/token", _ASSUMED)
-    """UTF-8 bytes of the text."""
+    """UTF-8 bytes of the text per token."""
 
     device_bytes_per_token: float = _number(33 * (4 + 4 + 1) + 33 * (4 + 1) + 3 * 4, "B/token", _CODE)
-    """pipeline/producers/sparsify.py: PaddedTargets at default tail_weight 1/32: 33 places for a head, 33 for draws."""
+    """pipeline/producers/sparsify.py: PaddedTargets at the default tail_weight 1/32, with 33 head and 33 tail slots."""
     stored_token_bytes: float = _number(2, "B/token", _CODE)
     """pipeline/corpus/token_store.py: uint16 below 65,536 ids."""
     piece_bytes: int = _number(PIECE_BYTES, "B", _CODE)
-    """storage/remote/directory.py: what one request asks for."""
+    """storage/remote/directory.py: bytes that one request fetches."""
     group_shards: int = _number(SHARDS_PER_GROUP, "shards", _CODE)
-    """storage/reading/epoch_order.py: shards that a stream proves before its first batch."""
+    """storage/reading/epoch_order.py: shards that a stream hashes before its first batch."""
     commit_lookups: float = _number(7, "look-ups", _CODE)
-    """storage/records/commits.py, read_held_commit: two links, is it there, size, bytes; its shard."""
+    """storage/records/commits.py, read_held_commit: two checks for links, existence, size and bytes of the record, and
+    its shard, staged and in place."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -109,7 +110,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Amount:
-    """One line of a table: so much of what."""
+    """One row of a table: a quantity, its value with unit, and how it was obtained."""
 
     what: str
     value: float
@@ -119,7 +120,7 @@ class Amount:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What is asked of a resource, and what there is of it."""
+    """The demand for a resource and how much of it is available."""
 
     resource: str
     asked: float
@@ -128,12 +129,12 @@ class Limit:
 
     @property
     def share(self) -> float:
-        """Of what there is; above 1 the resource sets the pace."""
+        """Demand divided by what is available. Above 1 the resource is a bottleneck."""
         return self.asked / self.available
 
 
 def assumed(assumptions: Assumptions) -> list[Amount]:
-    """Every number that enters; one that was given on the command line says so."""
+    """Return every assumption with its source. The source of a changed one is the command line."""
     return [
         Amount(
             what=number.name,
@@ -146,32 +147,36 @@ def assumed(assumptions: Assumptions) -> list[Amount]:
 
 
 def forward_flops_per_token(layers: int, width: int, vocab_size: int, block_size: int) -> float:
-    """2 (12 L D² + D V) in products with weights, head included, and 4 L D T/2 in causal attention.
+    """Return 2 (12 L D² + D V) for products with weights, head included, plus 4 L D T/2 for causal attention.
 
-    A multiplication and an addition count as two (Kaplan et al. 2020, section 2.1, with the attention of T/2 tokens on
-    average and with the head).
+    A multiplication and an addition count as two operations. This is section 2.1 of Kaplan et al. 2020, with attention
+    to T/2 tokens on average, and with the head.
     """
     return 2 * (12 * layers * width**2 + width * vocab_size) + 4 * layers * width * block_size / 2
 
 
 def teacher_flops_per_token(a: Assumptions) -> float:
-    """Its forward pass."""
+    """Return the FLOPs per token of the teacher's forward pass."""
     return forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
 
 
 def student_flops_per_token(a: Assumptions) -> float:
-    """A training step takes three times its forward pass."""
+    """Return the FLOPs per token of a student's training step: three times those of its forward pass."""
     return 3 * forward_flops_per_token(a.student_layers, a.student_width, a.vocab_size, a.block_size)
 
 
 def teacher_seconds_per_token(a: Assumptions) -> float:
-    """Products at the utilisation that is assumed, and passes over float32 logits bound by memory."""
+    """Return the teacher's seconds per token on a GPU.
+
+    The time of the products at the assumed utilisation, plus the time of the passes over float32 logits, which are
+    bound by memory bandwidth.
+    """
     products = teacher_flops_per_token(a) / (a.gpu_flops_per_s * a.flops_utilisation)
     return products + _logit_bytes(a) / a.gpu_memory_bytes_per_s
 
 
 def student_tokens_per_s(a: Assumptions) -> float:
-    """One GPU at the utilisation that is assumed."""
+    """Return the tokens per second of a student's training on one GPU at the assumed utilisation."""
     return a.gpu_flops_per_s * a.flops_utilisation / student_flops_per_token(a)
 
 
@@ -180,7 +185,7 @@ def _logit_bytes(a: Assumptions) -> float:
 
 
 def costs(a: Assumptions) -> list[Amount]:
-    """What the whole cache takes."""
+    """Return the costs of the whole cache."""
     seconds = teacher_seconds_per_token(a)
     num_shards = a.num_tokens / a.tokens_per_shard
     shard_bytes = a.tokens_per_shard * a.bytes_per_token
@@ -234,7 +239,7 @@ def costs(a: Assumptions) -> list[Amount]:
 
 
 def precompute_limits(a: Assumptions) -> list[Limit]:
-    """What one GPU with the teacher asks for, and what there is for it; the scarcest first."""
+    """Return the demand and supply of each resource for one GPU with the teacher, scarcest first."""
     tokens_per_s = 1 / teacher_seconds_per_token(a)
     disk = a.disk_write_bytes_per_s / a.gpus_per_box
     return _scarcest_first(
@@ -247,10 +252,10 @@ def precompute_limits(a: Assumptions) -> list[Limit]:
 
 
 def training_limits(a: Assumptions) -> list[Limit]:
-    """What a box of students' GPUs asks for, one rank on each, and what there is for it; the scarcest first.
+    """Return the demand and supply of each resource for a box that trains a student on all GPUs, scarcest first.
 
-    As the code is, a rank decodes its share of the record batches, but proves every shard, and from a URL keeps copies
-    of its own.
+    Each GPU has one rank. A rank decodes its share of the record batches and hashes every shard. From a URL, the model
+    counts a fetch of every shard by every rank. This is an upper bound: processes of one machine share fetched shards.
     """
     tokens_per_s = a.gpus_per_box * student_tokens_per_s(a)
     decoded_per_s = tokens_per_s / min(a.gpus_per_box, STRANDS)

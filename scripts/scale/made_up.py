@@ -1,7 +1,7 @@
-"""What a run over 10^12 tokens leaves apart from its shards: tokens, plan, commit records and manifest, all made up.
+"""Make up what a run over 10^12 tokens leaves apart from its shards: tokens, plan, commit records and manifest.
 
-Everything is published by storage itself. Shards and the file of tokens are holes, as long as real ones: neither takes
-room on the disk.
+storage itself writes all records. Shards and the token file are sparse files of the real length, which take no space on
+the disk.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _ENTROPY_NATS, _LABEL_NLL_NATS = 3.3, 3.4
 
 @dataclass(frozen=True, kw_only=True)
 class MadeUp:
-    """Where everything is.
+    """Directories of the made-up caches and tokens.
 
-    finished: a cache without its shards; begun: the same when the first half of its shards was committed; committed:
-    when all were, before the manifest; other: a cache of as much other text, without shards and commit records; tokens:
-    a corpus of as many tokens as the cache.
+    finished: a cache without its shards. begun: the same cache when the first half of its shards was committed.
+    committed: the same cache when all shards were committed, before the manifest. other: a cache of the same size from
+    another text, without shards and commit records. tokens: a corpus with as many tokens as the cache. scratch: an
+    empty directory for the measurements.
     """
 
     num_shards: int
@@ -51,7 +52,7 @@ class MadeUp:
 
 
 def make_up(directory: Path, num_shards: int) -> MadeUp:
-    """Publish all of it in an empty directory."""
+    """Write all of it in an empty directory."""
     made_up = MadeUp(
         num_shards=num_shards,
         **{name: directory / name for name in ("finished", "begun", "committed", "other", "tokens", "scratch")},
@@ -67,12 +68,12 @@ def make_up(directory: Path, num_shards: int) -> MadeUp:
 
 
 def identity_of(num_shards: int) -> CacheIdentity:
-    """What the plan says."""
+    """Return the identity that the plan of the cache records."""
     return made_up_identity(num_shards * ROWS_PER_SHARD, BLOCK_SIZE, VOCAB_SIZE, num_shards=num_shards)
 
 
 def record_of(key: ShardKey) -> ShardRecord:
-    """A record with as many digits as a real one; a pure function of the key."""
+    """Return a record with as many digits as a real one. It is a pure function of the key."""
     sha256 = hashlib.sha256(key.path.encode()).hexdigest()
     share = int(sha256[:13], 16) / 16**13  # a float64 in [0, 1)
     num_targets = ROWS_PER_SHARD * BLOCK_SIZE - int(share * ROWS_PER_SHARD)
@@ -90,7 +91,7 @@ def record_of(key: ShardKey) -> ShardRecord:
 
 
 def tokens_of(made_up: MadeUp) -> dict[str, TokenStore]:
-    """The corpus, by split."""
+    """Return the made-up corpus by split."""
     return {split: TokenStore(made_up.tokens / split, np.uint16) for split in ("train", "validation")}
 
 
@@ -122,7 +123,7 @@ def _write_other(cache_dir: Path, finished: Manifest) -> None:
 
 
 def _write_tokens(directory: Path, num_tokens: int) -> None:
-    """One document of as many zeros: a file that is as long as its tokens and holds none of them."""
+    """Write one document of `num_tokens` zeros, in a sparse file."""
     TokenWriter(directory / "validation", np.uint16).close()
     writer = TokenWriter(directory / "train", np.uint16)
     writer.num_tokens = num_tokens

@@ -1,8 +1,7 @@
-"""What real code takes over made-up records: seconds and memory, each in a process of its own.
+"""Measure seconds and memory of the real code on made-up records, each measurement in a separate process.
 
-A measurement prepares what an earlier step leaves and returns the action that is measured, which gives figures that
-can be checked against the plan. Where real code goes on to read a shard it ends with an error at the first one, for
-there are none: its planning is done by then.
+A measurement prepares the state that earlier steps leave and returns the action to measure. The action returns figures
+that tests compare with the plan. There are no shards: code that would read one fails at the first, after its planning.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Action = Callable[[], Figures]
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What is measured; a run waits for it before its first work when it is start-up."""
+    """A measurement. `is_start_up` says that a run waits for it before its first work, so that it has a target."""
 
     what: str
     is_start_up: bool
@@ -59,7 +58,10 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """peak_bytes: most resident memory beyond the interpreter, its imports and what was prepared."""
+    """The result of a measurement.
+
+    peak_bytes: peak resident memory beyond the interpreter, its imports and the prepared state.
+    """
 
     what: str
     is_start_up: bool
@@ -69,7 +71,7 @@ class Measured:
 
 
 def measure_all(made_up: MadeUp) -> Iterator[Measured]:
-    """Every measurement, one after the other."""
+    """Run the measurements one after the other and yield their results."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
@@ -93,7 +95,7 @@ def _measure(index: int, made_up: MadeUp) -> Measured:
 
 
 def plan(made_up: MadeUp) -> Action:
-    """Which rows go into which shard."""
+    """Measure the plan: which rows go into which shard."""
 
     def action() -> Figures:
         producers = _producers(made_up)
@@ -118,16 +120,16 @@ def _producers(made_up: MadeUp) -> dict[str, Producer]:
         num_documents=1, num_documents_skipped=0, num_prompts_skipped=0, validation_is_end_of_text=False
     )
     tokenized = TokenizedCorpus(documents=tokens_of(made_up), prompts={}, counts=counts)
-    teacher = SimpleNamespace(vocab_size=VOCAB_SIZE)  # no more of it is asked for before it runs
+    teacher = SimpleNamespace(vocab_size=VOCAB_SIZE)  # planning reads nothing else of the teacher
     return make_producers(cast(Teacher, teacher), tokenized, config)
 
 
 class _TeacherNeededError(Exception):
-    """Here the teacher would make its first row."""
+    """The point at which the teacher would make its first row."""
 
 
 def resume(made_up: MadeUp) -> Action:
-    """Plan, and go past every committed shard to the first row that is still to be made."""
+    """Measure planning and skipping every committed shard, up to the first row that is missing."""
 
     def record_batches(split: str, start: int, *others: int) -> NoReturn:
         raise _TeacherNeededError(start)
@@ -150,7 +152,7 @@ def resume(made_up: MadeUp) -> Action:
 
 
 def join(made_up: MadeUp) -> Action:
-    """Every commit record into the manifest, after the last shard."""
+    """Measure joining all commit records into the manifest after the last shard."""
     identity = identity_of(made_up.num_shards)
 
     def action() -> Figures:
@@ -162,25 +164,25 @@ def join(made_up: MadeUp) -> Action:
 
 
 def open_finished(made_up: MadeUp) -> Action:
-    """What every command does first."""
+    """Measure opening a finished cache, which every command does first."""
     return lambda: _size(open_cache(made_up.finished))
 
 
 def open_from_url(made_up: MadeUp) -> Action:
-    """The same from a URL, with a local copy that holds no shard yet."""
+    """Measure opening a finished cache from a URL, with a local copy that holds no shard yet."""
     url = made_up.finished.as_uri()
-    RemoteDirectory(url)  # imports what is behind the protocol
+    RemoteDirectory(url)  # imports the protocol's implementation
     local_copy = LocalCopy(directory=made_up.scratch / "local", max_bytes=_LOCAL_COPY_BYTES)
     return lambda: _size(open_cache(url, local_copy=local_copy))
 
 
 def open_begun(made_up: MadeUp) -> Action:
-    """What train --allow-incomplete does first while precompute is half-way."""
+    """Measure what train --allow-incomplete does first when half of the shards are committed."""
     return lambda: _size(open_cache(made_up.begun, allow_incomplete=True))
 
 
 def inspect(made_up: MadeUp) -> Action:
-    """Open and add up."""
+    """Measure opening a cache and adding up its records."""
 
     def action() -> Figures:
         summary = summarize(open_cache(made_up.finished))
@@ -192,7 +194,7 @@ def inspect(made_up: MadeUp) -> Action:
 
 
 def first_window(made_up: MadeUp) -> Action:
-    """The order of an epoch's shards, and of the rows of its first window."""
+    """Measure computing the order of an epoch's shards and of the rows in its first window."""
     cache = open_cache(made_up.finished)
 
     def action() -> Figures:
@@ -203,7 +205,7 @@ def first_window(made_up: MadeUp) -> Action:
 
 
 def whole_epoch(made_up: MadeUp) -> Action:
-    """The order of every row of an epoch."""
+    """Measure computing the order of every row of an epoch."""
     cache = open_cache(made_up.finished)
 
     def action() -> Figures:
@@ -220,7 +222,7 @@ def whole_epoch(made_up: MadeUp) -> Action:
 
 
 def find_position(made_up: MadeUp) -> Action:
-    """The row that a stream hands out after STREAM_POSITION others, over as many epochs as that takes."""
+    """Measure finding the row that a stream yields after STREAM_POSITION others, over as many epochs as needed."""
     cache = open_cache(made_up.finished)
 
     def action() -> Figures:
@@ -235,19 +237,19 @@ def find_position(made_up: MadeUp) -> Action:
 
 
 def epoch_order(cache: Cache, epoch: int) -> EpochOrder:
-    """As RowStream makes it."""
+    """Return the order of an epoch as RowStream computes it."""
     rows = cache.identity.record_batch_rows
     return EpochOrder(cache.shards(KIND, SPLIT), rows, seed=_SEED, epoch=epoch, shuffle=True)
 
 
 def verify(made_up: MadeUp) -> Action:
-    """The manifest was checked when the cache was opened; this is the plan and every commit record against it."""
+    """Measure checking the plan and every commit record against the manifest, which was checked on opening."""
     cache = open_cache(made_up.finished)
     return lambda: {"commit records": len(cache.manifest.shards), "problems": len(check_records(cache))}
 
 
 def begin_push(made_up: MadeUp) -> Action:
-    """Check every record, and ask for every shard at an empty place."""
+    """Measure a push to an empty URL up to the first shard: checking records and looking up shards."""
     there = made_up.scratch / "pushed"
     RemoteDirectory(there.as_uri())
 
@@ -259,7 +261,7 @@ def begin_push(made_up: MadeUp) -> Action:
 
 
 def begin_pull(made_up: MadeUp) -> Action:
-    """Fetch and check the manifest, and begin a copy."""
+    """Measure a pull up to the first shard: fetching and checking the manifest and beginning the copy."""
     here, url = made_up.scratch / "pulled", made_up.finished.as_uri()
     RemoteDirectory(url)
 
@@ -271,7 +273,7 @@ def begin_pull(made_up: MadeUp) -> Action:
 
 
 def begin_merge(made_up: MadeUp) -> Action:
-    """Open both, compare what their rows mean, and begin the merged cache."""
+    """Measure a merge up to the first shard: opening both, comparing their settings and beginning the merged cache."""
     out = made_up.scratch / "merged"
 
     def action() -> Figures:

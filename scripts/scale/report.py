@@ -1,4 +1,4 @@
-"""Measurements and the cost model as Markdown for docs/scale.md, or as one document for programs."""
+"""Show measurements and the cost model as Markdown for docs/scale.md, or as one JSON document."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIXED = ("B/s", "FLOP/s")
 
 
 def render_measurements(measured: Iterable[Measured], facts: dict[str, Any]) -> str:
-    """A table with the target of start-up, and the machine below it."""
+    """Return a table that says whether start-up meets its target, with the machine below."""
     rows = [
         (
             m.what,
@@ -34,7 +34,7 @@ def render_measurements(measured: Iterable[Measured], facts: dict[str, Any]) -> 
 
 
 def render_costs(assumptions: Assumptions) -> str:
-    """What it costs, what runs out first for the teacher and for students, and every number that enters."""
+    """Return tables of the costs, of the bottlenecks of teacher and students, and of all assumptions."""
     heads = ("resource", "asked", "there is", "share")
     entered = [dataclasses.replace(number, what=f"`{number.what}`") for number in assumed(assumptions)]
     return "\n\n".join(
@@ -52,7 +52,7 @@ def render_costs(assumptions: Assumptions) -> str:
 
 
 def as_json(measured: list[Measured], assumptions: Assumptions | None, facts: dict[str, Any]) -> str:
-    """Everything as one document."""
+    """Return everything as one JSON document."""
     model = {} if assumptions is None else _as_records(assumptions)
     records = [dataclasses.asdict(m) for m in measured]
     return json.dumps({"machine": facts, "measurements": records} | model, indent=1, ensure_ascii=False)
@@ -88,7 +88,7 @@ def _exact(value: int | str) -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    """Rates of bytes and operations with a prefix, counts in full, small numbers with four digits."""
+    """Format rates of bytes and operations with a prefix, counts in full, and small numbers with four digits."""
     if unit in _PREFIXED:
         power = min(max(int(math.log10(value)) // 3, 0), len(_PREFIXES) - 1)
         return f"{value / 1000**power:.4g} {_PREFIXES[power]}{unit}"

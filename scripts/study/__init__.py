@@ -1,1 +1,1 @@
-"""Parts of the study of sparse targets (scripts/study/targets.py)."""
+"""The study of sparse targets: students and noise (scripts/study/targets.py) and bytes (scripts/study/bytes.py)."""

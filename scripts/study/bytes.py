@@ -1,10 +1,10 @@
-"""What soft targets weigh on disk: settings of the targets, rounding, order, compression, side by side.
+"""Measure the bytes of soft targets on disk for several target settings, roundings, orders and compression levels.
 
     python -m scripts.study.bytes --teacher gpt2 --data FILE
     python -m scripts.study.bytes --teacher DIR --data stdlib --entropy-nats 3.3
 
-Prints tables in Markdown. `--entropy-nats` scales the logits until the teacher's mean entropy is as given: a small
-teacher is less certain than the ones that are worth a cache, and bytes follow entropy.
+Prints tables in Markdown. `--entropy-nats` scales the logits until the teacher's mean entropy has the given value.
+Bytes grow with entropy, and a small teacher is less certain than the teachers that a cache is made for.
 
 Shape legend: P positions, C positions of a chunk, V vocabulary, H head entries.
 """
@@ -43,24 +43,24 @@ _DENOMINATORS = (8, 16, 32, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class BytesConfig:
-    """What to measure on."""
+    """Teacher and text to measure on."""
 
     teacher: str
-    """As teachonce-precompute's --teacher."""
+    """Teacher, given as for teachonce-precompute --teacher."""
     data: str
-    """As teachonce-precompute's --data."""
+    """Text, given as for teachonce-precompute --data."""
     entropy_nats: float | None = None
-    """Scale the logits to this mean entropy; None leaves them."""
+    """Scale the logits to this mean entropy in nats. None leaves them as they are."""
     num_blocks: int = 64
-    """Blocks to measure."""
+    """Number of blocks to measure."""
     block_size: int = 128
-    """Targets in a block."""
+    """Targets per block."""
     device: str = "auto"
-    """As teachonce-precompute's --device."""
+    """Device of the teacher, given as for teachonce-precompute --device."""
 
 
 class Positions:
-    """Hidden states of some blocks, from which logits are made chunk by chunk."""
+    """Hidden states [P, D] of some blocks. Logits are computed from them chunk by chunk."""
 
     def __init__(self, config: BytesConfig, work_dir: Path) -> None:
         loaded = load_teacher_and_source(
@@ -90,14 +90,14 @@ class Positions:
         self.scale = 1.0 if config.entropy_nats is None else self._scale_to(config.entropy_nats)
 
     def logits(self) -> Iterator[tuple[slice, Tensor]]:
-        """Chunks of positions and their logits [C, V]."""
+        """Yield chunks of positions and their logits [C, V]."""
         for start in range(0, len(self._hidden_PD), _POSITIONS_PER_CHUNK):
             part = slice(start, start + _POSITIONS_PER_CHUNK)
             with torch.inference_mode():
                 yield part, self._teacher.logits(self._hidden_PD[part]) * self.scale
 
     def _scale_to(self, entropy_nats: float) -> float:
-        """By bisection on every seventh position, which falls on every place of a block."""
+        """Find the scale by bisection on every seventh position. Together these cover all offsets in a block."""
         sample_CD = self._hidden_PD[::7]
         low, high = 0.05, 20.0
         for _ in range(24):
@@ -135,7 +135,7 @@ def _run(config: BytesConfig) -> int:
 def sparse_targets(
     positions: Positions, settings: list[tuple[int, int | None]]
 ) -> dict[tuple[int, int | None], SparseTargets]:
-    """Targets of all positions for each (top_k, 1/τ)."""
+    """Return the targets of all positions for each (top_k, 1/τ)."""
     labels_P = torch.from_numpy(positions.input_ids[:, 1:].reshape(-1).copy())
     uniforms_P = torch.from_numpy(hash_uniform(0, np.arange(len(labels_P))))
     return {
@@ -210,7 +210,7 @@ def _base_tables(base: SparseTargets, positions: Positions, config: BytesConfig)
 
 
 def rounding_kl(found: SparseTargets, mantissa_bits: int) -> float:
-    """Mean KL on head and tail from exact values to rounded ones, both with mass 1."""
+    """Return the mean KL in nats from exact to rounded values over head and tail, both normalised to mass 1."""
     logprobs, position = found.logprobs.astype(np.float64), _position_of_head(found)
     rounded = round_float16(found.logprobs, mantissa_bits).astype(np.float64)
     tail = found.tail_logprob.astype(np.float64)
@@ -228,7 +228,7 @@ def rounding_kl(found: SparseTargets, mantissa_bits: int) -> float:
 
 
 def _by_probability(found: SparseTargets) -> SparseTargets:
-    """The same with each position's head in falling order of probability."""
+    """Return the same targets with each position's head in descending order of probability."""
     order = np.lexsort((-found.logprobs, _position_of_head(found)))
     sizes = np.stack([found.head_size, found.tail_size], axis=1).reshape(-1)
     in_head = np.repeat(np.tile([True, False], len(found.head_size)), sizes)

@@ -1,4 +1,4 @@
-"""Measures of a student beside its teacher, both dense.
+"""Measures of a student's distributions against its teacher's, both over the whole vocabulary.
 
 Shape legend: C positions of a chunk, V vocabulary.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Measures:
-    """Sums over positions, chunk by chunk."""
+    """Sums over positions, accumulated chunk by chunk."""
 
     def __init__(self) -> None:
         self._kl = self._nll = self._entropy = 0.0
@@ -20,7 +20,7 @@ class Measures:
         self._is_right: list[Tensor] = []
 
     def add(self, student_CV: Tensor, teacher_CV: Tensor, label_ids_C: Tensor) -> None:
-        """Count positions by both log-probabilities [C, V] and labels [C]."""
+        """Add a chunk of positions, from both models' log-probabilities [C, V] and the labels [C]."""
         probs_CV = teacher_CV.exp()
         self._kl += float((probs_CV * (teacher_CV - student_CV)).sum())
         self._entropy -= float((probs_CV * teacher_CV).sum())
@@ -30,7 +30,7 @@ class Measures:
         self._is_right.append((best_C == label_ids_C).float().cpu())
 
     def summary(self) -> dict[str, float]:
-        """kl_nats, perplexity, calibration_error and entropy_nats (the teacher's), all per position."""
+        """Return kl_nats, perplexity, calibration_error and entropy_nats (the teacher's), averaged over positions."""
         confidence, is_right = torch.cat(self._confidence), torch.cat(self._is_right)
         count = len(confidence)
         return {
@@ -42,7 +42,10 @@ class Measures:
 
 
 def calibration_error(confidence: Tensor, is_right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3) of the most probable token; both [N]."""
+    """Return the expected calibration error (Guo et al. 2017, equation 3) of the most probable token.
+
+    confidence, is_right: [N], one per position.
+    """
     index = (confidence * bins).long().clamp(max=bins - 1)
     total = 0.0
     for b in range(bins):

@@ -1,11 +1,11 @@
-"""How much noise sampled targets put into a student's gradient, and whether a better-spread draw has less.
+"""Measure the noise of sampled targets in a student's gradient, and whether a better-spread draw has less noise.
 
-A systematic draw cuts the running sum of probabilities at equal distances, so the order of the vocabulary decides
-which ids exclude each other. Orders compared: by id; by probability; by likeness of the teacher's output
-embeddings, so that of some like tokens about the right number is drawn. Uniforms are either independent, or
-spread along the block by the golden ratio.
+A systematic draw cuts the running sum of probabilities at equal distances, so the order of the vocabulary decides which
+ids exclude each other. Three orders are compared: by id, by probability, and by similarity of the teacher's output
+embeddings. With the last, about the expected number of tokens is drawn from every group of similar tokens. The uniforms
+are either independent or spread along the block by the golden ratio.
 
-Shape legend: C positions of a chunk, V vocabulary, D width.
+Shape legend: P positions, C positions of a chunk, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _NUM_BATCHES, _NUM_DRAWS = 3, 3
 def gradient_noise(
     config: StudentConfig, teacher: Any, blocks: Tensor, warm_up_steps: int
 ) -> dict[str, dict[str, float]]:
-    """Squared distance from full distillation's gradient over its squared length, by scheme: head and body.
+    """Return each scheme's noise, |g - g_full|² / |g_full|², for the gradients of the head and of the body.
 
-    Measured on one student after warm_up_steps of full distillation, over several batches and draws.
+    g_full is the gradient of full distillation. The noise is measured on one student after warm_up_steps of full
+    distillation and averaged over several batches and draws.
     """
     block_size = blocks.shape[1] - 1
     by_name = {scheme.name: scheme for scheme in all_schemes()}
@@ -62,7 +63,10 @@ def gradient_noise(
 
 
 def likeness_order(embedding_VD: Tensor) -> Tensor:
-    """Ids [V] so ordered that neighbours have like embeddings: halved again and again along the widest direction."""
+    """Return all ids [V] in an order in which neighbours have similar embeddings.
+
+    The ids are halved recursively along the direction of largest variance.
+    """
 
     def halve(ids: Tensor) -> Tensor:
         if len(ids) <= 2:
@@ -107,7 +111,7 @@ def _ordered_draw(denominator: int, order: str, places: Tensor, block_size: int,
 def _gradient(
     student: Student, scheme: Scheme, teacher: Any, ids: Tensor, batch: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the head's weight and of all others, flat."""
+    """Return the gradients of the head's weight and of all other parameters, each flattened."""
     student.scheme = scheme
     _forward(student, teacher, ids, batch, seed)
     student.backward()
@@ -122,7 +126,7 @@ def _forward(student: Student, teacher: Any, blocks: Tensor, batch: Tensor, seed
     labels_P, uniforms = ids[:, 1:].reshape(-1), uniforms_of(batch, block_size, seed, device)
     teacher_PD = hidden_states(teacher, ids[:, :-1])
     student.begin(ids[:, :-1])
-    # A chunk is whole blocks, along which the uniforms are spread.
+    # A chunk holds whole blocks, because the uniforms are spread along a block.
     size = max(1, chunk_positions(teacher.config.vocab_size, device) // block_size) * block_size
     with torch.no_grad():
         for start in range(0, len(labels_P), size):

@@ -1,4 +1,4 @@
-"""The study's results as a picture and as tables."""
+"""Show the results of the study as a figure and as tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _FAMILIES = {
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """Facts and runs of a study: text, machine, teacher, bytes_per_token, variations {name: settings, seeds}."""
+    """Return the facts and runs of a study: text, machine, teacher, bytes_per_token, variations.
+
+    variations: {name: settings and seeds}.
+    """
     results: dict[str, Any] = json.loads((out / "facts.json").read_text()) | {"variations": {}}
     runs = sorted((json.loads(path.read_text()) for path in (out / "runs").glob("*.json")), key=_place)
     for run in runs:
@@ -39,7 +42,7 @@ def _place(run: dict[str, Any]) -> tuple[bool, str, int]:
 
 
 def family_of(scheme: str) -> tuple[str, int]:
-    """Family and size of a scheme: tail_32_top_16 → (tail_top_16, 32), topk_bucket_12 → (topk_bucket, 12)."""
+    """Return family and size of a scheme: tail_32_top_16 gives (tail_top_16, 32), topk_bucket_12 (topk_bucket, 12)."""
     parts = scheme.split("_")
     if parts[0] == "tail":
         return f"tail_top_{parts[3]}", int(parts[1])
@@ -47,7 +50,7 @@ def family_of(scheme: str) -> tuple[str, int]:
 
 
 def draw(results: dict[str, Any], figure: Path) -> None:
-    """Held-out KL against stored bytes of the main comparison, with the seeds' spread."""
+    """Plot held-out KL against stored bytes for the main comparison, with the standard deviation over seeds."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -59,7 +62,7 @@ def draw(results: dict[str, Any], figure: Path) -> None:
     families: dict[str, list[tuple[float, float, float, int]]] = {}
     for scheme, num_bytes in results["bytes_per_token"].items():
         family, size = family_of(scheme)
-        # Pairs share weights and batches, so their difference from the ceiling spreads less than either.
+        # A scheme and full distillation share initial weights and batches, so their difference varies less than either.
         above = np.array([seed[scheme]["kl_nats"] for seed in seeds]) - full
         families.setdefault(family, []).append((num_bytes, float(above.mean()), float(above.std()), size))
     for family, points in families.items():
@@ -84,7 +87,7 @@ def draw(results: dict[str, Any], figure: Path) -> None:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """A table for every variation in Markdown."""
+    """Return a Markdown table for every variation."""
     return "\n\n".join(
         f"### {name}: {_settings(found['settings'])}\n\n{_table(results, list(found['seeds'].values()))}"
         for name, found in results["variations"].items()
@@ -92,7 +95,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def noise_table(found: dict[str, dict[str, float]]) -> str:
-    """Noise of each way to draw as Markdown."""
+    """Return a Markdown table of each scheme's noise."""
     return markdown_table(
         ("draw", "noise in the head's gradient", "in all others"),
         ((name, f"{values['head']:.4f}", f"{values['body']:.4f}") for name, values in found.items()),

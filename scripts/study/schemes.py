@@ -1,4 +1,4 @@
-"""Ways to make the teacher's distribution sparse, each as the gradient that it gives a student.
+"""Schemes that make the teacher's distribution sparse. Each scheme is defined by the gradient that a student receives.
 
 Shape legend: C positions of a chunk, V vocabulary, K kept entries.
 """
@@ -21,9 +21,9 @@ _MOST_DRAWS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """What a chunk of positions has to offer; probabilities and the top list are shared by all schemes.
+    """The teacher's distributions at a chunk of positions, computed once for all schemes.
 
-    logprobs, probs [C, V]; top_logprobs, top_ids [C, 128]; uniforms [C, 50] float64; label_ids [C].
+    logprobs, probs [C, V]; top_logprobs, top_ids [C, min(128, V)]; uniforms [C, 50] float64; label_ids [C].
     """
 
     logprobs: Tensor
@@ -35,14 +35,14 @@ class Teaching:
 
     @cached_property
     def drawn_ids(self) -> Tensor:
-        """Draws with replacement [C, 50]."""
+        """Ids [C, 50] drawn with replacement from the teacher's distribution."""
         running_CV = self.probs.cumsum(1, dtype=torch.float64)
         ids = torch.searchsorted(running_CV, self.uniforms * running_CV[:, -1:], right=True)
         return ids.clamp_(max=running_CV.shape[1] - 1)
 
     @classmethod
     def of(cls, logprobs_CV: Tensor, uniforms: Tensor, label_ids_C: Tensor) -> Teaching:
-        """From the teacher's log-probabilities."""
+        """Compute probabilities and the most probable ids from the teacher's log-probabilities."""
         top_logprobs, top_ids = logprobs_CV.topk(min(128, logprobs_CV.shape[1]), dim=1)
         return cls(
             logprobs=logprobs_CV,
@@ -59,7 +59,7 @@ class Scheme:
     """A way to turn the teacher's log-probabilities into a target.
 
     gradient(student's softmax [C, V], Teaching): ∂loss/∂logits [C, V].
-    stored_bytes(Teaching, T): bytes per token of what would be stored, blocks having T targets.
+    stored_bytes(Teaching, T): bytes per token on disk, for blocks of T targets; None when the scheme stores nothing.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Scheme:
 
 
 def all_schemes() -> list[Scheme]:
-    """Every scheme of the comparison."""
+    """Return every scheme of the comparison."""
     return [
         _labels_only(),
         _full(),
@@ -84,13 +84,13 @@ def all_schemes() -> list[Scheme]:
 
 
 def _cross_entropy_gradient(softmax_CV: Tensor, ids_CK: Tensor, weights_CK: Tensor) -> Tensor:
-    """∂/∂z of −Σ q log s, with q given by ids and weights."""
+    """Return ∂/∂z of −Σ q log s, where s = softmax(z) and q is given by ids and weights."""
     gradient_CV = softmax_CV * weights_CK.sum(1, keepdim=True)
     return gradient_CV.scatter_add_(1, ids_CK, -weights_CK)
 
 
 def _round(logprobs: Tensor) -> Tensor:
-    """storage.rows.bit_rounding on the device."""
+    """Round as storage.rows.bit_rounding does, on the device."""
     bits = logprobs.half().view(torch.int16).int() & 0xFFFF
     dropped = 10 - MANTISSA_BITS
     rounded = (bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)) >> dropped << dropped
@@ -117,7 +117,7 @@ def _top_k(k: int, *, renormalised: bool) -> Scheme:
         ids_CK, p_CK = teaching.top_ids[:, :k], _round(teaching.top_logprobs[:, :k]).exp()
         if renormalised:
             return _cross_entropy_gradient(softmax_CV, ids_CK, p_CK / p_CK.sum(1, keepdim=True))
-        # ∂/∂z of the divergence with one bucket: s − p on the head, s (1 − r / s_tail) elsewhere.
+        # ∂/∂z of the KL with the tail as one bucket: s − p on the head, s (1 − r / s_tail) elsewhere.
         s_CK = softmax_CV.gather(1, ids_CK)
         tail_C1 = softmax_CV.scatter(1, ids_CK, 0.0).sum(1, keepdim=True)
         r_C1 = (1 - p_CK.sum(1, keepdim=True)).clamp(min=0)
@@ -131,7 +131,7 @@ def _top_k(k: int, *, renormalised: bool) -> Scheme:
 
 
 def _random_sampling(draws: int) -> Scheme:
-    """Random-sampling KD (Anshumann et al., ACL 2025): draws with replacement, each worth 1 / draws."""
+    """Random-sampling KD (Anshumann et al., ACL 2025): draws with replacement, each with weight 1 / draws."""
 
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
         ids = teaching.drawn_ids[:, :draws]
@@ -144,7 +144,7 @@ def _random_sampling(draws: int) -> Scheme:
 
 
 def _sampled_tail(top_k: int, denominator: int) -> Scheme:
-    """Our own: an exact head and a systematic draw at weight τ = 1 / denominator."""
+    """The project's targets: an exact head and a systematic draw at weight τ = 1 / denominator."""
 
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
         found = sparsify(
@@ -166,10 +166,10 @@ def _sampled_tail(top_k: int, denominator: int) -> Scheme:
 
 
 def _fitted_curve(*, k: int, num_exact: int, degree: int) -> Scheme:
-    """Top-k with `num_exact` values and a polynomial in rank for the rest, renormalised, as DistillKit stores it.
+    """DistillKit's top-k: `num_exact` exact values, a polynomial in rank for the rest, renormalised.
 
-    Our own reconstruction from the published sizes: 2 bytes an id and an exact value, 4 a coefficient (312 bytes
-    at k = 128, 184 at 64, 114 at 50). It is fitted in float64 and so spared the conditioning of the original.
+    This is a reconstruction from the published sizes: 2 bytes per id and per exact value, 4 per coefficient (312 bytes
+    at k = 128, 184 at 64, 114 at 50). It is fitted in float64, which avoids the bad conditioning of the original.
     """
 
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
@@ -188,7 +188,7 @@ def _fitted_curve(*, k: int, num_exact: int, degree: int) -> Scheme:
 
 
 def _our_bytes(teaching: Teaching, block_size: int, *, top_k: int, tail_weight: float | None) -> float:
-    """Bytes per token of ids, logprobs and sizes as our own shards store them."""
+    """Return the bytes per token of ids, logprobs and sizes in a shard of this project."""
     found = sparsify(
         teaching.logprobs.clone(),
         teaching.label_ids,

@@ -1,4 +1,4 @@
-"""Bytes per token of sparse targets as stored on disk, column by column."""
+"""Measure the bytes per token that columns of sparse targets take on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAYLOAD = ["head_size", "tail_size", "ids", "logprobs"]
 
 
 def payload_bytes(found: SparseTargets, vocab_size: int, block_size: int, mantissa_bits: int) -> float:
-    """Bytes per token of ids, logprobs and sizes."""
+    """Return the bytes per token of ids, logprobs and sizes."""
     batch = as_record_batch(found, vocab_size, block_size, mantissa_bits)
     return compressed_bytes(batch.select(PAYLOAD)) / len(found.head_size)
 
@@ -29,7 +29,7 @@ def as_record_batch(
     mantissa_bits: int,
     input_ids: NDArray[Any] | None = None,
 ) -> pa.RecordBatch:
-    """Targets of whole blocks [R · T] as rows of a cache; input_ids [R, T + 1] are zeros unless given."""
+    """Return targets of whole blocks [R · T] as rows of a cache. input_ids [R, T + 1] are zeros unless given."""
     shape = (len(found.head_size) // block_size, block_size)
     rows = SoftTargetRows(
         row_id=np.arange(shape[0]),
@@ -50,7 +50,7 @@ def as_record_batch(
 def compressed_bytes(
     batch: pa.RecordBatch, record_batch_rows: int = RECORD_BATCH_ROWS, zstd_level: int = ZSTD_LEVEL
 ) -> int:
-    """Size of a shard's body with these columns; the schema in its head and foot is left out."""
+    """Return the size in bytes of a shard with these columns, without the size of an empty shard."""
     codec = pa.Codec("zstd", compression_level=zstd_level)
 
     def file_bytes(rows: pa.RecordBatch) -> int:
@@ -65,7 +65,7 @@ def compressed_bytes(
 
 
 def draw_counts_bytes(ids_CD: NDArray[np.int64], vocab_size: int, block_size: int) -> float:
-    """Bytes per token of draws with replacement kept as ascending ids with a count each, in the same container."""
+    """Return the bytes per token of draws with replacement, stored as ascending ids with counts in an Arrow file."""
     unique = [np.unique(row, return_counts=True) for row in ids_CD]
     sizes = np.array([len(ids) for ids, _ in unique])
     per_row = sizes.reshape(-1, block_size).sum(axis=1)

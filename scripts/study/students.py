@@ -1,4 +1,4 @@
-"""The teacher and the students of the study: students learn in lockstep, each from its own scheme.
+"""Train the teacher and the students of the study. All students take each step together, one student per scheme.
 
 Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabulary, D width.
 """
@@ -52,7 +52,7 @@ class StudentConfig:
 
 
 def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
-    """The teacher saved at `path`, trained first when there is none."""
+    """Return the teacher saved at `path`. Train and save it first if the file does not exist."""
     model = _new_model(config, vocab_size, blocks.shape[1] - 1, 0, device)
     if path.is_file():
         model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -87,10 +87,10 @@ def train_students(
     seed: int,
     name: str,
 ) -> dict[str, dict[str, float]]:
-    """Measures on held-out blocks of one student per scheme.
+    """Train one student per scheme and return their measures on held-out blocks.
 
-    All begin with the same weights and see the same batches; a sampled target is a function of its
-    block, as in a cache: a block seen again has the same draw.
+    All students start with the same weights and see the same batches. A sampled target is a function of its block, as
+    in a cache: when a block is seen again, it has the same draw.
     """
     device = next(teacher.parameters()).device
     vocab_size, block_size = teacher.config.vocab_size, train.shape[1] - 1
@@ -124,7 +124,7 @@ def train_students(
 
 
 def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device) -> Tensor:
-    """Uniforms [B·T, 50] float64, a function of the block."""
+    """Return uniforms [B·T, 50] float64, a function of seed and block."""
     rows = blocks.numpy()[:, None, None]
     places = np.arange(_UNIFORMS_PER_POSITION)[None, None]
     values = hash_uniform(seed, _DRAW, rows, np.arange(block_size)[None, :, None], places)
@@ -132,13 +132,13 @@ def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device
 
 
 def chunk_positions(vocab_size: int, device: torch.device) -> int:
-    """Positions whose logits are held at once."""
+    """Return the number of positions whose logits are held in memory at once."""
     return 4096 if device.type == "cuda" else max(32, (1 << 20) // vocab_size)
 
 
 @torch.no_grad()
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
-    """Last hidden states [P, D]."""
+    """Return the last hidden states [P, D]."""
     with _autocast(input_ids.device):
         hidden: Tensor = model.base_model(input_ids).last_hidden_state.flatten(0, 1)
     return hidden
@@ -146,7 +146,7 @@ def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logprobs(model: Any, hidden_CD: Tensor) -> Tensor:
-    """Log-probabilities [C, V] in float32."""
+    """Return log-probabilities [C, V] in float32."""
     return torch.log_softmax(_logits(hidden_CD, model.lm_head.weight), dim=1)
 
 
@@ -170,7 +170,7 @@ def _new_model(
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
-    """Linear warm-up over a twentieth of the steps, then a cosine to a tenth of the peak."""
+    """Set the learning rate: linear warm-up over a twentieth of the steps, then a cosine to a tenth of the peak."""
     warmup = max(1, steps // 20)
     cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
     for group in optimizer.param_groups:
@@ -178,7 +178,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: flo
 
 
 class Student:
-    """A student with its optimiser, its averaged weights, and the gradient that gathers chunk by chunk."""
+    """A student with its optimiser, its averaged weights, and the gradient that accumulates chunk by chunk."""
 
     def __init__(
         self, scheme: Scheme, config: StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
@@ -191,20 +191,20 @@ class Student:
         self._average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def averaged_model(self) -> Any:
-        """A copy with the running average of the weights."""
+        """Return a copy of the model with the running average of the weights."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self._average, strict=False)
         return model
 
     def begin(self, input_ids: Tensor) -> None:
-        """Run the body over a batch."""
+        """Run the body on a batch and clear the gradients of hidden states and head."""
         with _autocast(input_ids.device):
             self._hidden_PD = self.model.base_model(input_ids).last_hidden_state.flatten(0, 1)
         self._grad_PD = torch.empty_like(self._hidden_PD)
         self._grad_VD = torch.zeros_like(self.model.lm_head.weight)
 
     def add_chunk(self, part: slice, teaching: Teaching) -> None:
-        """Gradients of some positions with respect to hidden states and head."""
+        """Add the gradients of a chunk of positions with respect to hidden states and head."""
         weight_VD, hidden_CD = self.model.lm_head.weight.detach(), self._hidden_PD[part].detach()
         softmax_CV = torch.softmax(_logits(hidden_CD, weight_VD), dim=1)
         grad_CV = self.scheme.gradient(softmax_CV, teaching)
@@ -214,7 +214,7 @@ class Student:
         self._grad_VD += grad_CV.T @ hidden_CD
 
     def backward(self) -> None:
-        """Gradients of the mean over positions, in the parameters."""
+        """Compute the gradients of the parameters for the mean loss over positions."""
         num_positions = len(self._hidden_PD)
         self.model.zero_grad()
         self._hidden_PD.backward(self._grad_PD / num_positions)
@@ -222,7 +222,7 @@ class Student:
         weight.grad = self._grad_VD / num_positions + (weight.grad if weight.grad is not None else 0)
 
     def finish(self, step: int, config: StudentConfig) -> None:
-        """One step of the optimiser and of the weights' running average."""
+        """Take a step of the optimiser and update the running average of the weights."""
         self.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         _set_rate(self._optimizer, step, config.steps, config.learning_rate)
@@ -234,7 +234,7 @@ class Student:
 
 @torch.no_grad()
 def evaluate_models(models: dict[str, Any], teacher: Any, held_out: Tensor) -> dict[str, dict[str, float]]:
-    """Dense KL from the teacher, perplexity and calibration error of models on held-out blocks, side by side."""
+    """Return each model's measures on held-out blocks: dense KL from the teacher, perplexity, calibration error."""
     device = next(teacher.parameters()).device
     chunk = chunk_positions(teacher.config.vocab_size, device)
     measures = {name: Measures() for name in models}

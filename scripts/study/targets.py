@@ -1,14 +1,14 @@
-"""Which sparse targets train the best student per byte: all schemes side by side on the same batches.
+"""Find the sparse targets that train the best student per byte. All schemes are compared on the same batches.
 
     python -m scripts.study.targets prepare --size cpu --out study   # text and tokenizer
     python -m scripts.study.targets run --size cpu --out study       # in as many terminals as there are cores
     python -m scripts.study.targets noise --size cpu --out study     # noise in the gradient, by kind of draw
     python -m scripts.study.targets plot --out study                 # docs/targets.svg and tables in Markdown
 
-One teacher is trained, then, for each seed, one student per scheme in lockstep: the same initial weights,
-batches and steps, so that schemes are compared in pairs. The whole is repeated, with fewer schemes, at another
-batch size, learning rate and β2. `--size quick` takes ten minutes or so on two cores, `cpu` two hours; `gpu` is for a
-large GPU and has the vocabulary size of GPT-2.
+`run` trains one teacher. Then it trains, for each seed, one student per scheme with the same initial weights, batches
+and steps, so that schemes are compared in pairs. It repeats this with fewer schemes at another batch size, learning
+rate and β2. `--size quick` takes about ten minutes on two cores and `cpu` two hours. `gpu` needs a large GPU and uses
+the vocabulary size of GPT-2.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NUM_BLOCKS_FOR_BYTES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much text, and how large and long teacher and students are."""
+    """Amount of text, shapes and training of teacher and students, seeds and variations."""
 
     vocab_size: int
     max_megabytes: float
@@ -91,24 +91,27 @@ SIZES = {
 
 
 def main() -> None:
-    """Prepare, run, measure noise or plot."""
+    """Run a subcommand."""
     tyro.extras.subcommand_cli_from_dict(
         {"prepare": prepare, "run": run, "noise": noise, "plot": plot}, description=__doc__
     )
 
 
 def prepare(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> None:
-    """Gather text and tokenize it."""
+    """Collect text and tokenize it."""
     print(json.dumps(text.prepare(out, SIZES[size].vocab_size, SIZES[size].max_megabytes)))
 
 
 def run(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> None:
-    """Train the teacher and all students; several processes may run at once, and a rerun goes on."""
+    """Train the teacher and all students. Several processes may run at once, and a rerun continues."""
     run_study(SIZES[size], out)
 
 
 def noise(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> None:
-    """Noise of sampled targets in the gradient of a student half-way through; needs the teacher that `run` trains."""
+    """Print the noise of sampled targets in the gradient of a student in the middle of its training.
+
+    Uses the teacher that `run` trained, or trains it first.
+    """
     chosen = SIZES[size]
     use_fast_matmul()
     device = choose_device(chosen.device)
@@ -119,14 +122,14 @@ def noise(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> No
 
 
 def plot(out: Path = Path("study"), figure: Path = Path("docs/targets.svg")) -> None:
-    """Draw quality against bytes and print tables in Markdown."""
+    """Plot quality against bytes and print tables in Markdown."""
     results = report.read_results(out)
     report.draw(results, figure)
     print(report.tables(results))
 
 
 def variation_of(student: StudentConfig, name: str) -> StudentConfig:
-    """The students' settings in a variation."""
+    """Return the students' settings in a variation."""
     return {
         "main": student,
         "small_batch": replace(student, batch_blocks=max(1, student.batch_blocks // 4)),
@@ -136,9 +139,9 @@ def variation_of(student: StudentConfig, name: str) -> StudentConfig:
 
 
 def run_study(size: Size, out: Path) -> None:
-    """Every variation and seed of `size` that has no file in OUT/runs yet, and OUT/facts.json.
+    """Train every variation and seed of `size` that has no file in OUT/runs yet, and write OUT/facts.json.
 
-    Several processes may work on one OUT: each takes runs that no other is at.
+    Several processes may share an OUT. Each locks the runs that it trains.
     """
     device = choose_device(size.device)
     use_fast_matmul()
@@ -169,7 +172,7 @@ def run_study(size: Size, out: Path) -> None:
 
 @contextlib.contextmanager
 def _claimed(path: Path) -> Iterator[Path | None]:
-    """The path of a run's results when it is ours to do; None when it is done, or another process is at it."""
+    """Lock a run and yield the path of its results. Yield None when it is finished or locked by another process."""
     with path.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,7 +183,7 @@ def _claimed(path: Path) -> Iterator[Path | None]:
 
 
 def _stored_bytes(teacher: Any, blocks: torch.Tensor, block_size: int) -> dict[str, float]:
-    """Payload (head and tail sizes, ids, values) of each scheme on held-out blocks."""
+    """Return the bytes per token of each scheme's payload (sizes, ids, values) on held-out blocks."""
     device = next(teacher.parameters()).device
     logprobs_CV = logprobs(teacher, hidden_states(teacher, blocks.to(device)[:, :-1]))
     uniforms = uniforms_of(torch.arange(len(blocks)), block_size, 0, device)

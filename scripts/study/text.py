@@ -1,4 +1,4 @@
-"""Text of the study: docstrings of every installed package, tokenized by a byte-level BPE trained on them."""
+"""Text of the study: docstrings of Python and of all installed packages, tokenized by a BPE trained on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUM_HELD_OUT = 512
 
 
 def prepare(out: Path, vocab_size: int, max_megabytes: float) -> dict[str, int]:
-    """Write OUT/tokens.npy (uint16) and OUT/text.json; returns what the latter says."""
+    """Write OUT/tokens.npy (uint16) and OUT/text.json. Return the content of OUT/text.json."""
     documents = _gather(max_megabytes)
     tokenizer = train_byte_level_bpe(documents, vocab_size)
     ids = [np.array([*encoding.ids, 0], dtype=np.uint16) for encoding in tokenizer.encode_batch(documents)]
@@ -37,13 +37,16 @@ def prepare(out: Path, vocab_size: int, max_megabytes: float) -> dict[str, int]:
 
 
 def read_facts(out: Path) -> dict[str, int]:
-    """What `prepare` wrote about the text."""
+    """Return the facts about the text that `prepare` wrote."""
     facts: dict[str, int] = json.loads((out / "text.json").read_text())
     return facts
 
 
 def read_blocks(out: Path, block_size: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out blocks [N, T + 1]; the last twentieth of the documents is held out."""
+    """Return training and held-out blocks, both [N, T + 1].
+
+    The last twentieth of the blocks is held out, of which at most the first 512 are returned.
+    """
     tokens = torch.from_numpy(np.load(out / "tokens.npy").astype(np.int64))
     blocks = tokens[: len(tokens) // (block_size + 1) * (block_size + 1)].view(-1, block_size + 1)
     num_train = int(len(blocks) * 0.95)
@@ -51,7 +54,7 @@ def read_blocks(out: Path, block_size: int) -> tuple[Tensor, Tensor]:
 
 
 def batch_indices(num_blocks: int, batch_blocks: int, *, seed: int, steps: int) -> Iterator[Tensor]:
-    """Block indices of each step: whole epochs, shuffled."""
+    """Yield the block indices of each step. Every epoch is shuffled."""
     per_epoch = num_blocks // batch_blocks
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)

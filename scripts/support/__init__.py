@@ -1,1 +1,1 @@
-"""What several programs use: made-up caches, time and memory measured, and peers' formats in processes of their own."""
+"""Code that several programs share: made-up caches, measurement of time and memory, other libraries' formats."""

@@ -1,4 +1,4 @@
-"""Where the numbers of an Arrow IPC file stand, for programs and tests that change them or tell what a place is for."""
+"""Byte offsets of the fields of an Arrow IPC file, for programs and tests that damage a file or name its regions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 
 class ArrowFile:
-    """An Arrow file's bytes with the places of the flatbuffer fields that a forger may want to change."""
+    """The bytes of an Arrow file, with the offsets of the flatbuffer fields that an attacker may want to change."""
 
     def __init__(self, content: bytes) -> None:
         self.content = bytearray(content)
@@ -17,40 +17,43 @@ class ArrowFile:
         self.schema = self._target(self.field(self.footer, 1))
 
     def field(self, table: int, number: int) -> int:
-        """Where a table's field stands."""
+        """Return the offset of field `number` of the table at offset `table`."""
         offset = self.number("<H", self.slot(table, number))
         assert offset, "the field is not there"
         return table + offset
 
     def slot(self, table: int, number: int) -> int:
-        """Where the vtable of a table says where the field stands."""
+        """Return the offset of the vtable entry that locates field `number` of the table at offset `table`."""
         return table - self.number("<i", table) + 4 + 2 * number
 
     @property
     def blocks(self) -> list[int]:
-        """Where the footer says of each record batch: offset, metadata length, body length."""
+        """Offsets of the footer's entry for each record batch: its offset, metadata length and body length."""
         vector = self._target(self.field(self.footer, 3))
         return [vector + 4 + 24 * index for index in range(self.number("<I", vector))]
 
     def record_batch(self, index: int) -> int:
-        """The table of a record batch: length, nodes, buffers, compression."""
+        """Return the offset of a record batch's table, which holds length, nodes, buffers and compression."""
         return self._target(self.field(self._message(index), 2))
 
     def message_body_bytes(self, index: int) -> int:
-        """Where the message of a record batch says how long its body is."""
+        """Return the offset of the body length in a record batch's message."""
         return self.field(self._message(index), 3)
 
     def node(self, index: int, number: int) -> int:
-        """Where a record batch says how long its column, or a column's list of values, is; counted in depth first."""
+        """Return the offset of the length in field node `number` of a record batch.
+
+        A node describes a column or the values of a list column. Nodes are numbered depth first.
+        """
         return self._target(self.field(self.record_batch(index), 1)) + 4 + 16 * number
 
     def buffers(self, index: int) -> list[int]:
-        """Where a record batch says of each buffer: offset in its body, length."""
+        """Return the offsets of a record batch's buffer entries, which hold the offset in its body and the length."""
         vector = self._target(self.field(self.record_batch(index), 2))
         return [vector + 4 + 16 * number for number in range(self.number("<I", vector))]
 
     def put(self, number_format: str, at: int, *numbers: int) -> bytes:
-        """The content with numbers put in."""
+        """Write `numbers` at offset `at` and return the content."""
         struct.pack_into(number_format, self.content, at, *numbers)
         return bytes(self.content)
 
@@ -61,12 +64,12 @@ class ArrowFile:
         return at + self.number("<I", at)
 
     def number(self, number_format: str, at: int) -> int:
-        """The number that stands there."""
+        """Return the number at offset `at`."""
         return int(struct.unpack_from(number_format, self.content, at)[0])
 
 
 def stored_as_it_is(content: bytes) -> bytes:
-    """The same shard with buffers that say that they are not compressed: a byte changed in one changes its value."""
+    """Return the same shard with its buffers stored uncompressed, so that changing a byte changes a value."""
     file, zstd = ArrowFile(content), pa.Codec("zstd")
     end = file.number("<q", file.blocks[0])
     changed = bytearray(content[:end])

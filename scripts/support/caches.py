@@ -1,4 +1,4 @@
-"""Caches of made-up soft targets, sized as a real teacher leaves them and written by storage itself."""
+"""Caches of random soft targets, with sizes like those of a real teacher, written by storage itself."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from storage.writing.directory_destination import DirectoryDestination
 RECORD_BATCH_ROWS = 16
 _TAIL_WEIGHT = 1 / 32
 _MANTISSA_BITS = 6
-# With a sampled tail: most ids of a head, and how much of what they leave at tail_weight each may go to it as well.
+# With a sampled tail: the most ids in a head, and the most of the remaining mass that the head may receive. Each id of
+# the head first gets tail_weight.
 _LARGEST_HEAD, _LARGEST_EXTRA_SHARE = 9, 0.95
-# Range of the head's mass without a sampled tail.
+# Range of the head's mass without a sampled tail. With one, the tail_weight of all ids counts as at most _LEAST_MASS.
 _LEAST_MASS, _MOST_MASS = 0.4, 0.95
 
 
@@ -41,12 +42,12 @@ def write_soft_targets_cache(
     num_distinct_batches: int | None = None,
     seed: int = 0,
 ) -> Cache:
-    """A finished cache of `num_blocks` training blocks in at most `num_shards` shards, the same for the same arguments.
+    """Write and return a finished cache of `num_blocks` training blocks in at most `num_shards` shards.
 
-    Every second block holds the pieces of two documents. With a sampled tail a target has 1 to 9 ids in the
-    head and up to 31 draws, 18 entries on average, at tail_weight 1/32; with None it has `top_k` ids and the
-    tail's mass. After `num_distinct_batches` record batches the same rows return under other row ids, which takes
-    a fraction of the time to make; None: never.
+    The same arguments give the same cache. Every second block holds pieces of two documents. At tail_weight 1/32 a
+    target has 1 to 9 ids in the head and up to 31 draws, 18 entries on average. With tail_weight None it has `top_k`
+    ids and the tail's mass. After `num_distinct_batches` record batches the rows repeat under new row ids, which saves
+    most of the time. None repeats no rows.
     """
     rows_per_shard = -(-num_blocks // (num_shards * RECORD_BATCH_ROWS)) * RECORD_BATCH_ROWS
     starts = range(0, num_blocks, rows_per_shard)
@@ -78,7 +79,10 @@ def _record_batches(
 
 
 def made_up_rows(identity: CacheIdentity, first_row: int, num_rows: int, seed: int = 0) -> SoftTargetRows:
-    """Valid rows from `first_row` on for the settings of `identity`; a pure function of the arguments."""
+    """Return `num_rows` valid rows that start at `first_row`, for the settings of `identity`.
+
+    The result is a pure function of the arguments.
+    """
     rng = np.random.default_rng([seed, first_row])
     settings = identity.config["soft_targets"]
     block_size, vocab_size = identity.block_size, identity.vocab_size
@@ -112,7 +116,7 @@ def _segment_lengths(block_size: int, row: int, rng: np.random.Generator) -> NDA
 def _sizes(
     is_valid: NDArray[np.bool_], top_k: int, tail_weight: float | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """The head's mass, its size, and the number of draws from the tail, all of the shape of `is_valid`."""
+    """Return the head's mass, the head's size and the number of tail draws, each of the shape of `is_valid`."""
     if tail_weight is None:
         mass = rng.uniform(_LEAST_MASS, _MOST_MASS, is_valid.shape)
         return mass, np.where(is_valid, top_k, 0), np.zeros(is_valid.shape, dtype=np.int64)
@@ -120,7 +124,7 @@ def _sizes(
     size = rng.integers(top_k, largest + 1, is_valid.shape)
     at_least = np.minimum(size * tail_weight, _LEAST_MASS)
     mass = at_least + (1 - at_least) * _LARGEST_EXTRA_SHARE * rng.random(is_valid.shape)
-    # Systematic sampling draws the floor or the ceiling of the expected number.
+    # The number of systematic draws is the floor or the ceiling of its expectation.
     drawn = np.floor((1 - mass) / tail_weight + rng.random(is_valid.shape)).astype(np.int64)
     return mass, np.where(is_valid, size, 0), np.where(is_valid, drawn, 0)
 
@@ -128,7 +132,7 @@ def _sizes(
 def _head_logprobs(
     mass_P: NDArray[np.float64], size_P: NDArray[np.int64], at_least: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Logprobs of all heads [H]: `at_least` each, and random shares of what is left of the head's mass."""
+    """Return the logprobs of all heads [H]. Each id gets probability `at_least` and a random share of the rest."""
     position_H = np.repeat(np.arange(len(size_P)), size_P)
     share_H = rng.exponential(size=len(position_H)) ** 2 + 1e-3
     total_P = np.bincount(position_H, weights=share_H, minlength=len(size_P))
@@ -141,9 +145,9 @@ def _head_logprobs(
 def _distinct_ids(
     head_size_P: NDArray[np.int64], tail_size_P: NDArray[np.int64], vocab_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Ids [E] of all positions, head then tail, each ascending; small ids are as frequent as in text.
+    """Return the ids [E] of all positions: head then tail, each ascending. Small ids are as frequent as in text.
 
-    The vocabulary is cut into strata, wider towards its end; a position's entries lie in strata of their own.
+    The vocabulary is cut into strata that widen towards its end. The entries of a position lie in different strata.
     """
     size_P = head_size_P + tail_size_P
     num_strata = int(size_P.max())
@@ -152,7 +156,7 @@ def _distinct_ids(
     edges = np.maximum(np.arange(num_strata + 1), vocab_size * (np.arange(num_strata + 1) / num_strata) ** 4)
     low, width = edges[:-1].astype(np.int64), np.diff(edges.astype(np.int64))
     ids_PS = low + (rng.random((len(size_P), num_strata)) * width).astype(np.int64)
-    order_PS = np.argsort(rng.random(ids_PS.shape), axis=1)  # which strata are whose
+    order_PS = np.argsort(rng.random(ids_PS.shape), axis=1)  # assigns strata to head, tail or neither
     owner_PS = np.where(rank < head_size_P[:, None], 0, np.where(rank < size_P[:, None], 1, 2))
     key_PS = owner_PS * vocab_size + np.take_along_axis(ids_PS, order_PS, axis=1)
     key_PS.sort(axis=1)
@@ -170,7 +174,7 @@ def made_up_identity(
     mantissa_bits: int = _MANTISSA_BITS,
     num_shards: int = 1,
 ) -> CacheIdentity:
-    """The identity of a cache that `write_soft_targets_cache` writes."""
+    """Return the identity of a cache that `write_soft_targets_cache` writes."""
     return CacheIdentity(
         vocab_size=vocab_size,
         block_size=block_size,

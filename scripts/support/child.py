@@ -1,6 +1,6 @@
-"""A Python process that answers requests, one JSON line each: the side that asks, and the side that answers.
+"""A Python process that answers requests, one JSON line each: both the parent's and the child's side.
 
-Importing this imports nothing that another environment may lack.
+This module imports the standard library only, because the child may run in another environment.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 class Child:
-    """A module that runs in an interpreter of its own until this is closed.
+    """A module that runs in a separate interpreter until `close` is called.
 
-    What libraries keep at home or in temporary places is at `home`, below `work_dir`.
+    HOME and TMPDIR of the process are `home`, a directory below `work_dir`, so that libraries write only there.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Child:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Its answer to `request`; RuntimeError with the end of its messages if it ended instead."""
+        """Send `request` and return the answer. Raise RuntimeError with the end of its log when the process ended."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """What it says next."""
+        """Return the next answer. Raise RuntimeError with the end of the process's log when the process ended."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -56,7 +56,7 @@ class Child:
         return answer
 
     def close(self) -> None:
-        """End it."""
+        """End the process and wait for it."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
@@ -64,13 +64,13 @@ class Child:
 
 
 def stdout_for_answers() -> TextIO:
-    """In the child: standard output, which from here on has nothing that libraries print."""
+    """In the child: return standard output for answers, and send everything else that is printed to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return answers
 
 
 def serve(answers: TextIO, answer: Callable[..., Mapping[str, Any]]) -> None:
-    """In the child: answer every request, whose names are arguments of `answer`, until standard input ends."""
+    """In the child: answer requests until standard input ends. The fields of a request are arguments of `answer`."""
     for line in sys.stdin:
         print(json.dumps(answer(**json.loads(line))), file=answers)

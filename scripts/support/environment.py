@@ -1,6 +1,7 @@
-"""An environment for the peers, whose pinned requirements exclude ours: made once, sharing this project's PyTorch.
+"""A virtual environment for other storage libraries, whose pinned requirements conflict with this project's.
 
-Its packages stand before those of the environment that made it, so that only what differs is installed.
+It is made once and uses this project's PyTorch. Its packages come before those of the environment that made it on the
+import path, so that only packages that differ are installed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 PEERS = ("mosaicml-streaming", "litdata", "webdataset")
 _READY_NAME = "ready"
-# mosaicml-streaming imports these for its image data sets; a torchvision that fits this PyTorch need not be there.
+# mosaicml-streaming imports these for its image data sets. No torchvision may be installed that fits this PyTorch.
 _EMPTY_TORCHVISION = {
     "__init__.py": "",
     "datasets.py": "class VisionDataset: ...\n\n\nclass CIFAR10: ...\n",
@@ -25,13 +26,16 @@ _EMPTY_TORCHVISION = {
 
 
 def default_directory() -> Path:
-    """In the user's cache directory."""
+    """Return the default directory of the environment, in the user's cache directory."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "teachonce" / "peers"
 
 
 def peers_python(directory: Path) -> str:
-    """Python of the environment in `directory`, made first when it is not there: a minute, and 300 MB of downloads."""
+    """Return the Python of the environment in `directory`.
+
+    Make the environment if it does not exist, which takes a minute and downloads 300 MB.
+    """
     python = directory / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not (directory / _READY_NAME).exists():
         _make(directory, str(python))
@@ -47,7 +51,7 @@ def _make(directory: Path, python: str) -> None:
     constraints = directory / "constraints.txt"
     constraints.write_text(f"torch=={version('torch').partition('+')[0]}\n")
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    # What the resolver says about packages of ours that the peers' versions do not suit is to be expected.
+    # pip warns that versions conflict with this project's packages. That is expected.
     subprocess.run([*pip, "install", "--constraint", str(constraints), *PEERS], check=True, stdout=sys.stderr)
     if subprocess.run([python, "-c", "import torchvision"], capture_output=True, check=False).returncode:
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True, stdout=sys.stderr)

@@ -1,4 +1,4 @@
-"""litdata: chunks written by `optimize`, read in place with its data loader."""
+"""litdata: `optimize` writes chunks, and its data loader reads them in place."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scripts.support.system import System
 
 _BATCH_ROWS = 32
 _NUM_WORKERS = 2
-# Its defaults of two minutes and half a minute would make a missing chunk look like a hang.
+# The defaults are two minutes and half a minute, which would make a missing chunk look like a hang.
 _SHORT_WAITS = {"MAX_WAIT_TIME": "2", "FORCE_DOWNLOAD_TIME": "1"}
 
 
 def writer(**settings: Any) -> Callable[[Path, RowSet], None]:
-    """A writer with these settings of the library's."""
+    """Return a writer that passes `settings` to litdata's `optimize`."""
 
     def write(directory: Path, rows: RowSet) -> None:
         import_module("litdata").optimize(
@@ -34,7 +34,7 @@ def writer(**settings: Any) -> Callable[[Path, RowSet], None]:
 
 
 def loader(directory: Path, batch_rows: int, collate: Callable[[list[Row]], Any], num_workers: int = 0) -> Any:
-    """Shuffled batches of `directory`, read in place."""
+    """Return a loader of shuffled batches that reads `directory` in place."""
     litdata = import_module("litdata")
     dataset = litdata.StreamingDataset(str(directory), shuffle=True)
     return litdata.StreamingDataLoader(

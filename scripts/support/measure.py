@@ -1,4 +1,4 @@
-"""Seconds and bytes of variants, measured in turns so that a noisy machine disturbs all of them alike."""
+"""Measure seconds and bytes of variants that take turns, so that a noisy machine disturbs all of them alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Action = Callable[[], object]
 def interleaved_seconds(
     variants: Mapping[str, Action], rounds: int, device: str = "cpu", warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in every round; the order turns around from round to round."""
+    """Return the seconds of every variant in every round. The order of the variants is reversed every other round."""
     for _ in range(warm_up):
         for action in variants.values():
             action()
@@ -29,7 +29,7 @@ def interleaved_seconds(
 
 
 def seconds_of(action: Action, device: str = "cpu") -> float:
-    """Wall-clock seconds of one run, to the end of what it started on the device."""
+    """Return the wall-clock seconds of one run, including the work that it started on the device."""
     _synchronise(device)
     started = time.perf_counter()
     action()
@@ -38,7 +38,10 @@ def seconds_of(action: Action, device: str = "cpu") -> float:
 
 
 def peak_extra_bytes(action: Action, device: str = "cpu") -> int:
-    """Most memory that a run held beyond what was held before it: resident pages on CPU, allocated bytes on a GPU."""
+    """Return the peak memory of a run minus the memory held before it.
+
+    On a CPU this counts resident pages, on a GPU allocated bytes.
+    """
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -47,7 +50,7 @@ def peak_extra_bytes(action: Action, device: str = "cpu") -> int:
         action()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not count as held
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed must not count as held
     reset_peak()
     before = _status_bytes("VmRSS")
     action()
@@ -55,12 +58,12 @@ def peak_extra_bytes(action: Action, device: str = "cpu") -> int:
 
 
 def peak_bytes() -> int:
-    """Most resident memory of this process since its start or the last reset."""
+    """Return the peak resident memory of this process since its start or the last `reset_peak`."""
     return _status_bytes("VmHWM")
 
 
 def reset_peak() -> None:
-    """Count the most resident memory of this process from now on."""
+    """Restart the measurement of this process's peak resident memory."""
     _RESET_PEAK.write_text("5")
 
 

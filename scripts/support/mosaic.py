@@ -1,4 +1,4 @@
-"""mosaicml-streaming: MDS shards, read through a local cache of a remote directory as its quick start does."""
+"""mosaicml-streaming: MDS shards, read through a local copy of a remote directory as its quick start shows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scripts.support.system import System
 
 _COLUMNS = {"row_id": "int"} | {name: f"ndarray:{dtype}" for name, dtype in ARRAY_TYPES.items()}
 _BATCH_ROWS = 32
-# Its default of a minute would make a missing shard look like a hang.
+# The default is a minute, which would make a missing shard look like a hang.
 _DOWNLOAD_TIMEOUT_S = 2.0
 
 
 def writer(**settings: Any) -> Callable[[Path, RowSet], None]:
-    """A writer with these settings of the library's."""
+    """Return a writer that passes `settings` to the library's MDSWriter."""
 
     def write(directory: Path, rows: RowSet) -> None:
         streaming = import_module("streaming")
@@ -29,7 +29,10 @@ def writer(**settings: Any) -> Callable[[Path, RowSet], None]:
 
 
 def loader(directory: Path, local: Path, batch_rows: int, collate: Callable[[list[Row]], Any], **settings: Any) -> Any:
-    """Shuffled batches of `directory`, read through copies in `local`; num_workers is for PyTorch's loader."""
+    """Return a loader of shuffled batches of `directory`, which is copied to `local` and read there.
+
+    num_workers, if given, is passed to PyTorch's loader, and the other settings to StreamingDataset.
+    """
     num_workers = settings.pop("num_workers", 0)
     dataset = import_module("streaming").StreamingDataset(
         remote=str(directory), local=str(local), batch_size=batch_rows, shuffle=True, **settings
@@ -40,7 +43,7 @@ def loader(directory: Path, local: Path, batch_rows: int, collate: Callable[[lis
 
 def _reader(**settings: Any) -> Callable[[Path, Path], Iterator[Row]]:
     def read(directory: Path, scratch: Path) -> Iterator[Row]:
-        # Readers that were killed leave shared memory behind, which later readers trip over.
+        # Killed readers leave shared memory behind, which makes later readers fail.
         clean = import_module("streaming.base.util").clean_stale_shared_memory
         clean()
         try:
@@ -49,7 +52,7 @@ def _reader(**settings: Any) -> Callable[[Path, Path], Iterator[Row]]:
             for batch in batches:
                 yield from batch
         finally:
-            clean()  # the process ends without the library's own handlers
+            clean()  # the process ends without running the library's exit handlers
 
     return read
 

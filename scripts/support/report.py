@@ -1,4 +1,4 @@
-"""What reports of several programs have: the machine that figures were taken on, and tables in Markdown."""
+"""Parts of the reports of several programs: a description of the machine, and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "transformers", "pyarrow", "zstandard", "datasets", "numpy
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the device, processor, load, thread count and software versions that measurements depend on."""
     facts = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": _cpu_name(),
@@ -28,12 +28,12 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def in_one_line(facts: dict[str, Any]) -> str:
-    """Names and values of `machine`, one after the other."""
+    """Return the names and values of `machine`, separated by commas."""
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [list(heads)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

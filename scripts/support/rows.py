@@ -1,4 +1,4 @@
-"""The rows that every system stores: blocks of token ids with sparse soft targets, made from seed and row id alone."""
+"""Rows that every storage format holds: blocks of token ids with sparse soft targets, computed from seed and row id."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ BLOCK_SIZE = 16
 NUM_ROWS = 512
 ROWS_PER_SHARD = 64
 SHARD_BYTES = 31_000
-"""Limit of a shard for the peers, which count bytes: as many rows as in ours, a little less or more."""
+"""Limit of a shard for the other libraries, which limit bytes: about as many rows as in a shard of ours."""
 
 Row = dict[str, Any]
-"""row_id (int) and the arrays of a soft_targets row, named as in storage/FORMAT.md."""
+"""row_id (int) and the arrays of a soft_targets row, with their names from storage/FORMAT.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSet:
-    """Rows 0 to num_rows - 1; `make_row` gives the one of a row id, `shard_bytes` are the most for a peer's shard."""
+    """Rows 0 to num_rows - 1.
+
+    make_row: returns the row of a row id; shard_bytes: largest shard of another library.
+    """
 
     num_rows: int
     shard_bytes: int
@@ -43,7 +46,7 @@ ARRAY_TYPES = {
 }
 
 OTHER_COLUMNS = "other columns or types"
-"""Stands for the fingerprint of something that is not such a row: whoever uses it would notice."""
+"""The fingerprint of a value that lacks the columns or types of a row. A training run would fail on such a value."""
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 2, 4
 _LARGEST_TAIL = 3
@@ -51,17 +54,20 @@ _LEAST_WEIGHT = 0.01
 
 
 def made_up_rows(seed: int) -> RowSet:
-    """The rows that are damaged and read again."""
+    """Return the rows that trials write, damage and read."""
     return RowSet(num_rows=NUM_ROWS, shard_bytes=SHARD_BYTES, make_row=functools.partial(make_row, seed))
 
 
 @functools.cache
 def make_row(seed: int, row_id: int) -> Row:
-    """A valid row whose sizes of head and tail vary from target to target; kept, and not to be changed."""
+    """Return a valid row whose head and tail sizes vary from target to target.
+
+    The row is kept for later calls: do not change it.
+    """
     rng = np.random.default_rng([seed, row_id])
     head_size = rng.integers(_SMALLEST_HEAD, _LARGEST_HEAD + 1, BLOCK_SIZE)
     tail_size = rng.integers(0, _LARGEST_TAIL + 1, BLOCK_SIZE)
-    # One id from each of equal parts of the vocabulary: distinct, and ascending within head and tail.
+    # Take one id from each of several equal parts of the vocabulary: ids are distinct, and ascending in head and tail.
     rank = np.arange(_LARGEST_HEAD + _LARGEST_TAIL)
     part = VOCAB_SIZE // len(rank)
     ids = rank * part + rng.integers(0, part, (BLOCK_SIZE, len(rank)))
@@ -84,7 +90,7 @@ def make_row(seed: int, row_id: int) -> Row:
 
 
 def fingerprint(row: Any) -> str:
-    """Hex sha256 of a row's values and lengths; OTHER_COLUMNS when names or types are not those of a row."""
+    """Return the hex sha256 of a row's values and shapes, or OTHER_COLUMNS when names or types differ from a row's."""
     if not isinstance(row, dict) or row.keys() != {"row_id", *ARRAY_TYPES} or not isinstance(row["row_id"], int):
         return OTHER_COLUMNS
     arrays = [np.asarray(row[name]) for name in ARRAY_TYPES]

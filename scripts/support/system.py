@@ -1,4 +1,4 @@
-"""What one column of the comparison is."""
+"""A storage format in one configuration: one column of the comparison in scripts/peers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from scripts.support.rows import Row, RowSet
 class System:
     """A storage format with its writer and reader in one configuration.
 
-    write(directory, rows) is what a user would run again after a crash.
-    read(directory, scratch) yields an epoch's rows in any order; it may keep a cache in `scratch`, an empty directory.
+    write(directory, rows): writes the rows; a user would call it again after a crash.
+    read(directory, scratch): yields the rows of an epoch in any order; it may use `scratch`, which is empty at first.
     """
 
     module: str
-    """Where it stands in SYSTEMS; importing that imports nothing that a peer needs."""
+    """Module whose SYSTEMS holds this system. Importing the module does not import the library."""
     name: str
     configuration: str
     needs: tuple[str, ...]
-    """What has to be importable."""
+    """Modules that must be importable."""
     distributions: tuple[str, ...]
-    """Packages whose versions decide the outcome."""
+    """Packages whose versions the report names, because the outcome depends on them."""
     data_suffixes: tuple[str, ...]
-    """Names of files that hold rows end so; all other files tell about them."""
+    """Suffixes of files that hold rows. All other files hold indexes and records."""
     write: Callable[[Path, RowSet], None]
     read: Callable[[Path, Path], Iterator[Row]]
     environment: dict[str, str] = field(default_factory=dict)

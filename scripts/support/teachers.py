@@ -1,4 +1,4 @@
-"""Small GPT-2s and byte-level tokenizers made on the spot, with random weights or to be trained."""
+"""Make small GPT-2 models, with random weights or to be trained, and byte-level tokenizers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from student.losses.fused_head import HeadLoss
 
 EOS = "<|endoftext|>"
 LABELS_ONLY = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
-"""The loss of a model that learns from plain text."""
+"""The loss of a model that learns from labels alone."""
 
 
 def save_random_teacher(directory: Path, **settings: Any) -> None:
-    """Save a teacher with seeded random weights and a tokenizer that knows bytes.
+    """Save a teacher with seeded random weights, and a byte-level tokenizer without merges.
 
-    settings: of GPT2Config; without eos_token_id no token ends a text.
+    settings: arguments of GPT2Config. Without eos_token_id no token ends a text.
     """
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def save_random_teacher(directory: Path, **settings: Any) -> None:
 
 
 def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE as GPT-2's, trained on `texts`; its token 0 is EOS."""
+    """Train a byte-level BPE like GPT-2's on `texts`. Its token 0 is EOS."""
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -48,7 +48,7 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def new_gpt2(
     *, vocab_size: int, layers: int, width: int, heads: int, context: int, eos_token_id: int, seed: int, device: str
 ) -> Any:
-    """A GPT-2 without dropout that is to be trained on `device`."""
+    """Return a new GPT-2 without dropout on `device`, initialised from `seed`."""
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -58,7 +58,7 @@ def new_gpt2(
         )
     )  # fmt: skip
     if device == "cpu":
-        model.set_attn_implementation("eager")  # the fastest backward pass there at this length
+        model.set_attn_implementation("eager")  # the fastest backward pass on a CPU at these lengths
     return model.to(device)
 
 

@@ -1,1 +1,1 @@
-"""A page in which an exported student completes text, served from this machine alone."""
+"""A web page in which an exported student completes text. Everything is served from this machine."""

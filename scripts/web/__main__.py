@@ -1,10 +1,11 @@
-"""Serve a page in which an ONNX export completes text in the browser.
+"""Serve a page in which an exported ONNX student completes text in the browser.
 
     teachonce-student export student --format onnx --quantize int8 --out exported --cache cache
     python -m scripts.web exported
 
-The library (transformers.js with onnxruntime-web) is installed once by npm, in the versions of package-lock.json.
-After that nothing is fetched from anywhere else: page, library and model come from here, and the browser is told so.
+npm installs the library (transformers.js with onnxruntime-web) once, in the versions of package-lock.json. After that
+nothing is fetched from elsewhere: this server sends page, library and model, and a Content-Security-Policy makes the
+browser refuse other addresses.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def serve(
     """Serve a page in which an exported student completes text.
 
     Args:
-        exported: Directory that teachonce-student export --format onnx made.
-        port: Port on localhost; 0 takes any that is free.
-        packages: Where npm's packages are or will be; None is teachonce/ in the user's cache directory.
+        exported: Directory that teachonce-student export --format onnx wrote.
+        port: Port on localhost. 0 takes any free port.
+        packages: Directory of npm's packages, made if missing. None uses teachonce/ in the user's cache directory.
     """
     server = make_server(exported, install_packages(packages or default_packages_dir()), port)
     host, bound = server.server_address[:2]

@@ -1,4 +1,4 @@
-"""The page's JavaScript library, installed by npm in pinned versions."""
+"""Install the page's JavaScript library with npm, in pinned versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.reading.remote_cache import default_local_copy
 
 _HERE = Path(__file__).parent
 _SPECIFICATION = ("package.json", "package-lock.json")
-# Address below /vendor/ → file below node_modules/.
+# Maps the address below /vendor/ to the file below node_modules/.
 VENDOR_FILES = {
     "transformers.js": "@huggingface/transformers/dist/transformers.min.js",
     "ort.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.mjs",
@@ -22,15 +22,15 @@ VENDOR_FILES = {
 
 
 def default_packages_dir() -> Path:
-    """In the user's cache directory, under a name that changes with the pinned versions."""
+    """Return a directory in the user's cache directory, whose name changes with the pinned versions."""
     pinned = b"".join((_HERE / name).read_bytes() for name in _SPECIFICATION)
     return default_local_copy().directory / f"web-{hashlib.sha256(pinned).hexdigest()[:12]}"
 
 
 def install_packages(directory: Path) -> Path:
-    """`directory`, with the packages in its node_modules; npm is run only when they are not there.
+    """Return `directory` with the packages in its node_modules. Run npm only when the directory does not exist.
 
-    Raises ConfigError without npm, or when it fails.
+    Raises ConfigError when the directory exists without the packages, when npm is missing, or when npm fails.
     """
     if all((directory / "node_modules" / file).is_file() for file in VENDOR_FILES.values()):
         return directory
@@ -45,7 +45,7 @@ def install_packages(directory: Path) -> Path:
         staged.mkdir()
         for name in _SPECIFICATION:
             shutil.copyfile(_HERE / name, staged / name)
-        # No package gets to run anything; the page needs files alone.
+        # Do not run the packages' scripts: the page only needs their files.
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         done = subprocess.run(command, cwd=staged, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,4 +1,4 @@
-// Controls and text; the student itself runs in worker.js.
+// Controls and text of the page. The student runs in worker.js.
 const find = (id) => document.getElementById(id);
 const [about, form, go, rate] = ["about", "form", "go", "rate"].map(find);
 const WHY = { end: "ended the text", length: "reached its length", stopped: "was stopped" };

@@ -25,23 +25,26 @@ _TYPES = {
     ".json": "application/json",
 }
 _HEADERS = {
-    # Whatever the page or its library try, the browser asks nobody but this server.
+    # The browser sends requests to this server only, whatever the page or its library try.
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data:; script-src 'self' 'wasm-unsafe-eval' blob:; "
         "connect-src 'self' blob:; worker-src 'self' blob:"
     ),
-    # With these two a browser lets a page use several threads.
+    # A browser lets a page use several threads only with these two headers.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-# How transformers.js calls the two files that an export may hold.
+# transformers.js's name for the precision of each file that an export may hold.
 _DTYPES = {"model.onnx": "fp32", "model_quantized.onnx": "q8"}
 
 
 def make_server(exported: Path, packages: Path, port: int) -> ThreadingHTTPServer:
-    """A server that is bound and not yet serving; ConfigError for another directory, or a port that is taken."""
+    """Return a server that is bound to the port and does not serve yet.
+
+    Raises ConfigError when the directory holds no ONNX export or the port cannot be used.
+    """
     facts = json.dumps(describe(exported)).encode()
 
     class Handler(_Handler):
@@ -57,7 +60,10 @@ def make_server(exported: Path, packages: Path, port: int) -> ThreadingHTTPServe
 
 
 def describe(exported: Path) -> dict[str, Any]:
-    """What the page says of a student: name, dtype as transformers.js calls it, bytes and context length."""
+    """Return what the page shows about a student: name, dtype as transformers.js names it, bytes and context length.
+
+    Raises ConfigError when the directory holds no ONNX export.
+    """
     found = [name for name in _DTYPES if (exported / "onnx" / name).is_file()]
     if not found:
         expected = "expected a directory that teachonce-student export --format onnx made"
@@ -89,11 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def find(self, address: str) -> Path | bytes | None:
-        """What stands at a path of the server."""
+        """Return the file or the bytes at an address of this server, None when there is nothing."""
         raise NotImplementedError
 
     def do_GET(self) -> None:
-        """Send a file, or say that it is not there."""
+        """Send the file at the requested address, or status 404."""
         address = unquote(urlsplit(self.path).path)
         found = self.find(address)
         if isinstance(found, bytes):
@@ -126,4 +132,4 @@ class _Handler(BaseHTTPRequestHandler):
                 shutil.copyfileobj(file, self.wfile)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent: the terminal belongs to the address of the page."""
+        """Log nothing, so that the page's address stays visible in the terminal."""

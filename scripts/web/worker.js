@@ -1,4 +1,4 @@
-// The student at work, apart from the page, which stays quick meanwhile.
+// Runs the student in a worker thread, so that the page stays responsive.
 // In: {type: "load", student}, {type: "continue", prompt, temperature, maxNewTokens}, {type: "stop"}.
 // Out: {type: "ready"}, {type: "text", text, numTokens, seconds}, {type: "done", reason}, {type: "failed", message}.
 import { AutoModelForCausalLM, AutoTokenizer, Tensor, env } from "/vendor/transformers.js";
@@ -69,7 +69,7 @@ function int64(ids) {
   return new Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]);
 }
 
-// Lets messages that wait, such as "stop", come in; a timer of 0 would cost 4 ms each time.
+// Lets waiting messages, such as "stop", be handled. A timer of 0 would take 4 ms each time.
 function messages() {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
