@@ -30,7 +30,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file in order. Read a file as a whole if its first value continues on a second line.
 
-    Replace lone surrogates by U+FFFD and print their number. Raises JsonRowError, OSError, or NoSuchDataError for UTF-16.
+    Replace lone surrogates by U+FFFD and print their number. Raises JsonRowError, OSError, NoSuchDataError for UTF-16.
     """
     refuse_utf16(path)
     num_replaced = 0

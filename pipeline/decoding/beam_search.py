@@ -180,7 +180,7 @@ class _Search:
 
 
 class _Candidates:
-    """The B best finished candidates of every prompt, best score first [P, B]. Ids [P, B, L] are filled up to lengths."""
+    """The B best finished candidates of every prompt, best score first [P, B]; ids [P, B, L], filled up to lengths."""
 
     def __init__(self, num_prompts: int, num_beams: int, max_new_tokens: int) -> None:
         self.scores_PB = np.full((num_prompts, num_beams), -np.inf)
