@@ -13,7 +13,7 @@ __all__ = ["BeamsConfig", "PrecomputeConfig", "SamplesConfig", "SoftTargetsConfi
 
 
 def precompute(config: PrecomputeConfig) -> Manifest:
-    """Run the teacher over the data and return what the finished cache holds; a rerun resumes (see pipeline.run)."""
+    """Run the teacher over the data, write the cache and return its manifest. A rerun resumes (see pipeline.run)."""
     from pipeline.run import precompute as run
 
     return run(config)

@@ -1,4 +1,4 @@
-"""How a run begins a cache: its plan and its tokenizer, published before the first shard."""
+"""Begin a cache: publish its plan and its tokenizer before the first shard."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from storage.writing.destinations import Destination
 
 
 def begin(job: Job, destination: Destination) -> Begun:
-    """Publish plan and tokenizer, or check that they are those of this run.
+    """Publish the plan, or check that the published plan is this run's. Then publish the tokenizer.
 
-    Raises CacheMismatchError, ConfigError for more shards than a manifest holds, WriteRefusedError or TransferError.
+    Raises CacheMismatchError, ConfigError when a manifest cannot hold so many shards, WriteRefusedError or
+    TransferError.
     """
     _require_few_shards(job)
     saved_tokenizer = _save_tokenizer(job.teacher, destination.work_dir)
@@ -36,7 +37,7 @@ def begin(job: Job, destination: Destination) -> Begun:
 
 
 def _require_few_shards(job: Job) -> None:
-    """Raise ConfigError when no manifest could hold the plan's shards."""
+    """Raise ConfigError when the plan has more shards than a manifest can hold."""
     shard_tokens = job.config.shard_tokens
     num_shards = sum(sum(splits.values()) for splits in planned_shards(job.producers, shard_tokens).values())
     if num_shards > MAX_SHARDS:
@@ -47,7 +48,7 @@ def _require_few_shards(job: Job) -> None:
 
 
 def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
-    """The tokenizer's files in a directory that no other run shares."""
+    """Save the tokenizer in a new directory, which no other run uses. Return the directory."""
     with refusals(work_dir):
         directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
     with refusals(directory):

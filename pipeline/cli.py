@@ -1,4 +1,4 @@
-"""teachonce-precompute: run the teacher once and write what it knows to a cache."""
+"""teachonce-precompute: run a teacher once over a text and write its outputs to a cache."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from storage.command import run_command
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command teachonce-precompute."""
     run_command(_main)
 
 
 def _main() -> int:
     config = tyro.cli(PrecomputeConfig, prog="teachonce-precompute", description=__doc__)
-    # Heavy imports wait until the flags are known to be right, so that --help is instant.
+    # Import the heavy modules after the flags are parsed, so that --help and a wrong flag answer at once.
     from pipeline.run import announce, plan_only, precompute
 
     if config.plan:

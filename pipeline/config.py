@@ -1,4 +1,4 @@
-"""What a precompute run can be told; every field is a flag of teachonce-precompute."""
+"""The settings of a precompute run. Every field is a flag of teachonce-precompute."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class SoftTargetsConfig:
     """Sparse next-token distributions (storage/FORMAT.md, "soft_targets")."""
 
     top_k: int = 1
-    """Largest probabilities kept exactly at every position; may be 0 when the tail is sampled."""
+    """Number of largest probabilities to keep exactly at every position; may be 0 when the tail is sampled."""
     top_p: float = 1.0
-    """Of these, keep only the fewest that reach this mass; 1 keeps all top_k."""
+    """Of the top_k largest, keep only the fewest whose sum reaches this probability; 1 keeps all top_k."""
     tail_weight: float | None = 1 / 32
-    """Probability that each sampled tail entry stands for (smaller: more entries); whatever reaches it is kept exactly.
-    None: the tail is one number."""
+    """Probability that each sampled tail entry stands for; a smaller value gives more entries.
+    Probabilities of at least this value are kept exactly. None stores the tail as one number."""
     temperatures: tuple[float, ...] = (1.0,)
-    """Temperatures that students may train at; a sampled tail is drawn at the first."""
+    """Temperatures at which students may train; a sampled tail is drawn at the first."""
     mantissa_bits: int = 6
     """Mantissa bits kept of each float16 logprob; fewer bits compress better, 10 keeps all."""
 
@@ -69,19 +69,19 @@ class SamplesConfig:
     """Texts drawn from the teacher."""
 
     num_prompts: int = 1024
-    """Prompts over both splits; fewer when the text does not hold as many."""
+    """Number of prompts, both splits together; fewer when the text does not have enough."""
     per_prompt: int = 2
-    """Texts drawn for each prompt."""
+    """Number of texts to draw for each prompt."""
     prompt_tokens: int = 16
-    """Length of a prompt taken from the text."""
+    """Length in tokens of a prompt taken from the text."""
     prompt_column: str | None = None
-    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of the text."""
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents."""
     max_new_tokens: int = 64
-    """Longest completion."""
+    """Maximum length of a completion in tokens."""
     temperature: float = 1.0
     """Sampling temperature."""
     top_p: float = 1.0
-    """Nucleus: draw from the smallest set of tokens with at least this mass."""
+    """Draw from the nucleus, the smallest set of tokens whose summed probability reaches this value."""
 
     def __post_init__(self) -> None:
         _require(min(self.num_prompts, self.per_prompt) >= 1, "--samples needs at least one prompt and one text")
@@ -95,17 +95,17 @@ class BeamsConfig:
     """The teacher's best candidates for a prompt, by beam search."""
 
     num_prompts: int = 512
-    """Prompts over both splits; fewer when the text does not hold as many."""
+    """Number of prompts, both splits together; fewer when the text does not have enough."""
     num_beams: int = 4
-    """Beams searched."""
+    """Number of beams in the search."""
     num_candidates: int = 4
-    """Candidates kept, at most num_beams."""
+    """Number of candidates to keep for each prompt, at most num_beams."""
     prompt_tokens: int = 16
-    """Length of a prompt taken from the text."""
+    """Length in tokens of a prompt taken from the text."""
     prompt_column: str | None = None
-    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of the text."""
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents."""
     max_new_tokens: int = 32
-    """Longest candidate."""
+    """Maximum length of a candidate in tokens."""
     length_penalty: float = 1.0
     """score = summed logprob / length^length_penalty; 0 compares plain sums."""
 
@@ -123,50 +123,51 @@ class BeamsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """Run the teacher once over a text and write what it knows to a cache."""
+    """Run a teacher once over a text and write its outputs to a cache."""
 
     teacher: str
     """Directory or hub id of a causal language model."""
     data: str
     """stdlib, a text, jsonl or parquet file (.gz, .zst too), a directory of them, or a hub id (name:config)."""
     out: str | Path
-    """Directory of the cache, or a URL that fsspec writes (s3://…); a rerun with the same settings resumes."""
+    """Directory of the cache, or a URL that fsspec can write (s3://…); a rerun with the same settings resumes."""
     kinds: tuple[Kind, ...] = ("soft_targets", "samples", "beams")
-    """What to write."""
+    """Kinds of rows to write."""
     revision: str | None = None
     """Revision of the teacher on the hub."""
     text_column: str = "text"
     """Column with the text in jsonl, parquet and hub data."""
     document_separator: str | None = None
-    """String between the documents of a plain text file (\\n is understood); None makes a file one document."""
+    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document."""
     block_size: int = 128
     """Targets in a block."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Stop reading the text after this many tokens; None reads all."""
     validation_fraction: float = 0.05
-    """Share of the documents (of a single document: its end) held out."""
+    """Share of the documents to hold out; with too few documents, that share of the text is held out at its end."""
     seed: int = 0
-    """Seed of every draw."""
+    """Seed of all random draws."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
     dtype: Dtype = "auto"
-    """Teacher's arithmetic; auto is bfloat16 on a GPU and float32 elsewhere."""
+    """Number format in which the teacher computes; auto is bfloat16 on a GPU and float32 elsewhere."""
     batch_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Tokens per forward pass; None takes 8192, or for soft targets on a GPU what fits into its free memory. When
-    memory runs out, passes over blocks are halved."""
+    """Tokens per forward pass; None takes 8192, or for soft targets on a GPU as many as fit into its free memory.
+    When memory runs out, passes over blocks are halved."""
     shard_tokens: int = 2_097_152
-    """Tokens per shard, about 80 MB of soft targets; what is lost at most when a run is killed."""
+    """Tokens per shard; the default is about 80 MB of soft targets. A killed run loses only its unfinished shards."""
     engine: Engine = "local"
-    """local works in this process; ray starts workers, one per GPU or per share of the CPUs (docs/cluster.md)."""
+    """local runs in this process; ray starts workers, one per GPU or per share of the CPUs (docs/cluster.md)."""
     num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Workers of --engine ray; None takes one per GPU, or without any as many as machines."""
+    """Number of workers of --engine ray; None takes one per GPU, or one per machine when no GPU is used."""
     address: str | None = None
-    """Ray cluster of --engine ray: auto for the one on this machine, or HOST:PORT; None starts one for this run."""
+    """Address of the Ray cluster for --engine ray: auto (the cluster on this machine) or HOST:PORT. None starts a Ray
+    for this run alone."""
     plan: bool = False
     """Print tokens, bytes, time and the break-even against online distillation, and write nothing."""
     work_dir: Path | None = None
-    """Where tokenized text, and shards on their way to a URL, are kept meanwhile; None is the user's cache directory.
-    A directory keeps them in itself."""
+    """For an --out that is a URL: directory for tokenized text and for shards that are not sent yet. None takes the
+    user's cache directory. An --out that is a directory keeps such files inside it."""
     quiet: bool = False
     """Show no progress."""
     soft_targets: SoftTargetsConfig = field(default_factory=SoftTargetsConfig)
@@ -191,7 +192,7 @@ class PrecomputeConfig:
 
     @property
     def prompt_settings(self) -> dict[str, SamplesConfig | BeamsConfig]:
-        """Settings of each kind whose rows continue prompts, asked for or not."""
+        """Settings of each kind whose rows continue prompts, also of kinds that are not in --kinds."""
         return {"samples": self.samples, "beams": self.beams}
 
     def _check_engine(self) -> None:

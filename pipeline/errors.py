@@ -1,21 +1,21 @@
-"""Failures of the teacher side.
+"""Errors of the teacher side.
 
 ```
 TeachonceError
 ├── DataError
-│   ├── NoSuchDataError        nothing at that path or hub id
-│   ├── JsonRowError           a line of a JSON file that is no object
-│   ├── ColumnError            rows lack the column asked for
-│   ├── NoUsableTextError      not even one block of text
-│   └── NoPromptsError         not even one prompt for samples or beams
-├── WorkerError                a worker of another process, perhaps on another host, failed
+│   ├── NoSuchDataError        there is no readable data at the path or hub id
+│   ├── JsonRowError           a line of a JSON file is not an object
+│   ├── ColumnError            rows lack the named column, or its values cannot be used
+│   ├── NoUsableTextError      the text is shorter than one block
+│   └── NoPromptsError         there is no prompt for samples or beams
+├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
-    ├── NoSuchTeacherError     nothing that transformers can load
-    ├── TokenizerMismatchError the tokenizer has ids that the teacher does not know
-    ├── ContextTooShortError   a block or prompt longer than the teacher can read
+    ├── NoSuchTeacherError     transformers cannot load the teacher
+    ├── TokenizerMismatchError the tokenizer is larger than the teacher's vocabulary
+    ├── ContextTooShortError   a block or prompt is longer than the teacher can read
     ├── LeakingTeacherError    the teacher does not isolate packed documents
-    ├── TeacherMemoryError     not even one row fits into memory
-    └── TeacherOutputError     NaN or infinity in the teacher's logits
+    ├── TeacherMemoryError     one row does not fit into memory
+    └── TeacherOutputError     the teacher's logits contain NaN or infinity
 ```
 """
 
@@ -23,11 +23,11 @@ from storage.errors import TeachonceError
 
 
 class DataError(TeachonceError):
-    """Something about the text."""
+    """The data cannot be used."""
 
 
 class NoSuchDataError(DataError):
-    """Nothing readable at `source`."""
+    """There is no readable data at `source`."""
 
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
@@ -38,7 +38,7 @@ class NoSuchDataError(DataError):
 
 
 class JsonRowError(DataError):
-    """What stands at `place` of a JSON file, such as "line 3", is not a row."""
+    """The content at `place` of a JSON file, such as "line 3", is not a row."""
 
     def __init__(self, source: str, place: str, found: str) -> None:
         self.source, self.place = source, place
@@ -49,7 +49,7 @@ class JsonRowError(DataError):
 
 
 class ColumnError(DataError):
-    """Rows of `source` lack `column`, or hold something else than text in it."""
+    """Rows of `source` lack `column`, or its values cannot be used."""
 
     def __init__(self, source: str, column: str, found: str, flag: str) -> None:
         self.source, self.column = source, column
@@ -57,7 +57,7 @@ class ColumnError(DataError):
 
 
 class NoUsableTextError(DataError):
-    """Not even one block of text to train on; num_tokens by split."""
+    """The train split is shorter than one block. num_tokens: tokens of each split."""
 
     def __init__(
         self, source: str, num_documents: int, num_skipped: int, num_tokens: dict[str, int], block_tokens: int
@@ -74,7 +74,7 @@ class NoUsableTextError(DataError):
 
 
 class NoPromptsError(DataError):
-    """Not even one prompt of the training split for a kind that continues prompts."""
+    """The train split has no prompt for `kind`, whose rows continue prompts."""
 
     def __init__(self, source: str, kind: str, prompt_tokens: int, prompt_column: str | None, num_skipped: int) -> None:
         self.kind = kind
@@ -91,7 +91,7 @@ class NoPromptsError(DataError):
 
 
 class WorkerError(TeachonceError):
-    """A worker of --engine ray on `host` failed for a reason that starting it again does not mend."""
+    """A worker of --engine ray on `host` failed, and starting it again would not help."""
 
     def __init__(self, host: str, reason: str) -> None:
         self.host = host
@@ -99,7 +99,7 @@ class WorkerError(TeachonceError):
 
 
 class TeacherError(TeachonceError):
-    """Something about the teacher."""
+    """The teacher cannot be used."""
 
 
 class NoSuchTeacherError(TeacherError):
@@ -111,7 +111,7 @@ class NoSuchTeacherError(TeacherError):
 
 
 class TokenizerMismatchError(TeacherError):
-    """The tokenizer has ids that the teacher does not know."""
+    """The tokenizer has more entries than the teacher's vocabulary."""
 
     def __init__(self, teacher: str, tokenizer_size: int, vocab_size: int) -> None:
         self.tokenizer_size, self.vocab_size = tokenizer_size, vocab_size
@@ -122,7 +122,7 @@ class TokenizerMismatchError(TeacherError):
 
 
 class ContextTooShortError(TeacherError):
-    """`wanted` tokens asked for by `setting`, more than the teacher's context."""
+    """`setting` needs `wanted` tokens, more than the teacher's context_length."""
 
     def __init__(self, setting: str, wanted: int, context_length: int) -> None:
         self.setting, self.wanted, self.context_length = setting, wanted, context_length
@@ -132,7 +132,7 @@ class ContextTooShortError(TeacherError):
 
 
 class LeakingTeacherError(TeacherError):
-    """Packed documents see each other through this teacher."""
+    """A packed document's hidden states depend on the document before it, by a relative `difference`."""
 
     def __init__(self, teacher: str, difference: float) -> None:
         self.difference = difference
@@ -143,7 +143,7 @@ class LeakingTeacherError(TeacherError):
 
 
 class TeacherOutputError(TeacherError):
-    """NaN or infinity in the teacher's logits."""
+    """The teacher's logits for the row with this row_id contain NaN or infinity."""
 
     def __init__(self, row_id: int) -> None:
         self.row_id = row_id
@@ -151,7 +151,7 @@ class TeacherOutputError(TeacherError):
 
 
 class TeacherMemoryError(TeacherError):
-    """Not even one row fits into memory."""
+    """A pass over one row does not fit into memory."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(

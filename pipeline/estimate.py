@@ -1,4 +1,4 @@
-"""--plan: what a run would write and take, from a short timed probe on this device."""
+"""--plan: estimate the bytes and the time of a run from a short timed probe on this device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from storage.shards.shard import ipc_write_options
 
 @dataclass(frozen=True, kw_only=True)
 class KindEstimate:
-    """Rows and shards are exact; bytes and seconds are scaled up from a probe of a few rows."""
+    """The size of a kind. Rows and shards are exact; bytes and seconds are scaled up from a probe of a few rows."""
 
     kind: str
     num_rows: int
@@ -29,13 +29,13 @@ class KindEstimate:
 
 
 def estimate(job: Job) -> list[KindEstimate]:
-    """An estimate for each kind."""
+    """Return an estimate for each kind."""
     shards = planned_shards(job.producers, job.config.shard_tokens)
     return [_estimate_kind(kind, producer, sum(shards[kind].values())) for kind, producer in job.producers.items()]
 
 
 def render_plan(job: Job) -> str:
-    """The plan for people."""
+    """Return the plan as text for the terminal."""
     lines = []
     for split in SPLITS:
         store = job.tokenized.documents[split]
@@ -62,7 +62,7 @@ def render_plan(job: Job) -> str:
 
 
 def _break_even(producer: Producer, total_seconds: float) -> list[str]:
-    """A line that compares the cache with distillation without one, where a producer has the work for that."""
+    """Return a line that compares the cache with online distillation; no line when the producer has no online work."""
     probe_rows = _probe_rows(producer)
     work = producer.online_work(probe_rows)
     if work is None:
@@ -102,7 +102,7 @@ def _probe_rows(producer: Producer) -> int:
 
 
 def _timed(action: Callable[[], None]) -> float:
-    """Seconds of the second of two runs; the first one warms up."""
+    """Run `action` twice and return the seconds of the second run. The first run warms up."""
     action()
     started = time.perf_counter()
     action()

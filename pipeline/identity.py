@@ -1,4 +1,4 @@
-"""What a cache's plan says of the run that began it: teacher, tokenizer, data, settings and software."""
+"""Collect what a plan records about its run: teacher, tokenizer, data, settings and software."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.records.identity import CacheIdentity
 
 
 def facts_of(loaded: Loaded) -> dict[str, Any]:
-    """What the identity says of teacher, source and settings: all that is known before the text is read."""
+    """Return the parts of the identity that are known before the text is read: teacher, source and settings."""
     config, teacher, corpus = loaded.config, loaded.teacher, loaded.corpus
     return {
         "vocab_size": teacher.vocab_size,
@@ -46,7 +46,7 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
 
 
 def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
-    """The whole identity. tokenizer_sha256: of the tokenizer's saved files, as directory_sha256 has it."""
+    """Return the whole identity. tokenizer_sha256: `directory_sha256` of the tokenizer's saved files."""
     facts = facts_of(job)
     facts["tokenizer"] |= {"sha256": tokenizer_sha256}
     facts["data"] |= {
@@ -67,7 +67,7 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
 
 
 def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
-    """Settings that decide what the rows hold, as they stand in the manifest."""
+    """Return the settings that decide what the rows hold, as JSON values for the manifest."""
     settings = {name: getattr(config, name) for name in (*LAYOUT_SETTINGS, "shard_tokens")}
     kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
     plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))

@@ -1,4 +1,4 @@
-"""What a run works on: teacher and source, loaded; then the text, tokenized and laid out in rows."""
+"""Load the teacher and the data source of a run, tokenize the text, and lay out the rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage.rows.columns import token_type
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Teacher and source of a run whose text is not read yet."""
+    """The teacher and the source of a run. The text has not been read yet."""
 
     config: PrecomputeConfig
     teacher: Teacher
@@ -36,9 +36,9 @@ class Job(Loaded):
 
 
 def load_teacher_and_source(config: PrecomputeConfig) -> Loaded:
-    """Load the teacher and open the source: seconds, where reading the text may take hours.
+    """Load the teacher and open the source. This takes seconds; reading the text may take hours.
 
-    Raises TeacherError, NoSuchDataError, or ConfigError for settings that this teacher cannot serve.
+    Raises TeacherError, NoSuchDataError, or ConfigError for settings that do not fit the teacher or the source.
     """
     teacher = load_teacher(config)
     _require_fit(teacher, config)
@@ -46,9 +46,9 @@ def load_teacher_and_source(config: PrecomputeConfig) -> Loaded:
 
 
 def lay_out(loaded: Loaded, work_dir: Path) -> Job:
-    """Tokenize the text and lay out the rows of each kind; tokens are kept below `work_dir`.
+    """Tokenize the text and lay out the rows of each kind. Store the tokens below `work_dir`.
 
-    Raises DataError, NoPromptsError among them, or WriteRefusedError.
+    Raises DataError (for example NoPromptsError) or WriteRefusedError.
     """
     config, teacher, corpus = loaded.config, loaded.teacher, loaded.corpus
     tokenized = tokenize_corpus(
@@ -64,7 +64,7 @@ def lay_out(loaded: Loaded, work_dir: Path) -> Job:
 
 
 def _require_fit(teacher: Teacher, config: PrecomputeConfig) -> None:
-    """Raise TokenizerMismatchError, ContextTooShortError or ConfigError for what this teacher cannot serve."""
+    """Raise TokenizerMismatchError, ContextTooShortError or ConfigError when tokenizer or settings do not fit."""
     if len(teacher.tokenizer) > teacher.vocab_size:
         raise TokenizerMismatchError(config.teacher, len(teacher.tokenizer), teacher.vocab_size)
     if config.soft_targets.top_k > teacher.vocab_size:

@@ -1,4 +1,4 @@
-"""Which rows go into which shard: a pure function of configuration and data."""
+"""Decide which rows go into which shard. The plan is a pure function of configuration and data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.producers.table import PRODUCERS
 from pipeline.teacher.model import Teacher
 from storage.records.identity import SPLITS, CacheIdentity, ShardKey
 
-# 8 to 16 rows a batch cost 1.5 % of size and give range reads.
+# Record batches of 8 to 16 rows cost 1.5 % of the size and allow range reads.
 RECORD_BATCH_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRange:
-    """Rows [first_row, end_row) of a shard."""
+    """A shard, which holds rows [first_row, end_row) of its kind and split."""
 
     key: ShardKey
     first_row: int
@@ -26,13 +26,16 @@ class ShardRange:
 
     @property
     def num_rows(self) -> int:
-        """Rows in it."""
+        """Number of rows in the shard."""
         return self.end_row - self.first_row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A cache whose plan is published: its shards, and what it takes to finish it when they are committed."""
+    """A cache whose plan is published, the shards of the plan, and the tokenizer's files (paths in the cache).
+
+    `Destination.finish` needs identity and tokenizer_files when all shards are committed.
+    """
 
     identity: CacheIdentity
     shards: list[ShardRange]
@@ -40,7 +43,7 @@ class Begun:
 
 
 def make_producers(teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, Producer]:
-    """A producer for each kind asked for; raises NoPromptsError."""
+    """Return a producer for each kind in --kinds. Raises NoPromptsError."""
     return {
         kind: producer.from_text(teacher, tokenized, config)
         for kind, producer in PRODUCERS.items()
@@ -49,7 +52,7 @@ def make_producers(teacher: Teacher, tokenized: TokenizedCorpus, config: Precomp
 
 
 def planned_shards(producers: dict[str, Producer], shard_tokens: int) -> dict[str, dict[str, int]]:
-    """Number of shards by kind and split."""
+    """Return the number of shards by kind and split."""
     return {
         kind: {split: -(-producer.num_rows(split) // rows_per_shard(producer, shard_tokens)) for split in SPLITS}
         for kind, producer in producers.items()
@@ -57,7 +60,7 @@ def planned_shards(producers: dict[str, Producer], shard_tokens: int) -> dict[st
 
 
 def shard_ranges(producers: dict[str, Producer], shard_tokens: int) -> Iterator[ShardRange]:
-    """Every shard with its rows, in order."""
+    """Yield every shard with its rows, in order of kind, split and index."""
     for kind, per_split in planned_shards(producers, shard_tokens).items():
         num_shard_rows = rows_per_shard(producers[kind], shard_tokens)
         for split, num_shards in per_split.items():
@@ -71,6 +74,6 @@ def shard_ranges(producers: dict[str, Producer], shard_tokens: int) -> Iterator[
 
 
 def rows_per_shard(producer: Producer, shard_tokens: int) -> int:
-    """Whole record batches that hold about shard_tokens tokens, at least one."""
+    """Return the rows of a full shard: as many record batches as shard_tokens tokens hold, at least one."""
     batches = shard_tokens // (producer.tokens_per_row * RECORD_BATCH_ROWS)
     return max(1, batches) * RECORD_BATCH_ROWS

@@ -1,6 +1,6 @@
-"""A precompute run from beginning to end, by the engine that was chosen.
+"""Run precompute from beginning to end with the chosen engine.
 
-Killed anywhere and run again, it ends with the same bytes as an undisturbed run.
+A run that is killed at any point and then started again ends with the same bytes as an undisturbed run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from storage.writing.destinations import Destination, open_destination
 
 
 def precompute(config: PrecomputeConfig) -> Manifest:
-    """Run the teacher over the data and return what the finished cache holds; shards already committed are kept.
+    """Run the teacher over the data and return the manifest of the finished cache. Keep shards that are committed.
 
     Raises DataError, TeacherError, CacheMismatchError, ConfigError, WriteRefusedError or TransferError.
     """
@@ -33,7 +33,9 @@ def precompute(config: PrecomputeConfig) -> Manifest:
     except (FileNotFoundError, WriteRefusedError):
         if not open_destination(config.out, config.work_dir).is_finished():
             raise
-    return _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
+    # The file system's locks did not keep another run out: it finished the cache and removed the work directory that
+    # this run was using. Little is left to do.
+    return _run(config)
 
 
 def _run(config: PrecomputeConfig) -> Manifest:
@@ -55,9 +57,10 @@ def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
-    """Load everything, write nothing outside a temporary directory, and return `report` of the job.
+    """Load the teacher, tokenize the text, and return `report` of the job. Write only to a temporary directory.
 
-    Raises CacheMismatchError, too, for a place where another cache was begun.
+    Raises DataError, TeacherError, ConfigError, WriteRefusedError or TransferError, and CacheMismatchError when a
+    different cache was begun at --out.
     """
     destination = open_destination(config.out, config.work_dir)
     with tempfile.TemporaryDirectory() as directory:
@@ -67,7 +70,7 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
 
 
 def announce(config: PrecomputeConfig, manifest: Manifest) -> None:
-    """Say on standard error where the cache is."""
+    """Print on standard error where the cache is, its number of shards and their bytes."""
     where = open_destination(config.out, config.work_dir).where
     total = sum(shard.shard_bytes for shard in manifest.shards)
     print(f"{where}: complete, {len(manifest.shards)} shards, {total:,} bytes", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""From a data source to blocks and prompts: documents are read, tokenized, stored and packed."""
+"""Turn a data source into blocks and prompts: read, tokenize, store and pack its documents."""

@@ -1,4 +1,4 @@
-"""Blocks of T + 1 tokens cut from a store, and prompts taken from their documents."""
+"""Cut a token store into blocks of T + 1 tokens, and take prompts from documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.corpus.token_store import TokenStore
 
 
 class Blocks:
-    """Consecutive blocks of `block_size` + 1 tokens; a rest shorter than a block is left out."""
+    """Consecutive blocks of `block_size` + 1 tokens. A remainder that is shorter than a block is left out."""
 
     def __init__(self, store: TokenStore, block_size: int) -> None:
         self._store, self._block_tokens = store, block_size + 1
@@ -21,19 +21,19 @@ class Blocks:
         return self._store.num_tokens // self._block_tokens
 
     def input_ids(self, start: int, stop: int) -> NDArray[Any]:
-        """Tokens of blocks [start, stop): [stop - start, T + 1]."""
+        """Return the tokens of blocks [start, stop) as an array [stop - start, T + 1]."""
         flat = self._store.tokens[start * self._block_tokens : stop * self._block_tokens]
         return np.asarray(flat).reshape(-1, self._block_tokens)
 
     def segment_lengths(self, index: int) -> NDArray[np.int64]:
-        """Lengths of the pieces of documents in a block."""
+        """Return the lengths of the pieces of documents in a block."""
         start = index * self._block_tokens
         return self._store.segment_lengths(start, start + self._block_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Prompts of one split: prompt_id and prompt_ids of each."""
+    """Prompts of one split: the prompt_id and the token ids (prompt_ids) of each."""
 
     prompt_id: list[int]
     prompt_ids: list[NDArray[Any]]
@@ -43,10 +43,11 @@ class PromptSet:
 
 
 def prompts_from_blocks(blocks: Blocks, num_prompts: int, prompt_tokens: int) -> PromptSet:
-    """Beginnings of documents' pieces, from blocks spread evenly; prompt_id is the block's row_id.
+    """Return prompts from evenly spread blocks. A prompt's prompt_id is the row_id of its block.
 
-    A prompt never spans two documents, and its piece is longer than the prompt, so there is something
-    to continue. Blocks without such a piece give none.
+    Divide the blocks into num_prompts ranges and take at most one prompt from each. The prompt is the first
+    prompt_tokens tokens of a piece of a document, so it never spans two documents. The piece is longer than the prompt,
+    so there is text to continue. Blocks without such a piece give no prompt.
     """
     chosen: list[int] = []
     prompt_ids: list[NDArray[Any]] = []
@@ -62,7 +63,7 @@ def prompts_from_blocks(blocks: Blocks, num_prompts: int, prompt_tokens: int) ->
 
 
 def prompts_from_column(store: TokenStore, num_prompts: int) -> PromptSet:
-    """The first prompts that a column gave; prompt_id counts them."""
+    """Return the first num_prompts prompts of a column. prompt_id counts them from 0."""
     count = min(num_prompts, len(store.ends))
     return PromptSet(prompt_id=list(range(count)), prompt_ids=[store.document(i) for i in range(count)])
 

@@ -1,4 +1,4 @@
-"""Files of text: which are read, as what, and their bytes."""
+"""Find the files of a data source, tell their formats by their names, and open them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ _FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".
 
 
 def format_of(path: Path) -> str | None:
-    """How a file is read by its name: text, json or parquet; None for any other."""
+    """Return the format that a file's name stands for: text, json or parquet; None for any other name."""
     return _FORMATS.get(_suffix_of(path))
 
 
 def find_files(path: Path) -> list[Path]:
-    """The file itself, or those of a directory that hold text, in the order of their paths.
+    """Return the file itself, or the data files below a directory, sorted by path.
 
-    Raises NoSuchDataError for a directory that cannot be read, whose text nobody would miss.
+    Raises NoSuchDataError when a directory cannot be read: its text would be missing without notice.
     """
     return [path] if path.is_file() else sorted(file for file in _files_below(path) if _is_data(file))
 
 
 def open_binary(path: Path) -> Any:
-    """The file's bytes, decompressed; raises OSError.
+    """Open a file for reading its decompressed bytes. Raises OSError.
 
-    Unlike the plain readers, Arrow's notices a compressed file that is cut short, if anything of it is left.
+    Arrow's reader detects a compressed file that is cut short, which zstandard's reader does not. It does not detect an
+    empty one, so this function does.
     """
     compression = _COMPRESSIONS.get(path.suffix.lower())
     if compression and not path.stat().st_size:
@@ -41,7 +42,10 @@ def open_binary(path: Path) -> Any:
 
 
 def refuse_utf16(path: Path) -> None:
-    """Raise NoSuchDataError for a file that begins with a mark of UTF-16, or of UTF-32, which may begin alike."""
+    """Raise NoSuchDataError for a file that begins with a byte order mark of UTF-16.
+
+    The mark of little-endian UTF-32 begins with the same bytes, so such files are refused too.
+    """
     with open_binary(path) as binary:
         if binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise NoSuchDataError(str(path), "is UTF-16 or UTF-32, expected UTF-8")
@@ -56,11 +60,11 @@ def _files_below(directory: Path) -> Iterator[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    """Whether a file of a directory is read: one in Markdown tells of the others, and is not."""
+    """Return whether to read this file of a directory. Skip Markdown, which describes the other files."""
     return format_of(file) is not None and _suffix_of(file) != ".md"
 
 
 def _suffix_of(path: Path) -> str:
-    """The last suffix but those of compressions, in lower case."""
+    """Return the last suffix that does not name a compression, in lower case."""
     suffixes = (suffix.lower() for suffix in reversed(path.suffixes))
     return next((suffix for suffix in suffixes if suffix not in _COMPRESSIONS), "")

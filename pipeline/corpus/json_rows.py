@@ -1,7 +1,8 @@
-"""Rows of a JSON file: objects, by custom one a line, or one array of them.
+"""Read the rows of a JSON file: objects, usually one per line, or one array of objects.
 
-Each row stands for itself. pyarrow.json and pandas.read_json make columns of rows: they infer a type for each column,
-see dates in texts, and Arrow fails where a type changes, be it of a column that nobody reads. ijson is no dependency.
+Each row is parsed by itself. pyarrow.json and pandas.read_json turn rows into columns: they infer a type for each
+column and take some texts for dates. Arrow fails where the type of a column changes, even if the column is not used.
+ijson would be a new dependency.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from pipeline.corpus.data_files import open_binary, refuse_utf16
 from pipeline.errors import JsonRowError
 from storage.errors import first_line
 
-# As most readers, this one lets tabs and the like stand in strings.
+# Allow tabs and other control characters inside strings, as most readers do.
 _DECODER = json.JSONDecoder(strict=False)
 _SPACE = re.compile(r"[ \t\r\n]*")
-# Half of a character: JSON can escape one, UTF-8 has none.
-_LONE = re.compile("[\ud800-\udfff]")
+# A lone surrogate is half of a character. JSON can escape it; UTF-8 cannot encode it.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file, in its order. An array, or objects that go over several lines, are read as a whole.
+    """Yield the rows of a file in order. Read a file as a whole if its first value continues on a second line.
 
-    Lone surrogates become U+FFFD, which is told. Raises JsonRowError, NoSuchDataError for UTF-16, and OSError.
+    Replace lone surrogates by U+FFFD and print their number. Raises JsonRowError, OSError, NoSuchDataError for UTF-16.
     """
     refuse_utf16(path)
     num_replaced = 0
@@ -43,13 +44,13 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise JsonRowError(str(path), place, f"cannot be read ({first_line(error)})") from error
             num_replaced += replaced
             yield row
-    finally:  # also when who asked has read enough
+    finally:  # runs also when the caller stops early
         if num_replaced:
             print(f"{path}: {num_replaced:,} lone surrogates were read as U+FFFD", file=sys.stderr)
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each value, and what to call its place."""
+    """Yield the name of each value's place, such as "line 3", and the value."""
     with open_binary(path) as binary, io.BufferedReader(binary) as file:
         is_first = True
         for number, line in enumerate(file, 1):
@@ -67,7 +68,7 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_cut(line: bytes) -> bool:
-    """Whether JSON that is sound so far goes on behind the line."""
+    """Return whether the line is valid JSON up to its end but not complete, so that the next line continues it."""
     try:
         text = line.decode().strip()
         _DECODER.raw_decode(text)
@@ -79,7 +80,7 @@ def _is_cut(line: bytes) -> bool:
 
 
 def _parse(content: bytes, path: Path, number: int) -> Iterator[tuple[str, Any]]:
-    """The values, one or more, of a text that begins in line `number`, and their places."""
+    """Yield the place and the value of each JSON value in `content`, which begins in line `number` of the file."""
     line, seen = number, 0
     try:
         text = content.decode().rstrip()
@@ -94,17 +95,17 @@ def _parse(content: bytes, path: Path, number: int) -> Iterator[tuple[str, Any]]
         raise JsonRowError(str(path), place, f"is not JSON ({error.msg}, column {error.colno})") from error
     except UnicodeDecodeError as error:
         raise JsonRowError(str(path), f"line {line}", f"is not UTF-8 ({error.reason})") from error
-    except (ValueError, RecursionError) as error:  # too many digits, or too deep
+    except (ValueError, RecursionError) as error:  # a number has too many digits, or the nesting is too deep
         raise JsonRowError(str(path), f"line {line}", f"cannot be read ({first_line(error)})") from error
 
 
 def _without_lone_surrogates(value: Any) -> tuple[Any, int]:
-    """The value with U+FFFD for each of them, and their number."""
+    """Return the value with each lone surrogate replaced by U+FFFD, and the number of replacements."""
     if isinstance(value, str):
         try:
-            value.encode()  # which takes a tenth of the time of a search
+            value.encode()  # takes a tenth of the time of a search
         except UnicodeEncodeError:
-            return _LONE.subn("\ufffd", value)
+            return _LONE_SURROGATE.subn("\ufffd", value)
         return value, 0
     if isinstance(value, list):
         items = [_without_lone_surrogates(item) for item in value]

@@ -1,7 +1,7 @@
-"""Where the text comes from: the standard library, files, or the Hugging Face hub.
+"""Open the data source: the standard library, files, or the Hugging Face hub.
 
-A row is a document; a plain text file is one document unless a separator says otherwise. Everything
-is streamed, so memory does not grow with the corpus.
+A row is a document. A plain text file is one document unless --document-separator splits it. Plain text, JSON lines,
+Parquet and hub data are streamed, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 
 STDLIB = "stdlib"
-# Long documents reach the tokenizer in pieces of about this many characters.
+# Long documents are tokenized in pieces of about this many characters.
 _PIECE_CHARS = 1 << 20
-# A place where cutting changes no GPT-2 token: before one space or newline between two other characters.
+# A cut changes no GPT-2 token before a single space or newline between two characters that are not white space.
 _CUT = re.compile(r"\S(?=[ \n]\S)")
-# Rows may lack the text, as they may hold none; of so many from the first on, one has it, or it is the wrong name.
+# Single rows may lack the text column. Stop after this many rows if none has it: the name is probably wrong.
 _MOST_ROWS_WITHOUT = 1000
-# What a decoder puts in the place of bytes that are not UTF-8.
+# The decoder replaces bytes that are not UTF-8 by this character.
 _REPLACEMENT = "\ufffd"
-# What datasets and the parsers below it raise for files that are cut, empty or of another kind.
+# Errors that datasets and its parsers raise for files that are cut short, empty or of another format.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
 Prompt = str | list[dict[str, str]]
@@ -51,7 +51,7 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A text source. `documents()` starts reading from the beginning."""
+    """A data source. Each call of `documents()` reads it from the beginning."""
 
     source: str
     fingerprint: str
@@ -60,7 +60,7 @@ class Corpus:
 
 
 def open_corpus(config: PrecomputeConfig) -> Corpus:
-    """The corpus that --data names; raises NoSuchDataError, or ConfigError for columns that plain text lacks."""
+    """Open the corpus that --data names. Raises NoSuchDataError, or ConfigError for a prompt column of plain text."""
     if config.data == STDLIB:
         _require_no_columns(config)
         return _stdlib_corpus()
@@ -102,14 +102,14 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
                 case "json":
                     yield from _row_documents(config, str(file), json_rows(file))
                 case _:
-                    pattern = glob.escape(str(file))  # datasets would read every file that the name fits
+                    pattern = glob.escape(str(file))  # datasets reads the name as a pattern
                     yield from _row_documents(config, str(file), _load(str(file), "parquet", data_files=pattern))
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
-    """Refuse prompts from columns of plain text."""
+    """Raise ConfigError when prompts are to come from a column: plain text has none."""
     for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:
             raise ConfigError(
@@ -139,12 +139,12 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
 
 
 def _load(source: str, loader: str, **options: Any) -> Any:
-    """The rows of `source`; raises NoSuchDataError."""
+    """Return the rows of `source` as a stream. Raises NoSuchDataError."""
     import datasets
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises, which we say in one line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are logged and raised: show them once
     try:
         return datasets.load_dataset(loader, split="train", streaming=True, **options)
     except StopIteration as error:
@@ -202,7 +202,10 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
 
 
 def _read_pieces(path: Path) -> Iterator[str]:
-    """A text file in pieces cut where no GPT-2 token is broken; undecodable bytes become U+FFFD, which is told."""
+    """Yield a text file in pieces, cut where no GPT-2 token changes. Raises NoSuchDataError.
+
+    Bytes that are not UTF-8 become U+FFFD. Print the number of U+FFFD that were read.
+    """
     rest, num_replaced = "", 0
     try:
         refuse_utf16(path)
@@ -214,7 +217,7 @@ def _read_pieces(path: Path) -> Iterator[str]:
         yield rest
     except OSError as error:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
-    finally:  # also when who asked has read enough
+    finally:  # runs also when the caller stops early
         if num_replaced:
             print(
                 f"{path}: read {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8 "
@@ -224,7 +227,7 @@ def _read_pieces(path: Path) -> Iterator[str]:
 
 
 def _cut(text: str) -> list[str]:
-    """Pieces of at most about _PIECE_CHARS characters."""
+    """Cut a text into pieces of at most about _PIECE_CHARS characters, where it has places to cut."""
     pieces = []
     while len(text) > _PIECE_CHARS:
         cut = _CUT.search(text, _PIECE_CHARS // 2)

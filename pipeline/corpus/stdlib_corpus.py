@@ -1,6 +1,6 @@
-"""A corpus that is on every machine: the docstrings of the Python that runs this.
+"""A corpus that every machine has: the docstrings in the standard library of the Python that runs this.
 
-Sources are parsed, never imported or run.
+The modules are parsed, never imported or run.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "lib2to3"}
 
 @functools.cache
 def stdlib_documents() -> tuple[str, ...]:
-    """One document per module: its docstrings in source order, each under the name it documents.
+    """Return one document per module: its docstrings in source order, each under the name it documents.
 
-    A few megabytes, kept because parsing takes seconds and every run reads them twice.
+    The documents are a few megabytes. They stay in memory because parsing takes seconds and every run reads them twice.
     """
     return tuple(docstring_documents(Path(sysconfig.get_paths()["stdlib"])))
 
 
 def docstring_documents(root: Path) -> Iterator[str]:
-    """One document per module below `root` that has docstrings."""
+    """Yield one document for each module below `root` that has docstrings."""
     for path in sorted(root.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(path.relative_to(root).parts):
             text = "\n\n".join(_docstrings(path))

@@ -1,6 +1,6 @@
-"""Tokenized documents on disk: one flat array of tokens and one of document ends, memory-mapped.
+"""Tokenized documents on disk: a flat array of tokens and an array of document ends, both memory-mapped.
 
-Work files of a run, not part of the cache format. Nothing is held in memory, however long the corpus.
+These are work files of a run, not part of the cache format. Memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENDS_NAME = "ends.bin"
 
 
 class TokenWriter:
-    """Appends documents piece by piece to a new store in `directory`; every method raises WriteRefusedError."""
+    """Write documents piece by piece to a new store in `directory`. Every method raises WriteRefusedError."""
 
     def __init__(self, directory: Path, dtype: Any) -> None:
         self._directory, self._dtype = directory, np.dtype(dtype)
@@ -29,18 +29,18 @@ class TokenWriter:
         self.num_tokens = 0
 
     def append(self, ids: NDArray[Any]) -> None:
-        """Add tokens to the present document."""
+        """Append tokens to the current document."""
         with refusals(self._directory):
             self._tokens.write(ids.astype(self._dtype).tobytes())
         self.num_tokens += len(ids)
 
     def end_document(self) -> None:
-        """Close the present document."""
+        """End the current document."""
         with refusals(self._directory):
             self._ends.write(np.int64(self.num_tokens).tobytes())
 
     def close(self) -> TokenStore:
-        """Finish writing; returns the readable store."""
+        """Close the files and return the readable store."""
         with refusals(self._directory):
             self._tokens.close()
             self._ends.close()
@@ -48,7 +48,10 @@ class TokenWriter:
 
 
 class TokenStore:
-    """Readable documents: `tokens` [num_tokens] and `ends` [num_documents], both memory-mapped."""
+    """Documents to read: `tokens` [num_tokens] and `ends` [num_documents], both memory-mapped.
+
+    ends: int64, the index in `tokens` just behind each document.
+    """
 
     def __init__(self, directory: Path, dtype: Any) -> None:
         self.tokens = _map(directory / _TOKENS_NAME, np.dtype(dtype))
@@ -56,16 +59,16 @@ class TokenStore:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all documents."""
+        """Number of tokens in all documents."""
         return len(self.tokens)
 
     def document(self, index: int) -> NDArray[Any]:
-        """Tokens of one document."""
+        """Return the tokens of one document."""
         start = self.ends[index - 1] if index else 0
         return self.tokens[start : self.ends[index]]
 
     def segment_lengths(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Lengths of the pieces of documents that tokens [start, stop) fall into."""
+        """Return the lengths of the pieces of documents that make up tokens [start, stop)."""
         first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
         inner_ends = np.asarray(self.ends[first:last])
         return np.diff(np.concatenate([[start], inner_ends, [stop]])).astype(np.int64)

@@ -1,12 +1,11 @@
-"""Tokenizing a corpus once, before the teacher runs, into token stores on a disk that every process maps.
+"""Tokenize a corpus once, before the teacher runs, into token stores on disk that every process maps.
 
-What this costs: a pass over the whole text and 2 or 4 bytes of disk a token before the first row is made, and the pass
-begins again when it is killed. What it gives: the number of rows is known first, so that the plan is a pure function
-of configuration and data; any process reads any row without those before it; memory does not grow with the text; and
-a rerun finds the tokens of an earlier run.
+Costs: before the first row is made, a pass over the whole text and 2 or 4 bytes of disk per token. A pass that is
+killed starts again from the beginning. Gains: the number of rows is known at the start, so the plan is a pure function
+of configuration and data. Any process can read any row without reading the rows before it. Memory does not grow with
+the text. A rerun reuses the tokens of an earlier run.
 
-Documents get the tokenizer's end-of-text token at their end when it has one. Prompts that columns give are stored
-beside them.
+Every document ends with the tokenizer's end-of-text token if there is one. Prompts from columns have separate stores.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _COUNTS_NAME = "counts.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizationCounts:
-    """What happened to the documents."""
+    """How many documents and prompts were read or skipped, and whether validation is the end of the text."""
 
     num_documents: int
     num_documents_skipped: int
@@ -54,22 +53,22 @@ class TokenizationCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedCorpus:
-    """Stores by split; prompts by column and split."""
+    """Token stores of documents by split, and of prompts by column and split."""
 
     documents: dict[str, TokenStore]
     prompts: dict[str, dict[str, TokenStore]]
     counts: TokenizationCounts
 
     def num_blocks(self, split: str, block_size: int) -> int:
-        """Whole blocks of block_size + 1 tokens."""
+        """Return the number of whole blocks of block_size + 1 tokens."""
         return self.documents[split].num_tokens // (block_size + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """One tokenization: what it reads, and how it stores it.
+    """What to tokenize, and how to store it.
 
-    dtype: of the stored ids. prompt_limits: for each column with prompts, the most tokens that one may have.
+    dtype: dtype of the stored ids. prompt_limits: maximum tokens of a prompt by column.
     """
 
     corpus: Corpus
@@ -82,16 +81,17 @@ class _Plan:
 def tokenize_corpus(
     corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, *, dtype: Any, context_length: int, work_dir: Path
 ) -> TokenizedCorpus:
-    """Tokenize into `work_dir`, or reuse what an earlier run finished there.
+    """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
 
-    dtype: of the stored ids. context_length: prompts from columns that leave no room in it for the
-    completion are skipped and counted. Raises NoUsableTextError when the train split holds no block.
+    dtype: dtype of the stored ids. context_length: tokens that the teacher can read. Prompts from columns that leave no
+    room in it for the completion are skipped and counted. Raises NoUsableTextError when the train split is shorter than
+    one block.
     """
     limits = _prompt_limits(config, context_length)
     plan = _Plan(corpus=corpus, tokenizer=tokenizer, config=config, dtype=dtype, prompt_limits=limits)
     if not work_dir.exists():
         with claimed(work_dir.parent, work_dir.name):
-            if not work_dir.exists():  # nobody finished it while this process waited
+            if not work_dir.exists():  # no process finished it while this one waited
                 _tokenize(plan, work_dir)
     tokenized = _open_stores(plan, work_dir)
     if tokenized.num_blocks("train", config.block_size) == 0:
@@ -106,7 +106,7 @@ def tokenize_corpus(
 
 
 def _prompt_limits(config: PrecomputeConfig, context_length: int) -> dict[str, int]:
-    """Longest prompt of each column that leaves room for the completion."""
+    """Return, by column, the maximum tokens of a prompt that leave room for the completion."""
     limits: dict[str, int] = {}
     for settings in config.prompt_settings.values():
         if settings.prompt_column:
@@ -116,7 +116,7 @@ def _prompt_limits(config: PrecomputeConfig, context_length: int) -> dict[str, i
 
 
 def _tokenize(plan: _Plan, work_dir: Path) -> None:
-    """Write the stores beside `work_dir` and rename them; where claims exclude nobody, the first to finish wins."""
+    """Write the stores beside `work_dir`, then rename them. Without working locks, the first process to finish wins."""
     staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
     counts = _write_stores(plan, staging)
     write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
@@ -130,7 +130,7 @@ def _tokenize(plan: _Plan, work_dir: Path) -> None:
 
 
 def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
-    """Store documents in order, and their prompts, until --max-tokens are stored or the text ends."""
+    """Store documents and their prompts in order, until --max-tokens are stored or the text ends. Return the counts."""
     config, eos_token_id = plan.config, plan.tokenizer.eos_token_id
     end_of_text = np.array([] if eos_token_id is None else [eos_token_id], dtype=plan.dtype)
     writers = {split: TokenWriter(directory / split, plan.dtype) for split in SPLITS}
@@ -173,7 +173,7 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
 
 
 def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """The pieces of a document, cut after `room` tokens in all; None cuts nothing."""
+    """Yield the pieces of a document, cut after `room` tokens in all; None cuts nothing."""
     for ids in pieces:
         yield ids[:room]
         if room is not None:
@@ -183,7 +183,7 @@ def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray
 
 
 def _prompt_ids(plan: _Plan, column: str, prompt: Prompt) -> list[int]:
-    """Token ids of a text, or of a chat as the chat template renders it; ColumnError when there is none."""
+    """Return the token ids of a text, or of a chat rendered by the chat template; ColumnError if there is none."""
     if isinstance(prompt, str):
         ids: list[int] = plan.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
@@ -208,7 +208,7 @@ def _open_stores(plan: _Plan, work_dir: Path) -> TokenizedCorpus:
 
 
 def _prompt_dirs(plan: _Plan, directory: Path) -> dict[tuple[str, str], Path]:
-    """The directory of each store of prompts by column and split."""
+    """Return the directory of each store of prompts, by column and split."""
     return {
         (column, split): directory / f"prompts-{index}-{split}"
         for index, column in enumerate(sorted(plan.prompt_limits))

@@ -1,4 +1,4 @@
-"""A name for tokenized text, so that a run finds what an earlier run of the same text and settings left."""
+"""Name tokenized text, so that a run finds the tokens of an earlier run with the same text and settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.sources import Corpus
 
-# Settings that decide which tokens there are, their order, and how they are cut into blocks.
+# Settings that decide the tokens, their order, and how they are cut into blocks.
 LAYOUT_SETTINGS = (
     "block_size",
     "document_separator",
@@ -21,7 +21,7 @@ LAYOUT_SETTINGS = (
 
 
 def tokenization_key(corpus: Corpus, tokenizer: Any, config: PrecomputeConfig) -> str:
-    """16 hex digits of a hash over everything that tokenized text depends on."""
+    """Return 16 hex digits of a sha256 over everything that the tokenized text depends on."""
     facts = {
         "corpus": corpus.fingerprint,
         "tokenizer": repr(tokenizer.backend_tokenizer.to_str())

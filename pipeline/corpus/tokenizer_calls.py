@@ -1,4 +1,4 @@
-"""Documents to token ids: short texts of many documents share a call of the tokenizer, long ones take several."""
+"""Tokenize documents. Short documents share a call of the tokenizer; a long one takes several calls."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class _Piece(NamedTuple):
 def tokenized_documents(
     documents: Iterable[Document], tokenizer: Any, dtype: Any
 ) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
-    """Each document, in order, with its token ids piece by piece; the pieces of one have to be read before the next.
+    """Yield each document in order, with its token ids piece by piece.
 
-    Pieces are arrays [num_tokens] of `dtype`, without special tokens; some may be empty.
+    Read the pieces of a document before you take the next document. Pieces are arrays [num_tokens] of `dtype`, without
+    special tokens; some may be empty.
     """
     pieces = (_Piece(index, document, text) for index, document in enumerate(documents) for text in document.pieces)
     tokenized = ((piece, ids) for batch in _batches(pieces) for piece, ids in _tokenized(batch, tokenizer, dtype))
@@ -41,7 +42,7 @@ def _tokenized(batch: list[_Piece], tokenizer: Any, dtype: Any) -> Iterator[tupl
 
 
 def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """Lists of pieces with about _CHARS_PER_CALL characters each."""
+    """Yield lists of pieces with about _CHARS_PER_CALL characters in each list."""
     batch: list[_Piece] = []
     num_chars = 0
     for piece in pieces:

@@ -1,4 +1,7 @@
-"""Which part of a text is held out: documents by a hash of their index, or, of few documents, the end of the text."""
+"""Decide which part of a text is held out for validation.
+
+Documents are chosen by a hash of their index. If these are shorter than a block, the end of the text is held out too.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,19 @@ _COPIED_TOKENS = 1 << 20
 
 
 def split_of(config: PrecomputeConfig, document_index: int) -> str:
-    """The split of a document: "validation" with probability --validation-fraction."""
+    """Return the split of a document: "validation" with probability --validation-fraction, else "train"."""
     if document_index == 0:
-        return "train"  # so that a single document is never wholly held out
+        return "train"  # a single document must not be held out as a whole
     draw = hash_uniform(config.seed, _VALIDATION_DRAW, document_index)
     return "validation" if draw < config.validation_fraction else "train"
 
 
 def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
-    """Move the end of the train store to the validation store where that has no block; whether it was moved.
+    """Move the end of the train store to the validation store if that is shorter than a block; return whether it moved.
 
-    The stores lie at directory/SPLIT. The end is as much as --validation-fraction says, at least a block; the train
-    store keeps a block, and where both cannot have one, nothing moves. Raises WriteRefusedError.
+    The stores are at directory/SPLIT. Move --validation-fraction of the train tokens, but at least a block, and leave
+    at least a block in the train store. Move nothing if the train store has less than two blocks. Raises
+    WriteRefusedError.
     """
     train, validation = (TokenStore(directory / split, dtype) for split in SPLITS)
     block_tokens = config.block_size + 1
@@ -54,7 +58,7 @@ def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
 
 
 def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter) -> None:
-    """Append tokens [start, stop); what is left of a document that the range cuts becomes a document."""
+    """Append tokens [start, stop) to `writer`. If the range cuts a document, the part inside becomes a document."""
     if start == stop:
         return
     for length in source.segment_lengths(start, stop):

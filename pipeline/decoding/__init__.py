@@ -1,1 +1,1 @@
-"""The teacher's texts and candidates, token by token."""
+"""Generate the teacher's texts and candidates, token by token."""

@@ -1,13 +1,16 @@
-"""Beam search over left-padded prompts, with the results of transformers' (early_stopping False).
+"""Beam search over left-padded prompts. The results are those of transformers' beam search (early_stopping False).
 
-At every step a prompt has up to B unfinished beams. Of the 2B continuations with the best summed logprobs, those of
-the first B that end the text finish, and the best B that do not are the next beams. What is finished competes by score,
-sum / length^length_penalty, for B places. A prompt is done when its places are taken and its best beam, scored at its
-present length, is no better than the worst of them; at max_new_tokens all beams finish.
+At every step a prompt has up to B unfinished beams. Take the 2B continuations with the largest summed logprobs. Those
+among the first B that end the text become finished candidates. The best B that do not end it become the next beams. A
+prompt keeps the B finished candidates with the best scores, sum / length^length_penalty. It is done when it has B of
+them and its best beam, scored at its current length, is no better than the worst of them. At max_new_tokens every
+continuation ends.
 
-A beam keeps its parent's slot of the key-value cache where it can, so that only what differs is copied, and of that
-only what was generated. Shape legend: P prompts, B beams, K continuations, S slots, R and C rows of a batch and of a
-chunk, U distinct prompts, D width, V vocabulary, L length.
+The first child of a beam keeps its parent's slot of the key-value cache. Only later children need a copy, and only of
+the generated tokens, since all beams of a prompt share the prompt.
+
+Shape legend: P prompts, B beams, K continuations, S slots, R rows of a batch, C rows of a chunk, U distinct prompts, D
+width, V vocabulary, L length.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from pipeline.decoding.sampling import CHUNK_ROWS
 from pipeline.decoding.slot_cache import SlotCache
 from pipeline.teacher.model import Teacher
 
-# Prompts that are done are dropped from the batch once they are this share of it; dropping copies the cache.
+# Drop the prompts that are done once they are this share of the batch. Dropping copies the cache.
 _DONE_SHARE = 0.25
 
 
@@ -41,9 +44,9 @@ class Finished:
 def beam_search(
     teacher: Teacher, prompts: list[NDArray[Any]], *, num_beams: int, max_new_tokens: int, length_penalty: float
 ) -> list[list[Finished]]:
-    """Up to num_beams candidates of each prompt, best first, no two alike.
+    """Return up to num_beams candidates of each prompt, best first, all different.
 
-    A candidate ends with the end-of-text token, which it holds, or has max_new_tokens.
+    A candidate ends with the end-of-text token, which is part of it, or has max_new_tokens tokens.
     """
     eos = teacher.tokenizer.eos_token_id
     search = _Search(len(prompts), num_beams, max_new_tokens, length_penalty, eos)
@@ -69,22 +72,23 @@ def beam_search(
 
 
 def _best_next(teacher: Teacher, hidden_RD: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logprobs and ids [R, K] of the most probable next tokens, at most `count`."""
+    """Return logprobs and ids [R, K] of the most probable next tokens, at most `count` of them."""
     logits_RV = teacher.logits(hidden_RD)
     best = []
     for first in range(0, len(logits_RV), CHUNK_ROWS):
         logprobs_CK, ids_CK = torch.log_softmax(logits_RV[first : first + CHUNK_ROWS], dim=1).topk(
             min(count, teacher.vocab_size), dim=1
         )
-        best.append(torch.stack([logprobs_CK.double(), ids_CK.double()]))  # exact, and one transfer instead of two
+        best.append(torch.stack([logprobs_CK.double(), ids_CK.double()]))  # float64 holds both: one transfer, not two
     logprobs_RK, ids_RK = torch.cat(best, dim=1).cpu().numpy()
     return np.minimum(logprobs_RK, 0.0), ids_RK.astype(np.int64)
 
 
 class _Search:
-    """The state of P prompts that are still in the batch; a place without a beam or candidate has a sum of -inf.
+    """The search state of the P prompts that are still in the batch.
 
-    `slots_PB` says which of its prompt's B slots a beam has.
+    A missing beam or candidate has the sum -inf. `_slots_PB`: which of its prompt's B slots each beam has. `found`: the
+    candidates of all prompts, filled when a prompt is dropped.
     """
 
     def __init__(
@@ -95,14 +99,14 @@ class _Search:
         self.found: list[list[Finished]] = [[] for _ in range(num_prompts)]
         self._prompts_P = np.arange(num_prompts)
         self.is_done_P = np.zeros(num_prompts, dtype=bool)
-        # At first one beam, the prompt itself.
+        # Start with one beam per prompt: the prompt itself.
         self._sums_PB = np.zeros((num_prompts, 1))
         self._ids_PBL = np.zeros((num_prompts, 1, max_new_tokens), dtype=np.int64)
         self._slots_PB = np.tile(np.arange(num_beams), (num_prompts, 1))
-        self._finished = _Places(num_prompts, num_beams, max_new_tokens)
+        self._finished = _Candidates(num_prompts, num_beams, max_new_tokens)
 
     def advance(self, logprobs_PBK: NDArray[np.float64], ids_PBK: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Take one step with the best next tokens of every beam; returns each new beam's parent [P, B]."""
+        """Take one step with the best next tokens of every beam. Return the parent of each new beam [P, B]."""
         num_beams = self._slots_PB.shape[1]
         sums, parents, ids = self._best_continuations(logprobs_PBK, ids_PBK, 2 * num_beams)
         texts = np.take_along_axis(self._ids_PBL, parents[:, :, None], axis=1)
@@ -111,7 +115,7 @@ class _Search:
         ends = (ids == self._eos) | (self.length == self._max_new_tokens)
         may_finish = ends & (np.arange(2 * num_beams) < num_beams)
         penalty = self.length**self._length_penalty
-        self._finished.compete(np.where(may_finish, sums, -np.inf) / penalty, sums, texts, self.length)
+        self._finished.add(np.where(may_finish, sums, -np.inf) / penalty, sums, texts, self.length)
         alive_sums = np.where(ends, -np.inf, sums)
         order = np.argsort(-alive_sums, axis=1, kind="stable")[:, :num_beams]
         self._sums_PB = np.take_along_axis(alive_sums, order, axis=1)
@@ -121,25 +125,25 @@ class _Search:
         return np.take_along_axis(parents, order, axis=1)
 
     def by_beam(self, values_SK: NDArray[Any]) -> NDArray[Any]:
-        """Values of slots as values of beams [P, B, K]."""
+        """Reorder values of slots into values of beams [P, B, K]."""
         values_PBK = values_SK.reshape(*self._slots_PB.shape, -1)
         by_beam: NDArray[Any] = np.take_along_axis(values_PBK, self._slots_PB[:, :, None], axis=1)
         return by_beam
 
     def last_ids(self) -> NDArray[np.int64]:
-        """The last token of the beam in each slot [S]."""
+        """Return the last token of the beam in each slot [S]."""
         ids_PB = np.zeros_like(self._slots_PB)
         np.put_along_axis(ids_PB, self._slots_PB, self._ids_PBL[:, :, self.length - 1], axis=1)
         return ids_PB.reshape(-1)
 
     def move(self, parents_PB: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Give beams their slots, a parent's first child its own; returns which slots to copy, and over which."""
+        """Assign slots to the new beams: a parent's slot to its first child. Return the slots to copy from and to."""
         num_beams = parents_PB.shape[1]
         parent_slots_PB = np.take_along_axis(self._slots_PB, parents_PB, axis=1)
         same_PBB = parent_slots_PB[:, :, None] == parent_slots_PB[:, None, :]
         is_later_child_PB = np.tril(same_PBB, k=-1).any(axis=2)
         is_free_PB = (parent_slots_PB[:, :, None] != np.arange(num_beams)).all(axis=1)
-        # As many slots are free as there are later children: both in ascending order, prompt by prompt.
+        # Every prompt has as many free slots as later children. Both are in ascending order, prompt by prompt.
         self._slots_PB = parent_slots_PB.copy()
         self._slots_PB[is_later_child_PB] = np.nonzero(is_free_PB)[1]
         prompt, beam = np.nonzero(is_later_child_PB)
@@ -147,7 +151,7 @@ class _Search:
         return first_slot + parent_slots_PB[prompt, beam], first_slot + self._slots_PB[prompt, beam]
 
     def drop_done(self) -> NDArray[np.int64]:
-        """Move what is finished to `found`; returns the slots of the prompts that stay."""
+        """Move the candidates of prompts that are done to `found`. Return the slots of the prompts that stay."""
         for row in np.flatnonzero(self.is_done_P).tolist():
             self.found[self._prompts_P[row]] = self._finished.of(row)
         kept = np.flatnonzero(~self.is_done_P)
@@ -161,7 +165,7 @@ class _Search:
     def _best_continuations(
         self, logprobs_PBK: NDArray[np.float64], ids_PBK: NDArray[np.int64], count: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Sums, parents and last ids [P, count] of the best continuations; of equal ones the earlier beam, lower id."""
+        """Return sums, parents and last ids [P, count] of the best continuations; ties: earlier beam, then lower id."""
         num_prompts, num_parents, num_next = ids_PBK.shape
         sums = (self._sums_PB[:, :, None] + logprobs_PBK).reshape(num_prompts, -1)
         ids = ids_PBK.reshape(num_prompts, -1)
@@ -175,8 +179,8 @@ class _Search:
         )
 
 
-class _Places:
-    """The best finished candidates of every prompt by score, best first [P, B], with ids [P, B, L] up to lengths."""
+class _Candidates:
+    """The B best finished candidates of every prompt, best score first [P, B]; ids [P, B, L], filled up to lengths."""
 
     def __init__(self, num_prompts: int, num_beams: int, max_new_tokens: int) -> None:
         self.scores_PB = np.full((num_prompts, num_beams), -np.inf)
@@ -184,10 +188,8 @@ class _Places:
         self._lengths_PB = np.zeros((num_prompts, num_beams), dtype=np.int64)
         self._ids_PBL = np.zeros((num_prompts, num_beams, max_new_tokens), dtype=np.int64)
 
-    def compete(
-        self, scores: NDArray[np.float64], sums: NDArray[np.float64], ids: NDArray[np.int64], length: int
-    ) -> None:
-        """Let further candidates [P, K], ids [P, K, L] of one length, take places of worse ones."""
+    def add(self, scores: NDArray[np.float64], sums: NDArray[np.float64], ids: NDArray[np.int64], length: int) -> None:
+        """Add candidates [P, K] with ids [P, K, L], all of one length, and keep the best B of each prompt."""
         num_beams = self.scores_PB.shape[1]
         all_scores = np.concatenate([self.scores_PB, scores], axis=1)
         order = np.argsort(-all_scores, axis=1, kind="stable")[:, :num_beams]
@@ -202,16 +204,16 @@ class _Places:
         self._ids_PBL = chosen(self._ids_PBL, ids)
 
     def keep(self, prompts: NDArray[np.int64]) -> None:
-        """Drop all other prompts."""
+        """Keep these prompts and drop all others."""
         self.scores_PB, self._sums_PB = self.scores_PB[prompts], self._sums_PB[prompts]
         self._lengths_PB, self._ids_PBL = self._lengths_PB[prompts], self._ids_PBL[prompts]
 
     def of(self, prompt: int) -> list[Finished]:
-        """A prompt's candidates."""
+        """Return the candidates of a prompt, best first."""
         return [
             Finished(
-                ids=self._ids_PBL[prompt, place, : self._lengths_PB[prompt, place]].copy(),
-                sum_logprob=float(self._sums_PB[prompt, place]),
+                ids=self._ids_PBL[prompt, rank, : self._lengths_PB[prompt, rank]].copy(),
+                sum_logprob=float(self._sums_PB[prompt, rank]),
             )
-            for place in np.flatnonzero(np.isfinite(self.scores_PB[prompt]))
+            for rank in np.flatnonzero(np.isfinite(self.scores_PB[prompt]))
         ]

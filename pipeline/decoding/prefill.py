@@ -1,4 +1,4 @@
-"""Running prompts through the teacher before anything is added to them."""
+"""Run prompts through the teacher before the first new token."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from storage.tensors.padding import distinct_prompts, left_pad
 
 @dataclass(frozen=True, kw_only=True)
 class Prefilled:
-    """Prompts [N] after the teacher saw each distinct one of them [U] once.
+    """N prompts after one pass of the teacher over the U distinct ones.
 
-    cache holds keys and values of the distinct ones, left-padded; hidden_UD their last hidden states; `rows` [N] says
-    which is whose, and `lengths` [N] how many tokens each prompt has.
+    cache: keys and values of the distinct prompts, left-padded. hidden_UD: their last hidden states. rows [N]: index of
+    each prompt among the distinct ones. lengths [N]: tokens of each prompt.
     """
 
     cache: Any
@@ -29,7 +29,7 @@ class Prefilled:
 
 
 def prefill(teacher: Teacher, prompts: list[NDArray[Any]]) -> Prefilled:
-    """One pass over prompts of any lengths; little is wasted when they are like."""
+    """Run prompts of any lengths in one pass. Similar lengths need little padding."""
     distinct, rows = distinct_prompts(prompts)
     ids_UT, is_token_UT = left_pad(distinct)
     mask_UT = teacher.to_device(is_token_UT)

@@ -1,6 +1,6 @@
-"""Drawing texts from the teacher with a key-value cache, each text by its own seed.
+"""Draw texts from the teacher with a key-value cache. Every text has a seed.
 
-As soon as a text ends, the next one takes its slot, so that the batch stays full however different the lengths are.
+When a text ends, the next text takes its slot, so the batch stays full even if lengths differ a lot.
 Shape legend: N texts, S slots, R rows of a batch, D width, V vocabulary.
 """
 
@@ -20,18 +20,18 @@ from pipeline.decoding.slot_cache import SlotCache
 from pipeline.teacher.model import Teacher
 from storage.tensors.nucleus import draw_ids, draw_uniforms
 
-# Texts whose prompts are sorted by length together, as a multiple of the slots.
+# Prompts are sorted by length in windows of this many batches; a batch is one prompt per slot.
 _WINDOW_BATCHES = 4
-# When no text is left to begin, empty slots are dropped once they are this share of all; dropping copies the cache.
+# When no text waits, drop the empty slots once they are this share of all slots. Dropping copies the cache.
 _IDLE_SHARE = 0.25
-# Rows of logits handled together: so few that temporaries stay in a processor's cache instead of being paged in anew.
+# Rows of logits in a chunk: few enough that temporaries stay in the processor's cache and need no new memory pages.
 CHUNK_ROWS = 16
-_IDLE = -1
+_IDLE = -1  # the text of an empty slot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """completion_ids [n] and completion_logprobs [n] (nats, the teacher's at temperature 1)."""
+    """A drawn text: completion_ids [n] and completion_logprobs [n] (nats, the teacher's at temperature 1)."""
 
     completion_ids: NDArray[np.int64]
     completion_logprobs: NDArray[np.float32]
@@ -49,10 +49,10 @@ def stream_completions(
     temperature: float,
     top_p: float,
 ) -> Iterator[Completion]:
-    """One completion per prompt, in order; row i's draws are a function of seeds[i] and the step alone.
+    """Yield one completion per prompt, in order. The random numbers of prompt i depend only on seeds[i] and the step.
 
-    A completion ends with the end-of-text token, which it holds (finish_reason "stop"), or after
-    max_new_tokens ("length"). Up to num_slots are drawn side by side.
+    A completion ends with the end-of-text token, which is part of it (finish_reason "stop"), or after max_new_tokens
+    tokens ("length"). Up to num_slots texts are drawn in parallel.
     """
     texts = _Texts(teacher, seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     batch = _Batch(teacher, prompts, texts, num_slots)
@@ -65,7 +65,7 @@ def stream_completions(
 
 
 class _Texts:
-    """What has been drawn: ids and logprobs [N, max_new_tokens], filled to lengths [N]."""
+    """The texts drawn so far: ids and logprobs [N, max_new_tokens], filled up to lengths [N]."""
 
     def __init__(
         self, teacher: Teacher, seeds: NDArray[np.uint64], *, max_new_tokens: int, temperature: float, top_p: float
@@ -79,16 +79,16 @@ class _Texts:
 
     @property
     def max_new_tokens(self) -> int:
-        """Where a text ends at the latest."""
+        """Maximum number of tokens of a text."""
         return self._ids.shape[1]
 
     def last_ids(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The last token of each of `texts`."""
+        """Return the last token of each of `texts`."""
         ids: NDArray[np.int64] = self._ids[texts, self._lengths[texts] - 1]
         return ids
 
     def extend(self, texts: NDArray[np.int64], hidden_RD: Tensor) -> None:
-        """Draw the next token of each of `texts` from the hidden state at its end."""
+        """Draw the next token of each of `texts` from the hidden state of its last token."""
         steps = self._lengths[texts]
         uniforms_R = draw_uniforms(self._seeds[texts], steps, hidden_RD.device)
         logits_RV = self._teacher.logits(hidden_RD)
@@ -102,14 +102,14 @@ class _Texts:
         self.is_done[texts] = (ids == self._teacher.tokenizer.eos_token_id) | (steps + 1 == self.max_new_tokens)
 
     def _draw(self, logits_RV: Tensor, uniforms_R: Tensor) -> Tensor:
-        """Ids and their logprobs [2, R] as float64, which holds both exactly: one transfer instead of two."""
+        """Draw ids; return ids and logprobs [2, R] as float64. That holds both exactly: one transfer, not two."""
         logprobs_RV = torch.log_softmax(logits_RV, dim=1)
         ids_R = draw_ids(logprobs_RV, uniforms_R, temperature=self._temperature, top_p=self._top_p)
         logprobs_R = logprobs_RV.gather(1, ids_R[:, None])[:, 0].clamp(max=0.0)
         return torch.stack([ids_R.double(), logprobs_R.double()])
 
     def completion(self, text: int) -> Completion:
-        """A text that is done."""
+        """Return the completion of a text that is done."""
         ids = self._ids[text, : self._lengths[text]].copy()
         return Completion(
             completion_ids=ids,
@@ -119,19 +119,19 @@ class _Texts:
 
 
 class _Batch:
-    """The texts that are being drawn, by slot, and those whose turn will come."""
+    """The text in each slot, and the texts that wait for a slot."""
 
     def __init__(self, teacher: Teacher, prompts: list[NDArray[Any]], texts: _Texts, num_slots: int) -> None:
         self._teacher, self._prompts, self._texts = teacher, prompts, texts
         self._slots = np.full(min(num_slots, len(prompts)), _IDLE)
-        self._coming = _like_lengths_together(prompts, _WINDOW_BATCHES * num_slots)
+        self._not_begun = _sorted_in_windows(prompts, _WINDOW_BATCHES * num_slots)
         self._prefilled: Prefilled | None = None
         self._begun = np.zeros(0, dtype=np.int64)  # the texts of self._prefilled
-        self._ready = np.zeros(0, dtype=np.int64)  # indices of those of them that wait for a slot
+        self._ready = np.zeros(0, dtype=np.int64)  # indices in self._begun of texts that wait for a slot
         self._cache: SlotCache | None = None
 
     def step(self) -> None:
-        """Give the idle slots texts, as far as there are any, and every text another token."""
+        """Fill the idle slots while texts are left, then draw the next token of the text in every slot."""
         self._fill()
         self._shrink()
         busy = np.flatnonzero(self._slots != _IDLE)
@@ -149,7 +149,7 @@ class _Batch:
 
     def _fill(self) -> None:
         idle = np.flatnonzero(self._slots == _IDLE)
-        while len(idle) and len(self._ready) + len(self._coming):
+        while len(idle) and len(self._ready) + len(self._not_begun):
             if len(self._ready) == 0:
                 self._begin()
             placed, self._ready = self._ready[: len(idle)], self._ready[len(idle) :]
@@ -159,7 +159,7 @@ class _Batch:
     def _begin(self) -> None:
         """Run the next prompts through the teacher and draw the first token of their texts."""
         num_slots = len(self._slots)
-        self._begun, self._coming = self._coming[:num_slots], self._coming[num_slots:]
+        self._begun, self._not_begun = self._not_begun[:num_slots], self._not_begun[num_slots:]
         self._prefilled = prefill(self._teacher, [self._prompts[text] for text in self._begun])
         rows = self._teacher.to_device(self._prefilled.rows)
         self._texts.extend(self._begun, self._prefilled.hidden_UD[rows])
@@ -186,13 +186,16 @@ class _Batch:
 
 
 def batches_by_length(prompts: list[NDArray[Any]], batch_rows: int) -> list[NDArray[np.int64]]:
-    """Indices of prompts in batches of like length, so that little is padded."""
+    """Return indices of prompts in batches of similar length, which need little padding."""
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
     return [order[first : first + batch_rows] for first in range(0, len(order), batch_rows)]
 
 
-def _like_lengths_together(prompts: list[NDArray[Any]], window: int) -> NDArray[np.int64]:
-    """Indices of prompts, sorted by length inside windows, up and down in turns so that their ends meet."""
+def _sorted_in_windows(prompts: list[NDArray[Any]], window: int) -> NDArray[np.int64]:
+    """Return indices of prompts sorted by length inside windows.
+
+    Windows are ascending and descending in turns, so that prompts at a boundary between windows have similar lengths.
+    """
     lengths = np.array([len(prompt) for prompt in prompts])
     parts = []
     for first in range(0, len(prompts), window):

@@ -1,8 +1,10 @@
-"""Keys and values of a batch whose rows come and go, allocated once.
+"""A key-value cache for a batch whose rows change. Its memory is allocated once.
 
-A slot is a row of the batch. All slots append at one column, `stop`, so the layout is that of left padding, which every
-attention of transformers understands, sliding windows too; a text that enters later stands further to the right.
-Columns that no text reaches into any more are left out, and when the last column is taken the columns in use move back.
+A slot is a row of the batch. All slots append at the same column, `stop`. This is the layout of left padding, which
+every attention of transformers supports, also with sliding windows. A text that enters later starts further to the
+right. Attention gets the columns from the first one that a text still uses. When the last column is filled, the columns
+in use move to the left.
+
 Shape legend: S slots, H heads of keys and values, L columns, D width of a head.
 """
 
@@ -19,14 +21,15 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 def prefill_cache() -> Any:
-    """An empty cache for prompts on their way into a SlotCache: all columns of every layer, whatever its window."""
+    """Return an empty cache for prompts to place in a SlotCache. Layers with a window keep all columns too."""
     return DynamicCache()
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """A transformers cache with a fixed number of slots, shaped like the layers of `prefilled`.
+    """A transformers cache with `num_slots` slots and the layer shapes of `prefilled`.
 
-    `longest_prompt` bounds the prompts that will ever be placed, in tokens; `spare_columns` are between two moves.
+    longest_prompt: tokens of the longest prompt that will be placed. spare_columns: columns beyond that, to append to
+    before the columns in use must move.
     """
 
     def __init__(self, prefilled: Any, num_slots: int, *, longest_prompt: int, spare_columns: int) -> None:
@@ -37,30 +40,30 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
 
     def place(self, slots: NDArray[np.int64], prefilled: Any, rows: NDArray[np.int64], lengths: NDArray[Any]) -> None:
-        """Let slots hold `rows` of left-padded prompts, whose tokens are `lengths` many, instead of what they held."""
+        """Replace the content of `slots` by `rows` of left-padded prompts, which have `lengths` tokens."""
         self._starts[slots] = self._stop - lengths
         for layer, source in zip(self.layers, prefilled.layers, strict=True):
             layer.place(_on(source.keys, slots), source, _on(source.keys, rows))
 
     def release(self, slots: NDArray[np.int64]) -> None:
-        """Forget the texts of slots."""
+        """Mark slots as empty."""
         self._starts[slots] = self._stop
 
     def keep(self, slots: NDArray[np.int64]) -> None:
-        """Drop all slots but these, which are then counted from 0."""
+        """Keep only these slots and renumber them from 0."""
         self._starts = self._starts[slots]
         for layer in self.layers:
             layer.keep(_on(layer.keys, slots))
 
     def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], num_columns: int) -> None:
-        """Copy the last columns of slots over those of others; nothing is both a source and a target."""
+        """Copy the last num_columns columns of `sources` over those of `targets`. No slot may be in both."""
         for layer in self.layers:
             layer.copy(_on(layer.keys, sources), _on(layer.keys, targets), num_columns)
 
     def open_column(self) -> tuple[Tensor, Tensor]:
         """Make room for one more token in every slot.
 
-        Returns which columns each slot attends to, the new one too [S, L], and the new tokens' positions [S, 1].
+        Return which columns each slot attends to, the new one included [S, L], and the new tokens' positions [S, 1].
         """
         self._first = int(self._starts.min())
         if self._stop == self._num_columns:
@@ -84,11 +87,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """keys and values [S, H, L, D] of one layer, in use from column `first` to `stop`."""
+    """Keys and values [S, H, L, D] of one layer. Columns `first` to `stop` are in use."""
 
     def __init__(self, like: Any, num_slots: int, num_columns: int, stop: int) -> None:
         super().__init__()
-        # Zeros, for what is masked is multiplied by 0 and must be finite.
+        # Zeros: masked values are multiplied by 0, so they must be finite.
         self.keys, self.values = (
             part.new_zeros(num_slots, part.shape[1], num_columns, part.shape[3]) for part in (like.keys, like.values)
         )
@@ -96,10 +99,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.first = self.stop = stop
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: all is allocated."""
+        """Do nothing: all memory is allocated."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append and return all keys and values in use."""
+        """Append keys and values, then return all that are in use."""
         stop = self.stop + key_states.shape[2]
         self.keys[:, :, self.stop : stop] = key_states
         self.values[:, :, self.stop : stop] = value_states
@@ -107,15 +110,15 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[:, :, self.first : stop], self.values[:, :, self.first : stop]
 
     def get_seq_length(self) -> int:
-        """Columns in use."""
+        """Return the number of columns in use."""
         return self.stop - self.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns in use after `query_length` more, and where they begin for the mask."""
+        """Return the columns in use after `query_length` more, and the offset of the mask."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No maximum: see SlotCache.open_column."""
+        """Return -1 for no maximum: SlotCache.open_column makes room."""
         return -1
 
     def place(self, slots: Tensor, source: Any, rows: Tensor) -> None:

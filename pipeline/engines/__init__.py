@@ -1,1 +1,1 @@
-"""Who makes the shards of a run: this process, or workers that Ray places and starts."""
+"""Engines that make the shards of a run: this process, or workers that Ray starts."""

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar for each kind of rows."""
+"""Show the progress of a run: a bar for each kind of rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.progress import Progress
 
 
 class KindProgress:
-    """Bars that appear with the first rows of their kind and close with the last."""
+    """Progress bars by kind. A bar opens with the first rows of its kind and closes with the last."""
 
     def __init__(self, shards: list[ShardRange], *, quiet: bool) -> None:
         self._quiet = quiet
@@ -31,7 +31,7 @@ class KindProgress:
             bar.__exit__(kind, error, trace)
 
     def count(self, kind: str, num_rows: int, is_new: bool) -> None:
-        """Count rows that are written, by this run (is_new) or before it; any thread may call this."""
+        """Count written rows of a kind. is_new: this run wrote them. Any thread may call this."""
         with self._lock:
             if kind not in self._open:
                 self._open[kind] = Progress(self._left[kind], kind, "rows", quiet=self._quiet)

@@ -1,7 +1,7 @@
-"""--engine local: this process makes every shard that nobody has made and nobody is at.
+"""--engine local: this process makes every shard that is not committed and that no other process is making.
 
-Any number of such processes, on any machines that share the directory or the URL, divide a cache among themselves. A
-process that ends before its shard does leaves it to those that are still there.
+Any number of such processes, on any machines that share the directory or the URL, divide a cache among themselves. If a
+process ends before its shard is committed, another process makes that shard.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from storage.writing.destinations import Destination
 def write_shards(
     config: PrecomputeConfig, destination: Destination, producers: dict[str, Producer], begun: Begun
 ) -> None:
-    """Return when every shard is committed, by whomever."""
+    """Make shards and return when every shard is committed, by this process or by others."""
     waiting = in_order_of_host(begun.shards, platform.node())
-    has_told = config.quiet
+    has_printed = config.quiet
     with KindProgress(begun.shards, quiet=config.quiet) as progress:
         destination.look_up([shard.key for shard in waiting])
         while waiting:
@@ -35,17 +35,17 @@ def write_shards(
                 count = functools.partial(progress.count, kind)
                 taken += write_missing_shards(destination, begun.identity, producers[kind], list(shards), count)
             waiting = taken
-            if waiting and not has_told:
+            if waiting and not has_printed:
                 print(f"waiting for {len(waiting)} shards that other processes are at", file=sys.stderr)
-                has_told = True
+                has_printed = True
             if waiting:
                 Claims.wait()
 
 
 def in_order_of_host(shards: list[ShardRange], host: str) -> list[ShardRange]:
-    """The shards kind after kind, within a kind in an order that differs from host to host.
+    """Return the shards, kind by kind, in an order that within a kind differs from host to host.
 
-    Hosts whose file system does not tell them of each other's claims then seldom make the same shard.
+    So hosts that cannot see each other's claims seldom make the same shard.
     """
 
     def place(shard: ShardRange) -> bytes:

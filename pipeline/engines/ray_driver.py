@@ -1,7 +1,8 @@
-"""--engine ray: workers that Ray places, one per GPU or per share of the CPUs, make the shards of the plan.
+"""--engine ray: workers that Ray starts, one per GPU or per share of the CPUs, make the shards of the plan.
 
-The driver loads nothing. It hands each shard to an idle worker, asks Ray for another worker when one dies, and hands
-that one's shard out again: a shard is a pure function of configuration and data, and only whole ones are committed.
+The driver does not load the teacher or the text. It gives each shard to an idle worker. When a worker dies, it asks Ray
+for another one and gives the shard out again. That is safe: a shard is a pure function of configuration and data, and
+only complete shards are committed.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from storage.disk.files import refusals
 from storage.remote.directory import is_remote_url
 from storage.writing.destinations import Destination
 
-# A worker that dies this often at one and the same thing is not unlucky.
-_MOST_DEATHS = 4
-_TELL_OF_WAITING_AFTER_S = 60.0
+# Give up when workers have died this often at the same task: it is unlikely to be chance.
+_MAX_DEATHS = 4
+_REPORT_WAITING_AFTER_S = 60.0
 _LEAVE_WITHIN_S = 10.0
 _CAUSE_OF_DEATH = re.compile(r"The actor is dead because (.+?)\.(?:\s|$)")
 _IP = re.compile(r"\bip[=:] ?([0-9a-f.:]*[0-9a-f])")
 
 
 def write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
-    """Return when every shard is committed; raises WorkerError, ConfigError or WriteRefusedError."""
+    """Make shards on Ray and return when every shard is committed.
+
+    Raises WorkerError, ConfigError or WriteRefusedError.
+    """
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session(config))
         share = share_out(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -53,7 +57,10 @@ def write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
 
 @contextlib.contextmanager
 def _meeting_point(config: PrecomputeConfig, destination: Destination) -> Iterator[str | None]:
-    """Name of a file by which workers see that they and the driver share a directory; None when they need not."""
+    """Yield the name of a temporary file in the work directory, or None when --out is a URL.
+
+    A worker that finds the file knows that it sees the same directory as the driver.
+    """
     if is_remote_url(str(config.out)):
         yield None
         return
@@ -71,7 +78,7 @@ def _announce(config: PrecomputeConfig, share: Share) -> None:
 
 @dataclass
 class _Worker:
-    """An actor, the number of its place in the crew, and its host once it has told."""
+    """An actor, the number of its place in the crew, and its host, empty until the actor has answered."""
 
     actor: Any
     place: int
@@ -80,19 +87,19 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker is at: "host", "load", or a shard."""
+    """A call that a worker has not answered yet: "host", "load", or the shard to write."""
 
     worker: _Worker
     work: str | ShardRange
 
     @property
     def name(self) -> str:
-        """For counting deaths: a shard may be any worker's, loading is each place's own."""
+        """Key for counting deaths: the shard, which any worker may get, or the call and the worker's place."""
         return f"{self.work} {self.worker.place}" if isinstance(self.work, str) else self.work.key.path
 
 
 class _Crew:
-    """The workers of a run and what each is at."""
+    """The workers of a run, the call that each one is working on, and the shards that wait."""
 
     def __init__(self, ray: Any, start: Callable[[], Any], *, quiet: bool) -> None:
         self._ray, self._start, self._quiet = ray, start, quiet
@@ -105,7 +112,7 @@ class _Crew:
         self._stack = contextlib.ExitStack()
         self._progress: KindProgress | None = None
         errors = ray.exceptions
-        self._ends = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError)
+        self._died = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError)
 
     def __enter__(self) -> _Crew:
         self._stack.__enter__()
@@ -120,13 +127,13 @@ class _Crew:
         self._stack.__exit__(kind, *error)
 
     def run(self, num_workers: int) -> Begun:
-        """Hire, hand out, and see every shard committed."""
+        """Start the workers, give out the shards, and return when every shard is committed."""
         for place in range(num_workers):
             self._hire(place)
-        while self._begun is None or self._waiting or self._num_at_shards:
+        while self._begun is None or self._waiting or self._num_writing:
             while self._idle and self._waiting:
                 self._give(self._idle.pop(), self._waiting.popleft())
-            done, _ = self._ray.wait(list(self._tasks), timeout=_TELL_OF_WAITING_AFTER_S)
+            done, _ = self._ray.wait(list(self._tasks), timeout=_REPORT_WAITING_AFTER_S)
             for answer in done:
                 self._settle(answer)
             if not done and self._begun is None and not self._quiet:
@@ -135,7 +142,7 @@ class _Crew:
         return self._begun
 
     @property
-    def _num_at_shards(self) -> int:
+    def _num_writing(self) -> int:
         return sum(isinstance(task.work, ShardRange) for task in self._tasks.values())
 
     def _hire(self, place: int) -> None:
@@ -150,7 +157,7 @@ class _Crew:
         worker = task.worker
         try:
             result = self._ray.get(answer)
-        except self._ends as error:
+        except self._died as error:
             self._replace(task, error)
             return
         if isinstance(result, Failure):
@@ -179,22 +186,25 @@ class _Crew:
             self._progress.count(shard.key.kind, shard.num_rows, is_new=outcome == "made")
 
     def _replace(self, task: _Task, error: Exception) -> None:
-        """A worker is gone: what it was at is still to be done, by it that comes in its place or by another."""
+        """Start a worker in the place of one that died, and put its shard first in the queue.
+
+        Raises WorkerError when workers cannot start, or after _MAX_DEATHS deaths at the same task.
+        """
         if getattr(error, "actor_init_failed", False):
             reason = f"cannot start ({_last_line(error)}); install the same teachonce on every machine of the cluster"
             raise WorkerError(_host_of(task, error), reason)
         self._deaths[task.name] += 1
-        if self._deaths[task.name] >= _MOST_DEATHS:
+        if self._deaths[task.name] >= _MAX_DEATHS:
             doing = "loading teacher and text" if isinstance(task.work, str) else f"making {task.work.key.path}"
             cause = _CAUSE_OF_DEATH.search(str(error))
             raise WorkerError(
                 _host_of(task, error),
-                f"died {_MOST_DEATHS} times while {doing} ({cause[1] if cause else _last_line(error)}); "
+                f"died {_MAX_DEATHS} times while {doing} ({cause[1] if cause else _last_line(error)}); "
                 "look there for lack of memory; what was committed is safe",
             )
         if isinstance(task.work, ShardRange):
             self._waiting.appendleft(task.work)
-        self._ray.kill(task.worker.actor)  # it may only be out of reach
+        self._ray.kill(task.worker.actor)  # it may still run and only be unreachable
         self._hire(task.worker.place)
 
 

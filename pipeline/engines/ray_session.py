@@ -1,4 +1,4 @@
-"""A connection to Ray, and how its machines are divided among workers."""
+"""Connect to Ray, and divide its machines among workers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 from pipeline.config import PrecomputeConfig
 from storage.errors import ConfigError, first_line
 
-# A socket's path has at most 107 bytes, and Ray adds some 70 to its directory.
+# A socket's path has at most 107 bytes, and Ray adds about 70 to its directory.
 _LONGEST_TEMPORARY_DIRECTORY = 16
 _CONNECT_WITHIN_S = 10.0
-# What passes through Ray's object store are answers of a few bytes.
+# Only answers of a few bytes pass through Ray's object store.
 _OBJECT_STORE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How many workers there are, and what each has of its machine: whole GPUs (1 or 0), and CPUs."""
+    """The number of workers, and what each one gets of its machine: whole GPUs (1 or 0) and CPUs."""
 
     num_workers: int
     num_gpus: int
@@ -33,11 +33,11 @@ class Share:
 
 @contextlib.contextmanager
 def ray_session(config: PrecomputeConfig) -> Iterator[Any]:
-    """The ray module, connected to a cluster, or to a Ray of this process alone that ends with it.
+    """Yield the ray module, connected to a cluster, or to a Ray that is started for this run and ends with it.
 
-    What Ray prints beside its log files is dropped. Raises ConfigError when Ray is not installed or not there.
+    What Ray prints on standard output is discarded. Raises ConfigError when Ray is not installed or cannot be reached.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # send no usage statistics
     try:
         import ray
     except ImportError as error:
@@ -63,7 +63,7 @@ def _no_ray(address: str | None, reason: str) -> str:
 
 
 def _require_listener(address: str | None) -> None:
-    """Raise OSError when nothing listens at HOST:PORT: Ray would go on trying for minutes."""
+    """Raise OSError when nothing listens at HOST:PORT. Ray would retry for minutes."""
     host, _, port = (address or "").rpartition("/")[2].rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_WITHIN_S).close()
@@ -82,14 +82,15 @@ def _own_ray(config: PrecomputeConfig, stack: contextlib.ExitStack) -> dict[str,
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_temp_dir": stack.enter_context(directory),
-        "_system_config": {"worker_niceness": 0},  # Ray's own is 15: whatever else runs would come first
+        "_system_config": {"worker_niceness": 0},  # Ray's default, 15, lets all other programs go first
     }
 
 
 def share_out(config: PrecomputeConfig, nodes: list[dict[str, float]]) -> Share:
-    """Divide machines, whose `GPU` and `CPU` are given, among workers of one size; raises ConfigError.
+    """Divide machines among workers of equal size. nodes: the numbers of `GPU` and `CPU` of each machine.
 
-    A worker has a GPU when there are any, unless --device says cpu, and the most CPUs that all workers can have.
+    A worker gets a GPU if there is any, unless --device is cpu, and as many CPUs as every worker can get. Raises
+    ConfigError when there are too few GPUs or CPUs.
     """
     gpus, cpus = ([int(node.get(resource, 0)) for node in nodes] for resource in ("GPU", "CPU"))
     use_gpus = config.device != "cpu" and sum(gpus) > 0

@@ -1,4 +1,4 @@
-"""The side of --engine ray that runs in Ray's processes: a teacher loaded once, and a shard at a time."""
+"""The part of --engine ray that runs in Ray's processes: load the teacher once, then make one shard per call."""
 
 from __future__ import annotations
 
@@ -21,40 +21,43 @@ from storage.writing.destinations import open_destination
 _LOOK_AGAIN_AFTER_S = 1.0
 
 Answer = TypeVar("Answer")
-# What became of a shard: this worker made it, it was committed, or another process is at it.
+# The result for a shard: this worker made it, it was committed before, or another process is making it.
 Outcome = Literal["made", "found", "taken"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An error that is the input's fault, in words: the error itself need not survive the way to the driver."""
+    """The message of an error that ends the run. The error object might not survive its way to the driver."""
 
     reason: str
 
 
 class RayWorker:
-    """An actor; what it returns is small and plain."""
+    """A Ray actor. Its methods return small, plain values."""
 
     def __init__(self, config: PrecomputeConfig, meeting_point: str | None, num_threads: int) -> None:
-        """meeting_point: name of a file that the driver put into the work directory, if all are to share that."""
+        """meeting_point: name of a file that the driver put into the work directory; None when --out is a URL.
+
+        num_threads: threads for PyTorch.
+        """
         self._config, self._meeting_point, self._num_threads = config, meeting_point, num_threads
         self._destination = open_destination(config.out, config.work_dir)
         self._stack = contextlib.ExitStack()
 
     def host(self) -> str:
-        """Where this is; the first answer of a worker that Ray has found a place for."""
+        """Return the name of this host. This is the first call: its answer shows that Ray has started the worker."""
         return platform.node()
 
     def load(self) -> Begun | Failure:
-        """Load teacher and text, and begin the cache: what there is to do."""
+        """Load teacher and text, begin the cache, and return its plan."""
         return _attempt(self._load)
 
     def write(self, shard: ShardRange) -> Outcome | Failure:
-        """Make a shard unless it is committed; "taken" when a process that is none of this run's is at it."""
+        """Make a shard unless it is committed. Return "taken" when a process outside this run is making it."""
         return _attempt(lambda: self._write(shard))
 
     def leave(self) -> None:
-        """Every shard is committed."""
+        """Leave the work directory. The driver calls this when every shard is committed."""
         self._stack.close()
 
     def _load(self) -> Begun:
@@ -90,7 +93,7 @@ class RayWorker:
 
 
 def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig:
-    """What a worker is told: paths from the root, its device, and to be quiet."""
+    """Return the settings of a worker: with absolute paths, its device, and quiet."""
     return dataclasses.replace(
         config,
         teacher=_absolute(config.teacher),
@@ -103,7 +106,7 @@ def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig
 
 
 def _absolute(name: str) -> str:
-    """A path from the root, unless nothing is there: it may be an id of a hub."""
+    """Return the absolute path of `name` if that exists, else `name` itself, which may be a hub id."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 

@@ -1,4 +1,4 @@
-"""The shards of a plan that are not committed, or lost: made by the teacher, written behind it, committed."""
+"""Make the shards of a plan that are not committed or lost: run the teacher, write its rows in a thread, commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pipeline.work.write_behind import write_behind
 from storage.records.identity import CacheIdentity, ShardKey
 from storage.writing.destinations import Destination
 
-# What may wait for the writer: some seconds of a fast GPU, in which a shard is synced, or sent to a URL and read back.
+# Tokens that may wait for the writer. A fast GPU makes them in a few seconds. Meanwhile the writer can sync a shard, or
+# send it to a URL and read it back.
 _MAX_WAITING_TOKENS = 1 << 20
 
 Count = Callable[[int, bool], None]
@@ -30,27 +31,27 @@ def write_missing_shards(
     shards: list[ShardRange],
     count: Count,
 ) -> list[ShardRange]:
-    """Write and commit the shards of one producer that are not committed, or lost.
+    """Write and commit the shards of one producer that are not committed or lost.
 
-    count: told the rows of each record batch that was written, with True, and of each shard that was there, with False.
+    count: called with the number of rows of each record batch that is written and True, and with the number of rows of
+    each shard that was committed before and False.
 
-    Returns the shards that were left out because other processes are at them; they are for whoever finds them
-    free and still without a commit record.
+    Returns the shards that were left out because other processes are making them. Call again for them: such a process
+    may end without a commit.
     """
     taken = []
     with Claims(destination.work_dir) as claims:
         write = functools.partial(_write, destination, identity, claims=claims, count=count)
         max_waiting = max(1, _MAX_WAITING_TOKENS // (RECORD_BATCH_ROWS * producer.tokens_per_row))
-        # A writer that is hurried commits what is whole and waits for no network.
+        # After `hurry` the writer still commits complete shards, but it does not wait for a network that fails.
         with write_behind(write, max_waiting, destination.hurry) as put:
             for shard in shards:
                 record = destination.read_commit(shard.key)
                 if record is None and not claims.take(_claim_name(shard.key)):
                     taken.append(shard)
                     continue
-                if record is None and (
-                    record := destination.read_commit(shard.key)
-                ):  # committed before it was given back
+                # Another process may have committed the shard just before it gave back its claim.
+                if record is None and (record := destination.read_commit(shard.key)):
                     claims.give_back(_claim_name(shard.key))
                 if record is not None:
                     count(record.num_rows, False)

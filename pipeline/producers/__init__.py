@@ -1,1 +1,1 @@
-"""One file a kind: rows of the cache from the teacher."""
+"""Producers make the rows of the cache from the teacher, one file for each kind."""

@@ -19,12 +19,12 @@ from pipeline.producers.prompts import PromptedProducer, take_prompts
 from pipeline.teacher.model import Teacher
 from storage.rows.beams import BeamRow, Candidate, encode, schema
 
-# Batches whose prompts are sorted by length together, and that a progress bar waits for.
+# Prompts are sorted by length in windows of this many batches. Rows appear when their whole window is done.
 _WINDOW_BATCHES = 4
 
 
 class BeamsProducer(PromptedProducer):
-    """Makes record batches of beams, one row per prompt."""
+    """Make record batches of beams, one row per prompt."""
 
     kind = "beams"
     most_probe_rows = 8
@@ -38,15 +38,15 @@ class BeamsProducer(PromptedProducer):
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> BeamsProducer:
-        """Searches for the run's prompts; raises NoPromptsError."""
+        """Return a producer for the prompts of the run. Raises NoPromptsError."""
         return cls(teacher, config, take_prompts(cls.kind, tokenized, config), schema(teacher.vocab_size))
 
     def num_rows(self, split: str) -> int:
-        """Prompts in a split."""
+        """Return the number of prompts in a split."""
         return len(self._prompts[split])
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows [start, stop) in record batches."""
+        """Yield rows [start, stop) in record batches."""
         rows = self._search_rows(split, start, stop)
         while batch := list(itertools.islice(rows, record_batch_rows)):
             yield encode(batch, self._schema)
@@ -68,7 +68,7 @@ class BeamsProducer(PromptedProducer):
                 )
 
     def _search(self, prompts: list[NDArray[Any]]) -> list[list[Candidate]]:
-        """Candidates of prompts, best first."""
+        """Return the candidates of each prompt, best first."""
         found = beam_search(
             self._teacher,
             prompts,

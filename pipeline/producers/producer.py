@@ -1,6 +1,6 @@
-"""The interface of a producer: what a run asks of the code that makes the rows of one kind.
+"""The interface by which a run makes the rows of one kind.
 
-A producer is a subclass of `Producer` in a file of its own and a line in the table of pipeline/producers/table.py.
+To add a producer, write a subclass of `Producer` in a new file and add it to the table in pipeline/producers/table.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pipeline.teacher.model import Teacher
 
 
 class Producer(ABC):
-    """Makes the rows of one kind.
+    """Make the rows of one kind.
 
-    kind: its name, as in --kinds and in the cache. most_probe_rows: rows that --plan makes to estimate the others.
-    tokens_per_row: most tokens that the teacher reads for a row. longest_prompt_tokens: 0 when rows have no prompts.
+    kind: its name in --kinds and in the cache. most_probe_rows: maximum number of rows that --plan makes for its
+    estimate. tokens_per_row: maximum number of tokens that the teacher reads for a row. longest_prompt_tokens: tokens
+    of the longest prompt, 0 when rows have no prompts.
     """
 
     kind: ClassVar[str]
@@ -31,24 +32,25 @@ class Producer(ABC):
     @classmethod
     @abstractmethod
     def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
-        """The flags that decide how long rows are, and how many tokens the teacher must be able to read for them."""
+        """Return the flags that decide how long rows are, and the tokens that the teacher must be able to read."""
 
     @classmethod
     @abstractmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> Producer:
-        """The producer of a run; raises NoPromptsError when it would have no rows to train on."""
+        """Return the producer of a run. Raises NoPromptsError when it needs prompts and the train split has none."""
 
     @abstractmethod
     def num_rows(self, split: str) -> int:
-        """Rows in a split."""
+        """Return the number of rows in a split."""
 
     @abstractmethod
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows [start, stop) in record batches of record_batch_rows rows, the last one perhaps shorter."""
+        """Yield rows [start, stop) in record batches of record_batch_rows rows; the last one may be shorter."""
 
     def online_work(self, num_rows: int) -> Callable[[], None] | None:
-        """The teacher's work on the first rows of the train split in distillation without a cache; None: not compared.
+        """Return the teacher's work in online distillation on the first num_rows rows of the train split.
 
-        Distillation without a cache does this work for every student and epoch.
+        Online distillation, which has no cache, repeats this work for every student and epoch. None: --plan does not
+        compare this kind.
         """
         return None

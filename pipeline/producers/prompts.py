@@ -1,4 +1,4 @@
-"""What the producers of continuations share: prompts from the text, and room for them in the teacher's context."""
+"""Code that the producers of continuations share: take prompts, and compute the context that they need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.records.identity import SPLITS
 
 
 class PromptedProducer(Producer):
-    """Makes rows that continue prompts."""
+    """Make rows that continue prompts."""
 
     def __init__(
         self, teacher: Teacher, config: PrecomputeConfig, prompts: dict[str, PromptSet], row_schema: pa.Schema
@@ -26,7 +26,10 @@ class PromptedProducer(Producer):
 
     @classmethod
     def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
-        """Room for prompt and continuation; prompts from a column that are too long are left out."""
+        """Return the flags that decide the tokens of prompt and continuation, and these tokens.
+
+        Count 1 token for a prompt from a column: prompts that are too long are skipped.
+        """
         settings = config.prompt_settings[cls.kind]
         prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
         flags = f"--{cls.kind}.prompt-tokens + --{cls.kind}.max-new-tokens"
@@ -34,7 +37,7 @@ class PromptedProducer(Producer):
 
 
 def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, PromptSet]:
-    """Prompts of a kind by split; raises NoPromptsError when the train split has none."""
+    """Return the prompts of a kind by split. Raises NoPromptsError when the train split has none."""
     settings = config.prompt_settings[kind]
     num_validation = min(round(settings.num_prompts * config.validation_fraction), settings.num_prompts - 1)
     wanted = {"train": settings.num_prompts - num_validation, "validation": num_validation}

@@ -22,7 +22,7 @@ _SAMPLE_SEED = 6
 
 
 class SamplesProducer(PromptedProducer):
-    """Makes record batches of samples; row r is sample r mod per_prompt of prompt r div per_prompt."""
+    """Make record batches of samples. Row r is sample r mod per_prompt of prompt r div per_prompt."""
 
     kind = "samples"
     most_probe_rows = 16
@@ -36,15 +36,15 @@ class SamplesProducer(PromptedProducer):
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SamplesProducer:
-        """Draws for the run's prompts; raises NoPromptsError."""
+        """Return a producer for the prompts of the run. Raises NoPromptsError."""
         return cls(teacher, config, take_prompts(cls.kind, tokenized, config), schema(teacher.vocab_size))
 
     def num_rows(self, split: str) -> int:
-        """Samples in a split."""
+        """Return the number of samples in a split."""
         return len(self._prompts[split]) * self._settings.per_prompt
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows [start, stop) in record batches."""
+        """Yield rows [start, stop) in record batches."""
         rows = self._draw_rows(split, start, stop)
         while batch := list(itertools.islice(rows, record_batch_rows)):
             yield encode(batch, self._schema)

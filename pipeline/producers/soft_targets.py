@@ -1,4 +1,4 @@
-"""The soft_targets kind: the teacher's forward pass over blocks, made sparse position by position."""
+"""The soft_targets kind: run the teacher over blocks and make its distributions sparse, position by position."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from storage.records.identity import SPLITS
 from storage.rows.segments import valid_targets
 from storage.rows.soft_targets import SoftTargetRows, encode, schema
 
-# Bytes of float32 logits. A matrix product pays for long chunks; what follows it, on CPU, for temporaries that
-# stay under 32 MB, as larger ones cost page faults.
+# Bytes of float32 logits at a time. The matrix product is faster with many positions. On a CPU, the steps after it are
+# faster with fewer: temporaries above 32 MB cost page faults.
 _PRODUCT_BYTES_ON_CPU, _CHUNK_BYTES_ON_CPU = 96 << 20, 24 << 20
 _PRODUCT_BYTES_ELSEWHERE = 1 << 30
 _TAIL_DRAW = 5
-# One core keeps up with a large teacher; small ones on a fast GPU need a few.
+# One encoder thread keeps up with a large teacher. A small teacher on a fast GPU needs a few.
 _NUM_ENCODERS = 3
 
 
 class SoftTargetsProducer(Producer):
-    """Makes record batches of soft targets for ranges of blocks."""
+    """Make record batches of soft targets, one row per block."""
 
     kind = "soft_targets"
     most_probe_rows = 64
@@ -51,22 +51,22 @@ class SoftTargetsProducer(Producer):
 
     @classmethod
     def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
-        """Room for a block."""
+        """Return the flag for the tokens of a block that the teacher reads, and these tokens."""
         return "--block-size", config.block_size
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SoftTargetsProducer:
-        """Runs over all blocks of the text."""
+        """Return a producer for all blocks of the text."""
         blocks = {split: Blocks(store, config.block_size) for split, store in tokenized.documents.items()}
         row_schema = schema(teacher.vocab_size, config.block_size, config.soft_targets.temperatures)
         return cls(teacher, config, blocks, row_schema)
 
     def num_rows(self, split: str) -> int:
-        """Blocks in a split."""
+        """Return the number of blocks in a split."""
         return len(self._blocks[split])
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows [start, stop) in record batches; the teacher runs on --batch-tokens tokens at a time."""
+        """Yield rows [start, stop) in record batches. The teacher reads about --batch-tokens tokens at a time."""
         rows_per_pass = max(1, self._batch_tokens // self._config.block_size)
         if rows_per_pass > record_batch_rows:
             rows_per_pass -= rows_per_pass % record_batch_rows
@@ -74,7 +74,7 @@ class SoftTargetsProducer(Producer):
         return _of_rows(_encoded_behind(passes), record_batch_rows)
 
     def online_work(self, num_rows: int) -> Callable[[], None]:
-        """The forward pass, and logits that nobody makes sparse."""
+        """Return the forward pass and the logits, without making them sparse."""
         return functools.partial(self._forward_only, num_rows)
 
     @torch.inference_mode()
@@ -86,7 +86,7 @@ class SoftTargetsProducer(Producer):
 
     @torch.inference_mode()
     def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:
-        """The teacher's work on rows [start, stop); what is returned encodes them, in whatever thread calls it."""
+        """Run the teacher on rows [start, stop). Return a function that encodes them, which any thread may call."""
         blocks = self._blocks[split]
         input_ids = blocks.input_ids(start, stop)
         segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
@@ -111,7 +111,7 @@ class SoftTargetsProducer(Producer):
     ) -> list[PaddedTargets]:
         settings = self._config.soft_targets
         labels = self._teacher.to_device(label_ids_P)
-        # float64 does not exist on every accelerator's arithmetic units at speed, but the draw needs it.
+        # The draw needs float64, although it is slow on some accelerators.
         uniforms = torch.from_numpy(uniforms_P).to(self._teacher.device)
         found: list[PaddedTargets] = []
         for first, logits_CV in self._logits_in_chunks(hidden_PD):
@@ -130,9 +130,9 @@ class SoftTargetsProducer(Producer):
         return found
 
     def _logits_buffer(self, num_rows: int) -> torch.Tensor | None:
-        """Memory for logits [num_rows, V] that is kept from pass to pass: new pages cost as much as a softmax.
+        """Return memory for logits [num_rows, V] that all passes reuse: new memory pages cost as much as a softmax.
 
-        None on a GPU, whose memory PyTorch keeps by itself.
+        Return None on a GPU, where PyTorch itself reuses memory.
         """
         if self._teacher.device.type != "cpu":
             return None
@@ -141,7 +141,7 @@ class SoftTargetsProducer(Producer):
         return self._buffer_CV[:num_rows]
 
     def _logits_in_chunks(self, hidden_PD: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """First position and logits [C, V] of chunks; a chunk's logits are valid until the next one is asked for."""
+        """Yield each chunk's first position and logits [C, V], which are valid until the next chunk is taken."""
         row_bytes = 4 * self._teacher.vocab_size
         on_cpu = self._teacher.device.type == "cpu"
         product_rows = max(1, (_PRODUCT_BYTES_ON_CPU if on_cpu else _PRODUCT_BYTES_ELSEWHERE) // row_bytes)
@@ -154,7 +154,7 @@ class SoftTargetsProducer(Producer):
 
 
 def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
-    """Encode in threads while the teacher goes on with the next passes; the order stays."""
+    """Encode passes in threads while the teacher runs the next ones. Yield them in order."""
     with ThreadPoolExecutor(_NUM_ENCODERS, thread_name_prefix="teachonce-encoder") as pool:
         waiting: collections.deque[Future[pa.RecordBatch]] = collections.deque()
         for encoded in passes:
@@ -166,7 +166,7 @@ def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[
 
 
 def _of_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in record batches of num_rows, the last one perhaps shorter."""
+    """Yield the same rows in record batches of num_rows rows; the last one may be shorter."""
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)
@@ -187,7 +187,10 @@ def _rows(
     is_valid: NDArray[np.bool_],
     parts: list[SparseTargets],
 ) -> SoftTargetRows:
-    """Join chunks and put them at the valid targets; the others hold no entries and zeros."""
+    """Join the chunks and put them at the valid targets. Other targets get no entries, and zeros.
+
+    Raises TeacherOutputError when an entropy is not finite.
+    """
 
     def spread(name: str, dtype: Any) -> NDArray[Any]:
         values = np.zeros(is_valid.shape, dtype=dtype)

@@ -1,10 +1,10 @@
-"""From full logits to sparse targets: an exact head, and a tail that is one number or a fair draw.
+"""Turn full logits into sparse targets: an exact head, and a tail that is one number or an unbiased sample.
 
 Shape legend: C positions of a chunk, V vocabulary, K head candidates, J tail draws.
 
-Tail draws are systematic sampling without replacement (Madow 1949) with inclusion probabilities
-p_i / τ: thresholds τ(u), τ(u + 1), … cut the running sum of the tail's probabilities, one uniform u
-per position. Each drawn id stands for probability τ, so E[q] = p; no id can be cut twice as p_i < τ.
+The tail is drawn by systematic sampling without replacement (Madow 1949) with inclusion probabilities p_i / τ: each
+threshold τ·u, τ·(u + 1), … draws the id at which the running sum of the tail's probabilities passes it. There is one
+uniform number u per position. Each drawn id stands for probability τ, so E[q] = p. No id is drawn twice, as p_i < τ.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from storage.tensors.nucleus import is_in_nucleus
 from storage.tensors.running_sum import find_in_running_sum
 from storage.tensors.vocabulary_blocks import BLOCK_IDS, gather_blocks
 
-# Below this tail mass float32 probabilities have lost digits, and the tail is summed in log space.
+# Below this tail mass float32 probabilities have lost digits, so the tail is summed in log space.
 _TINY_MASS = 1e-25
-# More than the relative rounding of a float32 sum of 64 probabilities, by which a draw's intervals may be too wide.
+# Larger than the relative rounding error of a float32 sum of 64 probabilities. Intervals of a draw may be too wide by
+# that error.
 _SUM_ROUNDING = 2.0**-16
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseTargets:
-    """Sparse targets of C positions, as in SoftTargetRows but one position after the other.
+    """Sparse targets of C positions: the fields of SoftTargetRows with all positions on one axis.
 
-    head_size, tail_size [C]; ids [E] head then tail per position, each ascending; logprobs [H] nats;
-    tail_logprob, entropy, label_logprob [C] nats; tempered_tail_logmass {temperature: [C]}.
+    head_size, tail_size [C]; ids [all E entries], head then tail per position, each ascending; logprobs [all H head
+    entries] nats; tail_logprob, entropy, label_logprob [C] nats; tempered_tail_logmass {temperature: [C]}.
     """
 
     head_size: NDArray[np.int64]
@@ -67,7 +68,7 @@ class PaddedTargets:
     tempered_tail_logmass: dict[float, Tensor]
 
     def to_host(self) -> PaddedTargets:
-        """The same on the host; from a GPU the copies are only under way, into pinned memory, when this returns."""
+        """Return a copy on the host. Copies from a GPU, into pinned memory, may still be running when this returns."""
         narrow = {"head_ids": self.head_ids.int(), "tail_ids": self.tail_ids.int()}
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__} | narrow
         tempered = fields.pop("tempered_tail_logmass")
@@ -77,10 +78,10 @@ class PaddedTargets:
         )
 
     def flatten(self) -> SparseTargets:
-        """The same without padding, head before tail at every position; of tensors on the host.
+        """Return the targets without padding, head before tail at every position. The tensors must be on the host.
 
-        Without PyTorch's operators: one that ran on OpenMP threads beside those of the teacher would make OpenMP put
-        all of them to sleep between operations, the teacher's too.
+        Use NumPy, not PyTorch operators: with an operator on OpenMP threads beside those of the teacher, OpenMP would
+        put all threads to sleep between operations, the teacher's threads too.
         """
         is_head_CK, is_drawn_CJ = _numpy(self.is_head), _numpy(self.is_drawn)
         ids_CE = np.concatenate([_numpy(self.head_ids), _numpy(self.tail_ids)], axis=1)
@@ -106,12 +107,12 @@ def sparsify(
     tail_weight: float | None,
     temperatures: tuple[float, ...],
 ) -> PaddedTargets:
-    """Sparse targets of float32 logits, whose memory is used up.
+    """Return the sparse targets of float32 logits. Overwrite the logits.
 
-    uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the
-    top_k largest (ties: lower id first), of which only the fewest that reach mass top_p, and, with a
-    sampled tail, every probability ≥ tail_weight; the tail is drawn at temperatures[0]. NaN logits give
-    NaN entropy.
+    uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the top_k largest
+    probabilities (ties: lower id first), but of these only the fewest whose sum reaches top_p. With a sampled tail, the
+    head also holds every probability ≥ tail_weight at temperatures[0], the temperature at which the tail is drawn. NaN
+    logits give NaN entropy.
     """
     scan = scan_logits(logits_CV)
     shifted_CV, log_partition_C1 = scan.shifted_CV, scan.log_partition_C[:, None]
@@ -142,9 +143,9 @@ def sparsify(
 def _choose_head(
     scan: VocabularyScan, draw: VocabularyScan, top_k: int, top_p: float, tail_weight: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
+    """Return head candidates [C, K] in ascending id order and which of them are in the head [C, K]."""
     shifted_CV, vocab_size = scan.shifted_CV, scan.shifted_CV.shape[1]
-    # At most 1 / τ probabilities reach τ, so the largest 1 / τ hold them all.
+    # At most 1 / τ probabilities are ≥ τ, so the 1 / τ largest ones include them all.
     num_candidates = top_k if tail_weight is None else max(top_k, math.floor(1 / tail_weight) + 1)
     num_candidates = min(num_candidates, vocab_size)
     values_CK, ids_CK = largest(shifted_CV, min(num_candidates + 1, vocab_size), scan.maxima_CB)
@@ -155,7 +156,7 @@ def _choose_head(
         probs_CK = shifted_CV.gather(1, ids_CK).double().exp() / scan.partition_C[:, None]
         is_head_CK = is_head_CK & is_in_nucleus(probs_CK, top_p)
     if tail_weight is not None:
-        # Whatever reaches τ stays: it would be drawn with a probability above 1.
+        # Probabilities ≥ τ belong to the head: their inclusion probability p / τ would not be below 1.
         weights_CK = draw.shifted_CV.gather(1, ids_CK).exp().double()
         is_head_CK = is_head_CK | (weights_CK >= tail_weight * (1 - _SUM_ROUNDING) * draw.partition_C[:, None])
     order_CK = ids_CK.argsort(dim=1)
@@ -163,10 +164,10 @@ def _choose_head(
 
 
 def _lower_ids_first(logits_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> None:
-    """Where equal logits meet inside the top list, put the lower ids first, in place; topk does not promise it."""
+    """Put the lower ids of equal logits first in the top list, in place. topk returns ties in any order."""
     if values_CK.shape[1] < 2:
         return
-    # NaN stands first; such rows are refused by the caller.
+    # topk puts NaN first. The caller refuses such rows.
     tied_C = (values_CK[:, 1:] == values_CK[:, :-1]).any(dim=1) & ~values_CK[:, 0].isnan()
     for c in tied_C.nonzero()[:, 0].tolist():
         smallest = values_CK[c, -1]
@@ -176,7 +177,7 @@ def _lower_ids_first(logits_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> No
 
 
 def _remove(scan: VocabularyScan, ids_CK: Tensor, is_chosen_CK: Tensor) -> Tensor:
-    """Take the probability from the chosen ids, in place; sums of the blocks' exp(shifted) [C, B] after that."""
+    """Set the chosen ids' shifted logits to −inf, in place. Return the new sums of exp(shifted) by block [C, B]."""
     kept_CK = scan.shifted_CV.gather(1, ids_CK).masked_fill(is_chosen_CK, -torch.inf)
     scan.shifted_CV.scatter_(1, ids_CK, kept_CK)
     blocks_CK = ids_CK // BLOCK_IDS
@@ -185,9 +186,9 @@ def _remove(scan: VocabularyScan, ids_CK: Tensor, is_chosen_CK: Tensor) -> Tenso
 
 
 def _tail_logprob(scan: VocabularyScan, tail_sums_CB: Tensor) -> Tensor:
-    """log of the tail's mass [C], summed over the tail itself and never as 1 − Σ head; −inf for an empty tail.
+    """Return the log of the tail's mass [C]; −inf for an empty tail.
 
-    scan.shifted_CV must hold the tail only.
+    Sum over the tail itself, never 1 − Σ head. scan.shifted_CV must hold the tail only.
     """
     mass_C = tail_sums_CB.sum(dim=1, dtype=torch.float64)
     logmass_C = mass_C.log().float()
@@ -201,12 +202,12 @@ def _tail_logprob(scan: VocabularyScan, tail_sums_CB: Tensor) -> Tensor:
 def _draw_tail(
     draw: VocabularyScan, tail_sums_CB: Tensor, uniforms_C: Tensor, tail_weight: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Ids [C, J], ascending, drawn with weights exp(draw.shifted_CV), and which of the J places are filled [C, J]."""
+    """Draw ids [C, J], ascending, with weights exp(draw.shifted_CV). Return them and which of them are valid [C, J]."""
     if tail_weight is None:
         empty = tail_sums_CB.new_zeros((len(tail_sums_CB), 0), dtype=torch.int64)
         return empty, empty.bool()
     mass_C1, partition_C1 = tail_sums_CB.sum(dim=1, keepdim=True, dtype=torch.float64), draw.partition_C[:, None]
-    # NaN logits are refused by the caller, who sees them in the entropy; here they draw nothing.
+    # NaN logits draw nothing here. The caller finds them by their entropy and refuses the row.
     largest_mass = (mass_C1 / partition_C1).nan_to_num(nan=0.0).max()
     num_draws = int(torch.ceil(largest_mass / tail_weight)) + 1
     steps_J = torch.arange(num_draws, device=tail_sums_CB.device, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The table of producers, in the order in which a cache lists their kinds."""
+"""The producers by kind, in the order in which a cache lists the kinds."""
 
 from __future__ import annotations
 

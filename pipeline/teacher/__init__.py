@@ -1,1 +1,1 @@
-"""The loaded teacher: its passes over packed blocks, faster layers, and how much fits into a pass."""
+"""The loaded teacher: its passes over packed blocks, faster layers, and the number of tokens in a pass."""

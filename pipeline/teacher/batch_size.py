@@ -1,4 +1,4 @@
-"""How many tokens go through the teacher at a time: what was asked for, or what fits; fewer when memory runs out."""
+"""Choose how many tokens the teacher reads in a pass: --batch-tokens, or what fits; fewer when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from pipeline.errors import TeacherMemoryError
 from pipeline.teacher.model import Teacher
 from storage.tensors.memory import is_out_of_memory
 
-# Longer passes are no faster on a CPU, and generation on any device keeps keys and values of all its tokens.
+# Longer passes are no faster on a CPU. Generation on any device stores keys and values of all its tokens.
 DEFAULT_BATCH_TOKENS = 8192
 _FEWEST_TOKENS, _MOST_TOKENS = 1024, 65_536
-# The rest is for logits and what becomes of them.
+# The rest is for logits and what is computed from them.
 _SHARE_OF_FREE_MEMORY = 0.5
 
 Result = TypeVar("Result")
 
 
 def choose_batch_tokens(teacher: Teacher, config: PrecomputeConfig) -> int:
-    """--batch-tokens, or as many tokens of a plain pass as a GPU's free memory holds, rounded down to a power of two.
+    """Return --batch-tokens if it is set, else DEFAULT_BATCH_TOKENS on a CPU.
 
-    Rounded, so that the same kind of machine takes the same number, and rounding errors stay the same.
+    On a GPU, return the tokens whose forward pass fits into half of its free memory, but at least 1,024 and at most
+    65,536. The number is rounded down to a power of two, so that machines of the same kind choose the same number and
+    get the same rounding errors.
     """
     if config.batch_tokens is not None:
         return config.batch_tokens
@@ -38,9 +40,9 @@ def choose_batch_tokens(teacher: Teacher, config: PrecomputeConfig) -> int:
 
 
 def in_passes(run: Callable[[int, int], Result], start: int, stop: int, rows_per_pass: int) -> Iterator[Result]:
-    """run(first, end) over ranges of rows [start, stop) of rows_per_pass, halved whenever memory runs out.
+    """Yield run(first, end) for ranges of rows_per_pass rows in [start, stop); halve them whenever memory runs out.
 
-    Raises TeacherMemoryError when not even one row fits.
+    Raises TeacherMemoryError when a single row does not fit.
     """
     first = start
     while first < stop:
@@ -55,7 +57,7 @@ def in_passes(run: Callable[[int, int], Result], start: int, stop: int, rows_per
             yield result
             first = end
             continue
-        # Behind the except clause, so that the traceback no longer holds the tensors of the pass.
+        # After the except clause: here no traceback holds the tensors of the pass any more.
         if end - first == 1:
             raise TeacherMemoryError(reason)
         rows_per_pass = (end - first) // 2
@@ -66,7 +68,7 @@ def in_passes(run: Callable[[int, int], Result], start: int, stop: int, rows_per
 
 @torch.inference_mode()
 def _bytes_per_token(teacher: Teacher, block_size: int) -> int:
-    """Device memory of a forward pass over one block, for each of its tokens."""
+    """Return the device memory of a forward pass over one block, in bytes per token."""
     input_ids = np.zeros((1, block_size), dtype=np.int64)
     torch.cuda.synchronize(teacher.device)
     before = torch.cuda.memory_allocated(teacher.device)

@@ -1,4 +1,7 @@
-"""GPT-2's layers with fewer passes over memory: its activation as one kernel, on a CPU inside the product before it."""
+"""Make GPT-2's layers faster by fewer passes over memory.
+
+The activation becomes one kernel. On a CPU it becomes part of the matrix product before it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Replace layers of a model whose weights are not trained by faster ones of the same function.
+    """Replace layers of a model that is not trained by faster layers that compute the same function.
 
-    Modules that spell out the tanh form of GELU (Hendrycks & Gimpel 2016, section 2) become PyTorch's own kernel. Where
-    oneDNN multiplies bfloat16 on a CPU, GPT-2's linear layers add their bias inside the product, and the first of
-    each MLP applies the activation there.
+    Modules that compute the tanh form of GELU (Hendrycks & Gimpel 2016, section 2) in steps become PyTorch's kernel.
+    Where oneDNN multiplies bfloat16 on a CPU, GPT-2's linear layers add their bias inside the matrix product. The first
+    one of each MLP also applies the activation there.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -31,9 +34,9 @@ def use_fast_layers(model: nn.Module) -> None:
 
 
 class _FusedLinear(nn.Module):
-    """`Conv1D` as one oneDNN product that adds the bias, and with `then_gelu` applies the tanh form of GELU.
+    """`Conv1D` as one oneDNN product that adds the bias and, with `then_gelu`, applies the tanh form of GELU.
 
-    The activation sees the product before it is rounded to bfloat16.
+    The activation is applied before the product is rounded to bfloat16.
     """
 
     def __init__(self, layer: Conv1D, *, then_gelu: bool) -> None:
@@ -44,13 +47,13 @@ class _FusedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         name, variant = self._pointwise
-        # The operator that torch.compile lowers such layers to; PyTorch has no public name for it.
+        # torch.compile lowers such layers to this operator. PyTorch has no public name for it.
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, name, [], variant)
         return outputs
 
 
 def _has_fused_products(model: nn.Module) -> bool:
-    """Whether the model is one of bfloat16 on a CPU that oneDNN has products for, and PyTorch has the operator."""
+    """Return whether the model is bfloat16 on a CPU, oneDNN supports that there, and PyTorch has the operator."""
     weights = next(model.parameters(), None)
     return (
         weights is not None

@@ -1,7 +1,7 @@
-"""The teacher: any causal language model that transformers loads, called in two halves.
+"""The teacher: any causal language model that transformers loads, split into body and head.
 
-The body gives hidden states, the head gives float32 logits for a chunk of positions at a time, so that
-[N, V] in float32 never exists. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
+The body returns hidden states. The head returns float32 logits for one chunk of positions at a time, so that those of
+all positions never exist together. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import context_length_of, num_parameters
 from storage.tensors.packing import packed_hidden_states, packing_leak
 
-# Hidden states of a document alone and packed differ by rounding only; a leak differs by far more.
+# Largest relative difference that rounding makes between hidden states of a document alone and packed. A leak makes a
+# far larger one.
 _LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 _HEAD_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.25}
 
@@ -68,16 +69,16 @@ class Teacher:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters, tied ones once."""
+        """Number of parameters. Tied parameters count once."""
         return num_parameters(self.model)
 
     def hidden(self, input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
-        """Last hidden states [N, T, D] of packed blocks, each document seeing only itself."""
+        """Return the last hidden states [N, T, D] of packed blocks. Each document attends only to itself."""
         positions = np.stack([position_ids(lengths)[: input_ids_NT.shape[1]] for lengths in segment_lengths])
         return packed_hidden_states(self._body, self.to_device(input_ids_NT), self.to_device(positions))
 
     def last_hidden(self, input_ids_NT: Tensor, attention_mask_NT: Tensor, positions_NT: Tensor, cache: Any) -> Tensor:
-        """Hidden state [N, D] of the last position of left-padded sequences, appended to a key-value cache."""
+        """Append left-padded tokens to a key-value cache and return the hidden state [N, D] of the last position."""
         output = self._body(
             input_ids=input_ids_NT,
             attention_mask=attention_mask_NT,
@@ -89,21 +90,21 @@ class Teacher:
         return hidden
 
     def decode(self, ids: NDArray[Any]) -> str:
-        """Text of token ids, without special tokens."""
+        """Return the text of token ids without special tokens."""
         text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return text
 
     def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
-        """Float32 logits [C, V] of a chunk of hidden states; a float32 buffer may be used to hold them."""
+        """Return float32 logits [C, V] of a chunk of hidden states. They may be stored in the float32 buffer_CV."""
         return self._logits(hidden_CD, buffer_CV)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
-        """An integer array as an int64 tensor on the teacher's device; on a GPU the host does not wait for the copy."""
+        """Return an integer array as an int64 tensor on the device. The host does not wait for the copy to a GPU."""
         tensor = torch.from_numpy(array.astype(np.int64))
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def mark_time(self) -> Callable[[], None]:
-        """A function that waits until the device has done everything it was given before this call."""
+        """Return a function that waits until the device has finished all work that was queued before this call."""
         if self.device.type != "cuda":
             return lambda: None
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -111,22 +112,22 @@ class Teacher:
         return done.synchronize
 
     def require_context(self, setting: str, num_tokens: int) -> None:
-        """Raise ContextTooShortError when `num_tokens` do not fit."""
+        """Raise ContextTooShortError when `num_tokens` exceed the context length."""
         if num_tokens > self.context_length:
             raise ContextTooShortError(setting, num_tokens, self.context_length)
 
     def use_whole_model_if_head_is_more_than_linear(self) -> None:
-        """Use the model's own logits where it does more than a linear head (scaling, soft caps)."""
+        """Use the logits of the whole model if its head does more than a linear layer (scaling, soft caps)."""
         ids = self.to_device(np.arange(8)[None] % self.vocab_size)
         with torch.inference_mode():
             expected = self.model(input_ids=ids, use_cache=False).logits[0].float()
             found = self._head_logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
         if (expected - found).abs().max() > _HEAD_TOLERANCE_NATS[self.dtype]:
             self._body = _WholeModel(self.model)
-            self._logits = _as_they_are
+            self._logits = _pass_through
 
     def check_isolation(self) -> None:
-        """Raise LeakingTeacherError when a packed document differs from the same document alone."""
+        """Raise LeakingTeacherError when hidden states of a packed document differ from those of the document alone."""
         with torch.inference_mode():
             difference = packing_leak(self.hidden, vocab_size=self.vocab_size, context_length=self.context_length)
         if difference > _LEAK_TOLERANCE[self.dtype]:
@@ -140,7 +141,7 @@ class Teacher:
         return logits_CV if self._head_bias_V is None else logits_CV.add_(self._head_bias_V.float())
 
 
-def _as_they_are(logits_CV: Tensor, _: Tensor | None) -> Tensor:
+def _pass_through(logits_CV: Tensor, _: Tensor | None) -> Tensor:
     return logits_CV.float()
 
 
@@ -158,7 +159,7 @@ class _WholeModel(nn.Module):
 
 
 def load_tokenizer(config: PrecomputeConfig) -> Any:
-    """The teacher's tokenizer; raises NoSuchTeacherError."""
+    """Load the teacher's tokenizer. Raises NoSuchTeacherError."""
     tokenizer = _loading(
         config, lambda: transformers.AutoTokenizer.from_pretrained(config.teacher, revision=config.revision)
     )
@@ -168,7 +169,7 @@ def load_tokenizer(config: PrecomputeConfig) -> Any:
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:
-    """The teacher on its device, its weights hashed and its packing checked.
+    """Load the teacher onto its device, hash its weights, and check that it isolates packed documents.
 
     Raises NoSuchTeacherError or LeakingTeacherError.
     """
@@ -184,8 +185,8 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         raise NoSuchTeacherError(config.teacher, f"its weights lack {sorted(loading['missing_keys'])[0]}")
     weights_sha256 = hash_weights(model)
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    # Parameters keep requires_grad: without it PyTorch's fast float32 path on CPU takes sixteen times the memory
-    # and six times the time in beam search. Everything here runs in inference mode.
+    # Leave requires_grad set: without it, PyTorch's fast float32 path on a CPU takes 16 times the memory and 6 times
+    # the time in beam search. Everything here runs in inference mode.
     model = model.to(device=device, dtype=_choose_dtype(config.dtype, device)).eval()
     if device.type == "cpu":
         use_fast_matmul(inputs_are_bfloat16=model.dtype == torch.bfloat16)
@@ -206,7 +207,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Hex sha256 over the names, dtypes, shapes and bytes of all parameters and buffers."""
+    """Return the hex sha256 of the names, dtypes, shapes and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

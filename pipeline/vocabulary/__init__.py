@@ -1,1 +1,1 @@
-"""Walks over logits [C, V], block by block, that hold no second copy of them."""
+"""Passes over logits [C, V], block by block, that make no second copy of them."""

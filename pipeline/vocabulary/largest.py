@@ -1,4 +1,4 @@
-"""The largest values of rows over the vocabulary, found without sorting them.
+"""Find the largest values of each row over the vocabulary without sorting the row.
 
 Shape legend: C positions, V vocabulary, B blocks of neighbouring ids, W ids in a block, K chosen ids.
 """
@@ -14,17 +14,17 @@ _FOLD = 8
 
 
 def block_maxima(values_CV: Tensor) -> Tensor:
-    """Largest value of every block [C, B]."""
+    """Return the largest value of every block [C, B]."""
     whole_CBW, rest_CW = split_blocks(values_CV)
     maxima_CB = whole_CBW.amax(dim=2)
     return maxima_CB if rest_CW is None else torch.cat([maxima_CB, rest_CW.amax(dim=1, keepdim=True)], dim=1)
 
 
 def largest(values_CV: Tensor, num: int, maxima_CB: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The `num` largest values of every row, descending, and their ids [C, num]; equal values in any order.
+    """Return the `num` largest values of every row, descending, and their ids [C, num]. Ties come in any order.
 
-    Whatever is among the `num` largest stands in one of the `num` blocks with the largest maxima.
-    maxima_CB: `block_maxima`, where the caller has them.
+    The `num` largest values are in the `num` blocks with the largest maxima. maxima_CB: `block_maxima` of the values;
+    None computes them here.
     """
     if num * BLOCK_IDS >= values_CV.shape[1]:
         found = values_CV.topk(num, dim=1)
@@ -37,7 +37,7 @@ def largest(values_CV: Tensor, num: int, maxima_CB: Tensor | None = None) -> tup
 
 
 def _largest_of_few(values_CN: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """As `largest`, with groups of values that stand N / 8 apart for blocks."""
+    """Do the same as `largest` with groups of 8 values, N / 8 places apart, in place of blocks."""
     num_groups = values_CN.shape[1] // _FOLD
     groups_CK = values_CN.view(-1, _FOLD, num_groups).amax(dim=1).topk(num, dim=1, sorted=False).indices
     steps_F1 = torch.arange(_FOLD, device=values_CN.device)[:, None] * num_groups

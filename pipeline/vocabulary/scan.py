@@ -1,4 +1,4 @@
-"""What needs every logit of a row, found in one walk over groups of rows that stay in the processor's cache.
+"""Compute what needs every logit of a row, in one pass over groups of rows that stay in the processor's cache.
 
 Shape legend: C positions, V vocabulary, B blocks of neighbouring ids.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from storage.tensors.vocabulary_blocks import num_blocks, split_blocks
 
-# Bytes of logits that one core works on: with their exponentials they fill less than half of a cache of 2 MB.
+# Bytes of logits per core in a group. With their exponentials they fill less than half of a 2 MB cache.
 _GROUP_BYTES_PER_THREAD = 410 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyScan:
-    """Logits made ready for sparse targets.
+    """Logits prepared for sparse targets.
 
-    shifted_CV: float32 logits in nats less their row's largest. maxima_CB: largest logit of every block, not shifted.
-    sums_CB: float32 sums of every block's exp(shifted). partition_C: their float64 sum, by which exp(shifted) is
-    divided to be a probability; log_partition_C: its logarithm, float32. entropy_C: float32 nats.
+    shifted_CV: float32 logits in nats minus the largest logit of their row. maxima_CB: largest logit of every block,
+    not shifted. sums_CB: float32 sums of exp(shifted) over every block. partition_C: float64 sum of sums_CB; the
+    probabilities are exp(shifted) / partition. log_partition_C: its logarithm, float32. entropy_C: float32 nats.
     """
 
     shifted_CV: Tensor
@@ -34,7 +34,7 @@ class VocabularyScan:
 
 
 def scan_logits(logits_CV: Tensor) -> VocabularyScan:
-    """Scan float32 logits, whose memory then holds shifted_CV. Exponentials exist for one group at a time."""
+    """Scan float32 logits and overwrite them with shifted_CV. Exponentials exist for one group at a time."""
     num_rows, vocab_size = logits_CV.shape
     maxima_CB = logits_CV.new_empty((num_rows, num_blocks(vocab_size)))
     sums_CB = torch.empty_like(maxima_CB)

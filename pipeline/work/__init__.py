@@ -1,1 +1,1 @@
-"""What processes that share a run keep beside the cache: claims, the work directory, and writing behind the teacher."""
+"""Tools of processes that share a run: claims, the work directory, and a thread that writes behind the teacher."""

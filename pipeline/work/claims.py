@@ -1,7 +1,7 @@
-"""Claims on parts of the work, one lock file each: a process that ends, however it ends, gives its claims back.
+"""Claims on parts of the work, one lock file each. When a process ends, even if it is killed, its claims are free.
 
-Claims save work and decide nothing. Where a file system's locks exclude nobody, work is done twice, and what was
-committed first stands.
+Claims only save work; the result does not depend on them. Where a file system's locks have no effect, work is done
+twice, and the first commit stands.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOOK_AGAIN_AFTER_S = 0.25
 
 
 class Claims:
-    """What this process has claimed of the work that shares a work directory."""
+    """The claims of this process in a work directory, which several processes may share."""
 
     def __init__(self, work_dir: Path) -> None:
         self._directory = work_dir / _DIRECTORY
@@ -37,7 +37,7 @@ class Claims:
             self.give_back(name)
 
     def take(self, name: str) -> bool:
-        """Claim `name`, a file name; False when another process, or another Claims, is at it.
+        """Claim `name`, a file name. Return False when another process, or another Claims, holds it.
 
         Raises WriteRefusedError.
         """
@@ -55,18 +55,18 @@ class Claims:
         return is_ours
 
     def give_back(self, name: str) -> None:
-        """Let others have it."""
+        """Release a claim."""
         os.close(self._held.pop(name))
 
     @staticmethod
     def wait() -> None:
-        """Wait a moment before claims that others hold are tried again."""
+        """Sleep for a moment. Call this before you try again to take a claim that others hold."""
         time.sleep(_LOOK_AGAIN_AFTER_S)
 
 
 @contextlib.contextmanager
 def claimed(work_dir: Path, name: str) -> Iterator[None]:
-    """Inside, this process alone is at `name`: waits until it is free; raises WriteRefusedError."""
+    """Hold the claim on `name` inside the with block. Wait until it is free. Raises WriteRefusedError."""
     with Claims(work_dir) as claims:
         while not claims.take(name):
             claims.wait()

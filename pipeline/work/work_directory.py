@@ -1,4 +1,4 @@
-"""The directory for what runs keep beside a cache that is being made: tokenized text, claims."""
+"""The work directory of a cache in the making, for tokenized text and claims."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from storage.disk.locks import is_still_there, make_and_lock, share_lock, try_lo
 from storage.writing.destinations import Destination
 
 _LOCK_NAME = "lock"
-# A run that fails kills its workers on Ray, which cannot clean up and may be there a little longer than it.
+# A run that fails kills its Ray workers. They cannot clean up, and may hold their locks a little longer than the run.
 _WAIT_FOR_KILLED_S = 2.0
 
 
 @contextlib.contextmanager
 def work_directory(destination: Destination) -> Iterator[None]:
-    """Inside, the destination's work directory is there.
+    """Make the destination's work directory and keep it while the with block runs.
 
-    Every run holds a shared lock on it; whoever leaves last cleans up.
+    Every process holds a shared lock in the directory. The last one that leaves cleans up. Raises WriteRefusedError.
     """
     with refusals(destination.work_dir):
         lock = make_and_lock(destination.work_dir, _LOCK_NAME, share_lock)
@@ -36,7 +36,7 @@ def work_directory(destination: Destination) -> Iterator[None]:
 
 
 def _lock_alone(lock: int, *, wait_s: float) -> bool:
-    """Turn a shared lock into an exclusive one; False when others hold it for `wait_s` more seconds."""
+    """Turn a shared lock into an exclusive one. Return False when others still hold it after `wait_s` seconds."""
     deadline = time.monotonic() + wait_s
     while not try_lock(lock):
         if time.monotonic() >= deadline:

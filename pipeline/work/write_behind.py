@@ -1,4 +1,4 @@
-"""A thread that writes what the teacher made while the teacher goes on."""
+"""Write the teacher's output in a thread while the teacher continues."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Item = TypeVar("Item")
 
 
 class _AbandonedError(Exception):
-    """Whoever made the items failed: what is half written must not be published."""
+    """The code that puts items failed. A half-written shard must not be published."""
 
 
 @dataclass(frozen=True)
 class _Last:
-    """Stands behind the last item."""
+    """Mark the end of the items. is_complete: False when the with block raised."""
 
     is_complete: bool
 
@@ -29,17 +29,17 @@ class _Last:
 def write_behind(
     consume: Callable[[Iterator[Item]], None], depth: int, hurry: Callable[[], None] = lambda: None
 ) -> Iterator[Callable[[Item], None]]:
-    """Run `consume` in a thread over what is put, at most `depth` items behind; gives the function that puts.
+    """Run `consume` in a thread over the items that are put. Yield the function that puts an item.
 
-    A failure of `consume` is raised by the next put, or at the end of the block. When the block raises, the
-    items end in an exception instead of an end, so that `consume` does not take them for complete. `consume` is always
-    waited for; `hurry` is called before that when it is not to take its time: the block raised, or the user did while
-    this waited.
+    Putting blocks while `depth` items wait. When `consume` fails, the next put or the end of the with block raises its
+    error. When the with block raises, the iterator of items raises too, so that `consume` does not take the items for
+    complete. The end of the with block always waits for `consume`. If the block raised, or Ctrl-C interrupted the wait,
+    `hurry` is called before it waits.
     """
     items: queue.Queue[Item | _Last] = queue.Queue(depth)
     failures: list[BaseException] = []
     lasts: list[_Last] = []
-    is_over = threading.Event()  # after a Thread.join that Ctrl-C interrupts, Python 3.11 takes the thread for ended
+    is_over = threading.Event()  # not Thread.join: if Ctrl-C interrupts it, Python 3.11 takes the thread for ended
 
     def received() -> Iterator[Item]:
         while not isinstance(item := items.get(), _Last):
@@ -55,7 +55,7 @@ def write_behind(
             pass
         except BaseException as error:
             failures.append(error)
-            while not lasts:  # whoever waits for room to put goes on and sees the failure
+            while not lasts:  # make room, so that a put that waits returns and raises the failure
                 item = items.get()
                 lasts.extend([item] if isinstance(item, _Last) else [])
         finally:
@@ -74,7 +74,7 @@ def write_behind(
         is_over.wait()
     except BaseException as error:
         hurry()
-        items.put(_Last(is_complete=False))  # behind a first one nobody reads it
+        items.put(_Last(is_complete=False))  # after a first _Last it is never read
         is_over.wait()
         if failures and isinstance(error, StoppedError):  # the block was stopped because `consume` had failed
             raise failures[0] from None
