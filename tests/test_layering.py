@@ -6,6 +6,7 @@ import ast
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -179,6 +180,13 @@ def test_no_folder_is_too_full_to_be_read() -> None:
 @pytest.mark.parametrize("folder", sorted({str(f.parent.relative_to(ROOT)) for f in MODULES.values()}))
 def test_every_wing_says_what_lives_there(folder: str) -> None:
     assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+
+
+@pytest.mark.parametrize("package", STOREYS)
+def test_the_picture_in_the_readme_shows_every_wing(package: str) -> None:
+    (drawn,) = ElementTree.parse(ROOT / "docs" / "flow.svg").findall(f".//*[@data-package='{package}']")
+    wings = {folder.parent.name for folder in (ROOT / package).glob("*/__init__.py")}
+    assert sorted(text.text or "" for text in drawn.findall("*[@class='wing']")) == sorted(wings)
 
 
 @pytest.mark.parametrize("package", STOREYS)
