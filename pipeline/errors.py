@@ -6,7 +6,7 @@ TeachonceError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
-│   ├── NoUsableTextError      the text is shorter than one block
+│   ├── NoUsableTextError      the text to train on is shorter than one block
 │   └── NoPromptsError         there is no prompt for samples or beams
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError

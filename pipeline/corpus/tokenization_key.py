@@ -1,4 +1,4 @@
-"""Name tokenized text, so that a run finds the tokens of an earlier run with the same text and settings."""
+"""Compute the name by which a run finds the tokens of an earlier run with the same text and settings."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _WINDOW_BATCHES = 4
 _IDLE_SHARE = 0.25
 # Rows of logits in a chunk: few enough that temporaries stay in the processor's cache and need no new memory pages.
 CHUNK_ROWS = 16
-_IDLE = -1  # the text of an empty slot
+_IDLE = -1  # stands for the text of an empty slot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ def prefill_cache() -> Any:
 class SlotCache(Cache):  # type: ignore[misc]
     """A transformers cache with `num_slots` slots and the layer shapes of `prefilled`.
 
-    longest_prompt: tokens of the longest prompt that will be placed. spare_columns: columns beyond that, to append to
-    before the columns in use must move.
+    longest_prompt: tokens of the longest prompt that will be placed. spare_columns: number of further
+    columns, which are filled before the columns in use must move.
     """
 
     def __init__(self, prefilled: Any, num_slots: int, *, longest_prompt: int, spare_columns: int) -> None:
@@ -114,7 +114,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.stop - self.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the columns in use after `query_length` more, and the offset of the mask."""
+        """Return the number of columns in use after `query_length` more, and the offset of the mask, 0."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:

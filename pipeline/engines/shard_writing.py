@@ -1,4 +1,4 @@
-"""Make the shards of a plan that are not committed or lost: run the teacher, write its rows in a thread, commit."""
+"""Make the missing shards of a plan: run the teacher, write its rows in a thread, and commit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_missing_shards(
     shards: list[ShardRange],
     count: Count,
 ) -> list[ShardRange]:
-    """Write and commit the shards of one producer that are not committed or lost.
+    """Write and commit the missing shards of one producer: those without a commit record, and those whose file is lost.
 
     count: called with the number of rows of each record batch that is written and True, and with the number of rows of
     each shard that was committed before and False.

@@ -29,8 +29,8 @@ from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import context_length_of, num_parameters
 from storage.tensors.packing import packed_hidden_states, packing_leak
 
-# Largest relative difference that rounding makes between hidden states of a document alone and packed. A leak makes a
-# far larger one.
+# Rounding makes smaller relative differences than these between hidden states of a document alone and packed. A leak
+# makes far larger ones.
 _LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 _HEAD_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.25}
 

@@ -1,4 +1,4 @@
-"""The work directory of a cache in the making, for tokenized text and claims."""
+"""The work directory of a cache that is being made. It holds tokenized text and claims."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ def write_behind(
 ) -> Iterator[Callable[[Item], None]]:
     """Run `consume` in a thread over the items that are put. Yield the function that puts an item.
 
-    Putting blocks while `depth` items wait. When `consume` fails, the next put or the end of the with block raises its
-    error. When the with block raises, the iterator of items raises too, so that `consume` does not take the items for
-    complete. The end of the with block always waits for `consume`. If the block raised, or Ctrl-C interrupted the wait,
-    `hurry` is called before it waits.
+    A put waits while the queue holds `depth` items. When `consume` fails, the next put or the end of the with block
+    raises its error. When the with block raises, the iterator of items raises too, so that `consume` does not take the
+    items for complete. The end of the with block always waits for `consume`. If the block raised, or Ctrl-C interrupted
+    the wait, `hurry` is called before it waits.
     """
     items: queue.Queue[Item | _Last] = queue.Queue(depth)
     failures: list[BaseException] = []
