@@ -6,10 +6,13 @@ leaves marker files that outlive a killed process.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+_MOST_TRIES = 100
 
 
 def try_lock(descriptor: int) -> bool:
@@ -36,12 +39,11 @@ def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], objec
     """Make `directory`, open it or the file `name` in it, lock that with `lock`, and return the open descriptor.
 
     Another process that ends its work may remove the directory between any two of these steps. In that case, start
-    again. Raise OSError, and any error that `lock` raises.
+    again, up to 100 times: where no directory can be made, the system may answer as if it had just been removed. Raise
+    OSError, and any error that `lock` raises.
     """
-    # Raises when the current directory was removed; with a relative path the loop below would then never end.
-    directory = directory.absolute()
     path, flags = (directory / name, os.O_CREAT | os.O_RDWR) if name else (directory, os.O_RDONLY | os.O_DIRECTORY)
-    while True:
+    for _ in range(_MOST_TRIES):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, flags)
@@ -55,6 +57,7 @@ def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], objec
         if is_still_there(path, descriptor):
             return descriptor
         os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def is_still_there(path: Path, descriptor: int) -> bool:
