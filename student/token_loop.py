@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from storage.tensors.nucleus import draw_ids, draw_uniforms
-from storage.tensors.padding import distinct_prompts, left_pad
+from storage.tensors.padding import distinct_prompts, left_pad, padded_positions
 from student.errors import BrokenStudentError
 
 
@@ -75,9 +75,9 @@ def collect_texts(steps: Iterator[list[int]], eos_token_id: int | None) -> list[
 def _read(model: Any, input_ids_NT: Tensor, mask_NL: Tensor, past: Any) -> tuple[Tensor, Any]:
     """Return the logits after the last token read [N, V] float32, and the keys and values so far.
 
-    mask_NL: 1 for a token, 0 for padding on the left. Positions count tokens from 0, without the padding.
+    mask_NL: 1 for a token, 0 for padding on the left.
     """
-    positions_NL = (mask_NL.cumsum(1) - 1).clamp(min=0)
+    positions_NL = padded_positions(mask_NL)
     output = model(
         input_ids=input_ids_NT,
         attention_mask=mask_NL,

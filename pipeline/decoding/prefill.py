@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.decoding.slot_cache import prefill_cache
 from pipeline.teacher.model import Teacher
-from storage.tensors.padding import distinct_prompts, left_pad
+from storage.tensors.padding import distinct_prompts, left_pad, padded_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,6 @@ def prefill(teacher: Teacher, prompts: list[NDArray[Any]]) -> Prefilled:
     distinct, rows = distinct_prompts(prompts)
     ids_UT, is_token_UT = left_pad(distinct)
     mask_UT = teacher.to_device(is_token_UT)
-    positions_UT = (mask_UT.cumsum(1) - 1).clamp(min=0)
     cache = prefill_cache()
-    hidden_UD = teacher.last_hidden(teacher.to_device(ids_UT), mask_UT, positions_UT, cache)
+    hidden_UD = teacher.last_hidden(teacher.to_device(ids_UT), mask_UT, padded_positions(mask_UT), cache)
     return Prefilled(cache=cache, hidden_UD=hidden_UD, rows=rows, lengths=np.array([len(ids) for ids in prompts]))

@@ -1,4 +1,4 @@
-"""The stages of the demo, each a command in a process of its own, and what it prints about them."""
+"""Run the stages of the demo, each as a command in a separate process, and print their results."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _PICTURE_SIZE = "1280,1500"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """What the demo runs on; the default needs no download."""
+    """Settings of the demo. The defaults need no download."""
 
     out: Path = Path("demo")
-    """Directory for everything that the demo makes."""
+    """Directory for everything that the demo writes."""
     teacher: str | None = None
-    """Directory or hub id of a teacher; None trains a small one on the spot."""
+    """Directory or hub id of a teacher. None trains a small teacher first."""
     data: str = "stdlib"
-    """As teachonce-precompute's --data."""
+    """Text to use, given as for teachonce-precompute --data."""
     preset: str = "mini"
-    """Student's shape."""
+    """Shape of both students."""
     steps: int = 600
-    """Steps of the student and of the one trained on labels alone."""
+    """Training steps of each student: the one that learns from the cache and the one that learns from labels alone."""
 
 
 def run_demo(config: DemoConfig) -> int:
@@ -72,7 +72,7 @@ def run_demo(config: DemoConfig) -> int:
 
 
 def _require_same_demo(config: DemoConfig) -> None:
-    """Finished stages are reused only for the teacher and data that they were made with."""
+    """Raise ConfigError when --out holds stages of a demo with other settings, which must not be reused."""
     facts = {"teacher": config.teacher, "data": config.data, "preset": config.preset, "steps": config.steps}
     path = config.out / "demo.json"
     if path.is_file():
@@ -94,7 +94,7 @@ def _own_teacher(config: DemoConfig) -> Path:
 
 
 def _move_away(config: DemoConfig) -> None:
-    """From here on nothing can read the teacher where it was."""
+    """Rename the teacher's directory, so that later stages cannot read the teacher."""
     teacher = config.out / "teacher"
     if teacher.is_dir():
         teacher.rename(config.out / "teacher-moved-away")
@@ -162,7 +162,7 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _continuations(config: DemoConfig, cache: Cache) -> str:
-    """The same held-out prompts continued by the teacher (from the cache), the student and the baseline."""
+    """Show held-out prompts with the continuations of the teacher (from the cache), the student and the baseline."""
     lines = []
     rows = (row for batch in cache.record_batches("samples", "validation") for row in decode(batch))
     for row in islice((row for row in rows if row.sample_index == 0), _PROMPTS_SHOWN):
@@ -178,7 +178,7 @@ def _continuations(config: DemoConfig, cache: Cache) -> str:
 
 
 def _report(config: DemoConfig, cache: Path) -> Path:
-    """The page about both students and, where there is a Chromium, its picture beside it."""
+    """Write the page about both students. If a Chromium is installed, also write a screenshot of the page."""
     report = config.out / "report.html"
     students = [str(config.out / name) for name in ("student", "ce_only")]
     _run("student.cli", "report", *students, "--cache", str(cache), "--out", str(report))

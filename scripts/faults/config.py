@@ -1,4 +1,4 @@
-"""How much a soak injects; every field is a flag of python -m scripts.faults."""
+"""The settings of a soak: how many faults of each kind it injects."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from storage.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SoakConfig:
-    """How much is injected."""
+    """Number of faults of each kind."""
 
     kills: int = 200
-    """Precompute runs killed at random times, and as many at chosen steps; of races and trainers there are fewer."""
+    """Precompute runs to kill at random times, and as many at chosen steps. Races and killed trainers are fewer."""
     flips: int = 10_000
-    """Bits flipped."""
+    """Bits to flip."""
     seed: int = 0
-    """Seed of where and when."""
+    """Seed of the times and places of faults."""
     refusals: int | None = None
-    """Writes refused; None refuses every step of a run with every error."""
+    """Writes to refuse. None refuses every step of a run with every error."""
     out: Path | None = None
-    """Empty directory to work in, kept afterwards; by default a temporary one."""
+    """Empty directory to work in, which is kept. None uses a temporary directory."""
 
     def __post_init__(self) -> None:
         if min(self.kills, self.flips, 0 if self.refusals is None else self.refusals) < 0:

@@ -1,4 +1,4 @@
-"""Every kind of fault in turn, on one small cache and one small student."""
+"""Inject each kind of fault in turn into one small cache and one small student."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.faults.tally import Tally
 
 
 def soak(config: SoakConfig, directory: Path) -> int:
-    """Inject everything, working in `directory`, and print the table; 1 when something was lost."""
+    """Inject all faults, working in `directory`. Return 1 when something was lost, else 0."""
     tally, rng = Tally(), random.Random(config.seed)
     bench = make_bench(directory)
     cache = kills.Target(bench, "precompute", bench.precompute)

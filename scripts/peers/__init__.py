@@ -1,5 +1,6 @@
-"""The same rows in several formats: written, damaged and read again.
+"""Trials of storage formats: the same rows are written in several formats, damaged and read.
 
-`ours`, and `mosaic` and `lit` of support, write and read; `worker` does so in processes that may be killed; `trials`
-damages and judges; `comparison` gives each system its trials.
+scripts/support has the rows (`rows`) and the other libraries' formats (`mosaic`, `lit`). Here `ours` writes and reads
+our format, `worker` runs writers and readers in processes that may be killed, `trials` damages and judges, and
+`comparison` runs all trials of a system.
 """

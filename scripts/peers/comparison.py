@@ -1,4 +1,4 @@
-"""All trials of one system."""
+"""Run all trials of one system."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _SLOWDOWNS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """How many trials each system gets."""
+    """Number of trials of each system."""
 
     flips: int = 200
-    """Flipped bits, each in a fresh copy."""
+    """Bits to flip, each in a fresh copy."""
     kills: int = 20
-    """Killed writers."""
+    """Writers to kill."""
     seed: int = 0
-    """Of the rows and of the damage."""
+    """Seed of the rows and of the damage."""
     peers_python: str = sys.executable
-    """Python of the environment that has the peers."""
+    """Python of the environment that has the other libraries."""
 
 
 @dataclass(kw_only=True)
 class Column:
-    """What was found out about one system."""
+    """Versions of one system and the outcomes of its trials."""
 
     system: System
     versions: dict[str, str] | None
@@ -56,7 +56,7 @@ class Column:
 
 
 def compare(system: System, config: CompareConfig) -> Column:
-    """All trials of one system."""
+    """Run all trials of one system."""
     python = config.peers_python if system.is_peer else sys.executable
     with (
         tempfile.TemporaryDirectory() as name,
@@ -73,7 +73,10 @@ def compare(system: System, config: CompareConfig) -> Column:
 
 
 def _prepare(worker: Worker, directory: Path, seed: int) -> Bench:
-    """Write and read undamaged data, and take the time."""
+    """Write and read undamaged data, and measure the time.
+
+    Raises RuntimeError when the rows that are read differ from those written.
+    """
     truth = Counter(fingerprint(make_row(seed, row_id)) for row_id in range(NUM_ROWS))
     pristine = directory / "pristine"
     warm_up, written = (worker.write(path, timeout_s=_FIRST_TIMEOUT_S) for path in (directory / "warm-up", pristine))
@@ -92,7 +95,7 @@ def _prepare(worker: Worker, directory: Path, seed: int) -> Bench:
 
 
 def _flip(bench: Bench, column: Column, config: CompareConfig, progress: Progress) -> None:
-    """One flip after the other, through the files in turn."""
+    """Run the flip trials, going through the files in turn."""
     rng = np.random.default_rng([config.seed, 1])
     files = sorted(path.relative_to(bench.pristine) for path in bench.pristine.rglob("*") if path.is_file())
     files = [file for file in files if (bench.pristine / file).stat().st_size]

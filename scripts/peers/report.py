@@ -1,4 +1,4 @@
-"""What the trials showed, in Markdown."""
+"""Write the results of the trials as Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.support.report import markdown_table
 
 
 def report(columns: Sequence[Column]) -> str:
-    """The configurations and the four tables, in Markdown."""
+    """Return the configurations and the four tables, in Markdown."""
     return "\n\n".join(
         [
             "\n".join(_describe(column) for column in columns),
@@ -33,7 +33,7 @@ def _describe(column: Column) -> str:
 
 
 def _table(title: str, columns: Sequence[Column], outcomes: Sequence[str], counters: Sequence[Counter[str]]) -> str:
-    """A row for each outcome that any system had; an empty cell is a system that is not installed."""
+    """Return a table with a row for each outcome of any system. Cells of a system that is not installed are empty."""
     rows = [
         [outcome, *("" if c.versions is None else str(n[outcome]) for c, n in zip(columns, counters, strict=True))]
         for outcome in outcomes

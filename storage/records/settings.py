@@ -1,4 +1,4 @@
-"""Check the settings in plan and manifest that readers compute with.
+"""Settings in plan and manifest: find them, flatten them, and check those that readers compute with.
 
 A setting that is stated must be right. Settings may be missing, as in old caches and in caches without the kind. Code
 that requires a setting gets it with `Cache.setting`, which raises RecordError for a missing one.
@@ -33,6 +33,17 @@ def find_setting(content: dict[str, Any], names: tuple[str, ...]) -> Any:
             raise KeyError(name)
         value = value[name]
     return value
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one dictionary with dotted names; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def _rules(vocab_size: int) -> dict[tuple[str, ...], Rule]:

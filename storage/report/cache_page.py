@@ -17,6 +17,7 @@ from storage.pages.tables import Cell, facts, table, tiles
 from storage.reading.cache import Cache, open_cache
 from storage.reading.inspection import summarize
 from storage.records.manifest import MANIFEST_NAME
+from storage.records.settings import flatten
 from storage.report.cache_charts import beams_charts, samples_charts, soft_targets_charts
 from storage.report.cache_rows import look_at_beams, look_at_samples, look_at_soft_targets
 from storage.rows.kinds import KINDS
@@ -128,7 +129,7 @@ def _settings(cache: Cache, summary: dict[str, Any]) -> Markup:
         ("Targets in a block", identity.block_size),
         ("Written by", ", ".join(f"{name} {version}" for name, version in sorted(identity.software.items()))),
     ]
-    settings = [(name, _plain(value)) for name, value in sorted(_flat(identity.config))]
+    settings = [(name, _plain(value)) for name, value in sorted(flatten(identity.config).items())]
     return join([facts(provenance), element("details", element("summary", "Settings"), facts(settings))])
 
 
@@ -172,10 +173,3 @@ def _plain(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return json.dumps(value, ensure_ascii=False)
     return significant(value)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found

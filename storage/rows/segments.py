@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 Int64s = NDArray[np.int64]
 
 
-def segment_indices(segment_lengths: Int64s) -> Int64s:
-    """Return the index of each token's segment: [sum of lengths]."""
-    return np.repeat(np.arange(len(segment_lengths)), segment_lengths)
-
-
 def position_ids(segment_lengths: Int64s) -> Int64s:
     """Return the position of each token inside its segment: [sum of lengths]."""
     starts = np.cumsum(segment_lengths) - segment_lengths

@@ -17,11 +17,11 @@ from storage.disk.directories import remove_leftovers
 from storage.errors import ConfigError, MergeError
 from storage.reading.cache import Cache, open_cache
 from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
+from storage.records.settings import flatten
 from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
 from storage.sharing.tokenizer_copy import copy_tokenizer
 from storage.writing.directory_destination import DirectoryDestination
-from storage.writing.plan_comparison import flatten
 
 # Settings that may differ between sources: which text, how much of it, and the seed. All other settings decide what a
 # row means and must agree.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 def distinct_prompts(prompts: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
@@ -25,3 +26,11 @@ def left_pad(prompts: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArra
         ids[row, longest - len(prompt) :] = prompt
         is_token[row, longest - len(prompt) :] = 1
     return ids, is_token
+
+
+def padded_positions(mask_NL: Tensor) -> Tensor:
+    """Return positions [N, L] that count tokens from 0, without the padding on the left.
+
+    mask_NL: 1 for a token, 0 for padding. Padding has position 0.
+    """
+    return (mask_NL.cumsum(1) - 1).clamp(min=0)

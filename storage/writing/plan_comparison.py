@@ -8,6 +8,7 @@ from typing import Any
 
 from storage.errors import CacheMismatchError
 from storage.records.identity import CacheIdentity
+from storage.records.settings import flatten
 from storage.rows.kinds import KINDS
 
 
@@ -25,17 +26,6 @@ def require_same_facts(where: str, begun: CacheIdentity, facts: dict[str, Any]) 
     """
     wanted = flatten(facts)
     _require_same(where, flatten(dataclasses.asdict(begun)), wanted, wanted.keys())
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one dictionary with dotted names; tuples become lists, as in JSON."""
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _require_same(where: str, found: dict[str, Any], wanted: dict[str, Any], fields: Iterable[str]) -> None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from storage.progress import Progress
 from storage.reading.cache import Cache
 from student.evaluation.intervals import ratio_intervals
-from student.evaluation.parts import in_parts
 from student.evaluation.positions import PositionMeasures, measure_positions
 from student.evaluation.ratios import ratio_with_error
+from student.evaluation.within_memory import in_parts
 from student.losses.batches import BlockBatch, block_batch
 from student.losses.targets import soft_target_settings
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from storage.reading.cache import Cache
 from student.evaluation.intervals import mean_intervals
-from student.evaluation.parts import in_parts
+from student.evaluation.within_memory import in_parts
 from student.losses.batches import beam_batch
 from student.losses.scores import candidate_scores
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from storage.rows.segments import position_ids, segment_indices, valid_targets
+from storage.rows.segments import position_ids, valid_targets
 
 LENGTHS = [
     [1],
@@ -25,7 +25,6 @@ def test_positions_and_targets_agree_with_a_loop_over_tokens(lengths: list[int])
             positions.append(position)
     same_document = [documents[t] == documents[t + 1] for t in range(len(documents) - 1)]
     array = np.array(lengths)
-    assert segment_indices(array).tolist() == documents
     assert position_ids(array).tolist() == positions
     assert valid_targets(array).tolist() == same_document
 
