@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 import student
 from storage import Cache
+from storage.draws import hash_uniform
 from tests.conftest import make_teacher, make_text, tiny_config
 from tests.precomputed import precomputed
 
@@ -51,8 +52,10 @@ def run(directory: Path) -> dict[str, Any]:
     )
     del measures["calibration"]  # which bin a probability falls into may hang on its last digit
     return {
+        "files": sorted(str(path.relative_to(cache.path)) for path in cache.path.rglob("*") if path.is_file()),
+        "plan": _plan(cache),
         "columns": {f"{kind}.{split}": _columns(cache, kind, split) for kind, split in _places(cache)},
-        "weights": {name: _numbers(values) for name, values in sorted(weights.items())},
+        "weights": {name: _numbers(values) | _projection(values) for name, values in sorted(weights.items())},
         "measures": measures,
         "greedy": generator.generate("the teacher", max_new_tokens=12, temperature=0),
     }
@@ -60,6 +63,19 @@ def run(directory: Path) -> dict[str, Any]:
 
 def _places(cache: Cache) -> list[tuple[str, str]]:
     return [(kind, split) for split in ("train", "validation") for kind in cache.held_kinds(split)]
+
+
+def _plan(cache: Cache) -> dict[str, Any]:
+    """plan.json, without what depends on installed versions and on the processor."""
+    plan: dict[str, Any] = json.loads((cache.path / "plan.json").read_bytes())
+    del plan["software"], plan["record_sha256"], plan["teacher"]["weights_sha256"], plan["tokenizer"]["sha256"]
+    return plan
+
+
+def _projection(values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """A sum with random signs, which changes when values swap places."""
+    signs = np.where(hash_uniform(0, np.arange(values.size)) < 0.5, -1.0, 1.0)
+    return {"signed_sum": float(values.astype(np.float64).ravel() @ signs)}
 
 
 def _columns(cache: Cache, kind: str, split: str) -> dict[str, Any]:
