@@ -122,6 +122,18 @@ def test_every_weight_is_stored_once(student_dir: Path, exported: Export) -> Non
     assert matrices <= num_bytes <= 1.1 * matrices
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_session_loads_without_a_warning(
+    student_dir: Path, exported: Export, quantize: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = onnx_file(exported(student_dir, "onnx", quantize))
+    capfd.readouterr()
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""
+    graph = onnx.load(path).graph
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
+
+
 def test_nothing_of_where_it_was_made_is_in_the_file(odd_student: Path, exported: Export) -> None:
     content = onnx_file(exported(odd_student, "onnx")).read_bytes()
     assert str(Path(graph.__file__).parents[2]).encode() not in content
