@@ -23,10 +23,12 @@ from student.report.curves import calibration_charts, divergence_charts, trainin
 from student.report.headline import headline
 from student.report.passage import look_at_passage, passage_view
 from student.report.reproduction import cost_table, reproduction
-from student.report.runs import Run, distinct_names, read_log
+from student.report.runs import Run, distinct_names
 from student.report.summary import summary_view, told_about
 from student.report.texts import continue_some_prompts, texts_view, variety_table
+from student.report.training_log import TrainingLog
 from student.run_record import read_run
+from student.training.run_log import metrics_lines
 
 
 def report(config: ReportConfig) -> int:
@@ -46,7 +48,7 @@ def report(config: ReportConfig) -> int:
             name=name,
             directory=directory,
             settings=run_settings,
-            metrics=read_log(directory),
+            log=TrainingLog.of(metrics_lines(directory)),
             measures=evaluate(_evaluation(config, directory)),
             tokens_per_second=speed,
         )

@@ -17,8 +17,8 @@ from storage import Cache
 from student.cli import main
 from student.config import ReportConfig
 from student.model import load_student
-from student.report.runs import read_log
 from student.report.whole import report_page
+from student.training.run_log import read_metrics
 from tests.storage.pages.test_page import check_page
 from tests.student.report.measures import made_up_measures
 from tests.student.report.test_runs import make_run
@@ -57,7 +57,7 @@ def test_a_report_of_two_students(
     assert f"teachonce-student train {cache.path} --out {student_dirs[0]} --preset" in text
     assert "Trained on other rows" not in text
     for directory in student_dirs:
-        assert f"<td>{read_log(directory)[-1]['tokens_seen']:,}</td>" in text
+        assert f"<td>{read_metrics(directory)[-1]['tokens_seen']:,}</td>" in text
 
 
 def test_the_same_figures_give_the_same_bytes(
