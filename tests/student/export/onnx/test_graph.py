@@ -173,3 +173,15 @@ def test_a_student_beyond_one_file_is_refused(
     with pytest.raises(NotExportableError, match="2 GiB"):
         graph.write_onnx(load_student(odd_student), "student", tmp_path / "onnx" / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_the_exporter_cannot_express_is_refused(
+    odd_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("too many values to unpack\n(expected 2)")
+
+    monkeypatch.setattr(graph, "DynamicCache", fail)
+    with pytest.raises(NotExportableError, match=r"exporter \(too many .* unpack\); export it as safetensors$"):
+        graph.write_onnx(load_student(odd_student), "student", tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
