@@ -31,9 +31,20 @@ from student.run_record import is_of_other_rows, read_run
 _NUM_BEST = 5
 
 
-@torch.inference_mode()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a saved student on the validation split.
+    """Measure a saved student on the validation split; see evaluate_loaded.
+
+    Raises NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, TokenizerMismatchError, StudentContextError,
+    a CacheError, or the errors of evaluate_loaded.
+    """
+    cache = open_cache(config.cache)
+    model = load_fitting_student(config.student, cache).to(choose_device(config.device)).eval()
+    return evaluate_loaded(model, cache, config)
+
+
+@torch.inference_mode()
+def evaluate_loaded(model: Any, cache: Cache, config: EvaluateConfig) -> dict[str, Any]:
+    """Measure the student of config.student on the validation split of config.cache, both opened already.
 
     Return the measures of `evaluate_model` over all blocks, and those below. As there, some may be None.
 
@@ -49,13 +60,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     - generation: figures of the texts of "student" and "teacher" (see student.evaluation.texts)
     - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
 
-    Raises NoHeldOutRowsError, NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, TokenizerMismatchError,
-    StudentContextError or a CacheError.
+    Raises NoHeldOutRowsError, BrokenStudentError or a CacheError.
     """
-    cache = open_cache(config.cache)
     if not cache.held_kinds("validation"):
         raise NoHeldOutRowsError(str(config.cache))
-    model = load_fitting_student(config.student, cache).to(choose_device(config.device)).eval()
     if not config.quiet and is_of_other_rows(read_run(config.student), cache):
         print(
             f"{config.student}: trained on other rows than this cache's: "

@@ -15,7 +15,7 @@ from storage.pages.page import Section, page, publish_page, require_file_name
 from storage.pages.svg import require_matplotlib
 from storage.reading.cache import Cache, open_cache
 from student.config import EvaluateConfig, ReportConfig
-from student.evaluation import evaluate
+from student.evaluation import evaluate_loaded
 from student.generation.generator import generation_speeds
 from student.model import choose_device, load_cache_tokenizer, load_fitting_student
 from student.report.candidates import candidates_view, rank_some_prompts
@@ -49,11 +49,11 @@ def report(config: ReportConfig) -> int:
             directory=directory,
             settings=run_settings,
             log=TrainingLog.of(metrics_lines(directory)),
-            measures=evaluate(_evaluation(config, directory)),
+            measures=evaluate_loaded(model, cache, _evaluation(config, directory)),
             tokens_per_second=speed,
         )
-        for name, directory, run_settings, speed in zip(
-            distinct_names(config.students), config.students, settings, generation_speeds(models), strict=True
+        for name, directory, run_settings, model, speed in zip(
+            distinct_names(config.students), config.students, settings, models, generation_speeds(models), strict=True
         )
     ]
     content = report_page(config, cache, runs, models, _decoder(cache), _machine(device))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from storage import Cache
 from student.cli import main
@@ -165,3 +166,22 @@ def test_the_report_does_not_change_what_it_reads(
     torch.manual_seed(3)
     run(*student_dirs, "--cache", cache.path, "--out", tmp_path / "r.html", "--num-prompts", 0, "--quiet")
     assert {path: path.read_bytes() for d in student_dirs for path in d.iterdir()} == before
+
+
+def test_every_student_is_loaded_once(
+    run: Callable[..., SimpleNamespace],
+    cache: Cache,
+    student_dirs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = []
+    original = AutoModelForCausalLM.from_pretrained
+
+    def load(directory: Path, **settings: Any) -> Any:
+        loaded.append(directory)
+        return original(directory, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    done = run(*student_dirs, "--cache", cache.path, "--out", tmp_path / "r.html", "--num-prompts", 0, "--quiet")
+    assert (done.code, loaded) == (0, student_dirs)
