@@ -31,7 +31,7 @@ def model_card(run: dict[str, Any], cache: Cache | None, trial: Trial, title: st
 
 Exported as {trial.format}, quantisation {trial.quantize}, and run by {trial.runtime} on one thread before it was kept:
 
-{trial.markdown_table()}
+{trial.table()}
 
 The student is the float32 original in PyTorch. Perplexity, top-1 agreement and KL(student‖exported) are over
 {trial.agreement.num_targets:,} held-out tokens.

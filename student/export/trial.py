@@ -54,17 +54,12 @@ class Trial:
         )
 
     def table(self) -> str:
-        """Return a table for a terminal, with a line for the student and one for the export."""
+        """Return a Markdown table, aligned for a terminal too, with a line for the student and one for the export."""
         cells = [_COLUMNS, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells
-        )
-
-    def markdown_table(self) -> str:
-        """Return the same table in Markdown."""
-        lines = [_COLUMNS, ("---",) * len(_COLUMNS), *self._rows()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [[f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in cells]
+        rule = [f"{'-' * (width - 1)}:" for width in widths]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
     def _rows(self) -> list[tuple[str, ...]]:
         found = self.agreement

@@ -103,11 +103,12 @@ def test_a_trial_tells_what_was_measured_beside_the_student(kept: tuple[Path, Tr
             assert speed.resident_bytes is not None
             assert speed.library_bytes is not None
             assert speed.resident_bytes >= speed.library_bytes > 10**7
-    first, second, third = trial.table().splitlines()
-    assert len({len(first), len(second), len(third)}) == 1
+    first, rule, second, third = trial.table().splitlines()
+    assert len({len(first), len(rule), len(second), len(third)}) == 1
+    assert set(rule) == set("| -:")
     assert f"{trial.agreement.perplexity:.3f}" in third
     card = (out / "README.md").read_text()
-    assert trial.markdown_table() in card
+    assert trial.table() in card
     assert "from `" in card
 
 
