@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
-from student.model import choose_device, load_fitting_student
+from student.model import choose_device, load_fitting_student, weights_bytes
 from student.run_record import is_of_other_rows, read_run
 
 _NUM_BEST = 5
@@ -72,7 +71,7 @@ def evaluate_loaded(model: Any, cache: Cache, config: EvaluateConfig) -> dict[st
         )
     writes_texts = config.num_prompts > 0 and cache.num_rows("samples", "validation") > 0
     sampling = SamplingSettings.of_cache(cache) if writes_texts else None
-    found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": _weights_bytes(config.student)}
+    found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": weights_bytes(config.student)}
     found |= _evaluate_blocks(model, cache, config)
     if found["kl_nats"] is not None and math.isnan(found["kl_nats"]):
         raise BrokenStudentError(str(config.student))
@@ -133,12 +132,3 @@ def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[s
     if sums_BM is None:
         return nothing
     return block_figures(sums_BM, tail_weight_at_one(cache)) | block_details(sums_BM) | breakdowns.figures()
-
-
-def _weights_bytes(student: Path) -> int:
-    """Return the size of the files that hold the student's weights."""
-    return sum(
-        path.stat().st_size
-        for pattern in ("model*.safetensors", "pytorch_model*.bin")
-        for path in student.glob(pattern)
-    )

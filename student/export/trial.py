@@ -13,6 +13,7 @@ from student.export.child import LoneReader
 from student.export.config import ExportConfig
 from student.export.held_out import Sequences
 from student.export.worker import Speed
+from student.model import weights_bytes
 
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 64
@@ -102,14 +103,6 @@ def run_trial(config: ExportConfig, model: Any, exported: Path, sequences: Seque
         speed=speed,
         student_speed=student_speed,
     )
-
-
-def weights_bytes(path: Path) -> int:
-    """Return the size of a model's file, or of the files with weights in its directory."""
-    if path.is_file():
-        return path.stat().st_size
-    kinds = ("*.safetensors", "onnx/*.onnx")
-    return sum(file.stat().st_size for kind in kinds for file in path.glob(kind))
 
 
 def _speed_cells(speed: Speed) -> tuple[str, str, str]:
