@@ -96,6 +96,15 @@ def load_student(directory: Path) -> Any:
         raise NoSuchStudentError(str(directory), first_line(error)) from error
 
 
+def weights_bytes(path: Path) -> int:
+    """Return the size of a model's file, or of the files in its directory that hold the weights."""
+    if path.is_file():
+        return path.stat().st_size
+    kinds = ("model*.safetensors", "pytorch_model*.bin", "onnx/*.onnx")
+    found = ([file.stat().st_size for file in path.glob(kind)] for kind in kinds)
+    return sum(next(filter(None, found), []))
+
+
 def load_tokenizer(directory: Path) -> Any:
     """Return the tokenizer saved in a student's directory; raise NoSuchStudentError when it cannot be loaded."""
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +24,26 @@ from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
-from student.model import choose_device, load_fitting_student
+from student.model import choose_device, load_fitting_student, weights_bytes
 from student.run_record import is_of_other_rows, read_run
 
 _NUM_BEST = 5
 
 
-@torch.inference_mode()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a saved student on the validation split.
+    """Measure a saved student on the validation split; see evaluate_loaded.
+
+    Raises NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, TokenizerMismatchError, StudentContextError,
+    a CacheError, or the errors of evaluate_loaded.
+    """
+    cache = open_cache(config.cache)
+    model = load_fitting_student(config.student, cache).to(choose_device(config.device)).eval()
+    return evaluate_loaded(model, cache, config)
+
+
+@torch.inference_mode()
+def evaluate_loaded(model: Any, cache: Cache, config: EvaluateConfig) -> dict[str, Any]:
+    """Measure the student of config.student on the validation split of config.cache, both opened already.
 
     Return the measures of `evaluate_model` over all blocks, and those below. As there, some may be None.
 
@@ -49,13 +59,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     - generation: figures of the texts of "student" and "teacher" (see student.evaluation.texts)
     - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
 
-    Raises NoHeldOutRowsError, NoSuchStudentError, BrokenStudentError, VocabularyMismatchError, TokenizerMismatchError,
-    StudentContextError or a CacheError.
+    Raises NoHeldOutRowsError, BrokenStudentError or a CacheError.
     """
-    cache = open_cache(config.cache)
     if not cache.held_kinds("validation"):
         raise NoHeldOutRowsError(str(config.cache))
-    model = load_fitting_student(config.student, cache).to(choose_device(config.device)).eval()
     if not config.quiet and is_of_other_rows(read_run(config.student), cache):
         print(
             f"{config.student}: trained on other rows than this cache's: "
@@ -64,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
     writes_texts = config.num_prompts > 0 and cache.num_rows("samples", "validation") > 0
     sampling = SamplingSettings.of_cache(cache) if writes_texts else None
-    found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": _weights_bytes(config.student)}
+    found: dict[str, Any] = {"num_parameters": num_parameters(model), "model_bytes": weights_bytes(config.student)}
     found |= _evaluate_blocks(model, cache, config)
     if found["kl_nats"] is not None and math.isnan(found["kl_nats"]):
         raise BrokenStudentError(str(config.student))
@@ -125,12 +132,3 @@ def _evaluate_blocks(model: Any, cache: Cache, config: EvaluateConfig) -> dict[s
     if sums_BM is None:
         return nothing
     return block_figures(sums_BM, tail_weight_at_one(cache)) | block_details(sums_BM) | breakdowns.figures()
-
-
-def _weights_bytes(student: Path) -> int:
-    """Return the size of the files that hold the student's weights."""
-    return sum(
-        path.stat().st_size
-        for pattern in ("model*.safetensors", "pytorch_model*.bin")
-        for path in student.glob(pattern)
-    )

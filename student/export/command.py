@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from storage.errors import ConfigError
 from storage.reading.cache import Cache
 from student.export.config import ExportConfig
 from student.export.held_out import cached_sequences, text_sequences
-from student.export.model_card import model_card
+from student.export.model_card import data_of, licences_of, model_card
 from student.export.readers import require
 from student.export.trial import Trial, run_trial
 from student.model import check_tokenizer, load_student, load_tokenizer
@@ -47,7 +48,7 @@ def export_student(config: ExportConfig) -> Trial:
         sequences = text_sequences(config.text, model, tokenizer, config.max_tokens)
     with publishing_path(config.out) as staged:
         with refusals(config.out):
-            write_export(config, model, tokenizer, staged)
+            write_export(config, model, tokenizer, staged, licences_of(data_of(run, cache)))
         trial = run_trial(config, model, staged, sequences)
         if staged.is_dir():
             with refusals(config.out):
@@ -56,14 +57,18 @@ def export_student(config: ExportConfig) -> Trial:
     return trial
 
 
-def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
-    """Write the files of an export without running them; raises NotExportableError."""
+def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path, licences: Sequence[str] = ()) -> None:
+    """Write the files of an export without running them; raises NotExportableError.
+
+    licences: those of all the text that the student was trained on, none when that is not known.
+    """
     match config.format:
         case "gguf":
             from student.export.gguf.file import check_gguf, write_gguf
 
             check_gguf(model, tokenizer, str(config.student))
-            write_gguf(model, tokenizer, path, config.quantize)
+            name = config.student.resolve().name
+            write_gguf(model, tokenizer, path, config.quantize, name=name, licences=licences)
         case "onnx":
             _write_onnx_directory(config, model, tokenizer, path)
         case _:

@@ -15,7 +15,7 @@ def model_card(run: dict[str, Any], cache: Cache | None, trial: Trial, title: st
     The card states data and licence when the student was trained on the rows of `cache`. Otherwise it says that they
     are not known. run: the student's run.json, {} without one.
     """
-    data = cache.identity.data if cache and run.get("cache_sha256") == cache.rows_sha256 else {}
+    data = data_of(run, cache)
     header: dict[str, Any] = {"tags": ["teachonce", "knowledge-distillation"], "library_name": trial.library}
     if data.get("licence"):
         header["license"] = data["licence"]
@@ -31,11 +31,24 @@ def model_card(run: dict[str, Any], cache: Cache | None, trial: Trial, title: st
 
 Exported as {trial.format}, quantisation {trial.quantize}, and run by {trial.runtime} on one thread before it was kept:
 
-{trial.markdown_table()}
+{trial.table()}
 
 The student is the float32 original in PyTorch. Perplexity, top-1 agreement and KL(student‖exported) are over
 {trial.agreement.num_targets:,} held-out tokens.
 """
+
+
+def data_of(run: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+    """Return what the cache says about its text if the student was trained on the cache's rows, {} otherwise."""
+    return cache.identity.data if cache and run.get("cache_sha256") == cache.rows_sha256 else {}
+
+
+def licences_of(data: dict[str, Any]) -> list[str]:
+    """Return the licences of a text, [] when they are not known. A merged cache states one for each of its sources."""
+    stated = data.get("licence")
+    listed = stated if isinstance(stated, list) else [stated]
+    licences = [licence for licence in listed if isinstance(licence, str)]
+    return licences if len(licences) == len(listed) else []
 
 
 def _origin(run: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from student.export.child import LoneReader
 from student.export.config import ExportConfig
 from student.export.held_out import Sequences
 from student.export.worker import Speed
+from student.model import weights_bytes
 
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 64
@@ -54,17 +55,12 @@ class Trial:
         )
 
     def table(self) -> str:
-        """Return a table for a terminal, with a line for the student and one for the export."""
+        """Return a Markdown table, aligned for a terminal too, with a line for the student and one for the export."""
         cells = [_COLUMNS, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells
-        )
-
-    def markdown_table(self) -> str:
-        """Return the same table in Markdown."""
-        lines = [_COLUMNS, ("---",) * len(_COLUMNS), *self._rows()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [[f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in cells]
+        rule = [f"{'-' * (width - 1)}:" for width in widths]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
     def _rows(self) -> list[tuple[str, ...]]:
         found = self.agreement
@@ -107,14 +103,6 @@ def run_trial(config: ExportConfig, model: Any, exported: Path, sequences: Seque
         speed=speed,
         student_speed=student_speed,
     )
-
-
-def weights_bytes(path: Path) -> int:
-    """Return the size of a model's file, or of the files with weights in its directory."""
-    if path.is_file():
-        return path.stat().st_size
-    kinds = ("*.safetensors", "onnx/*.onnx")
-    return sum(file.stat().st_size for kind in kinds for file in path.glob(kind))
 
 
 def _speed_cells(speed: Speed) -> tuple[str, str, str]:

@@ -9,7 +9,8 @@ from storage.pages.charts import Axes, Chart, Line, lines
 from storage.pages.markup import Markup
 from storage.pages.page import grid
 from storage.pages.tables import Cell
-from student.report.runs import Point, Run
+from student.report.runs import Run
+from student.report.training_log import Curve, Point
 
 _LOSSES = {
     "soft_targets_nats": ("Loss on soft targets", "Divergence from the teacher's next-token distributions in training"),
@@ -29,7 +30,7 @@ _VALIDATION = {
 
 def training_charts(runs: Sequence[Run]) -> Markup | None:
     """Return charts of the parts of the loss and of held-out measures over steps; None when no student has a log."""
-    names = dict.fromkeys(name for run in runs for name in run.loss_names)
+    names = dict.fromkeys(name for run in runs for name in run.log.losses)
     charts = [chart for place, name in enumerate(names) for chart in _loss_charts(runs, name, f"train-{place}")]
     held_out = [chart for name in _VALIDATION for chart in _held_out_charts(runs, name)]
     return grid(*held_out, *charts) if charts or held_out else None
@@ -37,7 +38,7 @@ def training_charts(runs: Sequence[Run]) -> Markup | None:
 
 def _loss_charts(runs: Sequence[Run], name: str, key: str) -> list[Markup]:
     title, what = _LOSSES.get(name, (name, name))
-    points = {run.name: run.logged(name) for run in runs}
+    points = {run.name: _points(run.log.losses, name) for run in runs}
     functions = {run.name: _function_of(name, run) for run in runs}
     return _charts_over_steps(runs, points, functions, key=key, title=title, what=what, y_label="nats")
 
@@ -45,8 +46,8 @@ def _loss_charts(runs: Sequence[Run], name: str, key: str) -> list[Markup]:
 def _held_out_charts(runs: Sequence[Run], name: str) -> list[Markup]:
     """Return charts of a measure that training logged. Lower bounds and estimates have separate charts."""
     title, y_label = _VALIDATION[name]
-    points = {run.name: run.validated(name) for run in runs}
-    kinds = {run.name: "lower bound" if name == "kl_nats" and run.has_bounds else "estimate" for run in runs}
+    points = {run.name: _points(run.log.held_out, name) for run in runs}
+    kinds = {run.name: "lower bound" if name == "kl_nats" and run.log.has_bounds else "estimate" for run in runs}
     what = "Held-out measure on the first blocks of the validation split"
     key = f"validation-{name.replace('_', '-')}"
     return _charts_over_steps(runs, points, kinds, key=key, title=title, what=what, y_label=y_label)
@@ -75,38 +76,51 @@ def _function_of(name: str, run: Run) -> str:
     if name.startswith("soft_targets_"):
         if not isinstance(temperature, (int, float)):
             return "of settings unknown"
-        bound = ", a lower bound" if loss == "forward_kl" and run.has_bounds else ""
+        bound = ", a lower bound" if loss == "forward_kl" and run.log.has_bounds else ""
         return f"{loss} at temperature {temperature:g}{bound}"
     if name == "beams_nats":
         return f"the teacher at temperature {chosen_at:g}" if isinstance(chosen_at, (int, float)) else "the best alone"
     return ""
 
 
+def _points(curves: dict[str, Curve], name: str) -> list[Point]:
+    return curves[name].points if name in curves else []
+
+
 def _over_steps(
     runs: Sequence[Run], points: dict[str, list[Point]], *, key: str, title: str, what: str, y_label: str
 ) -> Markup:
-    series = [
-        Line(
-            name=run.name,
-            x=[step for step, _ in points[run.name]],
-            y=[value for _, value in points[run.name]],
-            colour=place,
-            has_markers=len(points[run.name]) < 20,
-        )
-        for place, run in enumerate(runs, 1)
-        if points[run.name]
+    is_thinned = any(point.num_values > 1 for found in points.values() for point in found)
+    series = [_line(run.name, place, points[run.name]) for place, run in enumerate(runs, 1) if points[run.name]]
+    rows: list[list[Cell]] = [
+        [run.name, point.step, point.mean, *([point.low, point.high] if is_thinned else [])]
+        for run in runs
+        for point in points[run.name]
     ]
-    rows: list[list[Cell]] = [[run.name, step, value] for run in runs for step, value in points[run.name]]
+    band = " The line is the mean of neighbouring values, and the band reaches from the lowest to the highest of them."
     chart = Chart(
         key=key,
         title=title,
-        caption=f"{what}; lower is better.",
+        caption=f"{what}; lower is better.{band if is_thinned else ''}",
         x_label="optimiser steps",
         y_label=y_label,
-        columns=("student", "step", y_label),
+        columns=("student", "step", y_label, *(("lowest", "highest") if is_thinned else ())),
         rows=rows,
     )
     return lines(chart, series, Axes(from_zero=False))
+
+
+def _line(name: str, colour: int, points: list[Point]) -> Line:
+    is_thinned = any(point.num_values > 1 for point in points)
+    return Line(
+        name=name,
+        x=[point.step for point in points],
+        y=[point.mean for point in points],
+        colour=colour,
+        low=[point.low for point in points] if is_thinned else None,
+        high=[point.high for point in points] if is_thinned else None,
+        has_markers=len(points) < 20,
+    )
 
 
 def divergence_charts(runs: Sequence[Run]) -> Markup:

@@ -30,7 +30,7 @@ def cost_table(cache: Cache, runs: Sequence[Run]) -> Markup:
     cache_bytes = sum(shard.shard_bytes for shard in cache.manifest.shards)
     rows: list[list[Cell]] = []
     for run in runs:
-        seconds, tokens, steps = run.last("seconds"), run.last("tokens_seen"), run.last("step")
+        seconds, tokens, steps = map(run.log.last.get, ("seconds", "tokens_seen", "step"))
         rate = tokens / seconds if tokens is not None and seconds else None
         rows.append([run.name, whole(steps), whole(tokens), duration(seconds), whole(rate)])
     return join(

@@ -15,7 +15,7 @@ from storage.pages.page import Section, page, publish_page, require_file_name
 from storage.pages.svg import require_matplotlib
 from storage.reading.cache import Cache, open_cache
 from student.config import EvaluateConfig, ReportConfig
-from student.evaluation import evaluate
+from student.evaluation import evaluate_loaded
 from student.generation.generator import generation_speeds
 from student.model import choose_device, load_cache_tokenizer, load_fitting_student
 from student.report.candidates import candidates_view, rank_some_prompts
@@ -23,10 +23,12 @@ from student.report.curves import calibration_charts, divergence_charts, trainin
 from student.report.headline import headline
 from student.report.passage import look_at_passage, passage_view
 from student.report.reproduction import cost_table, reproduction
-from student.report.runs import Run, distinct_names, read_log
+from student.report.runs import Run, distinct_names
 from student.report.summary import summary_view, told_about
 from student.report.texts import continue_some_prompts, texts_view, variety_table
+from student.report.training_log import TrainingLog
 from student.run_record import read_run
+from student.training.run_log import metrics_lines
 
 
 def report(config: ReportConfig) -> int:
@@ -46,12 +48,12 @@ def report(config: ReportConfig) -> int:
             name=name,
             directory=directory,
             settings=run_settings,
-            metrics=read_log(directory),
-            measures=evaluate(_evaluation(config, directory)),
+            log=TrainingLog.of(metrics_lines(directory)),
+            measures=evaluate_loaded(model, cache, _evaluation(config, directory)),
             tokens_per_second=speed,
         )
-        for name, directory, run_settings, speed in zip(
-            distinct_names(config.students), config.students, settings, generation_speeds(models), strict=True
+        for name, directory, run_settings, model, speed in zip(
+            distinct_names(config.students), config.students, settings, models, generation_speeds(models), strict=True
         )
     ]
     content = report_page(config, cache, runs, models, _decoder(cache), _machine(device))

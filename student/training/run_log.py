@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from storage.disk.files import write_file
+from storage.disk.files import publishing
 from student.training.tensorboard_log import TensorBoardLog
 
 METRICS_NAME = "metrics.jsonl"
@@ -23,20 +24,27 @@ class RunLog:
 
     def __init__(self, out: Path, first_step: int, *, tensorboard: bool = False) -> None:
         """tensorboard: also write TensorBoard's event files, which include the earlier lines."""
-        self._out, self._path = out, out / METRICS_NAME
-        kept = [line for line in read_metrics(out) if line["step"] <= first_step]
-        write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._tensorboard = TensorBoardLog(out, kept) if tensorboard else None
+        self._path = out / METRICS_NAME
+        self._last_validation: int | None = None
+        last_line: dict[str, Any] = {}
+        with publishing(self._path) as file:
+            for line in metrics_lines(out):
+                if line["step"] <= first_step:
+                    file.write(json.dumps(line).encode() + b"\n")
+                    self._note(line)
+                    last_line = line
+        self._tensorboard = TensorBoardLog(out, metrics_lines(out), last_line) if tensorboard else None
 
     def has_validation(self, step: int) -> bool:
-        """Whether the log has the evaluation after `step` steps."""
-        return any(line["step"] == step and "validation" in line for line in read_metrics(self._out))
+        """Whether the last evaluation in the log is the one after `step` steps."""
+        return self._last_validation == step
 
     def write(self, step: int, **metrics: Any) -> None:
         """Append one line."""
         line = {"step": step, **metrics}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._note(line)
         if self._tensorboard:
             self._tensorboard.write(line)
 
@@ -44,6 +52,10 @@ class RunLog:
         """Close the event files."""
         if self._tensorboard:
             self._tensorboard.close()
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if "validation" in line:
+            self._last_validation = line["step"]
 
 
 class NoLog:
@@ -61,14 +73,19 @@ class NoLog:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl, up to the first that is not JSON; [] without the file."""
+    """Return the lines of a run's metrics.jsonl. A long run's take hundreds of megabytes; see metrics_lines."""
+    return list(metrics_lines(out))
+
+
+def metrics_lines(out: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a run's metrics.jsonl, up to the first that is not JSON; nothing without the file."""
     path = out / METRICS_NAME
     if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break  # the run was killed in the middle of this line
-    return lines
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                return  # the run was killed in the middle of this line
+            yield found

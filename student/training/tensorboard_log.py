@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class TensorBoardLog:
     left points after its last checkpoint. The time of a point is the run's own seconds, which exclude pauses.
     """
 
-    def __init__(self, out: Path, lines: list[dict[str, Any]]) -> None:
+    def __init__(self, out: Path, lines: Iterable[dict[str, Any]], last_line: dict[str, Any]) -> None:
+        """lines: those of metrics.jsonl; last_line: the last of them, {} for none."""
         from torch.utils.tensorboard import SummaryWriter
 
         directory = out / TENSORBOARD_NAME
@@ -39,7 +40,7 @@ class TensorBoardLog:
             # A running TensorBoard waits at the last file for a file with a later name, so keep the last one.
             if path != earlier[-1] or path > own:
                 path.unlink()
-        self._origin = time.time() - (_seconds(lines[-1]) if lines else 0.0)
+        self._origin = time.time() - _seconds(last_line)
         for line in lines:
             self._add(line)
         self._writer.flush()

@@ -34,6 +34,7 @@ from student.model import (
     head_weight,
     hidden_states,
     load_student,
+    weights_bytes,
 )
 
 
@@ -237,3 +238,25 @@ def test_a_preset_is_no_directory_of_that_name(
     assert build_student("mini", cache, seed=0).config.n_embd == 128
     with pytest.raises(TokenizerMismatchError):
         build_student("./mini", cache, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "num_bytes"),
+    [
+        (["model.safetensors"], 1),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], 3),
+        (["pytorch_model.bin"], 1),
+        (["model.safetensors", "pytorch_model.bin"], 1),  # transformers reads the first
+        (["onnx/model.onnx"], 1),
+        (["config.json", "adapter.safetensors"], 0),
+    ],
+)
+def test_the_bytes_of_weights_are_those_of_the_files_that_are_read(
+    tmp_path: Path, names: list[str], num_bytes: int
+) -> None:
+    for size, name in enumerate(names, 1):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert weights_bytes(tmp_path) == num_bytes
+    if num_bytes:
+        assert weights_bytes(tmp_path / names[0]) == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.pages.markup import visible
+from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
 from student.export.config import Quantize
 from student.export.gguf.tokenizer import add_tokenizer, check_tokenizer
@@ -38,25 +40,28 @@ def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
     check_tokenizer(tokenizer, name)
 
 
-def write_gguf(model: Any, tokenizer: Any, path: Path, quantize: Quantize) -> None:
+def write_gguf(
+    model: Any, tokenizer: Any, path: Path, quantize: Quantize, *, name: str, licences: Sequence[str] = ()
+) -> None:
     """Write the file: matrices in float16 or q8_0, vectors and position embeddings in float32.
 
-    With q8_0, a matrix whose rows cannot be divided into blocks of 32 is in float16.
+    With q8_0, a matrix whose rows cannot be divided into blocks of 32 is in float16. name: of the model, for people;
+    licences: those of all the text that it was trained on, none when that is not known.
     """
-    from gguf import GGUFWriter, LlamaFileType
+    from gguf import GGUFWriter
 
     config = model.config
     writer = GGUFWriter(path, "gpt2")
+    _add_description(writer, num_parameters(model), quantize, name, licences)
     writer.add_context_length(config.n_positions)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)
     writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if quantize == "q8_0" else LlamaFileType.MOSTLY_F16)
     add_tokenizer(writer, tokenizer, config.vocab_size)
-    for name, weight in gguf_weights(model):
-        _add_weight(writer, name, weight, quantize)
+    for weight_name, weight in gguf_weights(model):
+        _add_weight(writer, weight_name, weight, quantize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -80,6 +85,22 @@ def gguf_weights(model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
     yield "output_norm.bias", weights["transformer.ln_f.bias"]
     if not model.config.tie_word_embeddings:
         yield "output.weight", weights["lm_head.weight"]
+
+
+def _add_description(writer: Any, num_weights: int, quantize: Quantize, name: str, licences: Sequence[str]) -> None:
+    """Write what llama.cpp and the hub show of a file. `general.basename` is left out: a student has no base model.
+
+    Several licences hold together, which SPDX writes as AND.
+    """
+    from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType, size_label
+
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(visible(name))
+    writer.add_size_label(size_label(num_weights, 0, 0, 0))
+    if licences:
+        writer.add_license(visible(" AND ".join(licences)))
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if quantize == "q8_0" else LlamaFileType.MOSTLY_F16)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
 def _add_weight(writer: Any, name: str, weight: NDArray[np.float32], quantize: Quantize) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from storage.errors import first_line
 from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
 from student.model import head_weight
@@ -60,13 +61,23 @@ class CachedForward(nn.Module):
 
 
 def write_onnx(model: Any, name: str, path: Path) -> None:
-    """Write the float32 graph of a student as one file; raises NotExportableError for a graph over 2 GiB."""
+    """Write the float32 graph of a student as one file.
+
+    Raises NotExportableError for a graph over 2 GiB, and for a model that torch's exporter cannot express.
+    """
     if 4 * num_parameters(model) > _MOST_BYTES:
         raise NotExportableError(name, "onnx", f"has {num_parameters(model):,} parameters, and the file holds 2 GiB")
     import onnxscript.optimizer
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with _quietly():
+        program = _exported(model, name)
+        onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_MOST_FOLDED)
+    save_plain(program.model_proto, path)
+
+
+def _exported(model: Any, name: str) -> torch.onnx.ONNXProgram:
+    try:
         program = torch.onnx.export(
             CachedForward(model).eval(),
             _example_inputs(model),
@@ -79,9 +90,12 @@ def write_onnx(model: Any, name: str, path: Path) -> None:
             optimize=False,
             verbose=False,
         )
-        assert program is not None
-        onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_MOST_FOLDED)
-    save_plain(program.model_proto, path)
+    except torch.onnx.OnnxExporterError as error:
+        reason = first_line(error.__cause__ or error)
+        problem = f"cannot be expressed by torch's exporter ({reason}); export it as safetensors"
+        raise NotExportableError(name, "onnx", problem) from error
+    assert program is not None
+    return program
 
 
 def save_plain(proto: Any, path: Path) -> None:

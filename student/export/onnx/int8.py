@@ -29,6 +29,7 @@ def quantize_onnx(source: Path, path: Path) -> None:
     """Write the graph at `source` to `path` with 8-bit weights."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxscript.optimizer import remove_unused_nodes
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, _without_advice():
@@ -40,6 +41,7 @@ def quantize_onnx(source: Path, path: Path) -> None:
         proto = onnx.load(quantized)
     for table in _tables(proto.graph):
         _quantize_table(proto.graph, table)
+    remove_unused_nodes(proto)  # a table without a product, such as the positions, leaves its zero point unused
     save_plain(proto, path)
 
 

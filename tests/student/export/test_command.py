@@ -25,7 +25,7 @@ from student.export import command, readers
 from student.export.command import export_student
 from student.export.config import TOLERANCES_NATS, ExportConfig
 from student.export.gguf import file
-from student.export.model_card import model_card
+from student.export.model_card import data_of, licences_of, model_card
 from student.export.trial import Trial
 from student.run_record import RUN_NAME, read_run
 
@@ -103,11 +103,12 @@ def test_a_trial_tells_what_was_measured_beside_the_student(kept: tuple[Path, Tr
             assert speed.resident_bytes is not None
             assert speed.library_bytes is not None
             assert speed.resident_bytes >= speed.library_bytes > 10**7
-    first, second, third = trial.table().splitlines()
-    assert len({len(first), len(second), len(third)}) == 1
+    first, rule, second, third = trial.table().splitlines()
+    assert len({len(first), len(rule), len(second), len(third)}) == 1
+    assert set(rule) == set("| -:")
     assert f"{trial.agreement.perplexity:.3f}" in third
     card = (out / "README.md").read_text()
-    assert trial.markdown_table() in card
+    assert trial.table() in card
     assert "from `" in card
 
 
@@ -121,6 +122,22 @@ def test_a_card_states_data_and_licence_of_the_very_cache_alone(
         card = model_card(read_run(trained), other, kept[1], "small")
         assert "not known" in card
         assert source not in card
+
+
+@pytest.mark.parametrize(
+    ("stated", "licences"),
+    [("mit", ["mit"]), (["mit", "cc0-1.0"], ["mit", "cc0-1.0"]), (None, []), (["mit", None], []), ({"a": 1}, [])],
+)
+def test_the_licence_is_that_of_the_very_cache_alone(
+    trained: Path, cached_student: tuple[Path, Cache], bucketed_cache: Cache, stated: object, licences: list[str]
+) -> None:
+    run, found = read_run(trained), []
+    for cache in (cached_student[1], bucketed_cache):
+        identity = dataclasses.replace(cache.identity, data=cache.identity.data | {"licence": stated})
+        licensed = dataclasses.replace(cache, manifest=dataclasses.replace(cache.manifest, identity=identity))
+        found.append(licences_of(data_of(run, licensed)))
+    assert found == [licences, []]
+    assert licences_of(data_of(run, None)) == []
 
 
 def test_a_strangers_words_are_no_markup(kept: tuple[Path, Trial], trained: Path, tmp_path: Path) -> None:
@@ -189,7 +206,9 @@ def test_a_weight_that_is_not_the_students_is_noticed(export_config: Make, monke
 def test_a_file_that_its_runtime_cannot_read_is_not_kept(
     export_config: Make, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(command, "write_export", lambda config, model, tokenizer, path: path.write_bytes(content))
+    monkeypatch.setattr(
+        command, "write_export", lambda config, model, tokenizer, path, licences: path.write_bytes(content)
+    )
     with pytest.raises(RuntimeFailedError, match=r"exported\.gguf: its runtime fails \(exit code 1: "):
         export_student(export_config())
 
@@ -202,7 +221,7 @@ def test_a_full_disk_is_one_line(
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command, "write_export", lambda config, model, tokenizer, path: path.mkdir())
+    monkeypatch.setattr(command, "write_export", lambda config, model, tokenizer, path, licences: path.mkdir())
     monkeypatch.setattr(command, "run_trial", lambda *_: None)
     monkeypatch.setattr(command, refused, refuse)
     config = export_config(format=format)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from storage import Cache
 from student.cli import main
 from student.config import ReportConfig
 from student.model import load_student
-from student.report.runs import read_log
 from student.report.whole import report_page
+from student.training.run_log import read_metrics
 from tests.storage.pages.test_page import check_page
 from tests.student.report.measures import made_up_measures
 from tests.student.report.test_runs import make_run
@@ -57,7 +58,7 @@ def test_a_report_of_two_students(
     assert f"teachonce-student train {cache.path} --out {student_dirs[0]} --preset" in text
     assert "Trained on other rows" not in text
     for directory in student_dirs:
-        assert f"<td>{read_log(directory)[-1]['tokens_seen']:,}</td>" in text
+        assert f"<td>{read_metrics(directory)[-1]['tokens_seen']:,}</td>" in text
 
 
 def test_the_same_figures_give_the_same_bytes(
@@ -165,3 +166,22 @@ def test_the_report_does_not_change_what_it_reads(
     torch.manual_seed(3)
     run(*student_dirs, "--cache", cache.path, "--out", tmp_path / "r.html", "--num-prompts", 0, "--quiet")
     assert {path: path.read_bytes() for d in student_dirs for path in d.iterdir()} == before
+
+
+def test_every_student_is_loaded_once(
+    run: Callable[..., SimpleNamespace],
+    cache: Cache,
+    student_dirs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = []
+    original = AutoModelForCausalLM.from_pretrained
+
+    def load(directory: Path, **settings: Any) -> Any:
+        loaded.append(directory)
+        return original(directory, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    done = run(*student_dirs, "--cache", cache.path, "--out", tmp_path / "r.html", "--num-prompts", 0, "--quiet")
+    assert (done.code, loaded) == (0, student_dirs)

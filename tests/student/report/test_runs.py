@@ -10,16 +10,23 @@ import pytest
 
 from student.errors import CheckpointError
 from student.report.curves import training_charts
-from student.report.runs import Run, distinct_names, read_log, thinned
+from student.report.runs import Run, distinct_names
+from student.report.training_log import Curve, TrainingLog
 from student.run_record import read_run
+from student.training.run_log import metrics_lines
 
 
 def make_run(**changes: Any) -> Run:
+    """A student of the report, with the lines `metrics` as its log."""
     settings: dict[str, Any] = {
-        "name": "student", "directory": Path("student"), "settings": {}, "metrics": [], "measures": {},
-        "tokens_per_second": 10.0,
+        "name": "student", "directory": Path("student"), "settings": {}, "measures": {}, "tokens_per_second": 10.0,
+        "log": TrainingLog.of(changes.pop("metrics", [])),
     }  # fmt: skip
     return Run(**(settings | changes))
+
+
+def values(curve: Curve) -> list[tuple[float, float]]:
+    return [(point.step, point.mean) for point in curve.points]
 
 
 def test_names_are_told_apart(tmp_path: Path) -> None:
@@ -54,15 +61,14 @@ def test_a_log_with_nonsense_in_it(tmp_path: Path) -> None:
         [1],
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
-    run = make_run(metrics=read_log(tmp_path))
-    assert [line["step"] for line in run.metrics] == [10, 10, 20, 30]
-    assert run.loss_names == ["soft_targets_nats", "labels_nats"]
-    assert run.logged("soft_targets_nats") == [(10.0, 2.0)]
-    assert run.logged("labels_nats") == []
-    assert run.validated("kl_nats") == [(10.0, 0.5)]
-    assert run.validated("perplexity") == []
-    assert (run.last("tokens_seen"), run.last("seconds"), run.last("nothing")) == (200.0, 1.5, None)
-    assert read_log(tmp_path / "nowhere") == []
+    log = TrainingLog.of(metrics_lines(tmp_path))
+    assert list(log.losses) == ["soft_targets_nats", "labels_nats"]
+    assert values(log.losses["soft_targets_nats"]) == [(10.0, 2.0)]
+    assert values(log.losses["labels_nats"]) == []
+    assert values(log.held_out["kl_nats"]) == [(10.0, 0.5)]
+    assert "perplexity" not in log.held_out
+    assert log.last == {"step": 30.0, "soft_targets_nats": 2.0, "tokens_seen": 200.0, "seconds": 1.5}
+    assert TrainingLog.of(metrics_lines(tmp_path / "nowhere")) == TrainingLog()
 
 
 def test_a_part_of_the_loss_without_a_number_has_no_chart() -> None:
@@ -125,16 +131,3 @@ def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"run\.json"):
         read_run(tmp_path)
-
-
-@pytest.mark.parametrize("num_points", [0, 1, 119, 120, 121, 1000])
-def test_thinning_keeps_the_mean_and_the_end(num_points: int) -> None:
-    points = [(float(step), float(step**2)) for step in range(1, num_points + 1)]
-    found = thinned(points)
-    assert len(found) <= 120
-    if num_points <= 120:
-        assert found == points
-    else:
-        assert found[-1][0] == num_points
-        width = -(-num_points // 120)
-        assert found[0] == (float(width), sum(value for _, value in points[:width]) / width)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, TokenType
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from student.errors import NotExportableError
 from student.export.config import TOLERANCES_NATS
-from student.export.gguf.file import check_gguf
+from student.export.gguf.file import check_gguf, write_gguf
 from student.export.gguf.reader import GgufReader, gelu
 from student.export.readers import Reader
 from student.model import load_student, load_tokenizer
@@ -72,6 +72,12 @@ def test_the_file_says_what_it_holds(students: dict[str, Path], exported: Export
         return found.contents()
 
     assert field("general.architecture") == "gpt2"
+    assert field("general.type") == "model"
+    assert field("general.name") == student.name == "student"
+    assert field("general.size_label") == "73K"
+    assert field("general.file_type") == LlamaFileType.MOSTLY_Q8_0
+    assert field("general.quantization_version") == 2
+    assert file.get_field("general.license") is None
     assert field("gpt2.feed_forward_length") == 96
     assert field("gpt2.context_length") == 64
     assert field("tokenizer.ggml.eos_token_id") == load_tokenizer(student).eos_token_id == 0
@@ -88,6 +94,16 @@ def test_the_file_says_what_it_holds(students: dict[str, Path], exported: Export
     stored = {tensor.name: tensor.tensor_type for tensor in file.tensors}
     assert stored["token_embd.weight"] == stored["output.weight"] == GGMLQuantizationType.Q8_0
     assert stored["position_embd.weight"] == stored["blk.0.attn_qkv.bias"] == GGMLQuantizationType.F32
+
+
+def test_names_and_licences_are_text_alone(odd_student: Path, tmp_path: Path) -> None:
+    """A stranger's cache may state anything: no control characters for a terminal, nothing that UTF-8 cannot hold."""
+    path = tmp_path / "named.gguf"
+    named = {"name": "ein Schüler\x1b[31m", "licences": ["mit", "cc-by-4.0", "\ud800"]}
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), path, "none", **named)
+    fields = GGUFReader(path).fields
+    assert fields["general.name"].contents() == "ein Schüler\\x1b[31m"
+    assert fields["general.license"].contents() == "mit AND cc-by-4.0 AND \\ud800"
 
 
 def test_rows_that_32_does_not_divide_stay_in_float16(odd_student: Path, exported: Export) -> None:

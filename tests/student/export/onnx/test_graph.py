@@ -122,6 +122,18 @@ def test_every_weight_is_stored_once(student_dir: Path, exported: Export) -> Non
     assert matrices <= num_bytes <= 1.1 * matrices
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_session_loads_without_a_warning(
+    student_dir: Path, exported: Export, quantize: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = onnx_file(exported(student_dir, "onnx", quantize))
+    capfd.readouterr()
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert capfd.readouterr().err == ""
+    graph = onnx.load(path).graph
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
+
+
 def test_nothing_of_where_it_was_made_is_in_the_file(odd_student: Path, exported: Export) -> None:
     content = onnx_file(exported(odd_student, "onnx")).read_bytes()
     assert str(Path(graph.__file__).parents[2]).encode() not in content
@@ -160,4 +172,16 @@ def test_a_student_beyond_one_file_is_refused(
     monkeypatch.setattr(graph, "_MOST_BYTES", 10_000)
     with pytest.raises(NotExportableError, match="2 GiB"):
         graph.write_onnx(load_student(odd_student), "student", tmp_path / "onnx" / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_the_exporter_cannot_express_is_refused(
+    odd_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("too many values to unpack\n(expected 2)")
+
+    monkeypatch.setattr(graph, "DynamicCache", fail)
+    with pytest.raises(NotExportableError, match=r"exporter \(too many .* unpack\); export it as safetensors$"):
+        graph.write_onnx(load_student(odd_student), "student", tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
