@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from storage.disk.files import write_file
+from storage.disk.files import refusals, write_file
 from student.training.tensorboard_log import TensorBoardLog
 
+Subject = Literal["training", "validation"]
 METRICS_NAME = "metrics.jsonl"
+LINE_BEGINNING = b'{"step": '
 
 
 class RunLog:
@@ -23,19 +25,22 @@ class RunLog:
 
     def __init__(self, out: Path, first_step: int, *, tensorboard: bool = False) -> None:
         """tensorboard: also write TensorBoard's event files, which include the earlier lines."""
-        self._out, self._path = out, out / METRICS_NAME
+        self._path = out / METRICS_NAME
         kept = [line for line in read_metrics(out) if line["step"] <= first_step]
         write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.seconds: float = max((line.get("seconds", 0.0) for line in kept), default=0.0)
+        """Seconds of the run up to the last line."""
+        self._kept = {(line["step"], subject_of(line)) for line in kept}
         self._tensorboard = TensorBoardLog(out, kept) if tensorboard else None
 
-    def has_validation(self, step: int) -> bool:
-        """Whether the log has the evaluation after `step` steps."""
-        return any(line["step"] == step and "validation" in line for line in read_metrics(self._out))
+    def lacks(self, step: int, subject: Subject) -> bool:
+        """Whether the log had no line about this after `step` steps when it was opened."""
+        return (step, subject) not in self._kept
 
     def write(self, step: int, **metrics: Any) -> None:
-        """Append one line."""
+        """Append one line. Raise WriteRefusedError when the operating system refuses it."""
         line = {"step": step, **metrics}
-        with self._path.open("a") as file:
+        with refusals(self._path), self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._tensorboard:
             self._tensorboard.write(line)
@@ -49,9 +54,9 @@ class RunLog:
 class NoLog:
     """Stands in for RunLog in all processes except the first, which writes the log."""
 
-    def has_validation(self, step: int) -> bool:
-        """Return True, so that this process never asks for an evaluation."""
-        return True
+    def lacks(self, step: int, subject: Subject) -> bool:
+        """Return False, so that this process never asks for a line."""
+        return False
 
     def write(self, step: int, **metrics: Any) -> None:
         """Do nothing: the first process writes the line."""
@@ -60,15 +65,26 @@ class NoLog:
         """Do nothing: no file is open."""
 
 
+def subject_of(line: dict[str, Any]) -> Subject:
+    """Return what a line is about."""
+    return "validation" if "validation" in line else "training"
+
+
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl, up to the first that is not JSON; [] without the file."""
+    """Return the lines of a run's metrics.jsonl; [] without the file.
+
+    Leave out what is not a line of a run: one that was cut when the run was killed, and any other text or bytes.
+    """
     path = out / METRICS_NAME
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break  # the run was killed in the middle of this line
-    return lines
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [found for line in lines if (found := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return a line of a run: an object with a whole number of steps and, if it states them, a number of seconds."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = isinstance(found, dict) and type(found.get("step")) is int
+    return found if is_ours and type(found.get("seconds", 0.0)) in (int, float) else None
