@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from storage.errors import TeachonceError, remedy_of
+from storage.progress import tell
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -33,7 +34,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         # A process that torchrun started does not know the line that started all of them.
         is_alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
         line = f":\n  {shlex.join(command)}" if is_alone else ""
-        print(f"\n{command[0]}: stopped; to go on, run the same line again{line}", file=sys.stderr)
+        tell(f"\n{command[0]}: stopped; to go on, run the same line again{line}")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,5 +51,5 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 def fail(program: str, message: str) -> NoReturn:
     """Print the message as one line on standard error and exit with 2."""
     one_line = " ".join(message.split())
-    print(f"{program}: error: {one_line}", file=sys.stderr)
+    tell(f"{program}: error: {one_line}")
     sys.exit(EXIT_BAD_INPUT)

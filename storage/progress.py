@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -9,6 +10,12 @@ from types import TracebackType
 from tqdm import tqdm
 
 _LOG_EVERY_SECONDS = 15.0
+
+
+def tell(line: str) -> None:
+    """Print a line on standard error. Do nothing if nobody can read it, because the terminal or the pipe has gone."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -72,8 +79,4 @@ class Progress:
             else "done before"
         )
         note = f", {self._note}" if self._note else ""
-        print(
-            f"{self._description}: {self._count:,}{total} {self._unit}, {pace}{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"{self._description}: {self._count:,}{total} {self._unit}, {pace}{note}")

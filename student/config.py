@@ -61,8 +61,9 @@ class TrainConfig:
     batch_beams: int = 4
     """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
-    """Parts that a step's batch is cut into: gradients accumulate, less memory is used, results stay the same. When
-    memory runs out, training continues with twice as many (not with fsdp)."""
+    """Parts that a step's batch is cut into: gradients accumulate, and less memory is used. Results stay the same but
+    for rounding, with dropout (the presets have none) only for the same number of parts. When memory runs out, training
+    continues with twice as many (not with fsdp)."""
     learning_rate: float = 1e-3
     """Peak learning rate; the rate falls along a cosine to a tenth of it."""
     warmup_steps: int | None = None

@@ -10,7 +10,11 @@ TeachonceError
     ├── StudentContextError       a row longer than the student's context
     ├── TemperatureError          a temperature that the cache cannot serve
     ├── RunMismatchError          a rerun differs from the run that it would resume
-    ├── CheckpointError           a checkpoint that cannot be read
+    ├── PresetChangedError        a rerun's preset has other content than that of the run that it would resume
+    ├── ForeignFileError          something that is not a run's has a name that the run needs
+    ├── CheckpointError           a checkpoint that cannot be read, or is not a run's
+    ├── LauncherError             one of several processes that cannot meet the others
+    ├── ProcessMismatchError      a process has other settings or files than the first
     ├── DivergedError             a run whose losses are no longer finite
     ├── LostProcessError          another process of the run has ended
     ├── StudentMemoryError        a step that does not fit into the device's memory
@@ -108,12 +112,56 @@ class RunMismatchError(StudentError):
         )
 
 
+class PresetChangedError(StudentError):
+    """A rerun's preset has other content than the preset of the run that it would resume."""
+
+    def __init__(self, out: str, begun: str, preset: str) -> None:
+        self.begun, self.preset = begun, preset
+        super().__init__(
+            f"--out {out}: holds a run of another student: what --preset {begun} held then is not what "
+            f"{preset} holds now; use another --out, or a preset as the run was begun with"
+        )
+
+
+class ForeignFileError(StudentError):
+    """Something that is not a run's has a name that the run needs, and would be lost or end the run."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}, but training writes here; move it away, or name another --out")
+
+
+class LauncherError(StudentError):
+    """A launcher started several processes, and this one does not know how to meet the others, or cannot."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(
+            f"{problem}; to train one student in several processes, start them by torchrun or set RANK, WORLD_SIZE, "
+            "MASTER_ADDR and MASTER_PORT in each; to train one in each, set WORLD_SIZE=1"
+        )
+
+
+class ProcessMismatchError(StudentError):
+    """Process `rank` of a run has another value of `field` than the first process."""
+
+    def __init__(self, rank: int, field: str, found: object, wanted: object) -> None:
+        self.rank, self.field, self.found, self.wanted = rank, field, found, wanted
+        super().__init__(
+            f"process {rank}: has {field} = {found!r}, the first process has {wanted!r}; "
+            "give all processes the same settings and files"
+        )
+
+
 class CheckpointError(StudentError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that cannot be read, or is not a run's."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
-        super().__init__(f"{path}: damaged checkpoint ({reason}); delete it to start the run again")
+        super().__init__(
+            f"{path}: damaged checkpoint ({reason}); delete it to start the run again, "
+            "or name another --out if another program wrote it"
+        )
 
 
 class DivergedError(StudentError):

@@ -32,7 +32,7 @@ from student.errors import (
     UnknownPresetError,
     VocabularyMismatchError,
 )
-from student.processes import local_rank
+from student.processes import gpu_index
 
 # Layers, width and heads of a GPT-2 architecture. distil is the shape of DistilGPT2.
 PRESETS: dict[str, dict[str, int]] = {
@@ -226,7 +226,7 @@ def choose_device(name: str) -> torch.device:
     it is as exact.
     """
     if name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{local_rank()}"
+        name = f"cuda:{gpu_index()}"
     device = find_device(name)
     if device.type == "cpu":
         use_fast_matmul()
@@ -258,13 +258,22 @@ def _from_config_file(path: str, cache: Cache) -> Any:
     Take vocab_size, bos_token_id and eos_token_id from the cache where the file does not state them.
     """
     eos = cache.setting("tokenizer", "eos_token_id")
+    stated = read_config_file(path)
+    settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | stated
     try:
-        stated = {name: value for name, value in json.loads(Path(path).read_text()).items() if value is not None}
-        settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | stated
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)
         )
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise UnknownPresetError(path, list(PRESETS), first_line(error)) from error
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """Return what a config .json states, without nulls; raise UnknownPresetError when it is not a JSON object."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+        return {name: value for name, value in content.items() if value is not None}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UnknownPresetError(path, list(PRESETS), first_line(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, or this process alone."""
+"""The processes that torchrun or another launcher started to train one student, or this process alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from storage.command import EXIT_BAD_INPUT, EXIT_INTERRUPTED
-from storage.errors import TeachonceError
-from student.errors import LostProcessError
+from storage.errors import TeachonceError, first_line
+from student.errors import LauncherError, LostProcessError
 
 T = TypeVar("T")
+
+_MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What launchers tell the processes that they start together, and the largest value for a process that is alone.
+_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": 1, "SLURM_PROCID": 0, "OMPI_COMM_WORLD_SIZE": 1, "PMI_SIZE": 1}
+_LOCAL_RANKS = ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +79,20 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Connect the processes that torchrun started for as long as this context lasts; without torchrun, this one alone.
+    """Connect the processes of a run for as long as this context lasts: those that the environment tells of.
 
-    gloo exchanges tensors on the host, NCCL those on GPUs. Raises LostProcessError when another process ends early.
+    torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and so may any other launcher (PyTorch's env://).
+    Without them, or with WORLD_SIZE 1, this process is alone.
+
+    gloo exchanges tensors on the host, NCCL those on GPUs. Raises LauncherError when this process seems to be one of
+    several and does not find the others, LostProcessError when another process ends early.
     """
-    if not dist.is_torchelastic_launched():
+    if not _has_others():
         yield Processes()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
-    # After a restart by torchrun the store still has the addresses of the ended processes, so use another prefix.
-    store, rank, world_size = next(rendezvous("env://"))
-    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        torch.cuda.set_device(gpu_index())
+    _meet()
     try:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size())
     except BaseException as error:
@@ -97,6 +102,47 @@ def joined_processes() -> Iterator[Processes]:
         raise substitute from error
     finally:
         dist.destroy_process_group()
+
+
+def _has_others() -> bool:
+    """Whether this process is one of several, by its environment; raise LauncherError when that contradicts itself."""
+    if dist.is_torchelastic_launched():
+        return True
+    found = {name: value for name in _MEETING if (value := os.environ.get(name))}
+    if found.get("WORLD_SIZE") == "1" and found.get("RANK", "0") == "0":
+        return False
+    if found:
+        _check_meeting(found)
+        return True
+    for name, alone in _LAUNCHERS.items():
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > alone:
+            raise LauncherError(f"{name} is {value}: several processes were started that do not know of each other")
+    return False
+
+
+def _check_meeting(found: dict[str, str]) -> None:
+    """Raise LauncherError unless the variables by which processes meet are complete, and RANK is below WORLD_SIZE."""
+    missing = [name for name in _MEETING if name not in found]
+    if missing:
+        raise LauncherError(f"{', '.join(found)} set in the environment, {', '.join(missing)} not set")
+    numbers = [found[name] for name in _MEETING if name != "MASTER_ADDR"]
+    if not all(map(str.isdecimal, numbers)) or int(found["RANK"]) >= int(found["WORLD_SIZE"]):
+        stated = ", ".join(f"{name} is {value!r}" for name, value in found.items())
+        raise LauncherError(f"{stated}: expected numbers, and RANK below WORLD_SIZE")
+
+
+def _meet() -> None:
+    """Start PyTorch's process group; raise LauncherError when the processes do not find each other."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, rank, world_size = next(rendezvous("env://"))
+        # After a restart by torchrun the store has the addresses of the ended processes, so use another prefix.
+        store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LauncherError(f"{place}: no meeting with the other processes ({first_line(error)})") from error
 
 
 def _substitute(error: BaseException) -> BaseException | None:
@@ -109,13 +155,19 @@ def _substitute(error: BaseException) -> BaseException | None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints messages: the one to which torchrun gave rank 0."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one that prints messages: the one to which its launcher gave rank 0."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
-def local_rank() -> int:
-    """Return this process's rank among those on its host, as torchrun counts them."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def gpu_index() -> int:
+    """Return the index of the GPU that this process uses, of those that it sees: its rank on its host.
+
+    Where torchrun has not set that, a launcher may have shown each process a GPU of its own, so count them round.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    ranks = [int(os.environ[name]) for name in _LOCAL_RANKS if os.environ.get(name)]
+    return ranks[0] % max(1, torch.cuda.device_count()) if ranks else 0
 
 
 def _is_about_lost_process(error: RuntimeError) -> bool:

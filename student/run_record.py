@@ -1,15 +1,62 @@
-"""run.json: the facts that decided the weights of a finished student, as training wrote them."""
+"""What decides the weights of a student, and run.json, in which training writes it down.
+
+A preset that is a file or a directory counts by its content: under another path it is the same, edited it is another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from storage.disk.hashing import sha256_file
 from storage.reading.cache import Cache
-from student.errors import CheckpointError
+from student.errors import CheckpointError, PresetChangedError, RunMismatchError
+from student.model import PRESETS, read_config_file
 
 RUN_NAME = "run.json"
+_PRESET_SHA256 = "preset_sha256"
+# What a checkpoint directory's student is made of. The rest, such as logs and the tokenizer, does not decide weights.
+_STUDENT_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "*.index.json", "*.safetensors", "*.bin",
+)  # fmt: skip
+
+
+def preset_facts(preset: str) -> dict[str, str | None]:
+    """Return the facts about --preset by which a run is told from another.
+
+    preset: name of a preset, path of a config .json, or directory of a checkpoint.
+
+    The sha256 is over what a config states or over a checkpoint's config and weights; None for a preset's name and
+    where nothing is. Raise UnknownPresetError for a config that cannot be read.
+    """
+    return {"preset": preset, _PRESET_SHA256: _preset_sha256(preset)}
+
+
+def _preset_sha256(preset: str) -> str | None:
+    path = Path(preset)
+    if preset in PRESETS or not path.exists():
+        return None
+    if path.suffix == ".json":
+        content = json.dumps(read_config_file(preset), sort_keys=True)
+    else:
+        files = {file for pattern in _STUDENT_FILES for file in path.glob(pattern)}
+        content = "".join(f"{file.name} {sha256_file(file)}\n" for file in sorted(files))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def require_same_facts(out: Path, begun: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise RunMismatchError or PresetChangedError when `run` is not the run that began in `out`.
+
+    Earlier versions noted the preset's name alone. Then, and where nothing is at that path now, the name decides.
+    """
+    is_known = bool(begun.get(_PRESET_SHA256) and run.get(_PRESET_SHA256))
+    if is_known and begun[_PRESET_SHA256] != run[_PRESET_SHA256]:
+        raise PresetChangedError(str(out), begun["preset"], run["preset"])
+    for field in sorted((begun.keys() | run.keys()) - {_PRESET_SHA256} - ({"preset"} if is_known else set())):
+        if begun.get(field) != run.get(field):
+            raise RunMismatchError(str(out), field, begun.get(field), run.get(field))
 
 
 def is_of_other_rows(run: dict[str, Any], cache: Cache) -> bool:
@@ -24,7 +71,7 @@ def read_run(student: Path) -> dict[str, Any]:
         return {}
     try:
         run = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), str(error)) from error
     if not isinstance(run, dict):
         raise CheckpointError(str(path), "not a JSON object")

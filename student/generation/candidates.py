@@ -10,12 +10,12 @@ import torch
 
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
-from student.errors import BrokenStudentError, CandidatesError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
 from student.model import head_weight, hidden_states
-from student.run_record import read_run
+from student.run_record import RUN_NAME, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,4 +78,6 @@ def continuation_scores(
 def trained_length_penalty(student: Path) -> float:
     """Return the length penalty that the student was trained with, 1 if without beams; raise as read_run does."""
     found = read_run(student).get("length_penalty")
+    if not isinstance(found, int | float | None):
+        raise CheckpointError(str(student / RUN_NAME), "its length_penalty is not a number")
     return 1.0 if found is None else float(found)

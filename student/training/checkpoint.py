@@ -28,12 +28,14 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from storage.disk.files import publishing, refusals
 from storage.errors import first_line
 from storage.reading.row_stream import StreamState
-from student.errors import CheckpointError, RunMismatchError
+from student.errors import CheckpointError
+from student.run_record import require_same_facts
 from student.training.learner import Learner
 from student.training.meter import Meter
 
 CHECKPOINT_NAME = "checkpoint.pt"
 SHARDED_PREFIX = "checkpoint-"
+_STATE = {"step": int, "streams": dict, "random": torch.Tensor, "run": dict}
 
 
 def save_checkpoint(
@@ -59,10 +61,12 @@ def save_checkpoint(
             save_sharded(tensors, checkpoint_id=out / state["sharded"])
     else:
         state |= tensors
-    if parallel.processes.is_first:
-        with publishing(out / CHECKPOINT_NAME) as file:
-            torch.save(state, cast(IO[bytes], file))
-        _remove_sharded(out, keep=state.get("sharded"))
+    # Together, because a launcher may kill the others as soon as one process ends, and this one is still writing.
+    with parallel.processes.together():
+        if parallel.processes.is_first:
+            with publishing(out / CHECKPOINT_NAME) as file:
+                torch.save(state, cast(IO[bytes], file))
+            _remove_sharded(out, keep=state.get("sharded"))
 
 
 def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tuple[int, dict[str, StreamState], Meter]:
@@ -71,25 +75,42 @@ def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tupl
     Return the number of steps done, the stream states by kind, and the meter. Without a checkpoint, return 0, {} and
     a new meter.
 
-    Raises CheckpointError for a damaged file, RunMismatchError when `run` differs from the run that wrote it.
+    Raises CheckpointError for a damaged file or another program's, and the errors of require_same_facts when `run`
+    differs from the run that wrote it.
     """
     path, processes = out / CHECKPOINT_NAME, learner.parallel.processes
     if not path.is_file():
         return 0, {}, Meter(processes=processes)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(str(path), _first_sentence(error)) from error
-    for field in sorted(run.keys() | state["run"].keys()):
-        if run.get(field) != state["run"].get(field):
-            raise RunMismatchError(str(out), field, state["run"].get(field), run.get(field))
+    state = _read_state(path)
+    require_same_facts(out, state["run"], run)
     if "sharded" in state:
         _load_sharded(out / state["sharded"], learner)
     else:
+        if _shapes(state["model"]) != _shapes(learner.parallel.model.state_dict()):
+            raise CheckpointError(str(path), "its tensors are not those of the student that --preset describes")
         _set_state(learner, state["model"], state["optimizer"], StateDictOptions(full_state_dict=True))
     torch.set_rng_state(state["random"])
     streams = {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
     return state["step"], streams, Meter(processes=processes, **state.get("meter", {}))  # older versions saved no meter
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint; raise CheckpointError when it is not one of a run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint can make the reader raise anything
+        raise CheckpointError(str(path), _first_sentence(error)) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(str(path), f"it holds a {type(state).__name__}, not the state of a run")
+    kinds = _STATE | ({"sharded": str} if "sharded" in state else {"model": dict, "optimizer": dict})
+    lacking = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    if lacking:
+        raise CheckpointError(str(path), f"it has no {', '.join(lacking)}")
+    return state
+
+
+def _shapes(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def whole_model(learner: Learner) -> Any:
@@ -142,5 +163,10 @@ def _set_state(learner: Learner, model: Any, optimizer: Any, options: StateDictO
 
 def _remove_sharded(out: Path, keep: str | None) -> None:
     for directory in out.glob(f"{SHARDED_PREFIX}*"):
-        if directory.name != keep and directory.is_dir():
+        if directory.name != keep and is_sharded(directory):
             shutil.rmtree(directory)
+
+
+def is_sharded(directory: Path) -> bool:
+    """Whether a path is a directory of torch.distributed.checkpoint with nothing else in it, whole or not."""
+    return directory.is_dir() and all(path.name.startswith((".metadata", "__")) for path in directory.iterdir())

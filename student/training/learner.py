@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from storage.progress import tell
 from storage.reading.cache import Cache
 from storage.tensors.memory import is_out_of_memory
 from student.config import TrainConfig
@@ -63,7 +63,7 @@ class Learner:
             self._double_micro_batches(step)
         if objective.micro_batches > micro_batches and processes.is_first:
             remember_micro_batches(self.config.out, objective.micro_batches)
-            print(f"out of memory: going on with {objective.micro_batches} micro-batches", file=sys.stderr)
+            tell(f"out of memory: going on with {objective.micro_batches} micro-batches")
         return found
 
     def _double_micro_batches(self, step: int) -> None:

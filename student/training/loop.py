@@ -1,4 +1,4 @@
-"""The steps of a run: train, log, validate, save."""
+"""The steps of a run: train, save, log, validate. What may fail comes after the checkpoint of the same step."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class TrainingLoop:
         config, processes = self._config, self._processes
         is_quiet = config.quiet or not processes.is_first
         with closing(self._open_log(first_step)) as log:
+            self._complete_log(log, first_step)
             with Progress(config.max_steps, "train", "steps", quiet=is_quiet, initial=first_step) as bar:
                 for step in range(first_step, config.max_steps):
                     batches = {kind: next(stream) for kind, stream in streams.items()}
@@ -47,22 +48,40 @@ class TrainingLoop:
                     self._meter.add_step(*self._learner.step(step, rows))
                     states = {kind: batch.next_state for kind, batch in batches.items()}
                     done = step + 1
-                    logs = done % _LOG_EVERY == 0 or done == config.max_steps
-                    bar.update(1, **(self._log_steps(log, done) if logs else {}))
-                    if done % config.evaluate_every == 0 and done < config.max_steps:
-                        self._log_validation(log, done)
                     is_stopping = processes.any(bool(stop))
-                    if done % config.checkpoint_every == 0 or is_stopping or done == config.max_steps:
+                    if is_stopping or self._is_due(config.checkpoint_every, done):
                         self._checkpoint(done, states)
+                    bar.update(1, **(self._log_steps(log, done) if self._is_due(_LOG_EVERY, done) else {}))
                     if is_stopping and done < config.max_steps:
                         raise KeyboardInterrupt
-            if processes.any(not log.has_validation(config.max_steps)):  # a run killed after its last step resumes here
-                self._log_validation(log, config.max_steps)
+                    if self._is_due(config.evaluate_every, done):
+                        self._log_validation(log, done)
+
+    def _is_due(self, every: int, done: int) -> bool:
+        """Whether something is due after `done` steps that happens after every `every` steps and after the last."""
+        return done % every == 0 or done == self._config.max_steps
+
+    def _complete_log(self, log: RunLog | NoLog, done: int) -> None:
+        """Log what is due after `done` steps and missing, as the run ended between this step's checkpoint and its log.
+
+        Otherwise, start the next line's means after this step.
+        """
+        if done == 0:
+            return
+        if self._is_due(_LOG_EVERY, done):
+            if self._meter.num_steps and self._processes.any(log.lacks(done, "training")):
+                self._log_steps(log, done)
+            else:
+                self._meter.read()
+        if self._is_due(self._config.evaluate_every, done) and self._processes.any(log.lacks(done, "validation")):
+            self._log_validation(log, done)
 
     def _open_log(self, first_step: int) -> RunLog | NoLog:
         if not self._processes.is_first:
             return NoLog()
-        return RunLog(self._config.out, first_step, tensorboard=self._config.tensorboard)
+        log = RunLog(self._config.out, first_step, tensorboard=self._config.tensorboard)
+        self._meter.seconds = max(self._meter.seconds, log.seconds)  # the log goes on after the checkpoint was saved
+        return log
 
     def _log_steps(self, log: RunLog | NoLog, done: int) -> dict[str, str]:
         """Log the steps since the last such line; return the figures for the progress bar."""

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from storage.errors import RecordError
 from storage.reading.cache import Cache
 from storage.records.records import read_record, write_record
 from student.config import TrainConfig
@@ -37,7 +38,9 @@ def with_remembered_micro_batches(config: TrainConfig, processes: Processes) -> 
     Raises RecordError when the file that says so is damaged.
     """
     path = config.out / MICRO_BATCHES_NAME
-    found = int(read_record(path)["micro_batches"]) if path.is_file() else 1
+    found = read_record(path).get("micro_batches") if path.is_file() else 1
+    if type(found) is not int:
+        raise RecordError(str(path), "states no number of micro-batches")
     if found <= config.micro_batches:
         return config
     if processes.is_first:

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from storage.disk.directories import give_usual_modes, remove_leftovers
-from storage.disk.files import TEMPORARY_PREFIX, refusals
-from storage.errors import ConfigError
+from storage.disk.files import TEMPORARY_PREFIX, may_replace, refusals
+from storage.errors import ConfigError, RecordError
 from storage.reading.cache import Cache, open_cache
 from storage.records.records import read_record, write_record
 from student.config import TrainConfig
-from student.errors import RunMismatchError
-from student.run_record import RUN_NAME, read_run
-from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, remove_checkpoint
+from student.errors import CheckpointError, ForeignFileError
+from student.run_record import RUN_NAME, preset_facts, read_run, require_same_facts
+from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, is_sharded, remove_checkpoint
 from student.training.micro_batches import MICRO_BATCHES_NAME
-from student.training.run_log import METRICS_NAME
+from student.training.run_log import LINE_BEGINNING, METRICS_NAME
 from student.training.tensorboard_log import TENSORBOARD_NAME
 
 _SHARDS_NAME = "shards.json"
+_FILES = (METRICS_NAME, CHECKPOINT_NAME, _SHARDS_NAME, MICRO_BATCHES_NAME, RUN_NAME)
 # Fields that may change between a run and the one that resumes it.
 _FREE_FIELDS = (
     "cache", "out", "device", "evaluate_every", "checkpoint_every", "quiet", "micro_batches",
@@ -37,7 +38,12 @@ def open_run_cache(config: TrainConfig) -> Cache:
     """Open the cache. For a run that started on an incomplete cache, keep to the shards of that start."""
     cache = open_cache(config.cache, allow_incomplete=config.allow_incomplete, local_copy=config.local_copy)
     begun = config.out / _SHARDS_NAME
-    return cache.restricted_to(read_record(begun)["shards"]) if begun.is_file() else cache
+    if not begun.is_file():
+        return cache
+    shards = read_record(begun).get("shards")
+    if not isinstance(shards, list) or not all(isinstance(shard, str) for shard in shards):
+        raise RecordError(str(begun), "states no shards")
+    return cache.restricted_to(shards)
 
 
 def note_incomplete(out: Path, cache: Cache) -> None:
@@ -49,38 +55,45 @@ def note_incomplete(out: Path, cache: Cache) -> None:
 
 
 def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
-    """Return the facts that decide a run's weights, as JSON values: its settings and the hash of the rows it reads."""
+    """Return the facts that decide a run's weights, as JSON values: its settings and the hashes of what it reads.
+
+    Raise UnknownPresetError for a config that cannot be read.
+    """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
-    facts = {
-        "cache_sha256": cache.rows_sha256,
-        **settings,
-    }
+    facts = {"cache_sha256": cache.rows_sha256, **settings, **preset_facts(config.preset)}
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
 
 
 def require_own_directory(out: Path) -> None:
-    """Raise ConfigError when `out` has files that are not a run's, and no checkpoint."""
-    ours = (
-        TEMPORARY_PREFIX,
-        METRICS_NAME,
-        TENSORBOARD_NAME,
-        CHECKPOINT_NAME,
-        SHARDED_PREFIX,
-        _SHARDS_NAME,
-        MICRO_BATCHES_NAME,
-    )
-    strangers = [path.name for path in out.iterdir() if not path.name.startswith(ours)] if out.is_dir() else []
-    if strangers and not (out / CHECKPOINT_NAME).is_file():
+    """Raise ForeignFileError or ConfigError when `out` holds what is not a run's and would be in its way or be lost."""
+    for name in _FILES:
+        if (out / name).exists() and not (out / name).is_file():
+            raise ForeignFileError(str(out / name), "not a file")
+    if (out / TENSORBOARD_NAME).exists() and not (out / TENSORBOARD_NAME).is_dir():
+        raise ForeignFileError(str(out / TENSORBOARD_NAME), "not a directory")
+    if (out / CHECKPOINT_NAME).is_file() or (out / RUN_NAME).is_file() or not out.is_dir():
+        return
+    strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path))
+    if strangers:
         raise ConfigError(f"--out {out}: not empty and not a run (found {strangers[0]!r}); name another directory")
+    if not may_replace(out / METRICS_NAME, LINE_BEGINNING):
+        raise ForeignFileError(str(out / METRICS_NAME), "not the log of a run")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or directory may be what a run left that has no checkpoint yet."""
+    if path.name.startswith(SHARDED_PREFIX):
+        return is_sharded(path)
+    return path.name in (*_FILES, TENSORBOARD_NAME) or path.name.startswith(TEMPORARY_PREFIX)
 
 
 def require_same_run(out: Path, run: dict[str, Any]) -> None:
-    """Raise RunMismatchError when the finished run in `out` differs from `run`."""
+    """Raise as require_same_facts does for the finished run in `out`, CheckpointError when its run.json is damaged."""
     begun = read_run(out)
-    for field in run:
-        if begun.get(field) != run[field]:
-            raise RunMismatchError(str(out), field, begun.get(field), run[field])
+    if "cache_sha256" not in begun:
+        raise CheckpointError(str(out / RUN_NAME), "it does not state a run")
+    require_same_facts(out, {field: begun.get(field) for field in run}, run)
 
 
 def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, run: dict[str, Any]) -> None:
@@ -100,7 +113,8 @@ def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, 
         raise
     length_penalty = cache.identity.config.get("beams", {}).get("length_penalty")
     facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
-    (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))
+    with refusals(staging / RUN_NAME):
+        (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))
     names = sorted(path.name for path in staging.iterdir())
     for name in names:
         with refusals(staging / name), (staging / name).open("rb") as file:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from storage.disk.files import publishing
+from storage.disk.files import publishing, refusals
 from student.training.tensorboard_log import TensorBoardLog
 
+Subject = Literal["training", "validation"]
 METRICS_NAME = "metrics.jsonl"
+LINE_BEGINNING = b'{"step": '
 
 
 class RunLog:
@@ -25,26 +27,29 @@ class RunLog:
     def __init__(self, out: Path, first_step: int, *, tensorboard: bool = False) -> None:
         """tensorboard: also write TensorBoard's event files, which include the earlier lines."""
         self._path = out / METRICS_NAME
-        self._last_validation: int | None = None
+        self.seconds = 0.0
+        """Seconds of the run up to the last line."""
+        self._kept: set[tuple[int, Subject]] = set()  # of first_step alone
         last_line: dict[str, Any] = {}
         with publishing(self._path) as file:
             for line in metrics_lines(out):
                 if line["step"] <= first_step:
                     file.write(json.dumps(line).encode() + b"\n")
-                    self._note(line)
+                    self.seconds = max(self.seconds, line.get("seconds", 0.0))
                     last_line = line
+                if line["step"] == first_step:
+                    self._kept.add((first_step, subject_of(line)))
         self._tensorboard = TensorBoardLog(out, metrics_lines(out), last_line) if tensorboard else None
 
-    def has_validation(self, step: int) -> bool:
-        """Whether the last evaluation in the log is the one after `step` steps."""
-        return self._last_validation == step
+    def lacks(self, step: int, subject: Subject) -> bool:
+        """Whether the log had no line about this after `step` steps, the first step, when it was opened."""
+        return (step, subject) not in self._kept
 
     def write(self, step: int, **metrics: Any) -> None:
-        """Append one line."""
+        """Append one line. Raise WriteRefusedError when the operating system refuses it."""
         line = {"step": step, **metrics}
-        with self._path.open("a") as file:
+        with refusals(self._path), self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self._note(line)
         if self._tensorboard:
             self._tensorboard.write(line)
 
@@ -53,17 +58,13 @@ class RunLog:
         if self._tensorboard:
             self._tensorboard.close()
 
-    def _note(self, line: dict[str, Any]) -> None:
-        if "validation" in line:
-            self._last_validation = line["step"]
-
 
 class NoLog:
     """Stands in for RunLog in all processes except the first, which writes the log."""
 
-    def has_validation(self, step: int) -> bool:
-        """Return True, so that this process never asks for an evaluation."""
-        return True
+    def lacks(self, step: int, subject: Subject) -> bool:
+        """Return False, so that this process never asks for a line."""
+        return False
 
     def write(self, step: int, **metrics: Any) -> None:
         """Do nothing: the first process writes the line."""
@@ -72,20 +73,33 @@ class NoLog:
         """Do nothing: no file is open."""
 
 
+def subject_of(line: dict[str, Any]) -> Subject:
+    """Return what a line is about."""
+    return "validation" if "validation" in line else "training"
+
+
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl. A long run's take hundreds of megabytes; see metrics_lines."""
     return list(metrics_lines(out))
 
 
 def metrics_lines(out: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run's metrics.jsonl, up to the first that is not JSON; nothing without the file."""
+    """Yield the lines of a run's metrics.jsonl; nothing without the file.
+
+    Leave out what is not a line of a run: one that was cut when the run was killed, and any other text or bytes.
+    """
     path = out / METRICS_NAME
     if not path.is_file():
         return
     with path.open("rb") as file:
-        for line in file:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                return  # the run was killed in the middle of this line
-            yield found
+        yield from (found for line in file if (found := _parse(line)) is not None)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return a line of a run: an object with a whole number of steps and, if it states them, a number of seconds."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_ours = isinstance(found, dict) and type(found.get("step")) is int
+    return found if is_ours and type(found.get("seconds", 0.0)) in (int, float) else None

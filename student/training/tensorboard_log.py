@@ -11,7 +11,8 @@ from typing import Any
 from storage.errors import MissingExtraError
 
 TENSORBOARD_NAME = "tensorboard"
-_EVENT_FILES = "events.out.tfevents.*"
+_SUFFIX = ".teachonce"  # tells our files from those of other programs, which are not removed
+_EVENT_FILES = f"events.out.tfevents.*{_SUFFIX}"
 
 
 def require_tensorboard() -> None:
@@ -34,7 +35,7 @@ class TensorBoardLog:
         directory = out / TENSORBOARD_NAME
         earlier = sorted(directory.glob(_EVENT_FILES))
         # purge_step=0: readers discard the points of earlier files when they reach the start of this one.
-        self._writer = SummaryWriter(str(directory), purge_step=0)
+        self._writer = SummaryWriter(str(directory), purge_step=0, filename_suffix=_SUFFIX)
         [own] = set(directory.glob(_EVENT_FILES)) - set(earlier)
         for path in earlier:
             # A running TensorBoard waits at the last file for a file with a later name, so keep the last one.

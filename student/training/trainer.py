@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from storage.disk.directory_lock import only_writer
 from storage.errors import ConfigError
@@ -14,13 +15,11 @@ from storage.reading.cache import Cache
 from storage.reading.row_stream import RowStream, StreamBatch, StreamState
 from storage.shards.shard import check_file
 from student.config import TrainConfig
+from student.errors import ProcessMismatchError
 from student.model import choose_device, load_cache_tokenizer
 from student.processes import Processes, joined_processes
 from student.run_record import RUN_NAME
-from student.training.checkpoint import (
-    load_checkpoint,
-    whole_model,
-)
+from student.training.checkpoint import load_checkpoint, whole_model
 from student.training.learner import Learner, make_learner
 from student.training.loop import TrainingLoop
 from student.training.micro_batches import with_batch_blocks, with_remembered_micro_batches
@@ -65,13 +64,15 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
 
 def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
     with processes.together():
+        require_own_directory(config.out)
         config = with_remembered_micro_batches(with_batch_blocks(config, cache), processes)
         run = run_facts(config, cache)
+    _require_same_everywhere(run, processes)
+    with processes.together():
         is_finished = (config.out / RUN_NAME).is_file()
         if is_finished:
             require_same_run(config.out, run)
         else:
-            require_own_directory(config.out)
             for file in cache.manifest.files:
                 check_file(cache.path, file)
             tokenizer = load_cache_tokenizer(cache)
@@ -101,6 +102,15 @@ def _require_processes(config: TrainConfig, processes: Processes) -> None:
     """Raise ConfigError for fsdp in a single process."""
     if config.parallelism == "fsdp" and processes.world_size < 2:
         raise ConfigError("--parallelism fsdp: one process has no other to share with; start several by torchrun")
+
+
+def _require_same_everywhere(run: dict[str, Any], processes: Processes) -> None:
+    """Raise ProcessMismatchError in a process whose facts are not the first's, as a file may differ between hosts."""
+    first = processes.same(run)
+    with processes.together():
+        for field in run:
+            if run[field] != first[field] and field != "preset":
+                raise ProcessMismatchError(processes.rank, field, run[field], first[field])
 
 
 def _finish_again(config: TrainConfig) -> None:

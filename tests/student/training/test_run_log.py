@@ -21,24 +21,13 @@ def test_the_log_drops_lines_after_the_checkpoint_and_half_a_line(tmp_path: Path
     assert read_metrics(tmp_path / "nothing") == []
 
 
-def test_the_log_knows_its_last_evaluation(tmp_path: Path) -> None:
-    lines = [{"step": 2, "a": 2}, {"step": 2, "validation": {}}, {"step": 4, "a": 3}, {"step": 4, "validation": {}}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    log = RunLog(tmp_path, 3)
-    assert [log.has_validation(step) for step in (2, 4)] == [True, False]
-    log.write(4, a=3)
-    assert not log.has_validation(4)
-    log.write(4, validation={})
-    assert log.has_validation(4)
-
-
 def test_a_long_log_is_never_in_memory(tmp_path: Path) -> None:
     num_lines = 20_000
     line = {"step": 1, "labels_nats": 2.5, "validation": {"kl_nats": 0.5}, "text": "x" * 200}
     (tmp_path / "metrics.jsonl").write_text((json.dumps(line) + "\n") * num_lines)
     tracemalloc.start()
     try:
-        RunLog(tmp_path, 1).has_validation(1)
+        assert not RunLog(tmp_path, 1).lacks(1, "validation")
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
