@@ -32,6 +32,19 @@ def share_lock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
+def open_lock_file(path: Path) -> int:
+    """Open a file to lock it, and make it if it is missing; return the descriptor. Raise OSError.
+
+    A file that only another user may write is opened for reading: flock needs no more.
+    """
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
 def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], object]) -> int:
     """Make `directory`, open it or the file `name` in it, lock that with `lock`, and return the open descriptor.
 
@@ -40,11 +53,11 @@ def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], objec
     """
     # Raises when the current directory was removed; with a relative path the loop below would then never end.
     directory = directory.absolute()
-    path, flags = (directory / name, os.O_CREAT | os.O_RDWR) if name else (directory, os.O_RDONLY | os.O_DIRECTORY)
+    path = directory / name if name else directory
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, flags)
+            descriptor = open_lock_file(path) if name else os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue
         try:

@@ -112,13 +112,13 @@ def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
 
 
 def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callable[[Path], object]) -> bool:
-    """Call `bring` with the path of a recorded file if the file is missing or damaged; return whether it was.
+    """Call `bring` with the path of a recorded file if it is missing, damaged or unreadable; return whether it was.
 
-    Raise UnreadableFileError or UnsafePathError, and any error that `bring` raises.
+    Raise UnsafePathError, and any error that `bring` raises.
     """
     try:
         check_file(cache_dir, record)
-    except (MissingFileError, HashMismatchError):
+    except (MissingFileError, HashMismatchError, UnreadableFileError):
         bring(safe_join(cache_dir, record.path, str(cache_dir)))
         return True
     return False

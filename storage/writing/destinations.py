@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from storage.disk.directories import own_directory
 from storage.reading.remote_cache import user_cache_dir
 from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
 from storage.records.manifest import Manifest
@@ -73,9 +74,9 @@ def open_destination(out: str | Path, work_dir: Path | None = None) -> Destinati
     """Return the destination for `out`, a directory or a URL.
 
     work_dir: for a URL, the parent of the work directory; None means the user's cache directory. A directory ignores
-    it. Raise ConfigError for a URL that cannot be served.
+    it. Another user's work directory is left to that user. Raise ConfigError for a URL that cannot be served.
     """
     if is_remote_url(str(out)):
         name = f"precompute-{hashlib.sha256(str(out).rstrip('/').encode()).hexdigest()[:16]}"
-        return RemoteDestination(str(out), (work_dir or user_cache_dir()) / name)
+        return RemoteDestination(str(out), own_directory((work_dir or user_cache_dir()) / name))
     return DirectoryDestination(Path(out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from storage.writing.destinations import open_destination
 from storage.writing.directory_destination import DirectoryDestination
 from storage.writing.remote_destination import RemoteDestination
 from tests.failing_thread import start_failing
+from tests.other_users import give_away, without_rights
 from tests.storage.object_store import FAULTS, FakeHub, S3Proxy
 
 QUICK = RetryPolicy(deadline_s=20, first_wait_s=0.001, longest_wait_s=0.01)
@@ -413,3 +415,16 @@ def test_each_url_has_a_work_directory_of_its_own(tmp_path: Path, monkeypatch: p
     assert one.parent == tmp_path / "cache" / "teachonce"
     assert given == tmp_path / "mine" / one.name
     assert isinstance(open_destination(tmp_path / "cache"), DirectoryDestination)
+
+
+def test_another_user_s_work_directory_is_left_to_that_user(tmp_path: Path) -> None:
+    theirs = open_destination(URL, tmp_path).work_dir
+    theirs.mkdir()
+    give_away(theirs)
+    with without_rights():
+        ours = open_destination(URL, tmp_path).work_dir
+        assert ours == theirs.with_name(f"{theirs.name}-{os.getuid()}")
+        assert open_destination(URL, tmp_path).work_dir == ours, "processes of one user divide the work"
+    theirs.chmod(0o777)
+    with without_rights():
+        assert open_destination(URL, tmp_path).work_dir == theirs
