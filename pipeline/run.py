@@ -26,14 +26,20 @@ from storage.writing.destinations import Destination, open_destination
 def precompute(config: PrecomputeConfig) -> Manifest:
     """Run the teacher over the data and return what the finished cache holds; shards already committed are kept.
 
+    A finished cache of this run that cannot be written, as on a read-only disk, is returned as it is.
+
     Raises DataError, TeacherError, CacheMismatchError, ConfigError, WriteRefusedError or TransferError.
     """
     try:
         return _run(config)
     except (FileNotFoundError, WriteRefusedError):
-        if not open_destination(config.out, config.work_dir).is_finished():
+        # A read-only disk, or a run whose lock did not exclude this one has finished and cleaned up.
+        destination = open_destination(config.out, config.work_dir)
+        finished = destination.finished()
+        if finished is None:
             raise
-    return _run(config)  # a run whose lock did not exclude this one finished and cleaned up; there is little left to do
+    destination.require_same_facts(facts_of(load_teacher_and_source(config)))
+    return finished
 
 
 def _run(config: PrecomputeConfig) -> Manifest:

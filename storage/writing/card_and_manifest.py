@@ -7,9 +7,25 @@ from pathlib import Path
 
 from storage.disk.files import write_file
 from storage.disk.hashing import sha256_file
+from storage.errors import CacheError
 from storage.records.dataset_card import dataset_card
 from storage.records.identity import CacheIdentity, FileRecord, ShardRecord
-from storage.records.manifest import CARD_NAME, Manifest, write_manifest
+from storage.records.manifest import CARD_NAME, Manifest, read_manifest, write_manifest
+from storage.shards.shard import check_file
+
+
+def read_finished(directory: Path, identity: CacheIdentity, records: Sequence[ShardRecord]) -> Manifest | None:
+    """Return the manifest in `directory` if it states this identity and these shards, and its other files are whole.
+
+    None otherwise. A writer leaves such a cache as it is: another version may have written the card.
+    """
+    try:
+        manifest = read_manifest(directory)
+        for file in manifest.files:
+            check_file(directory, file)
+    except CacheError:
+        return None
+    return manifest if (manifest.identity, manifest.shards) == (identity, tuple(records)) else None
 
 
 def write_card_and_manifest(

@@ -57,11 +57,13 @@ class Destination(Protocol):
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
         """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
+        Leave a cache that is finished and whole as it is.
+
         tokenizer_files: paths in the cache. Raise IncompleteCacheError when fewer shards are found than are planned.
         """
 
-    def is_finished(self) -> bool:
-        """Return whether the cache has a manifest."""
+    def finished(self) -> Manifest | None:
+        """Return the manifest of a cache to which nothing is to be added; None when it is not finished and whole."""
 
     def clean_up(self, *, is_done: bool) -> None:
         """Remove files that no process needs. The last process that leaves work_dir calls this.
