@@ -59,7 +59,7 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, D
     base, name = local_copy.directory, hashlib.sha256(content).hexdigest()[:16]
     directory, lock = _own_directory(base, name)
     write_file(directory / MANIFEST_NAME, content)
-    check_listed_files(manifest, directory, remote.url)
+    check_listed_files(manifest, remote.url)
     _require_room(manifest, local_copy.max_bytes)
 
     def download(record: ShardRecord | FileRecord, path: Path) -> None:

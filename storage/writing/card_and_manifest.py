@@ -7,6 +7,7 @@ from pathlib import Path
 
 from storage.disk.files import write_file
 from storage.disk.hashing import sha256_file
+from storage.disk.safe_paths import safe_join
 from storage.errors import CacheError
 from storage.records.dataset_card import dataset_card
 from storage.records.identity import CacheIdentity, FileRecord, ShardRecord
@@ -33,9 +34,10 @@ def write_card_and_manifest(
 ) -> Manifest:
     """Write README.md and manifest.json into `directory`, which holds the tokenizer's files; return the manifest.
 
-    records: the shards, in order. tokenizer_files: paths in the cache. Raise WriteRefusedError when a write fails.
+    records: the shards, in order. tokenizer_files: paths in the cache. Raise WriteRefusedError when a write fails,
+    LinkInTheWayError when one of the two is a symbolic link.
     """
-    write_file(directory / CARD_NAME, dataset_card(identity, tuple(records)).encode())
+    write_file(safe_join(directory, CARD_NAME, str(directory)), dataset_card(identity, tuple(records)).encode())
     files = tuple(file_record(directory, name) for name in [CARD_NAME, *sorted(tokenizer_files)])
     manifest = Manifest(identity=identity, shards=tuple(records), files=files)
     write_manifest(directory, manifest)

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from storage.disk.directories import remove_directory, remove_leftovers
-from storage.disk.files import TEMPORARY_PREFIX, link_or_copy, write_unless_equal
+from storage.disk.files import TEMPORARY_PREFIX, holds, link_or_copy, write_file
+from storage.disk.safe_paths import safe_join
 from storage.errors import ConfigError, IncompleteCacheError
 from storage.records.commits import forget_lost_shard, read_held_commit, read_plan, write_commit, write_plan
 from storage.records.identity import PLAN_NAME, CacheIdentity, ShardKey, ShardRecord
@@ -64,8 +65,12 @@ class DirectoryDestination:
         return begun
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is not a shard; replace one with other content, which is damaged."""
-        write_unless_equal(self.directory / path, content)
+        """Publish a file that is not a shard; replace one with other content, which is damaged.
+
+        Raise UnsafePathError, LinkInTheWayError or WriteRefusedError.
+        """
+        if not holds(self.directory / path, content):
+            write_file(safe_join(self.directory, path, self.where), content)
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
         """Do nothing: on a disk, single lookups are fast."""
@@ -83,7 +88,7 @@ class DirectoryDestination:
 
     def add_shard_file(self, source: Path, record: ShardRecord) -> None:
         """Commit the file `source` as the shard of `record`, by a hard link or, if that fails, by a copy."""
-        link_or_copy(source, self.directory / record.path)
+        link_or_copy(source, safe_join(self.directory, record.path, self.where))
         write_commit(self.directory, record)
 
     def hurry(self) -> None:

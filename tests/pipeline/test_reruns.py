@@ -101,7 +101,7 @@ def test_committed_shards_that_are_lost_or_cut_are_made_again(
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("write_plan", 0), ("write_unless_equal", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
+    [("write_plan", 0), ("holds", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
      ("write_commit", 7), ("write_file", 0), ("write_manifest", 0)],
 )  # fmt: skip
 def test_an_interrupted_run_is_incomplete_and_finishes_with_the_same_bytes(
