@@ -12,8 +12,8 @@ from pipeline.teacher.model import Teacher
 from storage.disk.files import refusals
 from storage.disk.hashing import directory_sha256
 from storage.errors import ConfigError
-from storage.reading.cache import TOKENIZER_DIR
 from storage.records.identity import MAX_SHARDS
+from storage.records.manifest import TOKENIZER_DIR
 from storage.writing.destinations import Destination
 
 

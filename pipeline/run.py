@@ -26,16 +26,20 @@ from storage.writing.destinations import Destination, open_destination
 def precompute(config: PrecomputeConfig) -> Manifest:
     """Run the teacher over the data and return the manifest of the finished cache. Keep shards that are committed.
 
+    A finished cache of this run that cannot be written, as on a read-only disk, is returned as it is.
+
     Raises DataError, TeacherError, CacheMismatchError, ConfigError, WriteRefusedError or TransferError.
     """
     try:
         return _run(config)
     except (FileNotFoundError, WriteRefusedError):
-        if not open_destination(config.out, config.work_dir).is_finished():
+        # A read-only disk, or a run whose lock did not exclude this one has finished and cleaned up.
+        destination = open_destination(config.out, config.work_dir)
+        finished = destination.finished()
+        if finished is None:
             raise
-    # The file system's locks did not keep another run out: it finished the cache and removed the work directory that
-    # this run was using. Little is left to do.
-    return _run(config)
+    destination.require_same_facts(facts_of(load_teacher_and_source(config)))
+    return finished
 
 
 def _run(config: PrecomputeConfig) -> Manifest:

@@ -13,7 +13,10 @@ TeachonceError
     ├── FormatVersionError     written by a newer teachonce
     ├── RecordError            a plan, manifest or commit record is damaged or malformed
     ├── UnsafePathError        a path that leads out of the cache directory, or is not allowed in it
+    ├── LinkTargetError        a symbolic link to something that is not read
+    ├── LinkInTheWayError      a symbolic link where something is to be written
     ├── MissingFileError       a file that the manifest lists is missing
+    ├── UnlistedFileError      a file that the manifest does not list
     ├── UnreadableFileError    the system refuses to read a file
     ├── HashMismatchError      bytes differ from the recorded sha256
     ├── ShardFormatError       the file is not an Arrow file with the expected schema
@@ -141,6 +144,28 @@ class UnsafePathError(CacheError):
         super().__init__(f"{where}: unsafe path {path!r}; do not trust this cache")
 
 
+class LinkTargetError(CacheError):
+    """A path in a cache leads through a symbolic link to nothing, or to neither a directory nor a file with content."""
+
+    def __init__(self, path: str, target: str) -> None:
+        self.path, self.target = path, target
+        super().__init__(
+            f"{path}: a link to {target!r}, where there is no file with content; fetch that file (git annex get, dvc "
+            "pull, or the command that laid the link), or put it here in place of the link"
+        )
+
+
+class LinkInTheWayError(CacheError):
+    """A file of a cache would be written through a symbolic link, or in its place."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: a link, and only reading follows links inside a cache; to write, name a cache without them, such "
+            "as a copy made with cp -rL (a link to the whole directory is allowed)"
+        )
+
+
 class MissingFileError(CacheError):
     """A file that the manifest lists is missing."""
 
@@ -149,6 +174,17 @@ class MissingFileError(CacheError):
         super().__init__(
             f"{path}: listed in the manifest but missing; "
             "restore it, or run the command that made the cache again, which makes what is missing (unpack: elsewhere)"
+        )
+
+
+class UnlistedFileError(CacheError):
+    """A file or directory stands in a finished cache, and its manifest does not list it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        name = path if path.isprintable() else repr(path)
+        super().__init__(
+            f"{name}: not in the manifest, and other readers may take it for part of the cache; move it out"
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from storage.disk.files import refusals
-from storage.disk.locks import try_lock
+from storage.disk.locks import open_lock_file, try_lock
 
 _DIRECTORY = "claims"
 _LOOK_AGAIN_AFTER_S = 0.25
@@ -43,7 +43,7 @@ class Claims:
         """
         with refusals(self._directory / name):
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._directory / name, os.O_CREAT | os.O_RDWR)
+            lock = open_lock_file(self._directory / name)
             is_ours = False
             try:
                 is_ours = try_lock(lock)

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from scripts.web.packages import VENDOR_FILES
 from storage.disk.safe_paths import safe_join
-from storage.errors import ConfigError, UnsafePathError
+from storage.errors import CacheError, ConfigError
 
 _PAGE = Path(__file__).parent
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/worker.js": "worker.js", "/style.css": "style.css"}
@@ -86,7 +86,7 @@ def _find_file(address: str, exported: Path, packages: Path) -> Path | None:
     if top == "student":
         try:
             return safe_join(exported, rest, "request")
-        except UnsafePathError:
+        except CacheError:
             return None
     return None
 

@@ -1,15 +1,37 @@
-"""Publish and remove directories whole or not at all, and delete the temporary files that killed writers left."""
+"""Publish and remove directories whole or not at all; find out who may write in one; remove leftovers of writers."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from storage.disk.files import TEMPORARY_PREFIX, refusals, sync_directory
+
+# Errors by which the operating system says that this user may not write somewhere, or nobody.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def may_write(directory: Path) -> bool:
+    """Return whether this user may make files in an existing directory; raise any OSError that says something else."""
+    try:
+        with tempfile.TemporaryFile(dir=directory, prefix=TEMPORARY_PREFIX):
+            return True
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED:
+            raise
+        return False
+
+
+def own_directory(directory: Path) -> Path:
+    """Return `directory`; where another user made it and this one may not write there, `directory-UID` beside it."""
+    is_another_s = os.path.isdir(directory) and not may_write(directory)
+    return directory.with_name(f"{directory.name}-{os.getuid()}") if is_another_s else directory
 
 
 @contextlib.contextmanager

@@ -173,10 +173,9 @@ def write_file(path: Path, content: bytes, if_taken: IfTaken = "replace") -> Non
         file.write(content)
 
 
-def write_unless_equal(path: Path, content: bytes) -> None:
-    """Publish `content` as `path` unless that file already holds it."""
-    if not path.is_file() or path.read_bytes() != content:
-        write_file(path, content)
+def holds(path: Path, content: bytes) -> bool:
+    """Return whether `path` is a file with this content."""
+    return path.is_file() and path.read_bytes() == content
 
 
 def may_replace(path: Path, beginning: bytes) -> bool:
@@ -196,12 +195,13 @@ def may_replace(path: Path, beginning: bytes) -> bool:
 def link_or_copy(source: Path, path: Path) -> None:
     """Publish the bytes of `source` as `path`: as a hard link where the operating system allows it, else as a copy.
 
-    Replace any file at `path`. Raise WriteRefusedError when the operating system refuses to write the copy.
+    When `source` is a symbolic link, take the file that it leads to. Replace any file at `path`. Raise
+    WriteRefusedError when the operating system refuses to write the copy.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        os.link(source, path)
+        os.link(source.resolve(), path)
         sync_directory(path.parent)
     except OSError:
         with source.open("rb") as original, publishing(path) as copy:

@@ -35,6 +35,19 @@ def share_lock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
+def open_lock_file(path: Path) -> int:
+    """Open a file to lock it, and make it if it is missing; return the descriptor. Raise OSError.
+
+    A file that only another user may write is opened for reading: flock needs no more.
+    """
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
 def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], object]) -> int:
     """Make `directory`, open it or the file `name` in it, lock that with `lock`, and return the open descriptor.
 
@@ -42,11 +55,11 @@ def make_and_lock(directory: Path, name: str | None, lock: Callable[[int], objec
     again, up to 100 times: where no directory can be made, the system may answer as if it had just been removed. Raise
     OSError, and any error that `lock` raises.
     """
-    path, flags = (directory / name, os.O_CREAT | os.O_RDWR) if name else (directory, os.O_RDONLY | os.O_DIRECTORY)
+    path = directory / name if name else directory
     for _ in range(_MOST_TRIES):
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, flags)
+            descriptor = open_lock_file(path) if name else os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.disk.hashing import directory_sha256
-from storage.disk.safe_paths import safe_join
+from storage.disk.safe_paths import safe_join_to_read
 from storage.errors import (
     HashMismatchError,
     IncompleteCacheError,
@@ -20,19 +20,19 @@ from storage.errors import (
     MissingKindError,
     NoCacheError,
     RecordError,
+    UnlistedFileError,
     UnsafePathError,
 )
 from storage.reading.remote_cache import LocalCopy, default_local_copy, open_remote
 from storage.reading.shard_files import DirectoryShards, ShardFiles
+from storage.reading.unlisted import may_stay
 from storage.records.commits import read_commit, read_plan
 from storage.records.identity import PLAN_NAME, CacheIdentity, ShardRecord
-from storage.records.manifest import MANIFEST_NAME, Manifest, read_manifest
+from storage.records.manifest import MANIFEST_NAME, TOKENIZER_DIR, Manifest, read_manifest
 from storage.records.settings import find_setting
 from storage.remote.directory import is_remote_url, require_local
 from storage.rows.kinds import KINDS
 from storage.shards.shard import Shard
-
-TOKENIZER_DIR = "tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,19 @@ class Cache:
     def checked_tokenizer_dir(self) -> Path:
         """Return the tokenizer's directory after checking that its files are those that the cache was begun with.
 
-        Raise MissingFileError when there is no directory, UnsafePathError when it holds anything but plain files, and
-        HashMismatchError when the files differ.
+        Raise MissingFileError when there is no directory, UnsafePathError or LinkTargetError when it holds anything but
+        files, UnlistedFileError for one that a finished cache's manifest does not list, and HashMismatchError when the
+        files differ.
         """
-        directory = safe_join(self.path, TOKENIZER_DIR, str(self.path))
+        directory = safe_join_to_read(self.path, TOKENIZER_DIR, str(self.path))
         if not directory.is_dir():
             raise MissingFileError(str(directory))
-        for path in directory.iterdir():
-            if not safe_join(directory, path.name, str(directory)).is_file():
+        listed = {file.path for file in self.manifest.files}
+        for path in sorted(directory.iterdir()):
+            name = f"{TOKENIZER_DIR}/{path.name}"
+            if listed and name not in listed and not may_stay(name):
+                raise UnlistedFileError(str(path))
+            if not safe_join_to_read(self.path, name, str(self.path)).is_file():
                 raise UnsafePathError(path.name, str(directory))
         found, recorded = directory_sha256(directory), self.setting("tokenizer", "sha256")
         if found != recorded:
@@ -154,7 +159,7 @@ def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: 
         return Cache(where=where, path=directory, manifest=manifest, files=files)
     cache_dir = Path(path)
     try:
-        is_complete, is_begun = (cache_dir / MANIFEST_NAME).is_file(), (cache_dir / PLAN_NAME).is_file()
+        is_complete, is_begun = (_holds(cache_dir / name) for name in (MANIFEST_NAME, PLAN_NAME))
     except OSError as error:
         raise NoCacheError(str(path), f"cannot be read ({error.strerror})") from error
     if is_complete:
@@ -164,6 +169,11 @@ def open_cache(path: str | Path, *, allow_incomplete: bool = False, local_copy: 
         return _open_incomplete(cache_dir, allow_incomplete)
     require_local(cache_dir)
     raise NoCacheError(str(path))
+
+
+def _holds(path: Path) -> bool:
+    """Return whether there is a file, or a symbolic link, which is checked when it is read."""
+    return path.is_file() or path.is_symlink()
 
 
 def _open_incomplete(cache_dir: Path, allow: bool) -> Cache:

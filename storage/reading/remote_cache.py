@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from storage.disk.directories import NOT_ALLOWED, may_write, own_directory
 from storage.disk.files import refusals, write_file
-from storage.disk.locks import try_lock
+from storage.disk.locks import open_lock_file, try_lock
 from storage.errors import ConfigError, LocalCacheTooSmallError
 from storage.reading.epoch_order import SHARDS_PER_GROUP
 from storage.reading.shard_files import DownloadedShards
@@ -40,8 +41,11 @@ def default_local_copy() -> LocalCopy:
 
 
 def user_cache_dir() -> Path:
-    """Return the directory for files that can be fetched or made again: `teachonce` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce"
+    """Return the directory for files that can be fetched or made again: `teachonce` in XDG_CACHE_HOME or ~/.cache.
+
+    Where several users share XDG_CACHE_HOME and another one made it, return one beside it that is this user's own.
+    """
+    return own_directory(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teachonce")
 
 
 def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, DownloadedShards]:
@@ -55,7 +59,7 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, D
     base, name = local_copy.directory, hashlib.sha256(content).hexdigest()[:16]
     directory, lock = _own_directory(base, name)
     write_file(directory / MANIFEST_NAME, content)
-    check_listed_files(manifest, directory, remote.url)
+    check_listed_files(manifest, remote.url)
     _require_room(manifest, local_copy.max_bytes)
 
     def download(record: ShardRecord | FileRecord, path: Path) -> None:
@@ -77,21 +81,44 @@ def open_remote(url: str, local_copy: LocalCopy) -> tuple[str, Path, Manifest, D
 def _own_directory(base: Path, name: str) -> tuple[Path, IO[str]]:
     """Create or take over base/name-N with the lowest free N; return it and its open lock file.
 
-    No other process uses the directory while the lock file is open. So each process bounds its own copies.
+    No other process uses the directory while the lock file is open. So each process bounds its own copies. Raise
+    ConfigError when `base` is not a directory, or when this user may not make a directory in it.
     """
     number = 0
     while True:
         directory = base / f"{name}-{number}"
         with refusals(directory):
             try:
-                directory.mkdir(parents=True, exist_ok=True)
+                lock = _lock_if_free(directory)
             except (FileExistsError, NotADirectoryError) as error:
                 raise ConfigError(f"--local-cache-dir {base}: not a directory; name a new or an empty one") from error
-            lock = (directory / _LOCK_NAME).open("w")
-        if try_lock(lock.fileno()):
+            except OSError as error:
+                if error.errno not in NOT_ALLOWED:
+                    raise
+                problem = f"cannot be written ({error.strerror}); name another directory, or set XDG_CACHE_HOME"
+                raise ConfigError(f"--local-cache-dir {base}: {problem}") from error
+        if lock:
             return directory, lock
-        lock.close()
         number += 1
+
+
+def _lock_if_free(directory: Path) -> IO[str] | None:
+    """Make `directory` if it is missing, and lock it; return its open lock file.
+
+    Return None when another process holds it, or when it is another user's and this one may not write everywhere in it.
+    """
+    is_new = not os.path.isdir(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        if is_new or all(map(may_write, [directory, *filter(Path.is_dir, directory.iterdir())])):
+            lock = os.fdopen(open_lock_file(directory / _LOCK_NAME))
+            if try_lock(lock.fileno()):
+                return lock
+            lock.close()
+    except OSError as error:
+        if is_new or error.errno not in NOT_ALLOWED:
+            raise
+    return None
 
 
 def _require_room(manifest: Manifest, max_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Verify a cache: hash every byte, check every row, compare every count."""
+"""Verify a cache: hash every byte, check every row, compare every count, name every file that does not belong to it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from storage.errors import CacheError, RowError
 from storage.reading.cache import Cache, open_cache
+from storage.reading.unlisted import unlisted_files
 from storage.records.commits import check_commit, check_plan
 from storage.records.identity import ShardRecord
 from storage.shards.shard import batch_stats, check_file
@@ -37,6 +38,7 @@ def verify_cache(path: str | Path, progress: Callable[[int], object] = lambda nu
     for record in cache.manifest.shards:
         problems += _caught(lambda record=record: _check_shard(cache, record))  # type: ignore[misc]
         progress(record.shard_bytes)
+    problems += unlisted_files(cache.path, cache.manifest)
     return Verification(
         num_shards=len(cache.manifest.shards),
         num_rows=sum(record.num_rows for record in cache.manifest.shards),

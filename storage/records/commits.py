@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from storage.disk.files import IfTaken, install_staged, staged_path
-from storage.disk.safe_paths import safe_join
+from storage.disk.safe_paths import safe_join, safe_join_to_read
 from storage.errors import RecordError
 from storage.records.identity import (
     PLAN_NAME,
@@ -28,13 +28,13 @@ from storage.records.records import parse_record, read_record_bytes, write_recor
 
 
 def write_plan(cache_dir: Path, identity: CacheIdentity, if_taken: IfTaken = "replace") -> None:
-    """Publish plan.json. Raise WriteRefusedError when the operating system refuses it."""
-    write_record(cache_dir / PLAN_NAME, identity_content(identity), if_taken)
+    """Publish plan.json. Raise WriteRefusedError or LinkInTheWayError."""
+    write_record(safe_join(cache_dir, PLAN_NAME, str(cache_dir)), identity_content(identity), if_taken)
 
 
 def read_plan(cache_dir: Path) -> CacheIdentity:
     """Read plan.json. Raise RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
-    path = safe_join(cache_dir, PLAN_NAME, str(cache_dir))
+    path = safe_join_to_read(cache_dir, PLAN_NAME, str(cache_dir))
     return parse_identity(read_versioned(path), path)
 
 
@@ -50,7 +50,8 @@ def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "repl
     Return the commit record on disk: with if_taken = "drop", that of the first writer. When that is another writer's,
     delete the shard staged here.
     """
-    write_record(cache_dir / record.key.commit_path, dataclasses.asdict(record), if_taken)
+    path = safe_join(cache_dir, record.key.commit_path, str(cache_dir))
+    write_record(path, dataclasses.asdict(record), if_taken)
     standing = read_commit(cache_dir, record.key) or record
     install_committed(cache_dir, standing)
     if standing.sha256 != record.sha256:
@@ -60,7 +61,8 @@ def write_commit(cache_dir: Path, record: ShardRecord, if_taken: IfTaken = "repl
 
 def install_committed(cache_dir: Path, record: ShardRecord) -> None:
     """Rename a committed shard to its path if it is still staged, as when its writer was killed."""
-    install_staged(cache_dir / record.path, record.sha256)
+    if staged_path(cache_dir / record.path, record.sha256).exists():
+        install_staged(safe_join(cache_dir, record.path, str(cache_dir)), record.sha256)
 
 
 def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
@@ -74,7 +76,7 @@ def read_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
 
 def _read_commit(cache_dir: Path, key: ShardKey) -> tuple[ShardRecord, bytes] | None:
     """Return the commit record and the bytes that it was read from; None when there is none."""
-    path = safe_join(cache_dir, key.commit_path, str(cache_dir))
+    path = safe_join_to_read(cache_dir, key.commit_path, str(cache_dir))
     if not path.exists():
         return None
     content = read_record_bytes(path)
@@ -97,9 +99,12 @@ def check_commit(cache_dir: Path, record: ShardRecord) -> bytes:
 
 
 def is_held(cache_dir: Path, record: ShardRecord | FileRecord) -> bool:
-    """Return whether a recorded file exists and has its recorded size. This does not check its sha256."""
+    """Return whether a recorded file exists and has its recorded size. This does not check its sha256.
+
+    Raise LinkTargetError for a symbolic link to nothing: whoever laid it can fetch the file.
+    """
     try:
-        found = (cache_dir / record.path).stat()
+        found = safe_join_to_read(cache_dir, record.path, str(cache_dir)).stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size == record.num_bytes
@@ -120,4 +125,4 @@ def read_held_commit(cache_dir: Path, key: ShardKey) -> ShardRecord | None:
 def forget_lost_shard(cache_dir: Path, key: ShardKey) -> None:
     """Delete the commit record of a shard whose file is lost, so that a writer can make and commit the shard again."""
     if read_commit(cache_dir, key) is not None and read_held_commit(cache_dir, key) is None:
-        (cache_dir / key.commit_path).unlink(missing_ok=True)
+        safe_join(cache_dir, key.commit_path, str(cache_dir)).unlink(missing_ok=True)

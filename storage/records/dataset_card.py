@@ -18,7 +18,9 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
             {
                 "config_name": kind,
                 "data_files": [
-                    {"split": split, "path": f"{kind}/{split}-*.arrow"} for split in SPLITS if counted[kind, split]
+                    {"split": split, "path": _patterns(kind, split, found[0])}
+                    for split in SPLITS
+                    if (found := counted[kind, split])
                 ],
             }
             for kind in kinds
@@ -29,7 +31,7 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
         header["license"] = licence
     table = "\n".join(
         f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {KINDS[kind].row_is} |"
-        for (kind, split), (num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
+        for (kind, split), (_, num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
     )
     teacher, data = identity.teacher, identity.data
     sources = data.get("sources", [data])
@@ -81,8 +83,19 @@ Configuration:
 """
 
 
-def _count(shards: tuple[ShardRecord, ...], kind: str, split: str) -> tuple[int, int] | None:
+def _patterns(kind: str, split: str, num_shards: int) -> str | list[str]:
+    """Return a pattern for the names of the shards of one kind and split, and for no copy such as `… (1).arrow`.
+
+    Return one pattern for each length of an index: names of 100,000 shards and more have several.
+    """
+    lengths = range(5, max(5, len(str(num_shards - 1))) + 1)
+    patterns = [f"{kind}/{split}-{'?' * length}-of-{num_shards:05d}.arrow" for length in lengths]
+    return patterns if len(patterns) > 1 else patterns[0]
+
+
+def _count(shards: tuple[ShardRecord, ...], kind: str, split: str) -> tuple[int, int, int] | None:
+    """Return the numbers of shards, rows and bytes of one kind and split; None when it has no shards."""
     chosen = [shard for shard in shards if shard.path.startswith(f"{kind}/{split}-")]
     if not chosen:
         return None
-    return sum(shard.num_rows for shard in chosen), sum(shard.shard_bytes for shard in chosen)
+    return len(chosen), sum(shard.num_rows for shard in chosen), sum(shard.shard_bytes for shard in chosen)

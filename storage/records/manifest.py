@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.disk.files import TEMPORARY_PREFIX
-from storage.disk.safe_paths import safe_join
+from storage.disk.safe_paths import safe_join, safe_join_to_read, safe_parts
 from storage.errors import RecordError, UnsafePathError
 from storage.records.identity import (
     PLAN_NAME,
@@ -31,6 +31,7 @@ from storage.rows.kinds import KINDS
 MANIFEST_NAME = "manifest.json"
 # The dataset card.
 CARD_NAME = "README.md"
+TOKENIZER_DIR = "tokenizer"
 # A manifest may not list files at or below these names, nor below the names of kinds: teachonce itself writes there.
 _RESERVED = frozenset((MANIFEST_NAME, PLAN_NAME, "commits", ".work", "lock"))
 
@@ -73,19 +74,19 @@ def _mean_nats(shards: Iterable[ShardRecord], field: str) -> float | None:
 
 
 def write_manifest(cache_dir: Path, manifest: Manifest) -> None:
-    """Publish manifest.json, from which on the cache is complete."""
+    """Publish manifest.json, from which on the cache is complete. Raise WriteRefusedError or LinkInTheWayError."""
     content = identity_content(manifest.identity) | {
         "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
         "files": [dataclasses.asdict(file) for file in manifest.files],
         "teacher_perplexity": {split: manifest.teacher_perplexity(split) for split in SPLITS},
         "teacher_entropy_nats": {split: manifest.teacher_entropy_nats(split) for split in SPLITS},
     }
-    write_record(cache_dir / MANIFEST_NAME, content)
+    write_record(safe_join(cache_dir, MANIFEST_NAME, str(cache_dir)), content)
 
 
 def read_manifest(cache_dir: Path) -> Manifest:
     """Read and check manifest.json. Raise RecordError, FormatVersionError, MissingFileError or UnsafePathError."""
-    path = safe_join(cache_dir, MANIFEST_NAME, str(cache_dir))
+    path = safe_join_to_read(cache_dir, MANIFEST_NAME, str(cache_dir))
     content = read_versioned(path)
     shards = tuple(parse_shard_record(item, path) for item in _objects(content, "shards", path))
     files = tuple(parse_fields(FileRecord, item, path) for item in _objects(content, "files", path))
@@ -110,18 +111,19 @@ def read_manifest(cache_dir: Path) -> Manifest:
     return manifest
 
 
-def check_listed_files(manifest: Manifest, cache_dir: Path, where: str) -> None:
+def check_listed_files(manifest: Manifest, where: str) -> None:
     """Raise UnsafePathError or RecordError when an untrusted manifest lists a file that must not be written.
 
-    Call this before writing the files that it lists. Refuse paths that lead out of `cache_dir`, or that a record, a
-    shard, a temporary file or another listed file may have; negative sizes and malformed hashes. Errors name `where`.
+    Call this before writing the files that it lists. Refuse paths that lead out of the cache's directory, or that a
+    record, a shard, a temporary file or another listed file may have; negative sizes and malformed hashes. Errors name
+    `where`.
     """
     for shard in manifest.shards:
-        safe_join(cache_dir, shard.path, where)
+        safe_parts(shard.path, where)
     reserved = _RESERVED | KINDS.keys()
     taken: set[str] = set()
     for file in manifest.files:
-        safe_join(cache_dir, file.path, where)
+        safe_parts(file.path, where)
         folded = file.path.casefold()  # on some file systems README.md and readme.md are one file
         parts = folded.split("/")
         if parts[0] in reserved or folded in taken or any(part.startswith(TEMPORARY_PREFIX) for part in parts):

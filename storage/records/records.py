@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from storage.disk.files import IfTaken, write_file
-from storage.errors import MissingFileError, RecordError
+from storage.errors import MissingFileError, RecordError, UnreadableFileError
 
 # A manifest of 64,000 shards is about 20 MB; no real cache needs ten times as much.
 MAX_RECORD_BYTES = 256 << 20
@@ -49,7 +49,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_record_bytes(path: Path) -> bytes:
     """Return the bytes of a record without parsing them.
 
-    Raise MissingFileError, or RecordError when `path` is not a file or is larger than MAX_RECORD_BYTES.
+    Raise MissingFileError, UnreadableFileError when the system refuses to read it, or RecordError when `path` is not a
+    file or is larger than MAX_RECORD_BYTES.
     """
     try:
         status = path.stat()
@@ -60,7 +61,10 @@ def read_record_bytes(path: Path) -> bytes:
     num_bytes = status.st_size
     if num_bytes > MAX_RECORD_BYTES:
         raise RecordError(str(path), f"is {num_bytes} bytes, more than the {MAX_RECORD_BYTES} allowed")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(str(path), error.strerror) from error
 
 
 def parse_record(text: bytes, path: Path) -> dict[str, Any]:

@@ -14,8 +14,15 @@ import pyarrow as pa
 
 from storage.disk.files import publishing
 from storage.disk.hashing import sha256_file
-from storage.disk.safe_paths import safe_join
-from storage.errors import HashMismatchError, MissingFileError, RowError, ShardFormatError, UnreadableFileError
+from storage.disk.safe_paths import safe_join, safe_join_to_read
+from storage.errors import (
+    HashMismatchError,
+    LinkTargetError,
+    MissingFileError,
+    RowError,
+    ShardFormatError,
+    UnreadableFileError,
+)
 from storage.records.identity import CacheIdentity, FileRecord, ShardKey, ShardRecord
 from storage.rows import columns
 from storage.rows.kind import BatchStats
@@ -47,13 +54,15 @@ def write_shard(
     If another writer, perhaps a killed one, has published a file under this name, stage the new file beside it until
     a commit record decides between them.
 
-    Raise RowError for a row that breaks the format, WriteRefusedError when a write fails. Publish nothing then.
+    Raise RowError for a row that breaks the format, LinkInTheWayError when the shard's path is or leads through a
+    symbolic link, WriteRefusedError when a write fails. Publish nothing then.
     """
     schema = identity.schema(key.kind)
     options = ipc_write_options(zstd_level)
     stats: list[BatchStats] = []
     num_rows = 0
-    with publishing(cache_dir / key.path, "stage") as file, pa.ipc.new_file(file, schema, options=options) as writer:
+    path = safe_join(cache_dir, key.path, str(cache_dir))
+    with publishing(path, "stage") as file, pa.ipc.new_file(file, schema, options=options) as writer:
         for batch in batches:
             where = f"{key.path}, record batch {len(stats)}"
             check_batch(batch, key.kind, identity, where)
@@ -95,9 +104,9 @@ def batch_stats(batch: pa.RecordBatch, kind: str) -> BatchStats:
 def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
     """Return the path of a recorded file after checking that its size and sha256 are as recorded.
 
-    Raise MissingFileError, UnreadableFileError, HashMismatchError or UnsafePathError.
+    Raise MissingFileError, UnreadableFileError, HashMismatchError, LinkTargetError or UnsafePathError.
     """
-    path = safe_join(cache_dir, record.path, str(cache_dir))
+    path = safe_join_to_read(cache_dir, record.path, str(cache_dir))
     if not path.is_file():
         raise MissingFileError(str(path))
     if path.stat().st_size != record.num_bytes:
@@ -112,13 +121,14 @@ def check_file(cache_dir: Path, record: ShardRecord | FileRecord) -> Path:
 
 
 def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callable[[Path], object]) -> bool:
-    """Call `bring` with the path of a recorded file if the file is missing or damaged; return whether it was.
+    """Call `bring` with the path of a recorded file if it is missing, damaged or unreadable; return whether it was.
 
-    Raise UnreadableFileError or UnsafePathError, and any error that `bring` raises.
+    Raise UnsafePathError, LinkInTheWayError instead of writing through a symbolic link, and any error that `bring`
+    raises.
     """
     try:
         check_file(cache_dir, record)
-    except (MissingFileError, HashMismatchError):
+    except (MissingFileError, HashMismatchError, LinkTargetError, UnreadableFileError):
         bring(safe_join(cache_dir, record.path, str(cache_dir)))
         return True
     return False

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from storage.disk.files import TEMPORARY_PREFIX, HashingFile, publishing, refusals, sync_directory
-from storage.disk.safe_paths import safe_join
+from storage.disk.safe_paths import safe_join, safe_join_to_read
 from storage.errors import (
     ArchiveError,
     ConfigError,
@@ -182,7 +182,7 @@ def _check_records(directory: Path, manifest: Manifest) -> None:
 
 def _size_on_disk(cache_dir: Path, member: _Member) -> int:
     """Return the size of a member's file; raise an error if it is missing, not as recorded, or too large for tar."""
-    path = safe_join(cache_dir, member.path, str(cache_dir))
+    path = safe_join_to_read(cache_dir, member.path, str(cache_dir))
     if not path.is_file():
         raise MissingFileError(str(path))
     num_bytes = path.stat().st_size

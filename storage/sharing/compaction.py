@@ -45,7 +45,7 @@ def compact(
     destination = DirectoryDestination(out)
     destination.require_own()
     identity = destination.begin_or_resume(cache.identity)
-    tokenizer_files = copy_tokenizer(cache, out)
+    tokenizer_files = copy_tokenizer(cache, destination)
     for record in cache.manifest.shards:
         if destination.read_commit(record.key) is None:
             _add_recompressed(cache, record, destination, zstd_level)

@@ -62,7 +62,7 @@ def merge(caches: Sequence[Path], out: Path, progress: Callable[[int], object] =
     destination = DirectoryDestination(out)
     destination.require_own()
     identity = destination.begin_or_resume(_merged_identity([cache.identity for cache in opened]))
-    tokenizer_files = copy_tokenizer(opened[0], out)
+    tokenizer_files = copy_tokenizer(opened[0], destination)
     for cache in opened[1:]:
         for file in cache.manifest.files:
             check_file(cache.path, file)
@@ -120,7 +120,22 @@ def _require_different_data(caches: Sequence[Cache]) -> None:
         for field, found in _marks_of_data(cache):
             other = holder.setdefault((field, found), cache)
             if other is not cache:
-                raise MergeError(str(cache.path), field, found, f"other data than in {other.path}")
+                wanted = f"other data than in {other.path}{_about_seeds(other, cache, found)}"
+                raise MergeError(str(cache.path), field, found, wanted)
+
+
+def _about_seeds(one: Cache, other: Cache, fingerprint: str) -> str:
+    """Return what to say of two caches of the same data with different seeds; nothing for equal seeds."""
+    there, here = (
+        [source["config"].get("seed") for source in _sources(cache.identity) if source["fingerprint"] == fingerprint]
+        for cache in (one, other)
+    )
+    if there == here:
+        return ""
+    return (
+        f": it is the same text with seed {here[0]} instead of {there[0]}; to draw more from one text, make one cache "
+        "with a larger --samples.per-prompt"
+    )
 
 
 def _marks_of_data(cache: Cache) -> Iterator[tuple[str, str]]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from storage.disk.files import write_unless_equal
-from storage.disk.safe_paths import safe_join
-from storage.reading.cache import TOKENIZER_DIR, Cache
+from storage.reading.cache import Cache
+from storage.records.manifest import TOKENIZER_DIR
 from storage.shards.shard import check_file
+from storage.writing.directory_destination import DirectoryDestination
 
 
-def copy_tokenizer(cache: Cache, out: Path) -> list[str]:
-    """Check the files of `cache` that are not shards; copy the tokenizer's files to `out`; return their paths.
+def copy_tokenizer(cache: Cache, destination: DirectoryDestination) -> list[str]:
+    """Check the files of `cache` that are not shards; copy the tokenizer's files; return their paths.
 
-    The paths are relative to the cache. Raise MissingFileError, UnreadableFileError, HashMismatchError, UnsafePathError
-    or WriteRefusedError.
+    The paths are relative to the cache. Raise the errors of check_file and of DirectoryDestination.add_file.
     """
     names = []
     for file in cache.manifest.files:
         source = check_file(cache.path, file)
         if file.path.startswith(f"{TOKENIZER_DIR}/"):
-            write_unless_equal(safe_join(out, file.path, str(out)), source.read_bytes())
+            destination.add_file(file.path, source.read_bytes())
             names.append(file.path)
     return names

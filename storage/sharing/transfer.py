@@ -16,6 +16,7 @@ from typing import TypeVar
 from storage.disk.directories import remove_leftovers
 from storage.disk.directory_lock import only_writer
 from storage.disk.files import TEMPORARY_PREFIX, write_file
+from storage.disk.safe_paths import safe_join
 from storage.errors import CacheMismatchError, ConfigError
 from storage.reading.cache import open_cache
 from storage.reading.verification import check_records
@@ -102,13 +103,14 @@ def pull(
 
     Raise NoCacheError or UnfinishedRemoteError when the URL has no finished cache; CacheMismatchError when another
     cache is in the directory; ConfigError for a directory that holds something else or to which another pull writes, or
-    a URL that cannot be served; RecordError, FormatVersionError or UnsafePathError for a manifest that is not sound;
+    a URL that cannot be served; LinkInTheWayError when a symbolic link is where a file is to be written; RecordError,
+    FormatVersionError or UnsafePathError for a manifest that is not sound;
     WriteRefusedError when a write fails; TransferError when an error is final or a file's deadline has passed.
     """
     crew = Crew(num_connections, progress)
     remote = RemoteDirectory(url, policy, sleep=crew.sleep)
     manifest, content = read_remote_manifest(remote)
-    check_listed_files(manifest, cache_dir, remote.url)
+    check_listed_files(manifest, remote.url)
     listed: list[ShardRecord | FileRecord] = [*manifest.shards, *manifest.files]
     copied: list[ShardRecord | FileRecord] = []
     with only_writer(cache_dir, "pull"):
@@ -117,7 +119,7 @@ def pull(
             write_plan(cache_dir, manifest.identity)
             fetched = crew.map(lambda record: _fetch(remote, cache_dir, record, crew.tell), listed)
             copied = [record for record, is_new in zip(listed, fetched, strict=True) if is_new]
-            write_file(cache_dir / MANIFEST_NAME, content)
+            write_file(safe_join(cache_dir, MANIFEST_NAME, str(cache_dir)), content)
     return Transfer(
         num_shards=len(manifest.shards),
         num_copied_files=len(copied),

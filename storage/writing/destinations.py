@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from storage.disk.directories import own_directory
 from storage.reading.remote_cache import user_cache_dir
 from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
 from storage.records.manifest import Manifest
@@ -56,11 +57,13 @@ class Destination(Protocol):
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
         """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
+        Leave a cache that is finished and whole as it is.
+
         tokenizer_files: paths in the cache. Raise IncompleteCacheError when fewer shards are found than are planned.
         """
 
-    def is_finished(self) -> bool:
-        """Return whether the cache has a manifest."""
+    def finished(self) -> Manifest | None:
+        """Return the manifest of a cache to which nothing is to be added; None when it is not finished and whole."""
 
     def clean_up(self, *, is_done: bool) -> None:
         """Remove files that no process needs. The last process that leaves work_dir calls this.
@@ -73,9 +76,9 @@ def open_destination(out: str | Path, work_dir: Path | None = None) -> Destinati
     """Return the destination for `out`, a directory or a URL.
 
     work_dir: for a URL, the parent of the work directory; None means the user's cache directory. A directory ignores
-    it. Raise ConfigError for a URL that cannot be served.
+    it. Another user's work directory is left to that user. Raise ConfigError for a URL that cannot be served.
     """
     if is_remote_url(str(out)):
         name = f"precompute-{hashlib.sha256(str(out).rstrip('/').encode()).hexdigest()[:16]}"
-        return RemoteDestination(str(out), (work_dir or user_cache_dir()) / name)
+        return RemoteDestination(str(out), own_directory((work_dir or user_cache_dir()) / name))
     return DirectoryDestination(Path(out))

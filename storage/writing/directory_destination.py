@@ -14,13 +14,14 @@ from typing import Any
 import pyarrow as pa
 
 from storage.disk.directories import remove_directory, remove_leftovers
-from storage.disk.files import TEMPORARY_PREFIX, link_or_copy, write_unless_equal
+from storage.disk.files import TEMPORARY_PREFIX, holds, link_or_copy, write_file
+from storage.disk.safe_paths import safe_join
 from storage.errors import ConfigError, IncompleteCacheError
 from storage.records.commits import forget_lost_shard, read_held_commit, read_plan, write_commit, write_plan
 from storage.records.identity import PLAN_NAME, CacheIdentity, ShardKey, ShardRecord
 from storage.records.manifest import MANIFEST_NAME, Manifest
 from storage.shards.shard import write_shard
-from storage.writing.card_and_manifest import write_card_and_manifest
+from storage.writing.card_and_manifest import read_finished, write_card_and_manifest
 from storage.writing.plan_comparison import require_same_facts, require_same_plan
 
 WORK_DIR = ".work"
@@ -38,7 +39,7 @@ class DirectoryDestination:
         """Raise ConfigError unless the directory is missing, empty, or a begun or finished cache; ignore leftovers."""
         if self.directory.exists() and not self.directory.is_dir():
             raise ConfigError(f"--out {self.where}: not a directory")
-        if self.directory.exists() and not self._is_begun() and not self.is_finished():
+        if self.directory.exists() and not self._is_begun() and not self._has_manifest():
             ours = (WORK_DIR, TEMPORARY_PREFIX)
             strangers = [path.name for path in self.directory.iterdir() if not path.name.startswith(ours)]
             if strangers:
@@ -64,8 +65,12 @@ class DirectoryDestination:
         return begun
 
     def add_file(self, path: str, content: bytes) -> None:
-        """Publish a file that is not a shard; replace one with other content, which is damaged."""
-        write_unless_equal(self.directory / path, content)
+        """Publish a file that is not a shard; replace one with other content, which is damaged.
+
+        Raise UnsafePathError, LinkInTheWayError or WriteRefusedError.
+        """
+        if not holds(self.directory / path, content):
+            write_file(safe_join(self.directory, path, self.where), content)
 
     def look_up(self, keys: Sequence[ShardKey]) -> None:
         """Do nothing: on a disk, single lookups are fast."""
@@ -83,7 +88,7 @@ class DirectoryDestination:
 
     def add_shard_file(self, source: Path, record: ShardRecord) -> None:
         """Commit the file `source` as the shard of `record`, by a hard link or, if that fails, by a copy."""
-        link_or_copy(source, self.directory / record.path)
+        link_or_copy(source, safe_join(self.directory, record.path, self.where))
         write_commit(self.directory, record)
 
     def hurry(self) -> None:
@@ -92,26 +97,38 @@ class DirectoryDestination:
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
         """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
+        Leave a cache that is finished and whole as it is.
+
         tokenizer_files: paths in the cache. Raise IncompleteCacheError when the file system shows fewer commit records
         with their shards than are planned.
         """
-        planned = identity.planned_keys()
-        records = [record for key in planned if (record := self.read_commit(key)) is not None]
-        if len(records) < len(planned):
-            raise IncompleteCacheError(self.where, len(records), len(planned))
-        return write_card_and_manifest(self.directory, identity, records, tokenizer_files)
+        records = self._committed(identity)
+        if len(records) < identity.num_planned_shards:
+            raise IncompleteCacheError(self.where, len(records), identity.num_planned_shards)
+        finished = read_finished(self.directory, identity, records)
+        return finished or write_card_and_manifest(self.directory, identity, records, tokenizer_files)
 
-    def is_finished(self) -> bool:
-        """Return whether there is a manifest."""
-        return (self.directory / MANIFEST_NAME).exists()
+    def finished(self) -> Manifest | None:
+        """Return the manifest of a cache to which nothing is to be added; None when it is not finished and whole."""
+        if not self._has_manifest():
+            return None
+        identity = read_plan(self.directory)
+        return read_finished(self.directory, identity, self._committed(identity))
 
     def clean_up(self, *, is_done: bool) -> None:
         """Remove the work directory and leftovers if the cache is finished or has no plan; then an empty directory."""
-        if self.is_finished() or not self._is_begun():
+        if self._has_manifest() or not self._is_begun():
             remove_directory(self.work_dir)
             remove_leftovers(self.directory)
         with contextlib.suppress(OSError):
             self.directory.rmdir()  # only when it is empty
+
+    def _committed(self, identity: CacheIdentity) -> list[ShardRecord]:
+        """Return the records of the planned shards that are committed and held, in order."""
+        return [record for key in identity.planned_keys() if (record := self.read_commit(key)) is not None]
+
+    def _has_manifest(self) -> bool:
+        return (self.directory / MANIFEST_NAME).exists()
 
     def _is_begun(self) -> bool:
         return (self.directory / PLAN_NAME).exists()

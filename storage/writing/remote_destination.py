@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from storage.disk.directories import remove_directory
 from storage.disk.files import refusals, write_file
-from storage.errors import ConfigError, IncompleteCacheError, MissingFileError
+from storage.errors import ConfigError, IncompleteCacheError, MissingFileError, RecordError
 from storage.records.commits import read_commit, read_plan, write_commit, write_plan
 from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardKey, ShardRecord
-from storage.records.manifest import CARD_NAME, MANIFEST_NAME, Manifest
+from storage.records.manifest import CARD_NAME, MANIFEST_NAME, Manifest, read_manifest
 from storage.records.records import MAX_RECORD_BYTES
 from storage.remote.crew import Crew
 from storage.remote.directory import RemoteDirectory
@@ -126,15 +126,17 @@ class RemoteDestination:
     def finish(self, identity: CacheIdentity, tokenizer_files: Sequence[str]) -> Manifest:
         """Write card and manifest over all committed shards, also those of other processes; return the manifest.
 
+        Leave a cache that is finished and whole as it is.
+
         Raise IncompleteCacheError when shards are missing, MissingFileError when a tokenizer file is, and
         CacheMismatchError as add_shard does.
         """
         begun = self._begun(identity)
-        planned = begun.planned_keys()
-        self.look_up(planned)
-        records = [self._committed[key] for key in planned if key in self._committed]
-        if len(records) < len(planned):
-            raise IncompleteCacheError(self.where, len(records), len(planned))
+        records = self._look_up_all(begun)
+        if len(records) < begun.num_planned_shards:
+            raise IncompleteCacheError(self.where, len(records), begun.num_planned_shards)
+        if finished := self._read_finished(begun, records):
+            return finished
         with self._staging() as staging:
             for name in tokenizer_files:
                 write_file(staging / name, self._content(name))
@@ -143,9 +145,10 @@ class RemoteDestination:
                 self._send(staging, file_record(staging, name))
         return manifest
 
-    def is_finished(self) -> bool:
-        """Return whether there is a manifest."""
-        return self._remote.num_bytes(MANIFEST_NAME) is not None
+    def finished(self) -> Manifest | None:
+        """Return the manifest of a cache to which nothing is to be added; None when it is not finished and whole."""
+        begun = self._read_plan()
+        return self._read_finished(begun, self._look_up_all(begun)) if begun else None
 
     def clean_up(self, *, is_done: bool) -> None:
         """Remove the work directory when the run is done, or when no process has begun the cache."""
@@ -180,6 +183,23 @@ class RemoteDestination:
         begun = self._read_plan() or identity
         require_same_plan(self.where, begun, identity)
         return begun
+
+    def _look_up_all(self, identity: CacheIdentity) -> list[ShardRecord]:
+        """Return the records of the planned shards that are committed and held, in order."""
+        planned = identity.planned_keys()
+        self.look_up(planned)
+        return [self._committed[key] for key in planned if key in self._committed]
+
+    def _read_finished(self, identity: CacheIdentity, records: Sequence[ShardRecord]) -> Manifest | None:
+        """Return the manifest at the URL if it states this, and its other files are whole there; None otherwise."""
+        try:
+            found = read_remote(self._remote, MANIFEST_NAME, read_manifest)
+        except RecordError:
+            return None
+        if found is None or (found[0].identity, found[0].shards) != (identity, tuple(records)):
+            return None
+        is_whole = all(self._remote.holds(file.path, file.num_bytes, file.sha256) for file in found[0].files)
+        return found[0] if is_whole else None
 
     def _read_plan(self) -> CacheIdentity | None:
         found = read_remote(self._remote, PLAN_NAME, read_plan)

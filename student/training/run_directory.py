@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -126,7 +127,8 @@ def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, 
 
 
 def clean_up(out: Path) -> None:
-    """Remove the files that a finished run no longer needs."""
-    remove_leftovers(out)
-    (out / MICRO_BATCHES_NAME).unlink(missing_ok=True)
-    remove_checkpoint(out)
+    """Remove the files that a finished run no longer needs, as far as the system allows it."""
+    with contextlib.suppress(OSError):  # a read-only disk refuses to remove even a file that is not there
+        remove_leftovers(out)
+        (out / MICRO_BATCHES_NAME).unlink(missing_ok=True)
+        remove_checkpoint(out)

@@ -15,7 +15,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
     """Let `name` of a module of a run work a number of times and then raise."""
     from storage.writing import card_and_manifest, directory_destination
 
-    modules = (directory_destination, card_and_manifest)
+    modules = (card_and_manifest, directory_destination)
     module = next(module for module in modules if hasattr(module, name))
     original, count = getattr(module, name), iter(range(calls))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -12,8 +13,12 @@ import pytest
 
 from pipeline import PrecomputeConfig, precompute
 from pipeline.teacher.model import Teacher
+from pipeline.work import work_directory
 from storage import Cache
+from storage.errors import CacheMismatchError, WriteRefusedError
+from tests.other_users import give_away, without_rights
 from tests.pipeline.stopping import Stop, fail_after
+from tests.storage.sharing.merges import refusing
 
 Snapshot = Callable[[Path], dict[str, str]]
 
@@ -26,6 +31,36 @@ def test_a_rerun_of_a_finished_cache_changes_nothing(
     precompute(configure(copied))
     assert snapshot(copied) == before
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.arrow")} == written
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_finished_cache_that_cannot_be_written_is_finished(
+    configure: Callable[..., PrecomputeConfig],
+    finished: Cache,
+    copied: Path,
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    before = snapshot(copied)
+    give_away(copied)
+    if code != errno.EACCES:
+        monkeypatch.setattr(work_directory, "make_and_lock", refusing(code))
+    with without_rights():
+        assert precompute(configure(copied)) == finished.manifest
+        with pytest.raises(CacheMismatchError, match="seed"):
+            precompute(configure(copied, seed=7))
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "tokenizer/tokenizer.json", "commits/beams-train-00000.json"])
+def test_a_cache_that_cannot_be_written_and_lacks_a_file_is_not_finished(
+    configure: Callable[..., PrecomputeConfig], copied: Path, lost: str
+) -> None:
+    (copied / lost).unlink()
+    give_away(copied)
+    with without_rights(), pytest.raises(WriteRefusedError, match="Permission denied"):
+        precompute(configure(copied))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -66,7 +101,7 @@ def test_committed_shards_that_are_lost_or_cut_are_made_again(
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("write_plan", 0), ("write_unless_equal", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
+    [("write_plan", 0), ("holds", 1), ("write_commit", 0), ("write_commit", 3), ("write_shard", 5),
      ("write_commit", 7), ("write_file", 0), ("write_manifest", 0)],
 )  # fmt: skip
 def test_an_interrupted_run_is_incomplete_and_finishes_with_the_same_bytes(

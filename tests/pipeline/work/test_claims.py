@@ -24,6 +24,7 @@ from pipeline.work.claims import Claims, claimed
 from storage import Cache
 from storage.errors import WriteRefusedError
 from storage.records.identity import ShardKey
+from tests.other_users import give_away, without_rights
 from tests.places import ROOT
 from tests.precomputed import precomputed
 
@@ -41,6 +42,25 @@ def test_a_claim_is_one_holders_until_it_is_given_back(tmp_path: Path) -> None:
     with Claims(tmp_path) as later:
         assert later.take("a")
         assert later.take("b")
+
+
+def test_a_claim_file_of_another_user_can_be_taken_and_is_held(tmp_path: Path) -> None:
+    with Claims(tmp_path) as theirs:
+        assert theirs.take("a")
+        give_away(tmp_path, 0o777)
+        (tmp_path / "claims" / "a").chmod(0o444)
+        with without_rights(), Claims(tmp_path) as ours:
+            assert not ours.take("a")
+            theirs.give_back("a")
+            assert ours.take("a")
+            assert not theirs.take("a")
+
+
+def test_a_directory_of_claims_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    give_away(tmp_path)
+    with without_rights(), Claims(tmp_path) as claims, pytest.raises(WriteRefusedError, match="Permission denied"):
+        claims.take("a")
 
 
 def test_claims_end_with_an_exception(tmp_path: Path) -> None:

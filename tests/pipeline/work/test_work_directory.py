@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.work.work_directory import work_directory
 from storage.writing.destinations import Destination, open_destination
+from tests.other_users import give_away, without_rights
 
 
 @pytest.fixture
@@ -58,4 +59,13 @@ def test_a_directory_that_others_made_anew_stays(destination: Destination) -> No
     first.__enter__()
     with others:
         first.__exit__(None, None, None)
+        assert (destination.work_dir / "lock").exists()
+
+
+def test_users_who_may_write_the_same_directory_share_it(destination: Destination) -> None:
+    with work_directory(destination):
+        give_away(destination.work_dir, 0o777)
+        (destination.work_dir / "lock").chmod(0o444)
+        with without_rights(), work_directory(destination):
+            pass
         assert (destination.work_dir / "lock").exists()

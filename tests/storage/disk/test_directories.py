@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from storage.disk.directories import remove_directory, remove_leftovers
+from storage.disk.directories import may_write, own_directory, remove_directory, remove_leftovers
 from storage.disk.files import TEMPORARY_PREFIX
+from tests.other_users import give_away, without_rights
+from tests.storage.sharing.merges import refusing
 
 
 def killed(*args: object, **settings: object) -> None:
@@ -39,3 +44,31 @@ def test_a_directory_that_is_being_removed_is_whole_or_a_leftover(
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
     remove_directory(directory)
+
+
+@pytest.mark.parametrize(("mode", "allowed"), [(0o755, False), (0o700, False), (0o777, True)])
+def test_where_another_user_lets_nobody_write_a_directory_of_one_s_own_stands_beside(
+    tmp_path: Path, mode: int, allowed: bool
+) -> None:
+    another_s = tmp_path / "teachonce"
+    assert own_directory(another_s) == another_s, "it is not there yet"
+    another_s.mkdir()
+    assert own_directory(another_s) == another_s
+    give_away(another_s, mode)
+    with without_rights():
+        assert may_write(another_s) == allowed
+        assert own_directory(another_s) == (another_s if allowed else tmp_path / f"teachonce-{os.getuid()}")
+        assert may_write(tmp_path)
+    assert list(tmp_path.rglob("*")) == [another_s], "to find out leaves nothing behind"
+
+
+@pytest.mark.parametrize(("code", "is_an_answer"), [(errno.EROFS, True), (errno.EPERM, True), (errno.ENOSPC, False)])
+def test_a_full_disk_is_no_question_of_whose_directory_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_an_answer: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", refusing(code))
+    if is_an_answer:
+        assert not may_write(tmp_path)
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            may_write(tmp_path)

@@ -9,44 +9,79 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import IncompleteCacheError, MissingFileError, RecordError, UnsafePathError
-from tests.storage.reading.forging import FIRST, bind_socket, link, special
+from storage.errors import HashMismatchError, IncompleteCacheError, LinkTargetError, MissingFileError, RecordError
+from tests.storage.reading.forging import FIRST, LAST_BLOCKS, bind_socket, link, outside, special
 from tests.storage.reading.readers import FILES, ROWS, Case, cases
 
 SOFT = FIRST["soft_targets"]
 
 
+def pipe(cache_dir: Path) -> Path:
+    os.mkfifo(outside(cache_dir) / "pipe")
+    return outside(cache_dir) / "pipe"
+
+
+def empty_file(cache_dir: Path) -> Path:
+    (outside(cache_dir) / "empty").touch()
+    return outside(cache_dir) / "empty"
+
+
 NOT_FILES = (
     cases(
-        UnsafePathError,
+        LinkTargetError,
         {
-            "manifest is a link": link("manifest.json"),
-            "directory of shards is a link": link("soft_targets"),
-        },
-        ROWS,
-    )
-    | cases(
-        UnsafePathError,
-        {
-            "shard is a link": link(SOFT),
             "shard is a link to itself": link(SOFT, lambda cache_dir: cache_dir / SOFT),
+            "shard is a link to nothing": link(SOFT, lambda cache_dir: outside(cache_dir) / "nothing"),
             "shard is a link to a device": link(SOFT, lambda _: Path("/dev/zero")),
+            "shard is a link to a pipe": link(SOFT, pipe),
+            "shard is a link to an empty file": link(SOFT, empty_file),
+            "directory of shards is a link to nothing": link("soft_targets", lambda _: Path("nothing")),
+            "directory of shards is a link to a device": link("soft_targets", lambda _: Path("/dev/zero")),
         },
         ROWS,
     )
     | cases(
-        UnsafePathError,
-        {"plan is a link": link("plan.json"), "directory of commits is a link": link("commits")},
+        LinkTargetError,
+        {
+            "manifest is a link to a device": link("manifest.json", lambda _: Path("/dev/zero")),
+            "manifest is a link to a pipe": link("manifest.json", pipe),
+            "manifest is a link to nothing": link("manifest.json", lambda _: Path("nothing")),
+        },
+    )
+    | cases(
+        LinkTargetError,
+        {
+            "plan is a link to a device": link("plan.json", lambda _: Path("/dev/zero")),
+            "commit is a link to a pipe": link("commits/samples-train-00000.json", pipe),
+            "directory of commits is a link to itself": link("commits", lambda cache_dir: cache_dir / "commits"),
+        },
         ("verify",),
     )
     | cases(
-        UnsafePathError,
+        LinkTargetError,
         {
-            "tokenizer's file is a link": link("tokenizer/tokenizer.json"),
-            "directory of the tokenizer is a link": link("tokenizer"),
-            "README is a link": link("README.md"),
+            "tokenizer's file is a link to a device": link("tokenizer/tokenizer.json", lambda _: Path("/dev/zero")),
+            "directory of the tokenizer is a link to nothing": link("tokenizer", lambda _: Path("nothing")),
+            "README is a link to a pipe": link("README.md", pipe),
         },
         FILES,
+    )
+    | cases(
+        MissingFileError,
+        {
+            "directory of shards is a link to a file": link("soft_targets", lambda c: outside(c) / "secret"),
+            "directory of shards is a link to another": link("soft_targets", lambda c: c / "samples"),
+            "shard is a link to a directory": link(SOFT, lambda c: c / "samples"),
+        },
+        ROWS,
+    )
+    | cases(
+        HashMismatchError,
+        {
+            "shard is a link to another file": link(SOFT, lambda cache_dir: outside(cache_dir) / "secret"),
+            "shard is a link to another shard": link(SOFT, lambda cache_dir: cache_dir / LAST_BLOCKS),
+        },
+        ROWS,
     )
     | cases(
         MissingFileError,

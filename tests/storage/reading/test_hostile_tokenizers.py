@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import HashMismatchError, MissingFileError, RecordError, UnsafePathError
+from storage.errors import MissingFileError, RecordError, UnlistedFileError
 from student.errors import VocabularyMismatchError
 from tests.storage.reading.forging import identity, outside, tokenizer, tokenizer_with_code, vocabulary, write_json
 from tests.storage.reading.readers import FILES, Case, cases, errors_of, train_a_student
@@ -64,8 +64,8 @@ TOKENIZERS = (
         },
         ("train",),
     )
-    | cases(HashMismatchError, {"tokenizer with a file more": with_extra_tokenizer_file}, ("train",))
-    | cases(UnsafePathError, {"tokenizer with a link more": with_extra_tokenizer_link}, ("train",))
+    | cases(UnlistedFileError, {"tokenizer with a file more": with_extra_tokenizer_file}, FILES)
+    | cases(UnlistedFileError, {"tokenizer with a link more": with_extra_tokenizer_link}, FILES)
     | cases(MissingFileError, {"no tokenizer": lambda cache_dir, _: shutil.rmtree(cache_dir / "tokenizer")}, FILES)
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,15 @@ def test_datasets_loads_each_kind_with_equal_values(cache: Cache, tmp_path: Path
         expected = stored(cache, kind, split)
         assert loaded[split].column_names == expected.column_names
         assert loaded[split].with_format(None).to_list() == expected.to_pylist()
+
+
+@pytest.mark.usefixtures("_offline")
+@pytest.mark.parametrize("name", ["{} (1).arrow", "Copy of {}.arrow", "{}.arrow.bak", ".tmp-0123-{}.arrow"])
+def test_datasets_reads_no_copy_of_a_shard(small_cache: Path, tmp_path: Path, name: str) -> None:
+    shard = small_cache / "samples" / "train-00000-of-00002.arrow"
+    shutil.copy(shard, shard.with_name(name.format(shard.stem)))
+    loaded = datasets.load_dataset(str(small_cache), "samples", cache_dir=str(tmp_path / "hf"))
+    assert loaded["train"]["row_id"] == list(range(6))
 
 
 @pytest.mark.usefixtures("_offline")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +31,9 @@ from storage.reading.cache import Cache
 from storage.reading.remote_cache import LocalCopy
 from storage.reading.shard_files import DownloadedShards
 from storage.remote.directory import RemoteDirectory
+from tests.other_users import give_away, without_rights
 from tests.places import ROOT
+from tests.storage.sharing.merges import refusing
 
 pytest.importorskip("fsspec")
 
@@ -185,6 +189,83 @@ def test_a_local_cache_dir_that_is_none(origin: Path, tmp_path: Path, place: str
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=f"^--local-cache-dir {tmp_path / place}: not a directory"):
         open_cache(f"file://{origin}", local_copy=LocalCopy(directory=tmp_path / place, max_bytes=1 << 30))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_what_another_user_copied_is_left_to_that_user(origin: Path, tmp_path: Path, mode: int) -> None:
+    theirs = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+    rows = rows_of(theirs, 60)
+    directory = theirs.path
+    del theirs
+    for path in (tmp_path / "local").iterdir():
+        give_away(path, mode)
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    with without_rights():
+        ours = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+        assert ours.path == directory.with_name(directory.name[:-1] + "1")
+        assert rows_of(ours, 60) == rows
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+
+
+def test_a_directory_that_another_user_shares_in_part_is_left_too(origin: Path, tmp_path: Path) -> None:
+    theirs = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+    directory = theirs.path
+    (directory / "samples").mkdir(exist_ok=True)
+    del theirs
+    give_away(directory, 0o777)
+    give_away(directory / "samples", 0o755)
+    with without_rights():
+        ours = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+        assert ours.path != directory
+        assert rows_of(ours, 5)
+
+
+def test_a_shared_directory_is_taken_over_with_its_lock_file_of_another_user(origin: Path, tmp_path: Path) -> None:
+    directory = open_cache(f"file://{origin}", local_copy=local(tmp_path)).path
+    give_away(directory, 0o777)
+    (directory / "lock").chmod(0o444)
+    with without_rights():
+        ours = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+        assert ours.path == directory
+        assert open_cache(f"file://{origin}", local_copy=local(tmp_path)).path != directory, "the lock holds"
+
+
+def test_a_copy_that_cannot_be_read_is_fetched_again(origin: Path, tmp_path: Path) -> None:
+    first = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+    rows, directory = rows_of(first, 60), first.path
+    del first
+    for path in [*directory.rglob("*.arrow"), directory / "README.md"]:
+        give_away(path, 0o700)
+    with without_rights():
+        again = open_cache(f"file://{origin}", local_copy=local(tmp_path))
+        assert again.path == directory
+        assert rows_of(again, 60) == rows
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_local_cache_dir_that_may_not_be_written_is_one_line(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    (tmp_path / "local").mkdir()
+    give_away(tmp_path / "local", 0o755)
+    if code == errno.EROFS:
+        monkeypatch.setattr("storage.reading.remote_cache._lock_if_free", refusing(code))
+    said = f"^--local-cache-dir {tmp_path}/local: cannot be written \\({os.strerror(code)}\\); name another directory"
+    with without_rights(), pytest.raises(ConfigError, match=said):
+        open_cache(f"file://{origin}", local_copy=local(tmp_path))
+
+
+def test_users_who_share_a_cache_directory_have_each_their_own(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    theirs = open_cache(f"file://{origin}")
+    assert theirs.path.parent == tmp_path / "shared" / "teachonce"
+    give_away(tmp_path / "shared" / "teachonce")
+    with without_rights():
+        ours = open_cache(f"file://{origin}")
+        assert ours.path.parent == tmp_path / "shared" / f"teachonce-{os.getuid()}"
+        assert rows_of(ours, 5) == rows_of(open_cache(origin), 5)
 
 
 def test_an_incomplete_cache_is_read_only_when_asked_for(origin: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from storage.reading.cache import Cache
 from storage.reading.remote_cache import LocalCopy
 from storage.reading.shared_copies import SharedCopies
 from storage.remote.directory import RemoteDirectory
+from tests.other_users import give_away, without_rights
 from tests.places import ROOT
 
 pytest.importorskip("fsspec")
@@ -66,6 +68,21 @@ def test_what_one_has_the_other_takes_over(origin: Path, tmp_path: Path, fetched
     for one, other in zip(copies(first), copies(second), strict=True):
         assert one != other
         assert one.samefile(other), "no more bytes on the disk"
+
+
+@pytest.mark.parametrize(("mode", "times"), [(0o755, 1), (0o700, 2)])
+def test_what_another_user_lets_this_one_read_is_copied(
+    origin: Path, tmp_path: Path, fetched: list[str], mode: int, times: int
+) -> None:
+    first = opened(origin, tmp_path)
+    rows = rows_of(first)
+    for path in (tmp_path / "local").iterdir():
+        give_away(path, mode)
+    with without_rights():
+        second = opened(origin, tmp_path)
+        assert rows_of(second) == rows
+    assert Counter(fetched) == {shard.path: times for shard in first.manifest.shards}
+    assert all(path.stat().st_uid == os.getuid() for path in copies(second))
 
 
 def test_what_has_left_there_stays_here(origin: Path, tmp_path: Path, fetched: list[str]) -> None:

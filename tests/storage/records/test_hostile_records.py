@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage import open_cache, verify_cache
-from storage.errors import HashMismatchError, MissingFileError, TeachonceError, UnsafePathError
+from storage.errors import HashMismatchError, MissingFileError, TeachonceError, UnlistedFileError, UnsafePathError
 from storage.reading.inspection import render_summary, summarize
 from storage.reading.row_stream import RowStream
 
@@ -175,21 +175,27 @@ def test_more_rows_than_a_shard_can_hold_are_refused_without_counting_them(
 )
 def test_a_file_outside_the_cache_is_never_opened(small_cache: Path, forge: SimpleNamespace, path: str) -> None:
     first_file(path=path)(small_cache, forge)
-    (problem,) = verify_cache(small_cache).problems
+    problem, unlisted = verify_cache(small_cache).problems
     assert isinstance(problem, UnsafePathError)
     assert problem.path == path
+    assert isinstance(unlisted, UnlistedFileError)
+    assert unlisted.path == str(small_cache / "README.md")
 
 
 @pytest.mark.parametrize("name", ["soft_targets", "README.md", LAST_SHARD])
-def test_a_symbolic_link_is_never_followed(small_cache: Path, tmp_path: Path, name: str) -> None:
+def test_a_symbolic_link_is_followed_to_the_recorded_bytes_alone(small_cache: Path, tmp_path: Path, name: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     (small_cache / name).rename(elsewhere)
     (small_cache / name).symlink_to(elsewhere)
+    assert verify_cache(small_cache).problems == ()
+    read_an_epoch(small_cache)
+    for file in elsewhere.iterdir() if elsewhere.is_dir() else [elsewhere]:
+        file.write_bytes(file.read_bytes()[::-1])
     problems = verify_cache(small_cache).problems
     assert problems
-    assert all(isinstance(problem, UnsafePathError) for problem in problems)
+    assert all(isinstance(problem, HashMismatchError) for problem in problems)
     if name != "README.md":
-        with pytest.raises(UnsafePathError):
+        with pytest.raises(HashMismatchError):
             read_an_epoch(small_cache)
 
 

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.errors import CacheError, FormatVersionError, RecordError, TransferError, UnsafePathError
+from storage.errors import (
+    CacheError,
+    FormatVersionError,
+    LinkInTheWayError,
+    RecordError,
+    TransferError,
+    UnsafePathError,
+)
 from storage.remote import remote_records
 from storage.sharing.transfer import pull, push
 from tests.storage.sharing.copies import COMMIT, QUICK, SHARD, remote_files
@@ -95,6 +102,6 @@ def test_a_link_in_the_target_is_not_followed(source: Path, tmp_path: Path) -> N
     shutil.move(back / "soft_targets", tmp_path / "aside")
     (back / "soft_targets").symlink_to(tmp_path / "aside")
     (tmp_path / "aside" / Path(SHARD).name).unlink()
-    with pytest.raises(UnsafePathError):
+    with pytest.raises(LinkInTheWayError):
         pull("memory://bucket/cache", back, policy=QUICK)
     assert not (tmp_path / "aside" / Path(SHARD).name).exists()

@@ -17,11 +17,11 @@ from storage.errors import (
     ConfigError,
     HashMismatchError,
     IncompleteCacheError,
+    LinkTargetError,
     MissingFileError,
     NoCacheError,
     RecordError,
     TeachonceError,
-    UnsafePathError,
 )
 from storage.reading.cache import Cache
 from storage.sharing.archive import pack, unpack
@@ -132,8 +132,8 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def link(path: Path) -> None:
-    path.rename(path.with_name("moved"))
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
     path.symlink_to("moved")
 
 
@@ -144,7 +144,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], type[TeachonceError]]] =
     "long file": ("README.md", lambda path: path.write_bytes(path.read_bytes() + b"\n"), HashMismatchError),
     "no shard": (SHARD, Path.unlink, MissingFileError),
     "no file": ("README.md", Path.unlink, MissingFileError),
-    "linked shard": (SHARD, link, UnsafePathError),
+    "shard that is a link to nothing": (SHARD, link_to_nothing, LinkTargetError),
     "no commit": (COMMIT, Path.unlink, RecordError),
     "flipped commit": (COMMIT, flip, RecordError),
     "padded commit": (COMMIT, lambda path: path.write_bytes(path.read_bytes() + b" " * 4096), HashMismatchError),

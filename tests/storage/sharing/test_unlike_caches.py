@@ -148,3 +148,21 @@ def test_what_is_no_finished_cache_is_refused(two: list[Path], tmp_path: Path) -
     with pytest.raises(IncompleteCacheError, match=str(two[1])):
         merge(two, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_two_seeds_over_one_text_are_told_by_their_seeds(build: Build, tmp_path: Path, is_merged: bool) -> None:
+    one = build("a")
+    if is_merged:
+        one = merge([one, build("c")], tmp_path / "both").path
+    other = build("b", data=data_of("a"), config=config_with("seed", 5))
+    with pytest.raises(MergeError, match=r"the same text with seed 5 instead of 0; .* --samples\.per-prompt") as caught:
+        merge([one, other], tmp_path / "out")
+    assert caught.value.field == "data.fingerprint"
+
+
+def test_one_seed_over_one_text_is_told_without_a_seed(build: Build, tmp_path: Path) -> None:
+    one, other = build("a"), build("b", data=data_of("a"))
+    with pytest.raises(MergeError) as caught:
+        merge([one, other], tmp_path / "out")
+    assert (caught.value.field, caught.value.wanted) == ("data.fingerprint", f"other data than in {one}")

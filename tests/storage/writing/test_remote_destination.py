@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from storage.writing.destinations import open_destination
 from storage.writing.directory_destination import DirectoryDestination
 from storage.writing.remote_destination import RemoteDestination
 from tests.failing_thread import start_failing
+from tests.other_users import give_away, without_rights
 from tests.storage.object_store import FAULTS, FakeHub, S3Proxy
 
 QUICK = RetryPolicy(deadline_s=20, first_wait_s=0.001, longest_wait_s=0.01)
@@ -134,7 +136,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(source: Cache, at_url: Open, exp
 def test_a_finished_cache_is_left_as_it_is(source: Cache, at_url: Open) -> None:
     publish(source, at_url())
     before = dict(MemoryFileSystem.store)
-    assert at_url().is_finished()
+    assert at_url().finished() is not None
     publish(source, at_url())
     assert before == MemoryFileSystem.store
     assert all(before[name] is file for name, file in MemoryFileSystem.store.items())
@@ -413,3 +415,16 @@ def test_each_url_has_a_work_directory_of_its_own(tmp_path: Path, monkeypatch: p
     assert one.parent == tmp_path / "cache" / "teachonce"
     assert given == tmp_path / "mine" / one.name
     assert isinstance(open_destination(tmp_path / "cache"), DirectoryDestination)
+
+
+def test_another_user_s_work_directory_is_left_to_that_user(tmp_path: Path) -> None:
+    theirs = open_destination(URL, tmp_path).work_dir
+    theirs.mkdir()
+    give_away(theirs)
+    with without_rights():
+        ours = open_destination(URL, tmp_path).work_dir
+        assert ours == theirs.with_name(f"{theirs.name}-{os.getuid()}")
+        assert open_destination(URL, tmp_path).work_dir == ours, "processes of one user divide the work"
+    theirs.chmod(0o777)
+    with without_rights():
+        assert open_destination(URL, tmp_path).work_dir == theirs

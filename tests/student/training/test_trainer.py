@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import shutil
@@ -32,6 +33,8 @@ from student.errors import DivergedError
 from student.training import learner, loop, trainer
 from student.training.run_log import read_metrics
 from student.training.trainer import train
+from tests.other_users import give_away, without_rights
+from tests.storage.sharing.merges import refusing
 from tests.student.training.runs import Undisturbed, final_files, lines_of, stopped_at
 
 pytestmark = pytest.mark.usefixtures("log_every_step")
@@ -64,6 +67,21 @@ def test_a_finished_run_returns_at_once(undisturbed: Undisturbed, monkeypatch: p
     assert train(config) == config.out
     assert final_files(config.out) == files
     assert read_metrics(config.out) == metrics
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_finished_run_that_cannot_be_written_is_finished(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    config, files, _ = undisturbed
+    out = shutil.copytree(config.out, tmp_path / "student")
+    (out / "checkpoint.pt").touch()  # of a run that was killed after its last file
+    give_away(out)
+    if code == errno.EROFS:
+        monkeypatch.setattr(Path, "unlink", refusing(code))
+    with without_rights():
+        assert train(dataclasses.replace(config, out=out)) == out
+    assert final_files(out).items() >= files.items()
 
 
 def test_another_seed_gives_another_student(undisturbed: Undisturbed, tmp_path: Path) -> None:
