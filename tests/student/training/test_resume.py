@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from student import TrainConfig
 from student.errors import CheckpointError
 from student.training import learner, loop
 from student.training.run_log import read_metrics
+from student.training.stop_signals import stop_signals
 from student.training.trainer import train
 from tests.student.training.runs import Stop, Undisturbed, fail_after, final_files, lines_of, stopped_at, without_timing
 
@@ -121,7 +123,9 @@ def test_a_run_killed_while_it_publishes_the_student_ends_with_the_same_bytes(
     assert final_files(config.out) == files
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+)
 def test_a_run_asked_to_stop_saves_its_step_and_resumes_from_it(
     undisturbed: Undisturbed,
     tmp_path: Path,
@@ -136,6 +140,75 @@ def test_a_run_asked_to_stop_saves_its_step_and_resumes_from_it(
     assert torch.load(config.out / "checkpoint.pt", weights_only=True)["step"] == 5
     train(config)
     assert final_files(config.out) == files
+
+
+def test_a_signal_sent_twice_stops_at_once_if_it_is_ctrl_c() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        with stop_signals() as stop:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            assert stop == [number, number]
+    with stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop == [signal.SIGTERM, signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_does_not_stop_what_nohup_started() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["student.training.loop.evaluate_model", "student.training.loop.RunLog.write", "storage.progress.tqdm.update"],
+)
+def test_what_fails_at_the_step_of_a_checkpoint_does_not_lose_it(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The resume then logs what was left out, once."""
+    monkeypatch.setattr(loop, "_LOG_EVERY", 4)
+    whole = dataclasses.replace(undisturbed[0], out=tmp_path / "whole", checkpoint_every=4, evaluate_every=4)
+    train(whole)
+    config = dataclasses.replace(whole, out=tmp_path / "student", quiet=False)
+    with pytest.MonkeyPatch.context() as patch:
+        fail_after(patch, name, 3 if name.endswith("update") else 0)
+        with pytest.raises(Stop):
+            train(config)
+    assert torch.load(config.out / "checkpoint.pt", weights_only=True)["step"] == 4
+    train(config)
+    assert without_timing(read_metrics(config.out)) == without_timing(read_metrics(whole.out))
+    assert final_files(config.out) == undisturbed[1]
+    seconds = [line["seconds"] for line in read_metrics(config.out)]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("log_every", [4, 3])
+def test_a_run_begun_by_an_earlier_version_goes_on(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    """It logged and validated before it saved, so that the means began anew; it noted the preset's name alone."""
+    monkeypatch.setattr(loop, "_LOG_EVERY", log_every)
+    whole = dataclasses.replace(undisturbed[0], out=tmp_path / "whole", checkpoint_every=4, evaluate_every=4)
+    train(whole)
+    config = dataclasses.replace(whole, out=tmp_path / "student")
+    with stopped_at(6):
+        train(config)
+    state = torch.load(config.out / "checkpoint.pt", weights_only=True)
+    del state["run"]["preset_sha256"]
+    if state["step"] % log_every == 0:
+        state["meter"] |= {"sums": {}, "num_steps": 0, "num_tokens": 0, "step_seconds": 0.0}
+    torch.save(state, config.out / "checkpoint.pt")
+    train(config)
+    assert without_timing(read_metrics(config.out)) == without_timing(read_metrics(whole.out))
+    assert final_files(config.out) == undisturbed[1]
 
 
 def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[..., TrainConfig]) -> None:
