@@ -51,7 +51,7 @@ class RunLog:
         with refusals(self._path), self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._tensorboard:
-            self._tensorboard.write(line)
+            self._tensorboard.write([line])
 
     def close(self) -> None:
         """Close the event files."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from storage.disk.files import refusals
 from storage.errors import MissingExtraError
 
 TENSORBOARD_NAME = "tensorboard"
@@ -37,27 +38,26 @@ class TensorBoardLog:
         # purge_step=0: readers discard the points of earlier files when they reach the start of this one.
         self._writer = SummaryWriter(str(directory), purge_step=0, filename_suffix=_SUFFIX)
         [own] = set(directory.glob(_EVENT_FILES)) - set(earlier)
+        self._path = own
         for path in earlier:
             # A running TensorBoard waits at the last file for a file with a later name, so keep the last one.
             if path != earlier[-1] or path > own:
                 path.unlink()
         self._origin = time.time() - _seconds(last_line)
-        for line in lines:
-            self._add(line)
-        self._writer.flush()
+        self.write(lines)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Add a line of metrics.jsonl. TensorBoard can show it at once."""
-        self._add(line)
-        self._writer.flush()
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add lines of metrics.jsonl. TensorBoard can show them at once. Raise WriteRefusedError for a full disk."""
+        with refusals(self._path):
+            for line in lines:
+                for name, value in _scalars(line):
+                    self._writer.add_scalar(name, value, line["step"], walltime=self._origin + _seconds(line))
+            self._writer.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
-
-    def _add(self, line: dict[str, Any]) -> None:
-        for name, value in _scalars(line):
-            self._writer.add_scalar(name, value, line["step"], walltime=self._origin + _seconds(line))
+        """Close the file. Raise WriteRefusedError for a full disk."""
+        with refusals(self._path):
+            self._writer.close()
 
 
 def _seconds(line: dict[str, Any]) -> float:

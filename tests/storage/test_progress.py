@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +53,15 @@ def test_the_bar_of_a_terminal_counts_from_what_was_there(monkeypatch: pytest.Mo
         bar.update(10)
         found = bar._bar.format_dict
     assert (found["n"], found["initial"], found["rate"]) == (910, 900, None)
+
+
+def test_a_terminal_or_pipe_that_has_gone_ends_nothing(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        with Progress(2, "work", "rows") as bar:
+            for _ in range(2):
+                seconds[0] += 20
+                bar.update(1)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            gone.close()

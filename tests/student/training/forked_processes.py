@@ -1,7 +1,8 @@
 """Starts teachonce-student as torchrun does, in processes forked from one that has everything imported.
 
-Reads jobs from standard input, a line of JSON each: {"world_size", "argv", "log_dir", "faults", "shortages"}; answers
-each with the processes' exit codes; {rank} in a word of argv is the process's number. Their messages, and the rows that
+Reads jobs from standard input, a line of JSON each: {"world_size", "argv", "log_dir", "faults", "shortages",
+"is_torchrun"}; answers each with the processes' exit codes; {rank} in a word of argv is the process's number. Without
+is_torchrun the processes know what PyTorch's env:// needs and no more. Their messages, and the rows that
 they trained on, are files of `log_dir`. Faults are [rank, step, signal number]: the process gets the signal when it
 begins that step, counted from 0. Shortages are [rank, step, place, micro-batches]: from that step on the process runs
 out of memory at that place of a step (see `run_short`) that is cut into fewer micro-batches.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,16 @@ _LONGEST_S = 120
 def run(job: dict[str, Any]) -> list[int]:
     """Exit codes by rank. The meeting point is this process's, as it is torchrun's: its port is nobody else's."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children = [start(job, rank, store.port) for rank in range(job["world_size"])]
+    port = store.port if job["is_torchrun"] else free_port()
+    children = [start(job, rank, port) for rank in range(job["world_size"])]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def start(job: dict[str, Any], rank: int, port: int) -> int:
@@ -50,10 +60,13 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
         "WORLD_SIZE": str(job["world_size"]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
+    if job["is_torchrun"]:
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
     faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
     torch.set_num_threads(1)
     for shortage in job["shortages"]:

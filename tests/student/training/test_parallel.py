@@ -66,13 +66,14 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
             *argv: object,
             faults: Sequence[tuple[int, int, int]] = (),
             shortages: Sequence[tuple[int, int, str, int]] = (),
+            is_torchrun: bool = True,
         ) -> Ended:
             assert launcher.stdin
             assert launcher.stdout
             log_dir = tmp_path_factory.mktemp("processes")
             job = {
                 "world_size": world_size, "argv": list(map(str, argv)), "log_dir": str(log_dir), "faults": faults,
-                "shortages": shortages,
+                "shortages": shortages, "is_torchrun": is_torchrun,
             }  # fmt: skip
             launcher.stdin.write(json.dumps(job) + "\n")
             launcher.stdin.flush()
@@ -202,6 +203,33 @@ def test_a_run_stopped_in_some_processes_goes_on_in_others(
     assert sorted(ended.rows()) == [5, 6, 7]
     require_same_run(out, alone)
     assert not list(out.glob("checkpoint*"))
+
+
+def test_processes_of_another_launcher_join_by_what_their_environment_says(
+    launch: Launch, train_arguments: Callable[..., list[object]], alone: Path, cache: Cache, tmp_path: Path
+) -> None:
+    """As Kubeflow, srun and MPI start them. A warning before a time limit goes to all; the same line goes on."""
+    out = tmp_path / "student"
+    warned = [(rank, 4, signal.SIGUSR1) for rank in range(2)]
+    stopped = launch(2, *train_arguments(out), faults=warned, is_torchrun=False)
+    assert stopped.exit_codes == [130, 130], stopped.messages(0)
+    ended = launch(2, *train_arguments(out), is_torchrun=False)
+    assert ended.exit_codes == [0, 0], ended.messages(0)
+    assert stopped.rows() | ended.rows() == rows_of_one_reader(cache)
+    assert sorted(ended.rows()) == [5, 6, 7]
+    require_same_run(out, alone)
+
+
+def test_hosts_whose_preset_differs_do_not_train_together(
+    launch: Launch, train_arguments: Callable[..., list[object]], shape: dict[str, Any], tmp_path: Path
+) -> None:
+    for rank, heads in enumerate((2, 4)):
+        (tmp_path / f"{rank}.json").write_text(json.dumps({"model_type": "gpt2"} | shape | {"n_head": heads}))
+    ended = launch(2, *train_arguments(tmp_path / "student", "--preset", tmp_path / "{rank}.json"))
+    assert ended.exit_codes == [2, 2]
+    assert ended.messages(0) == ""
+    assert "process 1: has preset_sha256 = " in ended.messages(1)
+    assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
