@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -23,6 +24,10 @@ from tests.storage.object_store import S3Proxy, s3_proxy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# What a test proves does not hang on how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 EOS = "<|endoftext|>"
 _PROSE = "the teacher ran once and wrote down what it knew so that a student may learn from it alone"

@@ -118,7 +118,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Name]
 def examples(number: int) -> settings:
     """Time is not what is tested, and one directory serves all examples."""
     unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=number, deadline=None, suppress_health_check=unhealthy)
+    return settings(max_examples=number, suppress_health_check=unhealthy)
 
 
 @pytest.mark.parametrize("name", ["manifest", "commit"])

@@ -239,7 +239,7 @@ def test_small_files_are_bounded_and_may_be_missing_or_empty() -> None:
     assert there(b"").read_small("file", 10) == b""
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num_bytes=st.integers(0, 700),
     piece_bytes=st.integers(1, 300),

@@ -330,7 +330,7 @@ def test_memory_holds_a_record_batch_or_two_of_a_shard(
     assert most_alive <= 2
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batches=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     rest=st.integers(0, 3),

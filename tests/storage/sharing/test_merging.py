@@ -161,7 +161,7 @@ shard_sizes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(shard_sizes, min_size=2, max_size=3), rest=st.integers(0, 3))
 def test_any_shards_merge_and_stream(
     make: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory, sizes: list[dict[str, Any]], rest: int
