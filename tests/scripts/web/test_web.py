@@ -205,20 +205,29 @@ def test_the_browser_writes_what_pytorch_writes_and_asks_nobody_else(
         assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+# The page itself clicks: a click from here may come when all 256 tokens are drawn.
+STOP_AT_THE_FIRST_TEXT = """() => {
+    const shown = document.getElementById("completion");
+    const watch = new MutationObserver(() => {
+        if (shown.textContent) { watch.disconnect(); document.getElementById("go").click(); }
+    });
+    watch.observe(shown, {childList: true, characterData: true, subtree: true});
+}"""
+
+
 def test_text_can_be_stopped_and_drawn_anew(browser: Browser, page_address: str) -> None:
     with visiting(browser) as visit:
         visit.open(page_address)
+        visit.page.evaluate(STOP_AT_THE_FIRST_TEXT)
         complete(visit.page, PROMPT, temperature=0, length=256)
-        visit.page.wait_for_selector("#completion:not(:empty)")
-        visit.page.click("#go")
         visit.page.wait_for_selector(DONE)
         first: Any = visit.page.text_content("#completion")
         assert "was stopped" in (visit.page.text_content("#rate") or "")
         assert visit.page.text_content("#go") == "Continue"
         visit.page.evaluate("document.getElementById('temperature').value = 1.5")
+        visit.page.evaluate(STOP_AT_THE_FIRST_TEXT)
         visit.page.click("#go")
-        visit.page.wait_for_selector("#completion:not(:empty)")
-        visit.page.click("#go")
+        visit.page.wait_for_function("first => document.getElementById('completion').textContent !== first", arg=first)
         visit.page.wait_for_selector(DONE)
         assert visit.page.text_content("#completion") != first
         assert not visit.errors
