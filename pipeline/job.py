@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.corpus.tokenization_key import tokenization_key
 from pipeline.errors import TokenizerMismatchError
 from pipeline.plan import make_producers
 from pipeline.producers.producer import Producer
 from pipeline.producers.table import PRODUCERS
-from pipeline.teacher.model import Teacher, load_teacher
+from pipeline.sources.corpus import Corpus, open_corpus
+from pipeline.teacher.loading import load_teacher
+from pipeline.teacher.model import Teacher
 from storage.errors import ConfigError
 from storage.rows.columns import token_type
 

@@ -68,7 +68,8 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
         candidates: File with one candidate per line.
     """
     from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
-    from student.model import load_student, load_tokenizer
+    from student.model.loading import load_student
+    from student.model.tokenizers import load_tokenizer
 
     texts = read_candidates(candidates)
     model, tokenizer = load_student(student).eval(), load_tokenizer(student)

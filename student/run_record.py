@@ -13,7 +13,7 @@ from typing import Any
 from storage.disk.hashing import sha256_file
 from storage.reading.cache import Cache
 from student.errors import CheckpointError, PresetChangedError, RunMismatchError
-from student.model import PRESETS, read_config_file
+from student.model.presets import PRESETS, read_config_file
 
 RUN_NAME = "run.json"
 _PRESET_SHA256 = "preset_sha256"

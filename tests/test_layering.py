@@ -18,6 +18,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "storage": (
         ("errors", "progress", "command", "draws"),
         ("disk",),
+        ("text",),
         ("rows",),
         ("records",),
         ("shards",),
@@ -33,6 +34,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pipeline": (
         ("config", "errors"),
         ("work",),
+        ("sources",),
         ("corpus",),
         ("teacher",),
         ("vocabulary",),

@@ -1,1 +1,1 @@
-"""Turn a data source into blocks and prompts: read, tokenize, store and pack its documents."""
+"""Turn documents into blocks and prompts: tokenize them, store the tokens, split and pack them."""

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.sources import Corpus, Prompt
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.tokenizer_calls import tokenized_documents
 from pipeline.corpus.validation_split import hold_out_end, split_of
 from pipeline.errors import ColumnError, NoUsableTextError
+from pipeline.sources.corpus import Corpus, Prompt
 from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
 from storage.progress import Progress

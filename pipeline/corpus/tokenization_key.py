@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.sources import Corpus
+from pipeline.sources.corpus import Corpus
 
 # Settings that decide the tokens, their order, and how they are cut into blocks.
 LAYOUT_SETTINGS = (

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.sources import Document
+from pipeline.sources.corpus import Document
 
 _CHARS_PER_CALL = 4 << 20
 

@@ -25,7 +25,8 @@ from pipeline.corpus.blocks import PromptSet
 from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.beams import BeamsProducer
 from pipeline.producers.samples import SamplesProducer
-from pipeline.teacher.model import Teacher, load_teacher
+from pipeline.teacher.loading import load_teacher
+from pipeline.teacher.model import Teacher
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import GPT2_124M, TINY, BenchConfig
 from scripts.support.measure import interleaved_seconds

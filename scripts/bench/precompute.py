@@ -25,7 +25,8 @@ from pipeline.corpus.token_store import TokenWriter
 from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import ShardRange
 from pipeline.producers.soft_targets import SoftTargetsProducer
-from pipeline.teacher.model import Teacher, load_teacher
+from pipeline.teacher.loading import load_teacher
+from pipeline.teacher.model import Teacher
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import GPT2_124M, TINY, BenchConfig
 from scripts.support.caches import made_up_identity

@@ -25,7 +25,8 @@ from storage.reading.cache import Cache
 from storage.reading.row_stream import RowStream
 from student.config import TrainConfig
 from student.losses.batches import block_batch
-from student.model import PRESETS, choose_device
+from student.model.device import choose_device
+from student.model.presets import PRESETS
 from student.training.learner import Learner, make_learner
 from student.training.schedule import make_optimizer
 

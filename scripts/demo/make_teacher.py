@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.sources import open_corpus
 from pipeline.corpus.tokenization import tokenize_corpus
+from pipeline.sources.corpus import open_corpus
 from scripts.support.teachers import EOS, LABELS_ONLY, new_gpt2, train_byte_level_bpe
 from storage.command import run_command
 from storage.disk.directories import publishing_path
@@ -40,7 +40,7 @@ from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import num_parameters
 from student.losses.fused_head import fused_head_loss
 from student.losses.targets import SparseTargets
-from student.model import head_weight, hidden_states
+from student.model.architecture import head_weight, hidden_states
 
 MIN_VOCAB_SIZE = 257
 

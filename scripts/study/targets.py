@@ -38,7 +38,7 @@ from scripts.study.students import (
     uniforms_of,
 )
 from storage.tensors.matmul_precision import use_fast_matmul
-from student.model import choose_device
+from student.model.device import choose_device
 
 _FEW = ("ce", "full", "random_sampling_50", "tail_16_top_0", "tail_32_top_0", "tail_64_top_0")
 _NUM_BLOCKS_FOR_BYTES = 64

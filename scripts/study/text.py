@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.corpus.stdlib_corpus import docstring_documents, stdlib_documents
+from pipeline.sources.stdlib_corpus import docstring_documents, stdlib_documents
 from scripts.support.teachers import train_byte_level_bpe
 from storage.draws import hash_permutation
 

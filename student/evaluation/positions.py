@@ -16,7 +16,7 @@ from student.losses.batches import BlockBatch
 from student.losses.divergences import forward_kl
 from student.losses.head_matmul import chunk_positions_on
 from student.losses.targets import SparseTargets
-from student.model import head_weight, hidden_states
+from student.model.architecture import head_weight, hidden_states
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,9 @@ from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
 from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
-from student.model import choose_device, load_fitting_student, weights_bytes
+from student.model.device import choose_device
+from student.model.fitting import load_fitting_student
+from student.model.loading import weights_bytes
 from student.run_record import is_of_other_rows, read_run
 
 _NUM_BEST = 5

@@ -19,7 +19,8 @@ from student.export.held_out import cached_sequences, text_sequences
 from student.export.model_card import data_of, licences_of, model_card
 from student.export.readers import require
 from student.export.trial import Trial, run_trial
-from student.model import check_tokenizer, load_student, load_tokenizer
+from student.model.loading import load_student
+from student.model.tokenizers import check_tokenizer, load_tokenizer
 from student.run_record import RUN_NAME, read_run
 
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "gguf": ("gguf",), "safetensors": ()}

@@ -15,7 +15,7 @@ from storage.reading.cache import Cache, open_cache
 from storage.rows import soft_targets
 from storage.tensors.model_facts import context_length_of
 from student.errors import HeldOutTextError, VocabularyMismatchError
-from student.model import head_weight
+from student.model.architecture import head_weight
 
 _LONGEST_PIECE = 256
 

@@ -13,7 +13,7 @@ from student.export.child import LoneReader
 from student.export.config import ExportConfig
 from student.export.held_out import Sequences
 from student.export.worker import Speed
-from student.model import weights_bytes
+from student.model.loading import weights_bytes
 
 _PROMPT_TOKENS = 8
 _NEW_TOKENS = 64

@@ -14,7 +14,7 @@ from student.errors import BrokenStudentError, CandidatesError, CheckpointError,
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model import head_weight, hidden_states
+from student.model.architecture import head_weight, hidden_states
 from student.run_record import RUN_NAME, read_run
 
 

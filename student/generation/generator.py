@@ -16,7 +16,9 @@ from storage.tensors.model_facts import context_length_of
 from student.config import SamplingConfig
 from student.errors import PromptError, StudentContextError
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
-from student.model import choose_device, load_student, load_tokenizer
+from student.model.device import choose_device
+from student.model.loading import load_student
+from student.model.tokenizers import load_tokenizer
 from student.token_loop import collect_texts, draw_tokens
 
 # A decoder writes this for bytes that are not, or not yet, a whole character.

@@ -13,7 +13,7 @@ from torch import Tensor
 from student.losses.batches import BeamBatch, BlockBatch, TextBatch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model import head_weight, hidden_states
+from student.model.architecture import head_weight, hidden_states
 
 
 def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Tensor:

@@ -20,7 +20,7 @@ from storage.rows import soft_targets
 from student.evaluation.positions import measure_positions
 from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
-from student.model import head_weight, hidden_states
+from student.model.architecture import head_weight, hidden_states
 
 _MOST_TARGETS = 160
 _ALTERNATIVES = 5

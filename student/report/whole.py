@@ -17,7 +17,9 @@ from storage.reading.cache import Cache, open_cache
 from student.config import EvaluateConfig, ReportConfig
 from student.evaluation import evaluate_loaded
 from student.generation.generator import generation_speeds
-from student.model import choose_device, load_cache_tokenizer, load_fitting_student
+from student.model.device import choose_device
+from student.model.fitting import load_fitting_student
+from student.model.tokenizers import load_cache_tokenizer
 from student.report.candidates import candidates_view, rank_some_prompts
 from student.report.curves import calibration_charts, divergence_charts, training_charts
 from student.report.headline import headline

@@ -15,7 +15,7 @@ from storage.reading.cache import Cache
 from storage.tensors.memory import is_out_of_memory
 from student.config import TrainConfig
 from student.errors import StudentMemoryError
-from student.model import build_student
+from student.model.presets import build_student
 from student.processes import Processes
 from student.training.micro_batches import remember_micro_batches
 from student.training.objective import Objective

@@ -16,7 +16,8 @@ from storage.reading.row_stream import RowStream, StreamBatch, StreamState
 from storage.shards.shard import check_file
 from student.config import TrainConfig
 from student.errors import ProcessMismatchError
-from student.model import choose_device, load_cache_tokenizer
+from student.model.device import choose_device
+from student.model.tokenizers import load_cache_tokenizer
 from student.processes import Processes, joined_processes
 from student.run_record import RUN_NAME
 from student.training.checkpoint import load_checkpoint, whole_model

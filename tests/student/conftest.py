@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from storage import Cache
 from student import Generator, TrainConfig
-from student.model import load_tokenizer
+from student.model.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from storage.errors import first_line
 from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
-from student.model import head_weight
+from student.model.architecture import head_weight
 
 # The opset that torch exports without a conversion. Every onnxruntime from 1.14 on reads it.
 OPSET = 18

@@ -15,7 +15,7 @@ from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.parts.part import LossPart
 from student.losses.scores import hidden_at
 from student.losses.targets import SparseTargets
-from student.model import head_weight
+from student.model.architecture import head_weight
 
 _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 

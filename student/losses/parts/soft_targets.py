@@ -16,7 +16,7 @@ from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.parts.part import LossPart
 from student.losses.scores import hidden_at
 from student.losses.targets import soft_target_settings
-from student.model import head_weight
+from student.model.architecture import head_weight
 
 
 def resolve_head_loss(config: TrainConfig, cache: Cache, weights: Mapping[str, float]) -> HeadLoss:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
-from pipeline.corpus.sources import Corpus, Document, open_corpus
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.errors import ColumnError, NoUsableTextError
+from pipeline.sources.corpus import Corpus, Document, open_corpus
 
 EOS = 256
 CHAT_TEMPLATE = (

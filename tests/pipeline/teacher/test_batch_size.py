@@ -59,7 +59,7 @@ def test_what_was_asked_for_is_taken(helpers: ModuleType, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_s_free_memory_decides(helpers: ModuleType, teacher_dir: Path, text_file: Path, tmp_path: Path) -> None:
-    from pipeline.teacher.model import load_teacher
+    from pipeline.teacher.loading import load_teacher
 
     config = helpers.tiny_config(teacher_dir, text_file, tmp_path, batch_tokens=None, device="cuda")
     chosen = choose_batch_tokens(load_teacher(config), config)

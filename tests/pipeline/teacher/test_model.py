@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
-from pipeline.teacher.model import Teacher, hash_weights, load_teacher
+from pipeline.teacher.loading import hash_weights, load_teacher
+from pipeline.teacher.model import Teacher
 
 SEGMENTS = [[32], [5, 27], [1, 1, 30], [10, 1, 9, 12], [31, 1]]
 

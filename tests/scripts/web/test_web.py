@@ -22,7 +22,8 @@ from storage.errors import ConfigError
 from student.export.command import write_export
 from student.export.config import ExportConfig
 from student.generation.generator import Generator
-from student.model import load_student, load_tokenizer
+from student.model.loading import load_student
+from student.model.tokenizers import load_tokenizer
 from tests.browser import visiting
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from student.evaluation import evaluate_model
 from student.evaluation.table import render
 from student.export.command import export_student
 from student.export.config import ExportConfig
-from student.model import build_student
+from student.model.presets import build_student
 from tests.student.evaluation.naive import validation_rows
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from student.export.readers import Logits, Reader
-from student.model import load_student
+from student.model.loading import load_student
 
 TEXT = "The teacher ran once — naïve, it's true — and wrote\n\n  what it KNEW: 12345 times!  (日本語)\t"
 

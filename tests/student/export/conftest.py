@@ -19,7 +19,8 @@ from student.export.command import write_export
 from student.export.config import ExportConfig
 from student.export.onnx import graph
 from student.export.readers import onnx_file
-from student.model import load_student, load_tokenizer
+from student.model.loading import load_student
+from student.model.tokenizers import load_tokenizer
 from tests.student.export.comparing import TEXT
 
 # A vocabulary that nothing divides; and one with rows for no token, rows that 32 divides, and a head of its own.

@@ -11,7 +11,8 @@ from storage import Cache
 from storage.rows import soft_targets
 from student.errors import HeldOutTextError, VocabularyMismatchError
 from student.export.held_out import cached_sequences, text_sequences
-from student.model import load_student, load_tokenizer
+from student.model.loading import load_student
+from student.model.tokenizers import load_tokenizer
 
 
 def test_documents_of_validation_blocks_come_apart_in_order(cached_student: tuple[Path, Cache]) -> None:

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import student
 from pipeline.config import PrecomputeConfig
 from pipeline.decoding.sampling import stream_completions
-from pipeline.teacher.model import load_teacher
+from pipeline.teacher.loading import load_teacher
 from storage.errors import ConfigError
 from student import Generator
 from student.errors import BrokenStudentError, NoSuchStudentError, PromptError, StudentContextError
 from student.generation import generator as generator_module
 from student.generation.generator import generation_speeds
-from student.model import load_tokenizer
+from student.model.tokenizers import load_tokenizer
 
 EOS = 256
 

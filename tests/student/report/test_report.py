@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from storage import Cache
 from student.cli import main
 from student.config import ReportConfig
-from student.model import load_student
+from student.model.loading import load_student
 from student.report.whole import report_page
 from student.training.run_log import read_metrics
 from tests.storage.pages.test_page import check_page

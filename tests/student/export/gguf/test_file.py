@@ -17,7 +17,8 @@ from student.export.config import TOLERANCES_NATS
 from student.export.gguf.file import check_gguf, write_gguf
 from student.export.gguf.reader import GgufReader, gelu
 from student.export.readers import Reader
-from student.model import load_student, load_tokenizer
+from student.model.loading import load_student
+from student.model.tokenizers import load_tokenizer
 from tests.student.export.comparing import TEXT, assert_steps_equal_a_whole, kl_nats, student_logits
 
 Export = Callable[..., Path]

@@ -21,7 +21,7 @@ from student.export.onnx import graph
 from student.export.onnx.int8 import quantize_rows
 from student.export.onnx.reader import OnnxReader
 from student.export.readers import onnx_file
-from student.model import load_student
+from student.model.loading import load_student
 from tests.student.export.comparing import assert_steps_equal_a_whole, kl_nats
 
 Export = Callable[..., Path]

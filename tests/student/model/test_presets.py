@@ -27,15 +27,10 @@ from student.errors import (
     UnknownPresetError,
     VocabularyMismatchError,
 )
-from student.model import (
-    PRESETS,
-    build_student,
-    check_fits,
-    head_weight,
-    hidden_states,
-    load_student,
-    weights_bytes,
-)
+from student.model.architecture import head_weight, hidden_states
+from student.model.fitting import check_fits
+from student.model.loading import load_student, weights_bytes
+from student.model.presets import PRESETS, build_student
 
 
 def test_a_preset_takes_vocabulary_and_context_from_the_cache(cache: Cache) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import zstandard
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.data_files import find_files, format_of, open_binary, refuse_utf16
-from pipeline.corpus.json_rows import json_rows
-from pipeline.corpus.stdlib_corpus import stdlib_documents
 from pipeline.errors import ColumnError, NoSuchDataError
+from pipeline.sources.data_files import find_files, format_of, open_binary, refuse_utf16
+from pipeline.sources.json_rows import json_rows
+from pipeline.sources.stdlib_corpus import stdlib_documents
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 

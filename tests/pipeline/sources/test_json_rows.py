@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.json_rows import json_rows
 from pipeline.errors import JsonRowError
+from pipeline.sources.json_rows import json_rows
 
 
 def rows_of(tmp_path: Path, content: str | bytes, name: str = "a.jsonl") -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus.data_files import open_binary, refuse_utf16
 from pipeline.errors import JsonRowError
+from pipeline.sources.data_files import open_binary, refuse_utf16
 from storage.errors import first_line
 
 # Allow tabs and other control characters inside strings, as most readers do.

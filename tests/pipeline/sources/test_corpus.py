@@ -20,9 +20,9 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
-from pipeline.corpus import stdlib_corpus
-from pipeline.corpus.sources import Corpus, open_corpus
 from pipeline.errors import ColumnError, DataError, NoSuchDataError
+from pipeline.sources import stdlib_corpus
+from pipeline.sources.corpus import Corpus, open_corpus
 
 TEXTS = ["The first text.\nIt has two lines.", "", "x", "Ünïcödé — 漢字 🙂", "the last"]
 
@@ -77,7 +77,7 @@ def test_a_separator_cuts_a_text_file(
     text: str,
     expected: list[str],
 ) -> None:
-    monkeypatch.setattr("pipeline.corpus.sources._PIECE_CHARS", piece_chars)
+    monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", piece_chars)
     path = tmp_path / "a.txt"
     path.write_text(text)
     assert read(path, document_separator=separator) == expected
@@ -141,7 +141,7 @@ def test_rows_may_lack_the_text_but_not_all_of_them(
     path.write_text('{"id": 1}\n' * 3)
     with pytest.raises(ColumnError, match=r"'text': not among \['id'\]"):
         read(path)
-    monkeypatch.setattr("pipeline.corpus.sources._MOST_ROWS_WITHOUT", 2)
+    monkeypatch.setattr("pipeline.sources.corpus._MOST_ROWS_WITHOUT", 2)
     path.write_text('{"id": 1}\n' * 2 + '{"text": "b"}\n')
     with pytest.raises(ColumnError):
         read(path)
@@ -293,7 +293,7 @@ def test_a_long_text_in_pieces_tokenizes_as_in_one_piece(
 ) -> None:
     tokenizer, text = byte_level_bpe
     text = text.replace("\r\n", "\n")
-    monkeypatch.setattr("pipeline.corpus.sources._PIECE_CHARS", 64)
+    monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", 64)
     path = tmp_path / "a.txt"
     path.write_text(text)
     [document] = open_data(path, document_separator=separator).documents()

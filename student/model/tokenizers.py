@@ -1,0 +1,58 @@
+"""Load the tokenizer of a student or of a cache, and compare the two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from storage.errors import RecordError, first_line, is_unreadable_tokenizer
+from storage.reading.cache import Cache
+from student.errors import NoSuchStudentError, TokenizerMismatchError, VocabularyMismatchError
+from student.model.loading import AS_DATA
+
+# The output may have rows that stand for no token: as many as the tokenizer has ids, and this many more.
+_FREE_PADDED_ROWS = 1024
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Return the tokenizer saved in a student's directory; raise NoSuchStudentError when it cannot be loaded."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory, **AS_DATA)
+    except BaseException as error:
+        if not is_unreadable_tokenizer(error):
+            raise
+        raise NoSuchStudentError(str(directory), f"no tokenizer: {first_line(error)}") from error
+
+
+def load_cache_tokenizer(cache: Cache) -> Any:
+    """Return the tokenizer that is stored with a cache.
+
+    Raise MissingFileError, UnsafePathError or HashMismatchError when its files are not those that the cache was begun
+    with, RecordError when they are not a tokenizer, and VocabularyMismatchError when its ids do not fit the cache's
+    vocabulary.
+    """
+    directory = cache.checked_tokenizer_dir()
+    try:
+        tokenizer = load_tokenizer(directory)
+    except NoSuchStudentError as error:
+        raise RecordError(str(directory), error.reason) from error
+    vocab_size, used = cache.identity.vocab_size, max(tokenizer.get_vocab().values(), default=0) + 1
+    if not used <= vocab_size <= 2 * used + _FREE_PADDED_ROWS:
+        raise VocabularyMismatchError(str(directory), used, vocab_size)
+    return tokenizer
+
+
+def check_tokenizer(student: Path, cache: Cache) -> None:
+    """Raise TokenizerMismatchError when the tokenizers of student and cache give one id two different tokens.
+
+    Do nothing when the student or the cache has no tokenizer. Raise the errors of load_tokenizer for the student's, and
+    those of load_cache_tokenizer.
+    """
+    if not (student / "tokenizer_config.json").is_file() or not cache.tokenizer_dir.is_dir():
+        return
+    cached = {token_id: token for token, token_id in load_cache_tokenizer(cache).get_vocab().items()}
+    for token, token_id in sorted(load_tokenizer(student).get_vocab().items(), key=lambda entry: entry[1]):
+        if cached.get(token_id, token) != token:
+            raise TokenizerMismatchError(str(student), token_id, token, cached[token_id])
