@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.tokenization import PACKING_RECIPE
-from pipeline.corpus.tokenization_key import LAYOUT_SETTINGS
+from pipeline.corpus.tokenization import packing_recipe
+from pipeline.corpus.tokenization_key import chat_facts, layout_settings
 from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from storage.records.identity import CacheIdentity
@@ -39,7 +39,8 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "source": corpus.source,
             "fingerprint": corpus.fingerprint,
             "licence": corpus.licence,
-            "packing": PACKING_RECIPE,
+            "packing": packing_recipe(config),
+            **chat_facts(teacher.tokenizer, config),
         },
         "config": _content_settings(config),
     }
@@ -50,7 +51,7 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
     facts = facts_of(job)
     facts["tokenizer"] |= {"sha256": tokenizer_sha256}
     facts["data"] |= {
-        **dataclasses.asdict(job.tokenized.counts),
+        **job.tokenized.counts.facts(),
         "longest_prompt_tokens": {
             kind: producer.longest_prompt_tokens
             for kind, producer in job.producers.items()
@@ -68,7 +69,7 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
 
 def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
     """Return the settings that decide what the rows hold, as JSON values for the manifest."""
-    settings = {name: getattr(config, name) for name in (*LAYOUT_SETTINGS, "shard_tokens")}
+    settings = layout_settings(config) | {"shard_tokens": config.shard_tokens}
     kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
     plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))
     return plain

@@ -5,7 +5,8 @@ killed starts again from the beginning. Gains: the number of rows is known at th
 of configuration and data. Any process can read any row without reading the rows before it. Memory does not grow with
 the text. A rerun reuses the tokens of an earlier run.
 
-Every document ends with the tokenizer's end-of-text token if there is one. Prompts from columns have separate stores.
+Every text and every pair ends with the tokenizer's end-of-text token if there is one; conversations end as their chat
+template ends them. Prompts from columns have separate stores.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.token_store import TokenStore, TokenWriter
-from pipeline.corpus.tokenizer_calls import tokenized_documents
+from pipeline.corpus.tokenized_rows import Piece, RowTokenizer
 from pipeline.corpus.validation_split import hold_out_end, split_of
-from pipeline.errors import ColumnError, NoUsableTextError
-from pipeline.sources.corpus import Corpus, Prompt
+from pipeline.errors import NoUsableTextError
+from pipeline.sources.corpus import Corpus
 from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
 from storage.progress import Progress
@@ -38,17 +38,26 @@ PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "
     "documents in a block see only themselves and positions start again at 0"
 )
+_CONVERSATIONS_RECIPE = "conversations end as their chat template ends them; "
 _COUNTS_NAME = "counts.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizationCounts:
-    """How many documents and prompts were read or skipped, and whether validation is the end of the text."""
+    """How many documents and prompts were read or skipped, and whether validation is the end of the text.
+
+    num_bad_rows: rows that --on-bad-row skip skipped; they are among num_documents.
+    """
 
     num_documents: int
     num_documents_skipped: int
     num_prompts_skipped: int
     validation_is_end_of_text: bool
+    num_bad_rows: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts for plan.json. It has num_bad_rows only where there are some."""
+        return {name: value for name, value in asdict(self).items() if value or name != "num_bad_rows"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +87,11 @@ class _Plan:
     prompt_limits: dict[str, int]
 
 
+def packing_recipe(config: PrecomputeConfig) -> str:
+    """Return how documents become blocks, in words for the manifest."""
+    return f"{_CONVERSATIONS_RECIPE if config.marks_wanted else ''}{PACKING_RECIPE}"
+
+
 def tokenize_corpus(
     corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, *, dtype: Any, context_length: int, work_dir: Path
 ) -> TokenizedCorpus:
@@ -85,7 +99,7 @@ def tokenize_corpus(
 
     dtype: dtype of the stored ids. context_length: tokens that the teacher can read. Prompts from columns that leave no
     room in it for the completion are skipped and counted. Raises NoUsableTextError when the train split is shorter than
-    one block.
+    one block, BadRowError for a row that cannot be used, ChatTemplateError when conversations cannot be rendered.
     """
     limits = _prompt_limits(config, context_length)
     plan = _Plan(corpus=corpus, tokenizer=tokenizer, config=config, dtype=dtype, prompt_limits=limits)
@@ -132,30 +146,34 @@ def _tokenize(plan: _Plan, work_dir: Path) -> None:
 def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
     """Store documents and their prompts in order, until --max-tokens are stored or the text ends. Return the counts."""
     config, eos_token_id = plan.config, plan.tokenizer.eos_token_id
-    end_of_text = np.array([] if eos_token_id is None else [eos_token_id], dtype=plan.dtype)
-    writers = {split: TokenWriter(directory / split, plan.dtype) for split in SPLITS}
+    end_of_text = Piece(np.array([] if eos_token_id is None else [eos_token_id], dtype=plan.dtype))
+    writers = {split: TokenWriter(directory / split, plan.dtype, marks_wanted=config.marks_wanted) for split in SPLITS}
     prompt_writers = {
         place: TokenWriter(prompt_dir, plan.dtype) for place, prompt_dir in _prompt_dirs(plan, directory).items()
     }
-    num_documents = num_skipped = num_prompts_skipped = num_tokens = 0
+    num_documents = num_skipped = num_prompts_skipped = num_bad_rows = num_tokens = 0
+    rows = RowTokenizer(plan.tokenizer, config, plan.dtype)
     with Progress(config.max_tokens, "tokenize", "tokens", quiet=config.quiet) as bar:
-        for document, pieces in tokenized_documents(plan.corpus.documents(), plan.tokenizer, plan.dtype):
+        for document, pieces in rows.tokenized(plan.corpus.documents()):
             split = split_of(config, num_documents)
             num_documents += 1
-            first = next((ids for ids in pieces if len(ids)), None)
-            if first is None or len(first) < 2:
+            if pieces is None:
+                num_bad_rows += 1
+                continue
+            first = next((piece for piece in pieces if len(piece.ids)), None)
+            if first is None or len(first.ids) < 2:
                 num_skipped += 1
                 continue
             room = None if config.max_tokens is None else config.max_tokens - num_tokens
             kept = _up_to(room, itertools.chain([first], pieces))
-            for ids in itertools.chain(kept, [end_of_text]):
-                writers[split].append(ids)
+            for ids, is_wanted in itertools.chain(kept, [] if rows.ends_itself(document) else [end_of_text]):
+                writers[split].append(ids, is_wanted)
                 num_tokens += len(ids)
                 bar.update(len(ids))
             writers[split].end_document()
             for column, prompt in document.prompts.items():
-                prompt_ids = _prompt_ids(plan, column, prompt)
-                if 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
+                prompt_ids = rows.prompt_ids(document, column, prompt)
+                if prompt_ids is not None and 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
                     prompt_writers[column, split].append(np.array(prompt_ids, dtype=plan.dtype))
                     prompt_writers[column, split].end_document()
                 else:
@@ -169,31 +187,18 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
         num_documents_skipped=num_skipped,
         num_prompts_skipped=num_prompts_skipped,
         validation_is_end_of_text=hold_out_end(directory, config, plan.dtype),
+        num_bad_rows=num_bad_rows,
     )
 
 
-def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+def _up_to(room: int | None, pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Yield the pieces of a document, cut after `room` tokens in all; None cuts nothing."""
-    for ids in pieces:
-        yield ids[:room]
+    for ids, is_wanted in pieces:
+        yield Piece(ids[:room], None if is_wanted is None else is_wanted[:room])
         if room is not None:
             room -= len(ids)
             if room <= 0:
                 return
-
-
-def _prompt_ids(plan: _Plan, column: str, prompt: Prompt) -> list[int]:
-    """Return the token ids of a text, or of a chat rendered by the chat template; ColumnError if there is none."""
-    if isinstance(prompt, str):
-        ids: list[int] = plan.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-    if plan.tokenizer.chat_template is None:
-        problem = "holds chats, and the tokenizer has no chat template"
-        raise ColumnError(plan.config.data, column, problem, "--samples.prompt-column")
-    chat: list[int] = plan.tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return chat
 
 
 def _open_stores(plan: _Plan, work_dir: Path) -> TokenizedCorpus:

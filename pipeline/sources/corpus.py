@@ -23,6 +23,7 @@ from pipeline.errors import ColumnError, NoSuchDataError
 from pipeline.sources.data_files import find_files, format_of, open_binary, refuse_utf16
 from pipeline.sources.json_rows import json_rows
 from pipeline.sources.stdlib_corpus import stdlib_documents
+from pipeline.sources.turns import Conversation, Pair
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 
@@ -43,10 +44,15 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document: its text in pieces, and its prompts by column (empty for plain text)."""
+    """One document: its text in pieces, and its prompts by column (empty for plain text).
+
+    turns: what a row holds in place of a text; pieces is empty then. place: source and row, for messages about it.
+    """
 
     pieces: Iterable[str]
     prompts: dict[str, Prompt]
+    turns: Conversation | Pair | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,12 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
-    """Raise ConfigError when prompts are to come from a column: plain text has none."""
+    """Raise ConfigError when something is to come from a column: plain text has none."""
+    if config.marks_wanted:
+        flag, column = next(iter(config.document_columns.items()))
+        raise ConfigError(
+            f"{flag} {column}: --data {config.data} is plain text, which has no columns; give jsonl, parquet or hub data"
+        )
     for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:
             raise ConfigError(
@@ -156,23 +167,39 @@ def _load(source: str, loader: str, **options: Any) -> Any:
 def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        number, has_column, names = 0, False, set[str]()
+        number, names = 0, set[str]()
         for number, row in enumerate(rows, 1):
-            if not has_column:
-                has_column, names = config.text_column in row, names | row.keys()
-                if number == _MOST_ROWS_WITHOUT and not has_column:
-                    break
-            text = row.get(config.text_column)
-            if not isinstance(text, str | None):
-                found = f"row {number} holds {type(text).__name__}, not text"
-                raise ColumnError(source, config.text_column, found, "--text-column")
-            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
-        if number and not has_column:
-            raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
+            names |= row.keys()
+            if number == _MOST_ROWS_WITHOUT and not names.issuperset(config.document_columns.values()):
+                break
+            prompts = {c: _prompt(source, row, c, number) for c in wanted if c}
+            turns, place = _turns(config, row), f"{source}: row {number}"
+            pieces = [] if turns else _cut(_text(config, source, row, number))
+            yield Document(pieces=pieces, prompts=prompts, turns=turns, place=place)
+        for flag, column in config.document_columns.items():
+            if number and column not in names:
+                raise ColumnError(source, column, f"not among {sorted(names)}", flag)
     except TeachonceError:
         raise
     except _UNREADABLE as error:
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
+
+
+def _turns(config: PrecomputeConfig, row: dict[str, Any]) -> Conversation | Pair | None:
+    """Return the values of the columns of a conversation or a pair; None when the run reads texts."""
+    if config.messages_column is not None:
+        return Conversation(row.get(config.messages_column))
+    if config.prompt_column is not None and config.completion_column is not None:
+        return Pair(row.get(config.prompt_column), row.get(config.completion_column))
+    return None
+
+
+def _text(config: PrecomputeConfig, source: str, row: dict[str, Any], number: int) -> str:
+    text = row.get(config.text_column)
+    if not isinstance(text, str | None):
+        found = f"row {number} holds {type(text).__name__}, not text"
+        raise ColumnError(source, config.text_column, found, "--text-column")
+    return text or ""
 
 
 def _prompt(source: str, row: dict[str, Any], column: str, number: int) -> Prompt:
