@@ -68,7 +68,7 @@ class ChatTemplateError(DataError):
 
 
 class RefusedChatError(DataError):
-    """The chat template cannot render a conversation, or what the assistant said in it cannot be told. See BadRowError."""
+    """The chat template cannot render a conversation, or nobody can say what the assistant said in it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

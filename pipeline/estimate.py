@@ -45,6 +45,8 @@ def render_plan(job: Job) -> str:
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
+    if job.tokenized.counts.num_bad_rows:
+        lines.append(f"{'skipped':<12}{job.tokenized.counts.num_bad_rows:>14,} bad rows")
     estimates = estimate(job)
     for e in estimates:
         lines.append(

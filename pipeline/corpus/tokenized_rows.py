@@ -82,9 +82,7 @@ class RowTokenizer:
 
     def _flagged(self, taught: TaughtText) -> Piece:
         if self._tokenizer.is_fast:
-            encoded = self._tokenizer(
-                taught.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
+            encoded = self._tokenizer(taught.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
             flags = flags_by_offsets(taught.text, offsets, taught.spans)
             return Piece(np.array(encoded["input_ids"], dtype=self._dtype), flags)

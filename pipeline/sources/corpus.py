@@ -119,7 +119,8 @@ def _require_no_columns(config: PrecomputeConfig) -> None:
     if config.marks_wanted:
         flag, column = next(iter(config.document_columns.items()))
         raise ConfigError(
-            f"{flag} {column}: --data {config.data} is plain text, which has no columns; give jsonl, parquet or hub data"
+            f"{flag} {column}: --data {config.data} is plain text, which has no columns; "
+            "give jsonl, parquet or hub data"
         )
     for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:

@@ -72,8 +72,8 @@ def _require_agreement(text: str, spans: list[Span], turns: list[_Turn]) -> None
     outside = [span for span in spans if not any(turn.start <= span[0] and span[1] <= turn.stop for turn in turns)]
     if turns and outside:
         raise RefusedChatError(
-            f"the template's {{% generation %}} marks {_shown(text, outside[0])}, which is no part of what the assistant says; "
-            f"{_REMEDY} and nothing else, by --chat-template"
+            f"the template's {{% generation %}} marks {_shown(text, outside[0])}, which the assistant does not say; "
+            f"{_REMEDY}, by --chat-template"
         )
     for turn in turns:
         missed = _without(text, (turn.said, turn.stop), spans)
