@@ -17,9 +17,10 @@ from storage import RowStream, open_cache, verify_cache
 from storage.errors import CacheError, FormatVersionError, MergeError, RowError, ShardFormatError
 from storage.reading.inspection import render_head, render_summary, summarize
 from storage.records import identity as identities
+from storage.records.identity import ShardKey
 from storage.rows import soft_targets
 from storage.rows.soft_targets import SoftTargetRows
-from storage.shards.shard import batch_stats
+from storage.shards.shard import batch_stats, write_shard
 from storage.sharing.compaction import compact
 from storage.sharing.merging import merge
 from tests.storage.broken_rows import BrokenRow, assert_refused
@@ -174,6 +175,21 @@ def test_its_rows_are_shuffled_with_their_flags(wanted_cache: Path) -> None:
     for _ in range(stream.num_rows // 3):
         rows = next(batches).rows
         assert rows["is_wanted"].to_pylist() == [flags[row_id] for row_id in rows["row_id"].to_pylist()]
+
+
+def test_a_shard_holds_the_flags_of_its_own_rows_alone(make: SimpleNamespace, tmp_path: Path) -> None:
+    identity = make.identity({"soft_targets": {"train": [7]}}, block_size=5, config={"soft_targets": SETTINGS})
+    key = ShardKey(kind="soft_targets", split="train", index=0, num_shards=1)
+    rows = make.soft_target_rows(7, block_size=5, marks_wanted=True)
+    whole = soft_targets.encode(rows, identity.schema("soft_targets"), 10)
+    write_shard(tmp_path, identity, key, 0, [whole.slice(0, 4), whole.slice(4)])
+    for batch, num_rows in zip(read_batches(tmp_path, key.path), (4, 3), strict=True):
+        bits = batch["is_wanted"].values.buffers()[1].to_pybytes()
+        assert len(bits) == -(-num_rows * 5 // 8)
+        assert bits[-1] >> num_rows * 5 % 8 == 0
+        assert (
+            batch["is_wanted"].to_pylist() == whole.slice(0 if num_rows == 4 else 4, num_rows)["is_wanted"].to_pylist()
+        )
 
 
 def test_compact_keeps_the_column_and_the_version(wanted_cache: Path, tmp_path: Path) -> None:
