@@ -23,8 +23,8 @@ MARKED_WITH_HEADER = MARKED.replace("<|im_start|>{{ m['role'] }}\n{% if", "{% if
 STRICT = (
     "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{% endif %}"
-    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 # As Qwen3's: only the last answer keeps its reasoning.
 FORGETFUL = (

@@ -54,7 +54,7 @@ def test_a_conversation_may_end_with_a_question() -> None:
 
 def test_reasoning_that_is_forgotten_later_cannot_be_told_without_marks() -> None:
     assert said(FORGETFUL, CONVERSATION[:3]) == ["<think></think>A teacher did.</s>"]
-    with pytest.raises(RefusedChatError, match="render differently alone.*generation.*--chat-template"):
+    with pytest.raises(RefusedChatError, match=r"render differently alone.*generation.*--chat-template"):
         said(FORGETFUL)
 
 
@@ -75,7 +75,9 @@ def test_marks_that_disagree_with_the_messages(template: str, words: str) -> Non
 
 def test_a_list_of_parts_is_not_printed_as_python_shows_it() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Yes"}]
-    assert said(CHATML.replace("m['content'] }}", "m['content'] if m['content'] is string else m['content'][0].text }}"), parts)
+    assert said(
+        CHATML.replace("m['content'] }}", "m['content'] if m['content'] is string else m['content'][0].text }}"), parts
+    )
     with pytest.raises(RefusedChatError, match="message 1: the template prints its content, a list of parts"):
         said(CHATML, parts)
 

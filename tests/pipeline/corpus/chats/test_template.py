@@ -21,9 +21,7 @@ from tests.pipeline.corpus.chats.templates import CHATML, CONVERSATION, DATED, M
 def test_renders_what_transformers_renders(teacher_dir: Path, text: str, prompt: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
     messages: list[dict[str, Any]] = [*CONVERSATION, {"role": "user", "content": "Bye", "tool_calls": None}]
-    expected = tokenizer.apply_chat_template(
-        messages, chat_template=text, tokenize=False, add_generation_prompt=prompt
-    )
+    expected = tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False, add_generation_prompt=prompt)
     assert compiled(text).render(messages, add_generation_prompt=prompt) == expected
 
 
@@ -45,7 +43,7 @@ def test_a_template_prints_the_date_of_the_run_and_leaves_the_clock_of_others_al
     ],
 )
 def test_templates_that_fit_no_row(text: str, words: str) -> None:
-    with pytest.raises(ChatTemplateError, match="--chat-template x.jinja: .*; expected one Jinja template") as caught:
+    with pytest.raises(ChatTemplateError, match=r"--chat-template x.jinja: .*; expected one Jinja template") as caught:
         compiled(text)
     assert words in caught.value.reason
 

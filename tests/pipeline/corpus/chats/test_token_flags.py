@@ -13,7 +13,10 @@ from tokenizers.processors import ByteLevel as ByteLevelOffsets
 
 from pipeline.corpus.chats.token_flags import flags_by_offsets, flags_by_prefixes
 
-TEXTS = ["user: who taught you?\nassistant: a teacher did, once. " * 3, "ünïcode 教师 🙂🙂  two  spaces\n\n\nand lines\t."]
+TEXTS = [
+    "user: who taught you?\nassistant: a teacher did, once. " * 3,
+    "ünïcode 教师 🙂🙂  two  spaces\n\n\nand lines\t.",
+]
 
 
 def byte_level(*, trims: bool) -> Tokenizer:
