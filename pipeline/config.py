@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from dataclasses import dataclass, field
@@ -77,7 +78,8 @@ class SamplesConfig:
     prompt_tokens: int = 16
     """Length in tokens of a prompt taken from the text."""
     prompt_column: str | None = None
-    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents."""
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents. None with
+    conversations or pairs takes the messages before the last answer, or the prompts."""
     max_new_tokens: int = 64
     """Maximum length of a completion in tokens."""
     temperature: float = 1.0
@@ -105,7 +107,8 @@ class BeamsConfig:
     prompt_tokens: int = 16
     """Length in tokens of a prompt taken from the text."""
     prompt_column: str | None = None
-    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents."""
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents. None with
+    conversations or pairs takes the messages before the last answer, or the prompts."""
     max_new_tokens: int = 32
     """Maximum length of a candidate in tokens."""
     length_penalty: float = 1.0
@@ -201,6 +204,7 @@ class PrecomputeConfig:
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
         self._check_engine()
         self._check_columns()
+        self._take_prompts_from_documents()
         if self.work_dir is not None:
             require_local(self.work_dir)
         _require(self.work_dir is None or is_remote_url(str(self.out)), "--work-dir is for an --out that is a URL")
@@ -229,6 +233,15 @@ class PrecomputeConfig:
     def may_hold_chats(self) -> bool:
         """Whether a column of the run may hold conversations."""
         return self.marks_wanted or any(settings.prompt_column for settings in self.prompt_settings.values())
+
+    def _take_prompts_from_documents(self) -> None:
+        """Without a prompt column, let samples and beams continue what comes before an answer, not half a question."""
+        if not self.marks_wanted:
+            return
+        column = next(iter(self.document_columns.values()))
+        for kind, settings in self.prompt_settings.items():
+            if kind in self.kinds and settings.prompt_column is None:
+                object.__setattr__(self, kind, dataclasses.replace(settings, prompt_column=column))
 
     def _check_columns(self) -> None:
         _require(

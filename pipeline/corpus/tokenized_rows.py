@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.chats.template import ChatTemplate, chat_template_of
 from pipeline.corpus.chats.token_flags import flags_by_offsets, flags_by_prefixes
-from pipeline.corpus.chats.turns import TaughtText, checked_messages, taught_text
+from pipeline.corpus.chats.turns import TaughtText, question_of, taught_text
 from pipeline.corpus.tokenizer_calls import tokenized_documents
 from pipeline.errors import BadRowError, RefusedChatError
 from pipeline.sources.corpus import Document, Prompt
@@ -63,7 +63,7 @@ class RowTokenizer:
         if isinstance(prompt, str):
             return self._ids(prompt)
         try:
-            return self._ids(self._template.render(checked_messages(prompt), add_generation_prompt=True))
+            return self._ids(self._template.render(question_of(prompt), add_generation_prompt=True))
         except RefusedChatError as error:
             self._skip_or_raise(document, column, error)
             return None

@@ -39,7 +39,7 @@ _REPLACEMENT = "\ufffd"
 # Errors that datasets and its parsers raise for files that are cut short, empty or of another format.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +173,9 @@ def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[st
             names |= row.keys()
             if number == _MOST_ROWS_WITHOUT and not names.issuperset(config.document_columns.values()):
                 break
-            prompts = {c: _prompt(source, row, c, number) for c in wanted if c}
             turns, place = _turns(config, row), f"{source}: row {number}"
+            # With conversations and pairs, the tokenizer says which rows are bad: such rows may be skipped.
+            prompts: dict[str, Any] = {c: row.get(c) if turns else _prompt(source, row, c, number) for c in wanted if c}
             pieces = [] if turns else _cut(_text(config, source, row, number))
             yield Document(pieces=pieces, prompts=prompts, turns=turns, place=place)
         for flag, column in config.document_columns.items():

@@ -42,6 +42,14 @@ def _of_conversation(messages: Any, first_wanted: int, template: Callable[[], Ch
     return TaughtText(text=text, spans=spans)
 
 
+def question_of(messages: Any) -> list[Message]:
+    """Return the messages before the answer that ends a conversation. Raises RefusedChatError."""
+    question = checked_messages(messages)
+    while question and question[-1]["role"] == "assistant":
+        question = question[:-1]
+    return checked_messages(question)
+
+
 def checked_messages(messages: Any) -> list[Message]:
     """Return the messages of a conversation. Raises RefusedChatError, which names the first that is none."""
     if not isinstance(messages, list):

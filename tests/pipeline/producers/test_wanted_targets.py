@@ -135,7 +135,9 @@ def flagged_run(
     monkeypatch.setattr(TokenWriter, "append", append)
     monkeypatch.setattr(
         "pipeline.corpus.tokenization.TokenWriter",
-        lambda directory, dtype, **_: TokenWriter(directory, dtype, marks_wanted=directory.name in ("train", "validation")),
+        lambda directory, dtype, **_: TokenWriter(
+            directory, dtype, marks_wanted=directory.name in ("train", "validation")
+        ),
     )
     config = configure(tmp_path / "flagged-run")
     return config, precomputed(config)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.chats.turns import taught_text
+from pipeline.corpus.chats.turns import question_of, taught_text
 from pipeline.errors import RefusedChatError
 from pipeline.sources.turns import Conversation, Pair
 from tests.pipeline.corpus.chats.templates import CHATML, CONVERSATION, compiled
@@ -31,6 +31,13 @@ def test_a_pair_of_messages_is_a_conversation_whose_last_ones_are_taught(complet
 def test_a_message_that_calls_tools_may_say_nothing() -> None:
     calls = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
     assert taught(Conversation([*CONVERSATION[:2], calls]))[1] == ["<|im_end|>\n"]
+
+
+def test_a_prompt_is_what_comes_before_the_last_answer() -> None:
+    assert question_of(CONVERSATION) == CONVERSATION[:4]
+    assert question_of(CONVERSATION[:4]) == CONVERSATION[:4]
+    with pytest.raises(RefusedChatError, match="holds no message"):
+        question_of(CONVERSATION[2:3])
 
 
 @pytest.mark.parametrize(
