@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.document_writer import DocumentWriter, Piece
 from pipeline.corpus.token_store import TokenStore, TokenWriter
-from pipeline.corpus.tokenized_rows import Piece, RowTokenizer
+from pipeline.corpus.tokenized_rows import RowTokenizer
 from pipeline.corpus.validation_split import hold_out_end, split_of
 from pipeline.errors import NoUsableTextError
 from pipeline.sources.corpus import Corpus
@@ -38,7 +39,9 @@ PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "
     "documents in a block see only themselves and positions start again at 0"
 )
-_CONVERSATIONS_RECIPE = "conversations end as their chat template ends them; "
+_TURNS_RECIPE = (
+    "conversations end as their chat template ends them; conversations and pairs that fit into a block are not cut; "
+)
 _COUNTS_NAME = "counts.json"
 
 
@@ -89,7 +92,7 @@ class _Plan:
 
 def packing_recipe(config: PrecomputeConfig) -> str:
     """Return how documents become blocks, in words for the manifest."""
-    return f"{_CONVERSATIONS_RECIPE if config.marks_wanted else ''}{PACKING_RECIPE}"
+    return f"{_TURNS_RECIPE if config.marks_wanted else ''}{PACKING_RECIPE}"
 
 
 def tokenize_corpus(
@@ -147,7 +150,7 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
     """Store documents and their prompts in order, until --max-tokens are stored or the text ends. Return the counts."""
     config, eos_token_id = plan.config, plan.tokenizer.eos_token_id
     end_of_text = Piece(np.array([] if eos_token_id is None else [eos_token_id], dtype=plan.dtype))
-    writers = {split: TokenWriter(directory / split, plan.dtype, marks_wanted=config.marks_wanted) for split in SPLITS}
+    writers = {split: _document_writer(plan, directory / split) for split in SPLITS}
     prompt_writers = {
         place: TokenWriter(prompt_dir, plan.dtype) for place, prompt_dir in _prompt_dirs(plan, directory).items()
     }
@@ -166,11 +169,8 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
                 continue
             room = None if config.max_tokens is None else config.max_tokens - num_tokens
             kept = _up_to(room, itertools.chain([first], pieces))
-            for ids, is_wanted in itertools.chain(kept, [] if rows.ends_itself(document) else [end_of_text]):
-                writers[split].append(ids, is_wanted)
-                num_tokens += len(ids)
-                bar.update(len(ids))
-            writers[split].end_document()
+            whole = itertools.chain(kept, [] if rows.ends_itself(document) else [end_of_text])
+            num_tokens += writers[split].write(whole, bar.update, keep_whole=document.turns is not None)
             for column, prompt in document.prompts.items():
                 prompt_ids = rows.prompt_ids(document, column, prompt)
                 if prompt_ids is not None and 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
@@ -180,14 +180,31 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
                     num_prompts_skipped += 1
             if config.max_tokens is not None and num_tokens >= config.max_tokens:
                 break
-    for writer in (*writers.values(), *prompt_writers.values()):
+    for writer in writers.values():
         writer.close()
+    for prompt_writer in prompt_writers.values():
+        prompt_writer.close()
+    # Conversations are kept whole: the end of the text serves only where no conversation is held out.
+    has_conversations_held_out = config.marks_wanted and writers["validation"].num_tokens > 0
+    is_end_of_text = not has_conversations_held_out and hold_out_end(directory, config, plan.dtype)
     return TokenizationCounts(
         num_documents=num_documents,
         num_documents_skipped=num_skipped,
         num_prompts_skipped=num_prompts_skipped,
-        validation_is_end_of_text=hold_out_end(directory, config, plan.dtype),
+        validation_is_end_of_text=is_end_of_text,
         num_bad_rows=num_bad_rows,
+    )
+
+
+def _document_writer(plan: _Plan, directory: Path) -> DocumentWriter:
+    eos_token_id = plan.tokenizer.eos_token_id
+    return DocumentWriter(
+        directory,
+        plan.dtype,
+        marks_wanted=plan.config.marks_wanted,
+        block_tokens=plan.config.block_size + 1,
+        num_beginning=0,
+        filler_id=0 if eos_token_id is None else eos_token_id,
     )
 
 

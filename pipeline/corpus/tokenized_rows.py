@@ -5,26 +5,19 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.chats.template import ChatTemplate, chat_template_of
 from pipeline.corpus.chats.token_flags import flags_by_offsets, flags_by_prefixes
 from pipeline.corpus.chats.turns import TaughtText, question_of, taught_text
+from pipeline.corpus.document_writer import Piece
 from pipeline.corpus.tokenizer_calls import tokenized_documents
 from pipeline.errors import BadRowError, RefusedChatError
 from pipeline.sources.corpus import Document, Prompt
 from pipeline.sources.turns import Conversation, Pair
-
-
-class Piece(NamedTuple):
-    """Token ids [num_tokens], and whether each is wanted; None: all are."""
-
-    ids: NDArray[Any]
-    is_wanted: NDArray[np.bool_] | None = None
 
 
 class RowTokenizer:

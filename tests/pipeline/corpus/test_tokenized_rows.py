@@ -48,13 +48,16 @@ def row(turns: Conversation | Pair | str, number: int = 1) -> Document:
 
 
 def wanted_of(store: TokenStore) -> list[list[tuple[int, bool]]]:
-    """Ids and flags of each document."""
+    """Ids and flags of each document, without what lengthens it to the end of its block."""
     assert store.is_wanted is not None
     starts = [0, *store.ends[:-1].tolist()]
-    return [
-        list(zip(store.tokens[start:stop].tolist(), store.is_wanted[start:stop].tolist(), strict=True))
-        for start, stop in zip(starts, store.ends.tolist(), strict=True)
-    ]
+    documents = []
+    for start, stop in zip(starts, store.ends.tolist(), strict=True):
+        document = list(zip(store.tokens[start:stop].tolist(), store.is_wanted[start:stop].tolist(), strict=True))
+        while document[-1] == (EOS, False):
+            document.pop()
+        documents.append(document)
+    return documents
 
 
 def flagged(*parts: tuple[str, bool], end: bool) -> list[tuple[int, bool]]:

@@ -134,7 +134,7 @@ def flagged_run(
 
     monkeypatch.setattr(TokenWriter, "append", append)
     monkeypatch.setattr(
-        "pipeline.corpus.tokenization.TokenWriter",
+        "pipeline.corpus.document_writer.TokenWriter",
         lambda directory, dtype, **_: TokenWriter(
             directory, dtype, marks_wanted=directory.name in ("train", "validation")
         ),
