@@ -50,7 +50,7 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
     facts = facts_of(job)
     facts["tokenizer"] |= {"sha256": tokenizer_sha256}
     facts["data"] |= {
-        **dataclasses.asdict(job.tokenized.counts),
+        **job.tokenized.counts.facts(),
         "longest_prompt_tokens": {
             kind: producer.longest_prompt_tokens
             for kind, producer in job.producers.items()
