@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.notices import tokenization_notices
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from pipeline.producers.producer import Producer
@@ -45,8 +46,7 @@ def render_plan(job: Job) -> str:
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
-    if job.tokenized.counts.num_bad_rows:
-        lines.append(f"{'skipped':<12}{job.tokenized.counts.num_bad_rows:>14,} bad rows")
+    lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
     estimates = estimate(job)
     for e in estimates:
         lines.append(

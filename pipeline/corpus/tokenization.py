@@ -17,7 +17,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ _COUNTS_NAME = "counts.json"
 class TokenizationCounts:
     """How many documents and prompts were read or skipped, and whether validation is the end of the text.
 
-    num_bad_rows: rows that --on-bad-row skip skipped; they are among num_documents.
+    num_bad_rows: rows that --on-bad-row skip skipped; they are among num_documents. num_inexact_cuts: cuts of long
+    documents that may have changed tokens beside them. num_control_tokens: how often texts spell out each control
+    token, read as characters. num_chat_control_tokens: how often messages of chats do, read as control tokens.
     """
 
     num_documents: int
@@ -57,10 +59,14 @@ class TokenizationCounts:
     num_prompts_skipped: int
     validation_is_end_of_text: bool
     num_bad_rows: int = 0
+    num_inexact_cuts: int = 0
+    num_control_tokens: dict[str, int] = field(default_factory=dict)
+    num_chat_control_tokens: dict[str, int] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """Return the counts for plan.json. It has num_bad_rows only where there are some."""
-        return {name: value for name, value in asdict(self).items() if value or name != "num_bad_rows"}
+        """Return the counts for the manifest. Those of rare things are left out when there is none of them."""
+        rare = ("num_bad_rows", "num_inexact_cuts", "num_control_tokens", "num_chat_control_tokens")
+        return {name: value for name, value in asdict(self).items() if value or name not in rare}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +169,8 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
             if pieces is None:
                 num_bad_rows += 1
                 continue
-            first = next((piece for piece in pieces if len(piece.ids)), None)
-            if first is None or len(first.ids) < 2:
+            first = _beginning(pieces, plan.dtype)
+            if len(first.ids) < 2:
                 num_skipped += 1
                 continue
             room = None if config.max_tokens is None else config.max_tokens - num_tokens
@@ -193,7 +199,18 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
         num_prompts_skipped=num_prompts_skipped,
         validation_is_end_of_text=is_end_of_text,
         num_bad_rows=num_bad_rows,
+        num_inexact_cuts=rows.texts.num_inexact_cuts,
+        num_control_tokens=dict(rows.texts.num_control_tokens),
+        num_chat_control_tokens=dict(rows.texts.num_chat_control_tokens),
     )
+
+
+def _beginning(pieces: Iterator[Piece], dtype: Any) -> Piece:
+    """Return the first pieces of a document joined, as many as hold two tokens."""
+    beginning = next(pieces, Piece(np.array([], dtype=dtype)))
+    while len(beginning.ids) < 2 and (piece := next(pieces, None)) is not None:
+        beginning = Piece(np.concatenate([beginning.ids, piece.ids]))  # only texts come in several pieces
+    return beginning
 
 
 def _document_writer(plan: _Plan, directory: Path) -> DocumentWriter:

@@ -10,21 +10,27 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.chats.assistant_spans import assistant_spans
 from pipeline.corpus.chats.template import ChatTemplate, chat_template_of
-from pipeline.corpus.chats.token_flags import flags_by_offsets, flags_by_prefixes
-from pipeline.corpus.chats.turns import TaughtText, question_of, taught_text
+from pipeline.corpus.chats.token_flags import FlaggedIds, FlaggedTokenizer
+from pipeline.corpus.chats.turns import joined_pair, messages_of, question_of
 from pipeline.corpus.document_writer import Piece
-from pipeline.corpus.tokenizer_calls import tokenized_documents
+from pipeline.corpus.tokenizer_calls import CorpusTokenizer
 from pipeline.errors import BadRowError, RefusedChatError
 from pipeline.sources.corpus import Document, Prompt
 from pipeline.sources.turns import Conversation, Pair
 
 
 class RowTokenizer:
-    """Tokenizes rows. The chat template is compiled when the first conversation comes."""
+    """Tokenizes rows. The chat template is compiled when the first conversation comes.
+
+    texts: tokenizes texts, and counts the control tokens that texts and messages spell out.
+    """
 
     def __init__(self, tokenizer: Any, config: PrecomputeConfig, dtype: Any) -> None:
         self._tokenizer, self._config, self._dtype = tokenizer, config, dtype
+        self.texts = CorpusTokenizer(tokenizer)
+        self._flagged = FlaggedTokenizer(tokenizer)
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:
@@ -35,9 +41,9 @@ class RowTokenizer:
 
         Read the pieces of a document before you take the next document. Raises BadRowError and ChatTemplateError.
         """
-        for turns_type, group in itertools.groupby(documents, lambda document: type(document.turns)):
-            if turns_type is type(None):
-                for document, pieces in tokenized_documents(group, self._tokenizer, self._dtype):
+        for is_text, group in itertools.groupby(documents, lambda document: document.turns is None):
+            if is_text:
+                for document, pieces in self.texts.documents(group, self._dtype):
                     yield document, map(Piece, pieces)
             else:
                 for document in group:
@@ -54,35 +60,35 @@ class RowTokenizer:
         Raises BadRowError and ChatTemplateError.
         """
         if isinstance(prompt, str):
-            return self._ids(prompt)
+            return self.texts.prompt_ids(prompt)
         try:
-            return self._ids(self._template.render(question_of(prompt), add_generation_prompt=True))
+            question = question_of(prompt)
+            text = self._template.render(question, add_generation_prompt=True)
         except RefusedChatError as error:
             self._skip_or_raise(document, column, error)
             return None
+        self.texts.count_in_chat(question)
+        return self._flagged.rendered_ids(text)
 
     def _taught(self, document: Document) -> Iterator[Piece] | None:
         assert document.turns is not None
         try:
-            return iter([self._flagged(taught_text(document.turns, lambda: self._template))])
+            ids, is_wanted = self._flagged_ids(document.turns)
         except RefusedChatError as error:
             self._skip_or_raise(document, " and ".join(self._config.document_columns.values()), error)
             return None
+        return iter([Piece(np.array(ids, dtype=self._dtype), is_wanted)])
+
+    def _flagged_ids(self, turns: Conversation | Pair) -> FlaggedIds:
+        if isinstance(turns, Pair) and not isinstance(turns.prompt, list):
+            text, spans = joined_pair(turns)
+            self.texts.count_in_text(text)
+            return self._flagged.characters(text, spans)
+        messages, first_wanted = messages_of(turns)
+        text, spans = assistant_spans(self._template, messages, first_wanted)
+        self.texts.count_in_chat(messages)
+        return self._flagged.rendered(text, spans)
 
     def _skip_or_raise(self, document: Document, column: str, error: RefusedChatError) -> None:
         if self._config.on_bad_row == "stop":
             raise BadRowError(f"{document.place}, column {column!r}", error.reason) from error
-
-    def _flagged(self, taught: TaughtText) -> Piece:
-        if self._tokenizer.is_fast:
-            encoded = self._tokenizer(taught.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-            flags = flags_by_offsets(taught.text, offsets, taught.spans)
-            return Piece(np.array(encoded["input_ids"], dtype=self._dtype), flags)
-        ids = self._ids(taught.text)
-        flags = flags_by_prefixes(taught.text, ids, taught.spans, self._tokenizer)
-        return Piece(np.array(ids, dtype=self._dtype), flags)
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids

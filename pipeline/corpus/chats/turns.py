@@ -1,45 +1,36 @@
-"""Check the conversation or the pair of a row, and make one text of it."""
+"""Check the conversation or the pair of a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from pipeline.corpus.chats.assistant_spans import assistant_spans
-from pipeline.corpus.chats.template import ChatTemplate, Message, Span
+from pipeline.corpus.chats.template import Message, Span
 from pipeline.errors import RefusedChatError
 from pipeline.sources.turns import Conversation, Pair
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaughtText:
-    """A text, and the spans of its characters that the teacher is to teach."""
-
-    text: str
-    spans: list[Span]
-
-
-def taught_text(turns: Conversation | Pair, template: Callable[[], ChatTemplate]) -> TaughtText:
-    """Return the text of a row. Raises RefusedChatError, and the errors of `template`, called for conversations."""
-    if isinstance(turns, Conversation):
-        return _of_conversation(turns.messages, 0, template)
-    prompt, completion = turns
-    if isinstance(prompt, list):
-        answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        if not isinstance(answer, list):
-            raise RefusedChatError(f"the completion is {_named(answer)}, expected text or messages")
-        return _of_conversation([*prompt, *answer], len(prompt), template)
-    for name, value in (("prompt", prompt), ("completion", completion)):
+def joined_pair(pair: Pair) -> tuple[str, list[Span]]:
+    """Return the text of a pair of texts, and the span of its completion. Raises RefusedChatError."""
+    for name, value in zip(("prompt", "completion"), pair, strict=True):
         if not isinstance(value, str):
             raise RefusedChatError(f"the {name} is {_named(value)}, expected text")
-    text = prompt + completion
-    return TaughtText(text=text, spans=[(len(prompt), len(text))])
+    text = pair.prompt + pair.completion
+    return text, [(len(pair.prompt), len(text))]
 
 
-def _of_conversation(messages: Any, first_wanted: int, template: Callable[[], ChatTemplate]) -> TaughtText:
-    text, spans = assistant_spans(template(), checked_messages(messages), first_wanted)
-    return TaughtText(text=text, spans=spans)
+def messages_of(turns: Conversation | Pair) -> tuple[list[Message], int]:
+    """Return the messages of a conversation, or of a pair of messages, and the index of the first to be taught.
+
+    A completion that is a text is what the assistant says. Raises RefusedChatError.
+    """
+    if isinstance(turns, Conversation):
+        return checked_messages(turns.messages), 0
+    answer = turns.completion
+    if isinstance(answer, str):
+        answer = [{"role": "assistant", "content": answer}]
+    if not isinstance(answer, list):
+        raise RefusedChatError(f"the completion is {_named(answer)}, expected text or messages")
+    return checked_messages([*turns.prompt, *answer]), len(turns.prompt)
 
 
 def question_of(messages: Any) -> list[Message]:

@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.chats.turns import question_of, taught_text
+from pipeline.corpus.chats.assistant_spans import assistant_spans
+from pipeline.corpus.chats.turns import joined_pair, messages_of, question_of
 from pipeline.errors import RefusedChatError
 from pipeline.sources.turns import Conversation, Pair
 from tests.pipeline.corpus.chats.templates import CHATML, CONVERSATION, compiled
 
 
 def taught(turns: Conversation | Pair) -> tuple[str, list[str]]:
-    found = taught_text(turns, lambda: compiled(CHATML))
-    return found.text, [found.text[start:stop] for start, stop in found.spans]
+    if isinstance(turns, Pair) and not isinstance(turns.prompt, list):
+        text, spans = joined_pair(turns)
+    else:
+        text, spans = assistant_spans(compiled(CHATML), *messages_of(turns))
+    return text, [text[start:stop] for start, stop in spans]
 
 
 def test_a_pair_of_texts_is_one_text() -> None:
