@@ -40,7 +40,7 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "fingerprint": corpus.fingerprint,
             "licence": corpus.licence,
             "packing": packing_recipe(config),
-            **chat_facts(teacher.tokenizer, config),
+            **_chat_facts(teacher.tokenizer, config),
         },
         "config": _content_settings(config),
     }
@@ -67,6 +67,12 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
     }
     planned = planned_shards(job.producers, job.config.shard_tokens)
     return CacheIdentity(**facts, software=software, planned_shards=planned)
+
+
+def _chat_facts(tokenizer: Any, config: PrecomputeConfig) -> dict[str, Any]:
+    """Return what renderings depend on. Prompts alone record no template: caches from before have none."""
+    facts = chat_facts(tokenizer, config)
+    return facts if config.marks_wanted else {name: facts[name] for name in facts if name == "chat_date"}
 
 
 def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:

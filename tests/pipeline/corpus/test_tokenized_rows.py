@@ -121,6 +121,20 @@ def test_without_bad_rows_the_facts_are_those_of_before(tokenize: Callable[..., 
     assert "num_bad_rows" not in tokenize([row("a plain text of one document")]).counts.facts()
 
 
+def test_control_tokens_are_characters_in_pairs_and_counted_in_messages(
+    tokenize: Callable[..., TokenizedCorpus],
+) -> None:
+    spelt = "Is <|endoftext|> a word?"
+    answer = {"role": "assistant", "content": "No."}
+    documents = [row(Pair(spelt, " No.")), row(Conversation([{"role": "user", "content": spelt}, answer]))]
+    tokenized = tokenize(documents, prompt_column="p", completion_column="c")
+    pair, conversation = wanted_of(tokenized.documents["train"])
+    assert pair == flagged((spelt, False), (" No.", True), end=True)
+    assert (EOS, False) in conversation
+    assert tokenized.counts.num_control_tokens == {"<|endoftext|>": 1}
+    assert tokenized.counts.num_chat_control_tokens == {"<|endoftext|>": 1}
+
+
 def test_a_tokenizer_without_offsets_gives_the_same(
     tokenize: Callable[..., TokenizedCorpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
