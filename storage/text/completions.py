@@ -9,7 +9,6 @@ U+FFFD in P, and spaces that clean-up removes. The text then begins with the cha
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ _REPLACEMENT = "\ufffd"
 # Bytes as sentencepiece's byte fallback writes them. If a run of them is not valid UTF-8, each becomes U+FFFD, so that
 # one more byte may change the text of the whole run.
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# The last words, with the white space before them, which clean-up may still change: a later " t" makes "do n '" "don't".
+# The last words with the white space before them, which clean-up may still change: a later " t" makes "do n '" "don't".
 _LAST_WORDS = re.compile(r"(\s*\S+){0,2}\s*\Z")
 
 
@@ -53,7 +52,8 @@ def stream_completion(tokenizer: Any, prompt_ids: Iterable[int], completion_ids:
 
 def _num_common(one: str, other: str) -> int:
     """Return the length of the longest common prefix."""
-    return len(os.path.commonprefix([one, other]))
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _num_settled(tokenizer: Any, skipped: frozenset[int], ids: Sequence[int], whole: str) -> int:

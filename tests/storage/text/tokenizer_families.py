@@ -40,7 +40,9 @@ def byte_level(**names: Any) -> Any:
 def sentencepiece_bpe(*, adds_bos: bool = True, **names: Any) -> Any:
     """Llama's: a mark at the beginning of a text, byte fallback, and BOS before every text."""
     pieces = {piece for text in _TEXT for word in text.split() for piece in ("▁" + word, word)}
-    characters = sorted({char for text in _TEXT[:2] for char in text.replace(" ", "▁") if char.isascii() or char == "▁"})
+    characters = sorted(
+        {char for text in _TEXT[:2] for char in text.replace(" ", "▁") if char.isascii() or char == "▁"}
+    )
     vocab: dict[str, int] = {}
     for token in ["<unk>", "<s>", "</s>", "<|eot|>", *_BYTES, *characters]:
         vocab.setdefault(token, len(vocab))
