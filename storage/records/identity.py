@@ -15,13 +15,14 @@ from typing import Any
 
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.records.records import MAX_RECORD_BYTES, is_sha256, parse_fields, read_record
-from storage.records.settings import check_settings
+from storage.records.settings import check_settings, find_setting
 from storage.rows import soft_targets
 from storage.rows.kind import RowFacts
 from storage.rows.kinds import KINDS
 
 FORMAT_NAME = "teachonce-cache"
-FORMAT_VERSION = 1
+# The newest version. A cache in which every target is wanted has version 1, as if there were no other.
+FORMAT_VERSION = 2
 PLAN_NAME = "plan.json"
 SPLITS = ("train", "validation")
 
@@ -119,7 +120,8 @@ class CacheIdentity:
     teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
     tokenizer: size, sha256, eos_token_id, and where they are not the usual ones beginning_ids and end_ids (see below).
     data: source, fingerprint, licence, packing recipe, counts.
-    config: the resolved settings of the block layout and of each kind.
+    config: the resolved settings of the block layout and of each kind. config["soft_targets"]["is_wanted"] is true when
+    blocks have the column is_wanted.
     software: versions.
     planned_shards: number of shards for each kind and split.
 
@@ -207,7 +209,16 @@ def parse_shard_path(path: str, where: str) -> ShardKey:
 
 def identity_content(identity: CacheIdentity) -> dict[str, Any]:
     """Return the content of plan.json, which manifest.json also holds."""
-    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION} | dataclasses.asdict(identity)
+    content = dataclasses.asdict(identity)
+    return {"format": FORMAT_NAME, "format_version": _version_of(content)} | content
+
+
+def _version_of(content: dict[str, Any]) -> int:
+    """Return the format version of a cache with this identity: 2 when it has the column is_wanted, else 1."""
+    try:
+        return 2 if find_setting(content, ("config", "soft_targets", "is_wanted")) is True else 1
+    except KeyError:
+        return 1
 
 
 def read_versioned(path: Path) -> dict[str, Any]:
@@ -223,6 +234,8 @@ def read_versioned(path: Path) -> dict[str, Any]:
         raise RecordError(str(path), f"'format_version' is {version!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(str(path), version, FORMAT_VERSION)
+    if version != (expected := _version_of(content)):
+        raise RecordError(str(path), f"'format_version' is {version}, expected {expected} with these settings")
     return content
 
 

@@ -62,6 +62,21 @@ def fixed(batch: pa.RecordBatch, name: str) -> Array:
     return _values_of_all(column)[column.offset * size : stop * size].reshape(len(column), size)
 
 
+def with_own_bits(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with a copy of each column of lists of bools.
+
+    Of a slice that begins at the first row Arrow writes the bits of the whole: a shard would hold bits of other rows.
+    """
+    is_bits = [getattr(field.type, "value_type", None) == pa.bool_() for field in batch.schema]
+    if not any(is_bits):
+        return batch
+    columns = [
+        to_fixed(fixed(batch, field.name), field.type) if copied else batch.column(field.name)
+        for field, copied in zip(batch.schema, is_bits, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
 def ragged(batch: pa.RecordBatch, name: str) -> tuple[Array, NDArray[np.int64]]:
     """Return the flat values of a large-list column, without a copy, and its offsets [rows + 1], which begin at 0."""
     column = batch.column(name)
