@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.tokenization import PACKING_RECIPE
+from pipeline.corpus.tokenization import packing_recipe
 from pipeline.corpus.tokenization_key import LAYOUT_SETTINGS
 from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
@@ -34,15 +34,27 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
         },
-        "tokenizer": {"size": len(teacher.tokenizer), "eos_token_id": teacher.tokenizer.eos_token_id},
+        "tokenizer": _tokenizer_facts(loaded),
         "data": {
             "source": corpus.source,
             "fingerprint": corpus.fingerprint,
             "licence": corpus.licence,
-            "packing": PACKING_RECIPE,
+            "packing": packing_recipe(loaded.beginning_ids),
         },
         "config": _content_settings(config),
     }
+
+
+def _tokenizer_facts(loaded: Loaded) -> dict[str, Any]:
+    """Return the tokenizer's facts. Beginning and ends are stated only where they are not the usual ones."""
+    tokenizer, end_ids = loaded.teacher.tokenizer, loaded.teacher.end_ids
+    eos = tokenizer.eos_token_id
+    facts = {"size": len(tokenizer), "eos_token_id": eos}
+    if loaded.beginning_ids:
+        facts["beginning_ids"] = list(loaded.beginning_ids)
+    if end_ids != (() if eos is None else (eos,)):
+        facts["end_ids"] = list(end_ids)
+    return facts
 
 
 def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:

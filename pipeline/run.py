@@ -14,6 +14,7 @@ from pipeline.beginning import begin
 from pipeline.config import PrecomputeConfig
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
+from pipeline.framing import framing_remarks
 from pipeline.identity import facts_of
 from pipeline.job import Job, lay_out, load_teacher_and_source
 from pipeline.plan import Begun
@@ -54,6 +55,9 @@ def _run(config: PrecomputeConfig) -> Manifest:
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
     loaded = load_teacher_and_source(config)
     destination.require_same_facts(facts_of(loaded))
+    if not config.quiet:
+        for remark in framing_remarks(loaded):
+            print(remark, file=sys.stderr)
     job = lay_out(loaded, destination.work_dir)
     begun = begin(job, destination)
     write_shards(config, destination, job.producers, begun)

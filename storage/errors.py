@@ -61,13 +61,13 @@ class NoBosTokenError(TeachonceError):
 
 
 class EndBeyondVocabularyError(TeachonceError):
-    """The tokenizer's end-of-text token is an id for which the model has no row."""
+    """The tokenizer of the model at `path` names an end-of-text token for which the model has no row."""
 
-    def __init__(self, token: str, token_id: int, vocab_size: int) -> None:
-        self.token, self.token_id, self.vocab_size = token, token_id, vocab_size
+    def __init__(self, path: str, token: str, token_id: int, vocab_size: int) -> None:
+        self.path, self.token, self.token_id, self.vocab_size = path, token, token_id, vocab_size
         super().__init__(
-            f"the tokenizer names {token!r}, id {token_id}, as its end of text, and the model has rows for ids below "
-            f"{vocab_size}; name an eos_token in its tokenizer_config.json that the model has a row for"
+            f"{path}: its tokenizer names {token!r}, id {token_id}, as the end of text, and the model has rows for ids "
+            f"below {vocab_size}; name an eos_token in tokenizer_config.json that the model has a row for"
         )
 
 

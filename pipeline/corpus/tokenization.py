@@ -24,15 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import Blocks, without_beginning
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.tokenizer_calls import tokenized_documents
 from pipeline.corpus.validation_split import hold_out_end, split_of
-from pipeline.errors import ColumnError, NoUsableTextError
+from pipeline.errors import ColumnError, NoUsableTextError, TokenBeyondVocabularyError
 from pipeline.sources.corpus import Corpus, Prompt
 from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
 from storage.progress import Progress
 from storage.records.identity import SPLITS
+from storage.rows.columns import token_type
 
 PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "
@@ -53,48 +55,74 @@ class TokenizationCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedCorpus:
-    """Token stores of documents by split, and of prompts by column and split."""
+    """Token stores of documents by split, and of prompts by column and split, all without beginnings; blocks by split.
+
+    beginning_ids: what every segment of a block and every prompt begins with.
+    """
 
     documents: dict[str, TokenStore]
+    blocks: dict[str, Blocks]
     prompts: dict[str, dict[str, TokenStore]]
+    beginning_ids: tuple[int, ...]
     counts: TokenizationCounts
-
-    def num_blocks(self, split: str, block_size: int) -> int:
-        """Return the number of whole blocks of block_size + 1 tokens."""
-        return self.documents[split].num_tokens // (block_size + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What to tokenize, and how to store it.
 
-    dtype: dtype of the stored ids. prompt_limits: maximum tokens of a prompt by column.
+    vocab_size: ids that the teacher has rows for. prompt_limits: maximum tokens of a prompt by column.
     """
 
     corpus: Corpus
     tokenizer: Any
     config: PrecomputeConfig
-    dtype: Any
+    vocab_size: int
+    beginning_ids: tuple[int, ...]
     prompt_limits: dict[str, int]
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the stored ids."""
+        return token_type(self.vocab_size).to_pandas_dtype()
+
+
+def packing_recipe(beginning_ids: tuple[int, ...]) -> str:
+    """Return how documents become blocks, in words for the manifest."""
+    return f"{PACKING_RECIPE}; every segment begins with beginning_ids" if beginning_ids else PACKING_RECIPE
 
 
 def tokenize_corpus(
-    corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, *, dtype: Any, context_length: int, work_dir: Path
+    corpus: Corpus,
+    tokenizer: Any,
+    config: PrecomputeConfig,
+    *,
+    vocab_size: int,
+    beginning_ids: tuple[int, ...] = (),
+    context_length: int,
+    work_dir: Path,
 ) -> TokenizedCorpus:
     """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
 
-    dtype: dtype of the stored ids. context_length: tokens that the teacher can read. Prompts from columns that leave no
-    room in it for the completion are skipped and counted. Raises NoUsableTextError when the train split is shorter than
-    one block.
+    vocab_size: ids that the teacher has rows for. beginning_ids: what segments and prompts begin with. context_length:
+    tokens that the teacher can read. Prompts from columns that leave no room in it for the completion are skipped and
+    counted. Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
+    text with a token that the teacher has no row for.
     """
-    limits = _prompt_limits(config, context_length)
-    plan = _Plan(corpus=corpus, tokenizer=tokenizer, config=config, dtype=dtype, prompt_limits=limits)
+    plan = _Plan(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        config=config,
+        vocab_size=vocab_size,
+        beginning_ids=beginning_ids,
+        prompt_limits=_prompt_limits(config, context_length - len(beginning_ids)),
+    )
     if not work_dir.exists():
         with claimed(work_dir.parent, work_dir.name):
             if not work_dir.exists():  # no process finished it while this one waited
                 _tokenize(plan, work_dir)
     tokenized = _open_stores(plan, work_dir)
-    if tokenized.num_blocks("train", config.block_size) == 0:
+    if len(tokenized.blocks["train"]) == 0:
         raise NoUsableTextError(
             config.data,
             tokenized.counts.num_documents,
@@ -139,24 +167,28 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
     }
     num_documents = num_skipped = num_prompts_skipped = num_tokens = 0
     with Progress(config.max_tokens, "tokenize", "tokens", quiet=config.quiet) as bar:
-        for document, pieces in tokenized_documents(plan.corpus.documents(), plan.tokenizer, plan.dtype):
+        for document, pieces in tokenized_documents(plan.corpus.documents(), plan.tokenizer, np.int64):
             split = split_of(config, num_documents)
             num_documents += 1
-            first = next((ids for ids in pieces if len(ids)), None)
-            if first is None or len(first) < 2:
+            first = next((ids for ids in pieces if len(ids)), np.empty(0, np.int64))
+            first = without_beginning(first, plan.beginning_ids)
+            if len(first) < 2:
                 num_skipped += 1
                 continue
             room = None if config.max_tokens is None else config.max_tokens - num_tokens
             kept = _up_to(room, itertools.chain([first], pieces))
             for ids in itertools.chain(kept, [end_of_text]):
-                writers[split].append(ids)
+                writers[split].append(_with_rows(plan, ids, f"document {num_documents}"))
                 num_tokens += len(ids)
                 bar.update(len(ids))
             writers[split].end_document()
             for column, prompt in document.prompts.items():
-                prompt_ids = _prompt_ids(plan, column, prompt)
+                prompt_ids = without_beginning(
+                    np.array(_prompt_ids(plan, column, prompt), dtype=np.int64), plan.beginning_ids
+                )
                 if 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
-                    prompt_writers[column, split].append(np.array(prompt_ids, dtype=plan.dtype))
+                    place = f"column {column!r}, row {num_documents}"
+                    prompt_writers[column, split].append(_with_rows(plan, prompt_ids, place))
                     prompt_writers[column, split].end_document()
                 else:
                     num_prompts_skipped += 1
@@ -168,8 +200,17 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
         num_documents=num_documents,
         num_documents_skipped=num_skipped,
         num_prompts_skipped=num_prompts_skipped,
-        validation_is_end_of_text=hold_out_end(directory, config, plan.dtype),
+        validation_is_end_of_text=hold_out_end(directory, config, plan.dtype, marks_cut=len(plan.beginning_ids) > 0),
     )
+
+
+def _with_rows(plan: _Plan, ids: NDArray[Any], place: str) -> NDArray[Any]:
+    """Return the ids; raise TokenBeyondVocabularyError for one that the teacher has no row for. place: of the text."""
+    beyond = ids[ids >= plan.vocab_size]
+    if len(beyond):
+        token = str(plan.tokenizer.convert_ids_to_tokens(int(beyond[0])))
+        raise TokenBeyondVocabularyError(plan.config.teacher, token, int(beyond[0]), plan.vocab_size, place)
+    return ids
 
 
 def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -200,9 +241,13 @@ def _open_stores(plan: _Plan, work_dir: Path) -> TokenizedCorpus:
     prompts: dict[str, dict[str, TokenStore]] = {column: {} for column in plan.prompt_limits}
     for (column, split), directory in _prompt_dirs(plan, work_dir).items():
         prompts[column][split] = TokenStore(directory, plan.dtype)
+    documents = {split: TokenStore(work_dir / split, plan.dtype) for split in SPLITS}
+    block_size, beginning_ids = plan.config.block_size, plan.beginning_ids
     return TokenizedCorpus(
-        documents={split: TokenStore(work_dir / split, plan.dtype) for split in SPLITS},
+        documents=documents,
+        blocks={split: Blocks(store, block_size, beginning_ids) for split, store in documents.items()},
         prompts=prompts,
+        beginning_ids=beginning_ids,
         counts=TokenizationCounts(**json.loads((work_dir / _COUNTS_NAME).read_bytes())),
     )
 

@@ -20,13 +20,16 @@ LAYOUT_SETTINGS = (
 )
 
 
-def tokenization_key(corpus: Corpus, tokenizer: Any, config: PrecomputeConfig) -> str:
+def tokenization_key(
+    corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, beginning_ids: tuple[int, ...] = ()
+) -> str:
     """Return 16 hex digits of a sha256 over everything that the tokenized text depends on."""
     facts = {
         "corpus": corpus.fingerprint,
         "tokenizer": repr(tokenizer.backend_tokenizer.to_str())
         if tokenizer.is_fast
         else repr(sorted(tokenizer.get_vocab().items())),
+        "beginning_ids": beginning_ids,
         "settings": {name: getattr(config, name) for name in LAYOUT_SETTINGS},
         "prompts": [
             (s.prompt_column, s.max_new_tokens) for s in config.prompt_settings.values() if s.prompt_column is not None

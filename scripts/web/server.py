@@ -83,7 +83,7 @@ def describe(exported: Path) -> dict[str, Any]:
 
 
 def _framing(exported: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the ids that begin texts and those that end them. Without run.json, texts begin as the tokenizer begins."""
+    """Return the ids that begin texts and those that end them. Without run.json, the tokenizer says how they begin."""
     tokenizer, run = load_tokenizer(exported), read_run(exported)
     generation = exported / "generation_config.json"
     stated = [config, json.loads(generation.read_text()) if generation.is_file() else {}]

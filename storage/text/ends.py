@@ -22,7 +22,7 @@ def end_ids(tokenizer: Any, model: Any, vocab_size: int) -> tuple[int, ...]:
     stated = _stated_ends(tokenizer, model)
     own = tokenizer.eos_token_id
     if own is not None and own >= vocab_size:
-        raise EndBeyondVocabularyError(str(tokenizer.eos_token), own, vocab_size)
+        raise EndBeyondVocabularyError(tokenizer.name_or_path, str(tokenizer.eos_token), own, vocab_size)
     return tuple(sorted((i for i in stated if i < vocab_size), key=lambda i: (i != own, i)))
 
 

@@ -22,7 +22,7 @@ class Framing:
     end_ids: tuple[int, ...]
 
     def begin(self, text_ids: list[int]) -> list[int]:
-        """Return a prompt's ids from the text's. They are never none: a prompt of nothing begins with an end of text."""
+        """Return a prompt's ids, given those of its text. A prompt of nothing begins with an end of text."""
         return [*self.beginning_ids, *text_ids] or [self.end_ids[0] if self.end_ids else 0]
 
 

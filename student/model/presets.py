@@ -79,11 +79,8 @@ def _from_config_file(path: str, cache: Cache) -> Any:
     """
     eos = cache.setting("tokenizer", "eos_token_id")
     stated = read_config_file(path)
-    settings = {
-        "vocab_size": cache.identity.vocab_size,
-        "bos_token_id": _bos_token_id(cache),
-        "eos_token_id": eos,
-    } | stated
+    bos = _bos_token_id(cache)
+    settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": bos, "eos_token_id": eos} | stated
     try:
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)

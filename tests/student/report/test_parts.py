@@ -113,9 +113,8 @@ def test_places_of_scores() -> None:
 def test_candidates_are_scored_as_the_model_scores_them(cache: Cache, make_student: Callable[..., Any]) -> None:
     models = [make_student(seed) for seed in (0, 1)]
     found = rank_some_prompts(models, cache, token_name)
-    rows = {
-        token_name((), row.prompt_ids): row for row in decode_beams(next(cache.record_batches("beams", "validation")))
-    }
+    stored = decode_beams(next(cache.record_batches("beams", "validation")))
+    rows = {token_name((), row.prompt_ids): row for row in stored}
     assert 1 <= len(found) <= 4
     for ranked in found:
         row = rows[ranked.prompt]
