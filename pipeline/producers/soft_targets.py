@@ -87,8 +87,10 @@ class SoftTargetsProducer(Producer):
     def _forward_only(self, num_rows: int) -> None:
         blocks = self._blocks["train"]
         lengths = [blocks.segment_lengths(row) for row in range(num_rows)]
-        for row_hidden in self._teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths):
-            self._teacher.logits(row_hidden)
+        hidden_NTD = self._teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths)
+        is_valid_NT = _valid_targets(blocks, 0, num_rows, lengths)
+        for hidden_TD, is_valid_T in zip(hidden_NTD, is_valid_NT, strict=True):
+            self._teacher.logits(hidden_TD[is_valid_T])
 
     @torch.inference_mode()
     def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:
@@ -96,10 +98,7 @@ class SoftTargetsProducer(Producer):
         blocks = self._blocks[split]
         input_ids = blocks.input_ids(start, stop)
         segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
-        is_valid = np.stack([valid_targets(lengths) for lengths in segment_lengths])
-        is_wanted = blocks.is_wanted(start, stop)
-        if is_wanted is not None:
-            is_valid &= is_wanted
+        is_valid = _valid_targets(blocks, start, stop, segment_lengths)
         hidden_NTD = self._teacher.hidden(input_ids[:, :-1], segment_lengths)
         row_index, position = np.nonzero(is_valid)
         seed = self._config.seed
@@ -161,6 +160,15 @@ class SoftTargetsProducer(Producer):
             logits_PV = self._teacher.logits(part_PD, self._logits_buffer(len(part_PD)))
             for first in range(0, len(part_PD), chunk_rows):
                 yield start + first, logits_PV[first : first + chunk_rows]
+
+
+def _valid_targets(
+    blocks: Blocks, start: int, stop: int, segment_lengths: list[NDArray[np.int64]]
+) -> NDArray[np.bool_]:
+    """Return which targets of blocks [start, stop) lie in one segment and are wanted: [stop - start, T]."""
+    is_valid = np.stack([valid_targets(lengths) for lengths in segment_lengths])
+    is_wanted = blocks.is_wanted(start, stop)
+    return is_valid if is_wanted is None else is_valid & is_wanted
 
 
 def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:

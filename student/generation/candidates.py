@@ -10,7 +10,7 @@ import torch
 
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
-from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError, require_unicode
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
@@ -47,10 +47,11 @@ def read_candidates(path: Path) -> list[str]:
 def rank_candidates(
     model: Any, tokenizer: Any, framing: Framing, prompt: str, candidates: list[str], length_penalty: float
 ) -> list[RankedCandidate]:
-    """Return the candidates, scored as continuations of the prompt, best first; raise as continuation_scores does.
+    """Return the candidates, scored as continuations of the prompt, best first.
 
-    Raise IdBeyondVocabularyError too.
+    Raise PromptError for a prompt that is not Unicode, IdBeyondVocabularyError, and as continuation_scores does.
     """
+    require_unicode(prompt)
     prompt_ids = _text_ids(tokenizer, prompt)
     continuations = [_continuation_ids(tokenizer, prompt, text) or [0] for text in candidates]
     for ids in (prompt_ids, *continuations):

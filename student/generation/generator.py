@@ -15,7 +15,7 @@ from storage.errors import ConfigError
 from storage.tensors.model_facts import context_length_of
 from storage.text.completions import completion_text, stream_completion
 from student.config import SamplingConfig
-from student.errors import PromptError, StudentContextError
+from student.errors import StudentContextError, require_unicode
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
 from student.model.device import choose_device
 from student.model.framing import read_framing, require_rows
@@ -129,10 +129,7 @@ class Generator:
         return list(best.values())
 
     def _text_ids(self, prompt: str) -> list[int]:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(error.start) from error
+        require_unicode(prompt)
         ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return require_rows(ids, self._model, self._tokenizer, str(self._student))
 

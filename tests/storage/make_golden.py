@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import small_identity, soft_target_rows, write_small_cache
+from conftest import beam_rows, sample_rows, small_identity, soft_target_rows, write_small_cache
 
 DIRECTORY = Path(__file__).parent / "golden" / "version_2"
 # Five blocks make two record batches; expected.json holds the four of the first.
-NUM_ROWS = 5
+NUM_ROWS = {"soft_targets": 5, "samples": 2, "beams": 2}
 
 
 def plain(value: Any) -> Any:
@@ -37,8 +37,14 @@ def main() -> None:
     """Replace the cache and the expected values."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     settings = small_identity().config["soft_targets"] | {"is_wanted": True}
-    write_small_cache(DIRECTORY / "cache", {"soft_targets": {"train": [NUM_ROWS]}}, config={"soft_targets": settings})
-    expected = {"soft_targets": plain(soft_target_rows(4, marks_wanted=True))}
+    rows_per_shard = {kind: {"train": [count]} for kind, count in NUM_ROWS.items()}
+    write_small_cache(DIRECTORY / "cache", rows_per_shard, config={"soft_targets": settings})
+    rows = {
+        "soft_targets": soft_target_rows(4, marks_wanted=True),
+        "samples": sample_rows(2),
+        "beams": beam_rows(2),
+    }
+    expected = {kind: plain(values) for kind, values in rows.items()}
     (DIRECTORY / "expected.json").write_text(json.dumps(expected, sort_keys=True) + "\n")
 
 
