@@ -14,6 +14,7 @@ import tyro
 from storage.errors import ConfigError
 from storage.remote.directory import is_remote_url, require_local
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
+from storage.text.beginnings import Bos
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -158,6 +159,9 @@ class PrecomputeConfig:
     """Stop at a row without a usable conversation or pair, or skip and count such rows."""
     document_separator: str | None = None
     """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document."""
+    bos: Bos = "auto"
+    """Whether every document, every piece of one in a further block and every prompt begins with BOS; auto does as the
+    tokenizer does to a text (--plan says what that is)."""
     block_size: int = 128
     """Targets in a block."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

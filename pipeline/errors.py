@@ -14,7 +14,7 @@ TeachonceError
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     transformers cannot load the teacher
-    ├── TokenizerMismatchError the tokenizer is larger than the teacher's vocabulary
+    ├── TokenBeyondVocabularyError a text holds a token that the teacher has no row for
     ├── ContextTooShortError   a block or prompt is longer than the teacher can read
     ├── LeakingTeacherError    the teacher does not isolate packed documents
     ├── TeacherMemoryError     one row does not fit into memory
@@ -137,14 +137,14 @@ class NoSuchTeacherError(TeacherError):
         super().__init__(f"--teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
 
 
-class TokenizerMismatchError(TeacherError):
-    """The tokenizer has more entries than the teacher's vocabulary."""
+class TokenBeyondVocabularyError(TeacherError):
+    """The text at `place` holds a token whose id is beyond the rows of the teacher's vocabulary."""
 
-    def __init__(self, teacher: str, tokenizer_size: int, vocab_size: int) -> None:
-        self.tokenizer_size, self.vocab_size = tokenizer_size, vocab_size
+    def __init__(self, teacher: str, token: str, token_id: int, vocab_size: int, place: str) -> None:
+        self.token, self.token_id, self.vocab_size, self.place = token, token_id, vocab_size, place
         super().__init__(
-            f"--teacher {teacher}: its tokenizer has {tokenizer_size} entries, the model {vocab_size}; "
-            "the tokenizer belongs to another model"
+            f"--teacher {teacher}: {place} holds {token!r}, id {token_id} to the tokenizer, and the model has rows for "
+            f"ids below {vocab_size}; take the model's own tokenizer, or that token out of the text"
         )
 
 

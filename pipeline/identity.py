@@ -34,16 +34,28 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
         },
-        "tokenizer": {"size": len(teacher.tokenizer), "eos_token_id": teacher.tokenizer.eos_token_id},
+        "tokenizer": _tokenizer_facts(loaded),
         "data": {
             "source": corpus.source,
             "fingerprint": corpus.fingerprint,
             "licence": corpus.licence,
-            "packing": packing_recipe(config),
+            "packing": packing_recipe(config, loaded.beginning_ids),
             **_chat_facts(teacher.tokenizer, config),
         },
         "config": _content_settings(config),
     }
+
+
+def _tokenizer_facts(loaded: Loaded) -> dict[str, Any]:
+    """Return the tokenizer's facts. Beginning and ends are stated only where they are not the usual ones."""
+    tokenizer, end_ids = loaded.teacher.tokenizer, loaded.teacher.end_ids
+    eos = tokenizer.eos_token_id
+    facts = {"size": len(tokenizer), "eos_token_id": eos}
+    if loaded.beginning_ids:
+        facts["beginning_ids"] = list(loaded.beginning_ids)
+    if end_ids != (() if eos is None else (eos,)):
+        facts["end_ids"] = list(end_ids)
+    return facts
 
 
 def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:

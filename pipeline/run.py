@@ -17,6 +17,7 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus.notices import tokenization_notices
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
+from pipeline.framing import framing_remarks
 from pipeline.identity import facts_of
 from pipeline.job import Job, lay_out, load_teacher_and_source
 from pipeline.plan import Begun
@@ -71,6 +72,9 @@ def _with_chat_date(config: PrecomputeConfig, destination: Destination) -> Preco
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
     loaded = load_teacher_and_source(config)
     destination.require_same_facts(facts_of(loaded))
+    if not config.quiet:
+        for remark in framing_remarks(loaded):
+            print(remark, file=sys.stderr)
     job = lay_out(loaded, destination.work_dir)
     begun = begin(job, destination)
     _tell(config, begun)

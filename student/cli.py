@@ -68,12 +68,14 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
         candidates: File with one candidate per line.
     """
     from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
+    from student.model.framing import read_framing
     from student.model.loading import load_student
     from student.model.tokenizers import load_tokenizer
 
     texts = read_candidates(candidates)
     model, tokenizer = load_student(student).eval(), load_tokenizer(student)
-    for ranked in rank_candidates(model, tokenizer, prompt, texts, trained_length_penalty(student)):
+    framing = read_framing(student, model, tokenizer)
+    for ranked in rank_candidates(model, tokenizer, framing, prompt, texts, trained_length_penalty(student)):
         print(f"{ranked.score:9.4f}  {ranked.text}")
     return 0
 

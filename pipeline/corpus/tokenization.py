@@ -24,16 +24,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import Blocks, without_beginning
 from pipeline.corpus.document_writer import DocumentWriter, Piece
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.tokenized_rows import RowTokenizer
 from pipeline.corpus.validation_split import hold_out_end, split_of
-from pipeline.errors import NoUsableTextError
+from pipeline.errors import NoUsableTextError, TokenBeyondVocabularyError
 from pipeline.sources.corpus import Corpus
 from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
 from storage.progress import Progress
 from storage.records.identity import SPLITS
+from storage.rows.columns import token_type
 
 PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "
@@ -71,53 +73,77 @@ class TokenizationCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedCorpus:
-    """Token stores of documents by split, and of prompts by column and split."""
+    """Token stores of documents by split, and of prompts by column and split, all without beginnings; blocks by split.
+
+    beginning_ids: what every segment of a block and every prompt begins with.
+    """
 
     documents: dict[str, TokenStore]
+    blocks: dict[str, Blocks]
     prompts: dict[str, dict[str, TokenStore]]
+    beginning_ids: tuple[int, ...]
     counts: TokenizationCounts
-
-    def num_blocks(self, split: str, block_size: int) -> int:
-        """Return the number of whole blocks of block_size + 1 tokens."""
-        return self.documents[split].num_tokens // (block_size + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What to tokenize, and how to store it.
 
-    dtype: dtype of the stored ids. prompt_limits: maximum tokens of a prompt by column.
+    vocab_size: ids that the teacher has rows for. prompt_limits: maximum tokens of a prompt by column.
     """
 
     corpus: Corpus
     tokenizer: Any
     config: PrecomputeConfig
-    dtype: Any
+    vocab_size: int
+    beginning_ids: tuple[int, ...]
     prompt_limits: dict[str, int]
 
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the stored ids."""
+        return token_type(self.vocab_size).to_pandas_dtype()
 
-def packing_recipe(config: PrecomputeConfig) -> str:
+
+def packing_recipe(config: PrecomputeConfig, beginning_ids: tuple[int, ...]) -> str:
     """Return how documents become blocks, in words for the manifest."""
-    return f"{_TURNS_RECIPE if config.marks_wanted else ''}{PACKING_RECIPE}"
+    of_turns = _TURNS_RECIPE if config.marks_wanted else ""
+    of_beginnings = "; every segment begins with beginning_ids" if beginning_ids else ""
+    return f"{of_turns}{PACKING_RECIPE}{of_beginnings}"
 
 
 def tokenize_corpus(
-    corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, *, dtype: Any, context_length: int, work_dir: Path
+    corpus: Corpus,
+    tokenizer: Any,
+    config: PrecomputeConfig,
+    *,
+    vocab_size: int,
+    beginning_ids: tuple[int, ...] = (),
+    context_length: int,
+    work_dir: Path,
 ) -> TokenizedCorpus:
     """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
 
-    dtype: dtype of the stored ids. context_length: tokens that the teacher can read. Prompts from columns that leave no
-    room in it for the completion are skipped and counted. Raises NoUsableTextError when the train split is shorter than
-    one block, BadRowError for a row that cannot be used, ChatTemplateError when conversations cannot be rendered.
+    vocab_size: ids that the teacher has rows for. beginning_ids: what segments and prompts begin with. context_length:
+    tokens that the teacher can read. Prompts from columns that leave no room in it for the completion are skipped and
+    counted. Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
+    text with a token that the teacher has no row for, BadRowError for a row that cannot be used, ChatTemplateError when
+    conversations cannot be rendered.
     """
-    limits = _prompt_limits(config, context_length)
-    plan = _Plan(corpus=corpus, tokenizer=tokenizer, config=config, dtype=dtype, prompt_limits=limits)
+    plan = _Plan(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        config=config,
+        vocab_size=vocab_size,
+        beginning_ids=beginning_ids,
+        prompt_limits=_prompt_limits(config, context_length - len(beginning_ids)),
+    )
     if not work_dir.exists():
         with claimed(work_dir.parent, work_dir.name):
             if not work_dir.exists():  # no process finished it while this one waited
                 _tokenize(plan, work_dir)
     tokenized = _open_stores(plan, work_dir)
-    if tokenized.num_blocks("train", config.block_size) == 0:
+    if len(tokenized.blocks["train"]) == 0:
         raise NoUsableTextError(
             config.data,
             tokenized.counts.num_documents,
@@ -155,13 +181,13 @@ def _tokenize(plan: _Plan, work_dir: Path) -> None:
 def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
     """Store documents and their prompts in order, until --max-tokens are stored or the text ends. Return the counts."""
     config, eos_token_id = plan.config, plan.tokenizer.eos_token_id
-    end_of_text = Piece(np.array([] if eos_token_id is None else [eos_token_id], dtype=plan.dtype))
+    end_of_text = Piece(np.array([] if eos_token_id is None else [eos_token_id], dtype=np.int64))
     writers = {split: _document_writer(plan, directory / split) for split in SPLITS}
     prompt_writers = {
         place: TokenWriter(prompt_dir, plan.dtype) for place, prompt_dir in _prompt_dirs(plan, directory).items()
     }
     num_documents = num_skipped = num_prompts_skipped = num_bad_rows = num_tokens = 0
-    rows = RowTokenizer(plan.tokenizer, config, plan.dtype)
+    rows = RowTokenizer(plan.tokenizer, config)
     with Progress(config.max_tokens, "tokenize", "tokens", quiet=config.quiet) as bar:
         for document, pieces in rows.tokenized(plan.corpus.documents()):
             split = split_of(config, num_documents)
@@ -169,18 +195,21 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
             if pieces is None:
                 num_bad_rows += 1
                 continue
-            first = _beginning(pieces, plan.dtype)
+            first = _without_beginning(_first_tokens(pieces), plan.beginning_ids)
             if len(first.ids) < 2:
                 num_skipped += 1
                 continue
             room = None if config.max_tokens is None else config.max_tokens - num_tokens
             kept = _up_to(room, itertools.chain([first], pieces))
             whole = itertools.chain(kept, [] if rows.ends_itself(document) else [end_of_text])
-            num_tokens += writers[split].write(whole, bar.update, keep_whole=document.turns is not None)
+            checked = (_with_rows(plan, piece, f"document {num_documents}") for piece in whole)
+            num_tokens += writers[split].write(checked, bar.update, keep_whole=document.turns is not None)
             for column, prompt in document.prompts.items():
-                prompt_ids = rows.prompt_ids(document, column, prompt)
-                if prompt_ids is not None and 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
-                    prompt_writers[column, split].append(np.array(prompt_ids, dtype=plan.dtype))
+                prompt_ids = np.array(rows.prompt_ids(document, column, prompt) or [], dtype=np.int64)
+                piece = _without_beginning(Piece(prompt_ids), plan.beginning_ids)
+                if 1 <= len(piece.ids) <= plan.prompt_limits[column]:
+                    place = f"column {column!r}, row {num_documents}"
+                    prompt_writers[column, split].append(_with_rows(plan, piece, place).ids)
                     prompt_writers[column, split].end_document()
                 else:
                     num_prompts_skipped += 1
@@ -192,7 +221,9 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
         prompt_writer.close()
     # Conversations are kept whole: the end of the text serves only where no conversation is held out.
     has_conversations_held_out = config.marks_wanted and writers["validation"].num_tokens > 0
-    is_end_of_text = not has_conversations_held_out and hold_out_end(directory, config, plan.dtype)
+    is_end_of_text = not has_conversations_held_out and hold_out_end(
+        directory, config, plan.dtype, marks_cut=len(plan.beginning_ids) > 0
+    )
     return TokenizationCounts(
         num_documents=num_documents,
         num_documents_skipped=num_skipped,
@@ -205,12 +236,27 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
     )
 
 
-def _beginning(pieces: Iterator[Piece], dtype: Any) -> Piece:
+def _first_tokens(pieces: Iterator[Piece]) -> Piece:
     """Return the first pieces of a document joined, as many as hold two tokens."""
-    beginning = next(pieces, Piece(np.array([], dtype=dtype)))
-    while len(beginning.ids) < 2 and (piece := next(pieces, None)) is not None:
-        beginning = Piece(np.concatenate([beginning.ids, piece.ids]))  # only texts come in several pieces
-    return beginning
+    first = next(pieces, Piece(np.empty(0, np.int64)))
+    while len(first.ids) < 2 and (piece := next(pieces, None)) is not None:
+        first = Piece(np.concatenate([first.ids, piece.ids]))  # only texts come in several pieces
+    return first
+
+
+def _without_beginning(piece: Piece, beginning_ids: tuple[int, ...]) -> Piece:
+    """Return a document's first piece, or a prompt, without the beginning that a chat template may have written."""
+    ids = without_beginning(piece.ids, beginning_ids)
+    return Piece(ids, None if piece.is_wanted is None else piece.is_wanted[len(piece.ids) - len(ids) :])
+
+
+def _with_rows(plan: _Plan, piece: Piece, place: str) -> Piece:
+    """Return the piece; raise TokenBeyondVocabularyError for an id that the teacher has no row for. place: of it."""
+    beyond = piece.ids[piece.ids >= plan.vocab_size]
+    if len(beyond):
+        token = str(plan.tokenizer.convert_ids_to_tokens(int(beyond[0])))
+        raise TokenBeyondVocabularyError(plan.config.teacher, token, int(beyond[0]), plan.vocab_size, place)
+    return piece
 
 
 def _document_writer(plan: _Plan, directory: Path) -> DocumentWriter:
@@ -220,7 +266,7 @@ def _document_writer(plan: _Plan, directory: Path) -> DocumentWriter:
         plan.dtype,
         marks_wanted=plan.config.marks_wanted,
         block_tokens=plan.config.block_size + 1,
-        num_beginning=0,
+        num_beginning=len(plan.beginning_ids),
         filler_id=0 if eos_token_id is None else eos_token_id,
     )
 
@@ -239,9 +285,13 @@ def _open_stores(plan: _Plan, work_dir: Path) -> TokenizedCorpus:
     prompts: dict[str, dict[str, TokenStore]] = {column: {} for column in plan.prompt_limits}
     for (column, split), directory in _prompt_dirs(plan, work_dir).items():
         prompts[column][split] = TokenStore(directory, plan.dtype)
+    documents = {split: TokenStore(work_dir / split, plan.dtype) for split in SPLITS}
+    block_size, beginning_ids = plan.config.block_size, plan.beginning_ids
     return TokenizedCorpus(
-        documents={split: TokenStore(work_dir / split, plan.dtype) for split in SPLITS},
+        documents=documents,
+        blocks={split: Blocks(store, block_size, beginning_ids) for split, store in documents.items()},
         prompts=prompts,
+        beginning_ids=beginning_ids,
         counts=TokenizationCounts(**json.loads((work_dir / _COUNTS_NAME).read_bytes())),
     )
 

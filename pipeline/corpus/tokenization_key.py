@@ -43,7 +43,9 @@ def chat_facts(tokenizer: Any, config: PrecomputeConfig) -> dict[str, str | None
     return facts | ({"chat_date": config.chat_date} if uses_clock(template) else {})
 
 
-def tokenization_key(corpus: Corpus, tokenizer: Any, config: PrecomputeConfig) -> str:
+def tokenization_key(
+    corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, beginning_ids: tuple[int, ...] = ()
+) -> str:
     """Return 16 hex digits of a sha256 over everything that the tokenized text depends on."""
     facts = {
         "corpus": corpus.fingerprint,
@@ -52,6 +54,7 @@ def tokenization_key(corpus: Corpus, tokenizer: Any, config: PrecomputeConfig) -
         if tokenizer.is_fast
         else repr(sorted(tokenizer.get_vocab().items())),
         "settings": layout_settings(config) | chat_facts(tokenizer, config),
+        "beginning_ids": beginning_ids,
         "prompts": [
             (s.prompt_column, s.max_new_tokens) for s in config.prompt_settings.values() if s.prompt_column is not None
         ],

@@ -27,8 +27,8 @@ class RowTokenizer:
     texts: tokenizes texts, and counts the control tokens that texts and messages spell out.
     """
 
-    def __init__(self, tokenizer: Any, config: PrecomputeConfig, dtype: Any) -> None:
-        self._tokenizer, self._config, self._dtype = tokenizer, config, dtype
+    def __init__(self, tokenizer: Any, config: PrecomputeConfig) -> None:
+        self._tokenizer, self._config = tokenizer, config
         self.texts = CorpusTokenizer(tokenizer)
         self._flagged = FlaggedTokenizer(tokenizer)
 
@@ -43,7 +43,7 @@ class RowTokenizer:
         """
         for is_text, group in itertools.groupby(documents, lambda document: document.turns is None):
             if is_text:
-                for document, pieces in self.texts.documents(group, self._dtype):
+                for document, pieces in self.texts.documents(group, np.int64):
                     yield document, map(Piece, pieces)
             else:
                 for document in group:
@@ -77,7 +77,7 @@ class RowTokenizer:
         except RefusedChatError as error:
             self._skip_or_raise(document, " and ".join(self._config.document_columns.values()), error)
             return None
-        return iter([Piece(np.array(ids, dtype=self._dtype), is_wanted)])
+        return iter([Piece(np.array(ids, dtype=np.int64), is_wanted)])
 
     def _flagged_ids(self, turns: Conversation | Pair) -> FlaggedIds:
         if isinstance(turns, Pair) and not isinstance(turns.prompt, list):

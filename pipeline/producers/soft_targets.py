@@ -52,21 +52,20 @@ class SoftTargetsProducer(Producer):
             self.settings_of_text = {"is_wanted": True}
 
     @classmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
         """Return the flag for the tokens of a block that the teacher reads, and these tokens."""
         return "--block-size", config.block_size
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SoftTargetsProducer:
         """Return a producer for all blocks of the text."""
-        blocks = {split: Blocks(store, config.block_size) for split, store in tokenized.documents.items()}
         row_schema = schema(
             teacher.vocab_size,
             config.block_size,
             config.soft_targets.temperatures,
-            is_wanted=blocks["train"].marks_wanted,
+            is_wanted=tokenized.blocks["train"].marks_wanted,
         )
-        return cls(teacher, config, blocks, row_schema)
+        return cls(teacher, config, tokenized.blocks, row_schema)
 
     def num_rows(self, split: str) -> int:
         """Return the number of blocks in a split."""

@@ -11,7 +11,7 @@ from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.document_writer import DocumentWriter, Piece
 from pipeline.corpus.token_store import TokenStore
 
-BLOCK_TOKENS, FILLER = 9, 99
+BLOCK_TOKENS, FILLER, BEGINNING = 9, 99, 98
 
 
 def written(directory: Path, lengths: list[int], *, marks_wanted: bool, num_beginning: int = 0) -> TokenStore:
@@ -28,18 +28,19 @@ def written(directory: Path, lengths: list[int], *, marks_wanted: bool, num_begi
     return TokenStore(directory, np.uint16)
 
 
+@pytest.mark.parametrize("num_beginning", [0, 1, 2])
 @pytest.mark.parametrize("seed", range(20))
-def test_conversations_that_fit_are_whole(tmp_path: Path, seed: int) -> None:
+def test_conversations_that_fit_are_whole(tmp_path: Path, seed: int, num_beginning: int) -> None:
     lengths = np.random.default_rng(seed).integers(2, 14, 40).tolist()
-    store = written(tmp_path, lengths, marks_wanted=True)
-    blocks = Blocks(store, BLOCK_TOKENS - 1)
+    store = written(tmp_path, lengths, marks_wanted=True, num_beginning=num_beginning)
+    blocks = Blocks(store, BLOCK_TOKENS - 1, [BEGINNING] * num_beginning)
     ids = blocks.input_ids(0, len(blocks))
-    assert ids.size == store.num_tokens, "the last block is whole too"
-    assert [id for id in ids.reshape(-1).tolist() if id != FILLER] == np.repeat(range(40), lengths).tolist()
+    texts = ids[(ids != FILLER) & (ids != BEGINNING)]
+    assert texts.tolist() == np.repeat(range(40), lengths).tolist(), "the last block is whole too"
     assert len(store.ends) == 40
     for document, length in enumerate(lengths):
         num_blocks = int((ids == document).any(axis=1).sum())
-        assert num_blocks == 1 if length <= BLOCK_TOKENS else num_blocks >= 2
+        assert num_blocks == 1 if num_beginning + length <= BLOCK_TOKENS else num_blocks >= 2
     assert store.is_wanted is not None
     assert not store.is_wanted[store.tokens == FILLER].any()
     assert int(store.is_wanted.sum()) == sum(length - length // 2 for length in lengths)

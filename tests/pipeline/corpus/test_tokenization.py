@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
@@ -30,7 +29,12 @@ def tokenize(tokenizer: Any, tmp_path: Path) -> Callable[..., TokenizedCorpus]:
     numbers = itertools.count()
 
     def tokenize(
-        texts: list[Any] | Corpus, *, tokenizer: Any = tokenizer, context_length: int = 64, **changes: object
+        texts: list[Any] | Corpus,
+        *,
+        tokenizer: Any = tokenizer,
+        context_length: int = 64,
+        beginning_ids: tuple[int, ...] = (),
+        **changes: object,
     ) -> TokenizedCorpus:
         config = PrecomputeConfig(
             **({"teacher": "unused", "data": "made up", "out": tmp_path, "block_size": 8, "quiet": True} | changes)
@@ -40,7 +44,8 @@ def tokenize(tokenizer: Any, tmp_path: Path) -> Callable[..., TokenizedCorpus]:
             corpus,
             tokenizer,
             config,
-            dtype=np.uint16,
+            vocab_size=257,
+            beginning_ids=beginning_ids,
             context_length=context_length,
             work_dir=tmp_path / f"work-{next(numbers)}",
         )
@@ -234,7 +239,7 @@ def test_tokens_of_an_earlier_run_are_used_again(tokenizer: Any, tmp_path: Path)
 
     config = PrecomputeConfig(teacher="unused", data="made up", out=tmp_path, block_size=8, quiet=True)
     found = [
-        tokenize_corpus(corpus, tokenizer, config, dtype=np.uint16, context_length=64, work_dir=tmp_path / "work")
+        tokenize_corpus(corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=tmp_path / "work")
         for corpus in (
             corpus_of(["a document that is long enough"]),
             Corpus(source="", fingerprint="", licence=None, documents=never),

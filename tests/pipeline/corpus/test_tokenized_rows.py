@@ -35,7 +35,7 @@ def tokenize(teacher_dir: Path, tmp_path: Path) -> Callable[..., TokenizedCorpus
         )
         corpus = Corpus(source="made up", fingerprint="", licence=None, documents=read)
         work_dir = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
-        return tokenize_corpus(corpus, tokenizer, config, dtype=np.uint16, context_length=64, work_dir=work_dir)
+        return tokenize_corpus(corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=work_dir)
 
     return tokenize
 

@@ -79,7 +79,7 @@ def test_candidates_carry_the_teachers_own_scores(
     for row in rows:
         assert 2 <= len(row.candidates) <= 4
         check_candidates(row, teacher.model, forced_logprobs, length_penalty=length_penalty, eos=eos, max_new_tokens=6)
-        assert row.candidates[0].text == " ".join(map(str, ids_of(row)[0]))
+        assert row.candidates[0].text == "".join(f"{i} " for i in ids_of(row)[0])
     if eos is not None:
         assert any(candidate.finish_reason == "stop" for row in rows for candidate in row.candidates)
 

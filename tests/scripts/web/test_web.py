@@ -22,6 +22,7 @@ from storage.errors import ConfigError
 from student.export.command import write_export
 from student.export.config import ExportConfig
 from student.generation.generator import Generator
+from student.model.framing import read_framing
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from tests.browser import visiting
@@ -52,7 +53,8 @@ def exported(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model = load_student(student_dir).eval()
     model.set_attn_implementation("eager")
     config = ExportConfig(student=student_dir, out=out, format="onnx", text=Path("text"))
-    write_export(config, model, load_tokenizer(student_dir), out)
+    tokenizer = load_tokenizer(student_dir)
+    write_export(config, model, tokenizer, read_framing(student_dir, model, tokenizer), out)
     return out
 
 
@@ -128,7 +130,10 @@ def test_nothing_else_is_given_out(address: str, path: str) -> None:
 def test_the_page_learns_what_it_runs(address: str, exported: Path) -> None:
     facts = json.loads(ask(address, "/student.json").read())
     num_bytes = (exported / "onnx" / "model.onnx").stat().st_size
-    assert facts == {"name": "student <b>", "dtype": "fp32", "bytes": num_bytes, "context_length": 512}
+    assert facts == {
+        "name": "student <b>", "dtype": "fp32", "bytes": num_bytes, "context_length": 512, "beginning_ids": [],
+        "end_ids": [256],
+    }  # fmt: skip
 
 
 def test_another_directory_and_a_taken_port_are_one_line(exported: Path, student_dir: Path, address: str) -> None:

@@ -20,6 +20,7 @@ from pipeline.config import PrecomputeConfig
 from pipeline.decoding.sampling import stream_completions
 from pipeline.teacher.loading import load_teacher
 from storage.errors import ConfigError
+from storage.text.completions import completion_text
 from student import Generator
 from student.errors import BrokenStudentError, NoSuchStudentError, PromptError, StudentContextError
 from student.generation import generator as generator_module
@@ -86,7 +87,7 @@ def teachers_texts(directory: Path, prompt: str, num_texts: int, **settings: Any
     teacher = load_teacher(PrecomputeConfig(teacher=str(directory), data="", out=directory, device="cpu"))
     prompts, seeds = [np.array(ids_of(directory, prompt))] * num_texts, np.arange(num_texts, dtype=np.uint64)
     completions = stream_completions(teacher, prompts, seeds, num_slots=num_texts, **settings)
-    return [teacher.decode(completion.completion_ids) for completion in completions]
+    return [completion_text(teacher.tokenizer, prompts[0], c.completion_ids) for c in completions]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -17,11 +17,14 @@ from student.export.config import TOLERANCES_NATS
 from student.export.gguf.file import check_gguf, write_gguf
 from student.export.gguf.reader import GgufReader, gelu
 from student.export.readers import Reader
+from student.model.framing import Framing
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from tests.student.export.comparing import TEXT, assert_steps_equal_a_whole, kl_nats, student_logits
 
 Export = Callable[..., Path]
+
+NO_BOS = Framing(beginning_ids=(), end_ids=(0,))
 
 
 def open_with(reader: str, path: Path) -> Reader:
@@ -101,7 +104,7 @@ def test_names_and_licences_are_text_alone(odd_student: Path, tmp_path: Path) ->
     """A stranger's cache may state anything: no control characters for a terminal, nothing that UTF-8 cannot hold."""
     path = tmp_path / "named.gguf"
     named = {"name": "ein Schüler\x1b[31m", "licences": ["mit", "cc-by-4.0", "\ud800"]}
-    write_gguf(load_student(odd_student), load_tokenizer(odd_student), path, "none", **named)
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), NO_BOS, path, "none", **named)
     fields = GGUFReader(path).fields
     assert fields["general.name"].contents() == "ein Schüler\\x1b[31m"
     assert fields["general.license"].contents() == "mit AND cc-by-4.0 AND \\ud800"
@@ -133,7 +136,7 @@ def test_a_student_that_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     student = save_student("odd", **changes)
     with pytest.raises(NotExportableError, match=problem):
-        check_gguf(load_student(student), load_tokenizer(student), "student")
+        check_gguf(load_student(student), load_tokenizer(student), NO_BOS, "student")
 
 
 def test_another_architecture_is_refused(odd_student: Path) -> None:
@@ -141,7 +144,7 @@ def test_another_architecture_is_refused(odd_student: Path) -> None:
         vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     with pytest.raises(NotExportableError, match="is a llama model, expected gpt2; export it as onnx"):
-        check_gguf(LlamaForCausalLM(config), load_tokenizer(odd_student), "student")
+        check_gguf(LlamaForCausalLM(config), load_tokenizer(odd_student), NO_BOS, "student")
 
 
 @pytest.mark.parametrize("kind", ["words", "prefix", "pattern", "no merges", "no end"])
@@ -152,4 +155,4 @@ def test_another_tokenizer_is_refused(odd_student: Path, kind: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "prefix", use_regex=kind != "pattern")
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=None if kind == "no end" else "<end>")
     with pytest.raises(NotExportableError, match="tokenizer"):
-        check_gguf(load_student(odd_student), wrapped, "student")
+        check_gguf(load_student(odd_student), wrapped, NO_BOS, "student")
