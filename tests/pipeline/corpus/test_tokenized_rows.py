@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -24,7 +23,7 @@ BAD = [{"role": "user", "content": None}]
 
 @pytest.fixture
 def tokenize(teacher_dir: Path, tmp_path: Path) -> Callable[..., TokenizedCorpus]:
-    def tokenize(documents: list[Document], **settings: Any) -> TokenizedCorpus:
+    def tokenize(documents: list[Document], beginning_ids: tuple[int, ...] = (), **settings: Any) -> TokenizedCorpus:
         def read() -> Iterator[Document]:
             yield from documents
 
@@ -35,7 +34,10 @@ def tokenize(teacher_dir: Path, tmp_path: Path) -> Callable[..., TokenizedCorpus
         )
         corpus = Corpus(source="made up", fingerprint="", licence=None, documents=read)
         work_dir = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
-        return tokenize_corpus(corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=work_dir)
+        return tokenize_corpus(
+            corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=work_dir,
+            beginning_ids=beginning_ids,
+        )  # fmt: skip
 
     return tokenize
 
@@ -83,6 +85,17 @@ def test_conversations_pairs_and_texts_in_one_store(tokenize: Callable[..., Toke
         flagged(("Q: who? A:", False), (" a teacher", True), end=True),
         flagged(("a plain text of the same directory", True), end=True),
         flagged((question, False), ("She.<|im_end|>\n", True), end=False),
+    ]
+
+
+def test_a_beginning_that_the_template_writes_is_not_doubled(tokenize: Callable[..., TokenizedCorpus]) -> None:
+    ((first_id, _),) = flagged(("<", False), end=False)  # CHATML begins with it
+    documents = [row(Conversation(CONVERSATION[1:3])), row(Pair("Q: who? A:", " a teacher"))]
+    tokenized = tokenize(documents, beginning_ids=(first_id,), messages_column="messages")
+    question = "|im_start|>user\nWho taught you?<|im_end|>\n<|im_start|>assistant\n"
+    assert wanted_of(tokenized.documents["train"]) == [
+        flagged((question, False), ("A teacher did.<|im_end|>\n", True), end=False),
+        flagged(("Q: who? A:", False), (" a teacher", True), end=True),
     ]
 
 
