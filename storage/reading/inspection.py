@@ -58,7 +58,11 @@ def render_summary(summary: dict[str, Any]) -> str:
     for split, perplexity in summary["teacher_perplexity"].items():
         if perplexity is not None:
             entropy = summary["teacher_entropy_nats"][split]
-            lines.append(f"{split:<10} teacher perplexity {perplexity:.2f}, mean entropy {entropy:.3f} nats")
+            num_targets = summary["kinds"]["soft_targets"][split]["num_targets"]
+            lines.append(
+                f"{split:<10} teacher perplexity {perplexity:.2f}, mean entropy {entropy:.3f} nats over "
+                f"{num_targets:,} targets"
+            )
     for kind_name, splits in summary["kinds"].items():
         for split, totals in splits.items():
             lines.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
+from storage.rows import soft_targets
 from storage.rows.kinds import KINDS
 
 
@@ -41,6 +42,8 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
         for source in sources
     )
     row_ids = "\n`row_id` and `prompt_id` count each of the sources above on its own.\n" if len(sources) > 1 else ""
+    unwanted = "\nOnly targets that the column `is_wanted` marks are to be learnt; the others are empty.\n"
+    wanted = unwanted if soft_targets.has_is_wanted(identity.config.get("soft_targets", {})) else ""
     return f"""---
 {json.dumps(header, indent=1)}
 ---
@@ -59,7 +62,7 @@ Students are distilled from them without the teacher.
 | kind | split | rows | bytes | a row is |
 |---|---|---|---|---|
 {table}
-{row_ids}
+{row_ids}{wanted}
 Load rows:
 
 ```python
