@@ -123,6 +123,11 @@ def test_the_teachers_head_runs_on_wanted_targets_alone(
     )
     rows = rows_of(producer)
     assert sum(num_positions) == sum(sum(row["is_wanted"]) for row in rows) > 0
+    num_positions.clear()
+    work = producer.online_work(20)
+    assert work is not None
+    work()
+    assert sum(num_positions) == sum(sum(row["is_wanted"]) for row in rows[:20])
 
 
 @pytest.fixture
