@@ -58,17 +58,13 @@ def render_summary(summary: dict[str, Any]) -> str:
     for split, perplexity in summary["teacher_perplexity"].items():
         if perplexity is not None:
             entropy = summary["teacher_entropy_nats"][split]
-            num_targets = summary["kinds"]["soft_targets"][split]["num_targets"]
-            lines.append(
-                f"{split:<10} teacher perplexity {perplexity:.2f}, mean entropy {entropy:.3f} nats over "
-                f"{num_targets:,} targets"
-            )
+            lines.append(f"{split:<10} teacher perplexity {perplexity:.2f}, mean entropy {entropy:.3f} nats")
     for kind_name, splits in summary["kinds"].items():
         for split, totals in splits.items():
             lines.append(
                 f"{kind_name + ' ' + split:<24}{totals['num_rows']:>10,} rows {totals['num_tokens']:>14,} tokens "
-                f"{totals['shard_bytes']:>15,} bytes in {totals['num_shards']} shards, "
-                f"{totals['bytes_per_token']} bytes/token"
+                f"{totals['num_targets']:>14,} targets {totals['shard_bytes']:>15,} bytes "
+                f"in {totals['num_shards']} shards, {totals['bytes_per_token']} bytes/token"
             )
     return "\n".join(map(_printable, lines))
 

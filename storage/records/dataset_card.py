@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
-from storage.rows import soft_targets
 from storage.rows.kinds import KINDS
 
 
@@ -30,8 +29,9 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
     licence = identity.data.get("licence")
     if licence:
         header["license"] = licence
+    row_is = {kind: KINDS[kind].describe_row(identity.config.get(kind, {})) for kind in kinds}
     table = "\n".join(
-        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {KINDS[kind].row_is} |"
+        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {row_is[kind]} |"
         for (kind, split), (_, num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
     )
     teacher, data = identity.teacher, identity.data
@@ -42,8 +42,6 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
         for source in sources
     )
     row_ids = "\n`row_id` and `prompt_id` count each of the sources above on its own.\n" if len(sources) > 1 else ""
-    unwanted = "\nOnly targets that the column `is_wanted` marks are to be learnt; the others are empty.\n"
-    wanted = unwanted if soft_targets.has_is_wanted(identity.config.get("soft_targets", {})) else ""
     return f"""---
 {json.dumps(header, indent=1)}
 ---
@@ -62,7 +60,7 @@ Students are distilled from them without the teacher.
 | kind | split | rows | bytes | a row is |
 |---|---|---|---|---|
 {table}
-{row_ids}{wanted}
+{row_ids}
 Load rows:
 
 ```python
