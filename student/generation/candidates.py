@@ -11,7 +11,7 @@ import torch
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
 from storage.text.characters import text_ids
-from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError, require_unicode
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
@@ -44,7 +44,11 @@ def read_candidates(path: Path) -> list[str]:
 def rank_candidates(
     model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
 ) -> list[RankedCandidate]:
-    """Return the candidates, scored as continuations of the prompt, best first; raise as continuation_scores does."""
+    """Return the candidates, scored as continuations of the prompt, best first.
+
+    Raise PromptError for a prompt that is not Unicode, and as continuation_scores does.
+    """
+    require_unicode(prompt)
     prompt_ids = text_ids(tokenizer, prompt) or [tokenizer.eos_token_id or 0]
     continuations = [text_ids(tokenizer, text) or [0] for text in candidates]
     scores = continuation_scores(model, prompt_ids, continuations, length_penalty)
