@@ -15,8 +15,8 @@ def tokenization_notices(source: str, facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"--data {source}: bad rows skipped: {num_bad_rows:,}")
     if spelt_out := facts.get("num_control_tokens"):
         lines.append(
-            f"--data {source}: the text spells out {_named(spelt_out)}; they were read as characters. Where they "
-            f"separate the documents of a plain text file, name them: --document-separator '{next(iter(spelt_out))}'"
+            f"--data {source}: the text spells out {_named(spelt_out)}; they were read as characters. If one "
+            f"separates the documents of a text file, name it: --document-separator '{_by_count(spelt_out)[0][0]}'"
         )
     if in_chats := facts.get("num_chat_control_tokens"):
         lines.append(
@@ -33,8 +33,12 @@ def tokenization_notices(source: str, facts: Mapping[str, Any]) -> list[str]:
 
 def _named(counts: Mapping[str, int]) -> str:
     """Return the control tokens with their counts, the most frequent first."""
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    ordered = _by_count(counts)
     named = ", ".join(
         f"{token} {count:,} {'time' if count == 1 else 'times'}" for token, count in ordered[:_MOST_NAMED]
     )
     return named + (f" and {len(ordered) - _MOST_NAMED} other control tokens" if len(ordered) > _MOST_NAMED else "")
+
+
+def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: -item[1])

@@ -17,7 +17,7 @@ from storage.text.characters import CharacterTokenizer
 
 # Change this text whenever the functions of this wing may give other ids for the same text and tokenizer.
 TOKENIZATION_RULE = "texts as characters; long texts in windows of 131072 that overlap by 4096"
-_CHARS_PER_CALL = 1 << 20
+_CHARS_PER_CALL = 1 << 18
 
 
 class CorpusTokenizer:
