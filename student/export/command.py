@@ -19,7 +19,7 @@ from student.export.held_out import cached_sequences, text_sequences
 from student.export.model_card import data_of, licences_of, model_card
 from student.export.readers import require
 from student.export.trial import Trial, run_trial
-from student.model.framing import Framing, read_framing
+from student.model.framing import read_framing
 from student.model.loading import load_student
 from student.model.tokenizers import check_tokenizer, load_tokenizer
 from student.run_record import RUN_NAME, read_run
@@ -39,7 +39,7 @@ def export_student(config: ExportConfig) -> Trial:
     if config.out.exists():
         raise ConfigError(f"--out {config.out}: something is there already; remove it, or name another place")
     model, tokenizer = load_student(config.student).eval(), load_tokenizer(config.student)
-    run, framing = read_run(config.student), read_framing(config.student, model, tokenizer)
+    run = read_run(config.student)
     model.set_attn_implementation("eager")  # the same function, in operations that every format has
     cache: Cache | None = None
     if config.cache is not None:
@@ -47,10 +47,11 @@ def export_student(config: ExportConfig) -> Trial:
         check_tokenizer(config.student, cache)
     else:
         assert config.text is not None
+        framing = read_framing(config.student, model, tokenizer)
         sequences = text_sequences(config.text, model, tokenizer, framing, config.max_tokens, str(config.student))
     with publishing_path(config.out) as staged:
         with refusals(config.out):
-            write_export(config, model, tokenizer, framing, staged, licences_of(data_of(run, cache)))
+            write_export(config, model, tokenizer, staged, licences_of(data_of(run, cache)))
         trial = run_trial(config, model, staged, sequences)
         if staged.is_dir():
             with refusals(config.out):
@@ -59,9 +60,7 @@ def export_student(config: ExportConfig) -> Trial:
     return trial
 
 
-def write_export(
-    config: ExportConfig, model: Any, tokenizer: Any, framing: Framing, path: Path, licences: Sequence[str] = ()
-) -> None:
+def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path, licences: Sequence[str] = ()) -> None:
     """Write the files of an export without running them; raises NotExportableError.
 
     licences: those of all the text that the student was trained on, none when that is not known.
@@ -70,6 +69,7 @@ def write_export(
         case "gguf":
             from student.export.gguf.file import check_gguf, write_gguf
 
+            framing = read_framing(config.student, model, tokenizer)
             check_gguf(model, tokenizer, framing, str(config.student))
             name = config.student.resolve().name
             write_gguf(model, tokenizer, framing, path, config.quantize, name=name, licences=licences)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
+from pipeline.corpus.blocks import prompts_from_column
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.errors import BadRowError, ChatTemplateError, NoUsableTextError
@@ -315,6 +316,30 @@ def test_chats_go_through_the_chat_template(tokenize: Callable[..., TokenizedCor
     documents = [Document(pieces=["a long document"], prompts={"chat": chat})]
     tokenized = tokenize(documents, tokenizer=chatty, **settings)
     assert prompts_of(tokenized, "chat") == [ids_of(chatty, "<user>Hi<assistant>Yes?<user>A>")]
+
+
+def test_a_chat_that_begins_with_bos_gets_no_second_one(
+    tokenize: Callable[..., TokenizedCorpus], teacher_dir: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    chatty = AutoTokenizer.from_pretrained(teacher_dir)
+    chatty.chat_template = "<|endoftext|>" + CHAT_TEMPLATE
+    chat = [{"role": "user", "content": "Hi"}]
+    settings = {"samples": SamplesConfig(prompt_column="chat", max_new_tokens=8), "validation_fraction": 0.0}
+    documents = [Document(pieces=["a long document"], prompts={"chat": prompt}) for prompt in (chat, "Hi")]
+    tokenized = tokenize(documents, tokenizer=chatty, beginning_ids=(256,), **settings)
+    prompts = prompts_from_column(tokenized.prompts["chat"]["train"], 9, tokenized.beginning_ids)
+    begun = [ids.tolist() for ids in prompts.prompt_ids]
+    assert begun == [[256, *ids_of(chatty, "<user>Hi>")], [256, *ids_of(chatty, "Hi")]]
+
+
+def test_a_beginning_takes_room_from_the_longest_prompt(tokenize: Callable[..., TokenizedCorpus]) -> None:
+    samples = SamplesConfig(prompt_column="ask", max_new_tokens=8)
+    documents = [Document(pieces=["a long document"], prompts={"ask": "x" * length}) for length in (6, 7, 8)]
+    for num_beginning in range(3):
+        tokenized = tokenize(documents, samples=samples, context_length=16, beginning_ids=(256,) * num_beginning)
+        assert tokenized.counts.num_prompts_skipped == num_beginning
 
 
 def test_chats_without_a_chat_template(tokenize: Callable[..., TokenizedCorpus]) -> None:

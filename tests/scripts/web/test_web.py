@@ -22,7 +22,6 @@ from storage.errors import ConfigError
 from student.export.command import write_export
 from student.export.config import ExportConfig
 from student.generation.generator import Generator
-from student.model.framing import read_framing
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from tests.browser import visiting
@@ -53,8 +52,7 @@ def exported(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model = load_student(student_dir).eval()
     model.set_attn_implementation("eager")
     config = ExportConfig(student=student_dir, out=out, format="onnx", text=Path("text"))
-    tokenizer = load_tokenizer(student_dir)
-    write_export(config, model, tokenizer, read_framing(student_dir, model, tokenizer), out)
+    write_export(config, model, load_tokenizer(student_dir), out)
     return out
 
 

@@ -51,6 +51,17 @@ def test_a_file_is_cut_into_what_the_student_reads(odd_student: Path, tmp_path: 
     assert tokenizer.decode(np.concatenate(sequences)) == ("abc" * 50)[:140]
 
 
+def test_pieces_begin_as_the_student_learnt_to(odd_student: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("abc" * 50)
+    model, tokenizer = load_student(odd_student), load_tokenizer(odd_student)
+    framing = Framing(beginning_ids=(5, 6), end_ids=())
+    sequences = text_sequences(path, model, tokenizer, framing, 140, "student")
+    assert [len(s) for s in sequences] == [64, 64, 12]
+    assert all(s[:2].tolist() == [5, 6] for s in sequences)
+    assert tokenizer.decode(np.concatenate([s[2:] for s in sequences])) == ("abc" * 50)[:134]
+
+
 @pytest.mark.parametrize("content", [b"", b"a", b"\xff\xfe\xff", None])
 def test_a_file_without_text_is_refused(odd_student: Path, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "text.txt"

@@ -110,6 +110,28 @@ def test_names_and_licences_are_text_alone(odd_student: Path, tmp_path: Path) ->
     assert fields["general.license"].contents() == "mit AND cc-by-4.0 AND \\ud800"
 
 
+@pytest.mark.parametrize(("beginning", "ends"), [((), (0,)), ((5,), (0, 7))])
+def test_a_file_says_how_texts_begin_and_end(
+    odd_student: Path, tmp_path: Path, beginning: tuple[int, ...], ends: tuple[int, ...]
+) -> None:
+    framing, path = Framing(beginning_ids=beginning, end_ids=ends), tmp_path / "framed.gguf"
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), framing, path, "none", name="student")
+    fields = GGUFReader(path).fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() == bool(beginning)
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == (*beginning, 0)[0]
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
+    assert ("tokenizer.ggml.eot_token_id" in fields) == (len(ends) > 1)
+
+
+@pytest.mark.parametrize(("beginning", "ends"), [((1, 2), (0,)), ((), (0, 1, 2))])
+def test_what_a_file_cannot_say_is_refused(
+    odd_student: Path, beginning: tuple[int, ...], ends: tuple[int, ...]
+) -> None:
+    framing = Framing(beginning_ids=beginning, end_ids=ends)
+    with pytest.raises(NotExportableError, match="texts with"):
+        check_gguf(load_student(odd_student), load_tokenizer(odd_student), framing, "student")
+
+
 def test_rows_that_32_does_not_divide_stay_in_float16(odd_student: Path, exported: Export) -> None:
     stored = {t.name: t.tensor_type for t in GGUFReader(exported(odd_student, "gguf", "q8_0")).tensors}
     assert stored["blk.0.attn_qkv.weight"] == GGMLQuantizationType.F16  # 24 wide
