@@ -35,7 +35,7 @@ def assistant_spans(template: ChatTemplate, messages: list[Message], first_wante
     if not indices:
         raise RefusedChatError("no message of the assistant, so there is nothing to teach")
     if not template.marks_assistant:
-        return text, [(turn.said, turn.stop) for turn in (_turn(template, messages, i, text) for i in indices)]
+        return text, [_said(template, messages, i, text) for i in indices]
     first_char = len(_prefix(template, messages[:first_wanted], text, prompt=False)) if first_wanted else 0
     spans = [(start, stop) for start, stop in marks if start >= first_char and text[start:stop]]
     try:
@@ -50,10 +50,15 @@ def _turn(template: ChatTemplate, messages: list[Message], index: int, text: str
     """Infer the turn of one message. Raises RefusedChatError when a prefix renders to no prefix of the whole."""
     before = messages[:index]
     start = len(_prefix(template, before, text, prompt=False)) if before else 0
-    said = len(_prefix(template, before, text, prompt=True))
+    return _Turn(start, *_said(template, messages, index, text))
+
+
+def _said(template: ChatTemplate, messages: list[Message], index: int, text: str) -> Span:
+    """Infer what the assistant says in one message. Raises RefusedChatError as `_turn` does."""
+    said = len(_prefix(template, messages[:index], text, prompt=True))
     is_last = index == len(messages) - 1
     stop = len(text if is_last else _prefix(template, messages[: index + 1], text, prompt=False))
-    return _Turn(start, said, stop)
+    return said, stop
 
 
 def _prefix(template: ChatTemplate, messages: list[Message], text: str, *, prompt: bool) -> str:
