@@ -6,7 +6,6 @@ as `<tool_call>` or runs of spaces, are vocabulary and stay tokens.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,19 +49,21 @@ class CharacterTokenizer:
 
     def ids_of_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text."""
-        if not texts:
-            return []
-        found = self._fast_encodings(texts)["input_ids"] if self.is_fast else map(self._slow_ids, texts)
-        return [self._respelt(ids) for ids in found]
+        if not self.is_fast:
+            return [self._slow_ids(text) for text in texts]
+        encodings = self._fast_encodings(texts) if texts else []
+        return [
+            encoding.ids if self._spellings.keys().isdisjoint(encoding.ids) else self._respelt(text, encoding)[0]
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
     def encode(self, text: str) -> Encoded:
         """Return the token ids of a text and their places. For fast tokenizers only."""
-        encoding = self._fast_encodings([text]).encodings[0]
-        places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        ids = self._respelt(encoding.ids)
-        if len(ids) != len(places):
-            places = np.repeat(places, [len(self._spelling(index)) for index in encoding.ids], axis=0)
-        return Encoded(ids=np.array(ids, dtype=np.int64), starts=places[:, 0], ends=places[:, 1])
+        [encoding] = self._fast_encodings([text])
+        is_plain = self._spellings.keys().isdisjoint(encoding.ids)
+        ids, places = (encoding.ids, encoding.offsets) if is_plain else self._respelt(text, encoding)
+        starts, ends = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        return Encoded(ids=np.array(ids, dtype=np.int64), starts=starts, ends=ends)
 
     def _fast_encodings(self, texts: Sequence[str]) -> Any:
         return self._tokenizer(
@@ -72,7 +73,7 @@ class CharacterTokenizer:
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
-        )
+        ).encodings
 
     def _slow_ids(self, text: str) -> list[int]:
         spells_one = any(token in text for token in self.control_tokens)
@@ -81,24 +82,28 @@ class CharacterTokenizer:
         return ids
 
     def _ids_of_spellings(self) -> dict[int, list[int]]:
-        """Return, for each control token, the ids of the characters that spell it.
-
-        Some models hold control tokens in their own vocabulary (Unigram: `</s>` with the best of all scores), so they
-        find them in a text even when the tokenizer looks for none. The id of unknown characters is not such a token.
-        """
+        """Return, for each control token, the ids of the characters that spell it; none for that of unknown text."""
         return {
             index: [part for part in self._tokenizer.convert_tokens_to_ids(list(token)) if part is not None]
             for token, index in self.control_tokens.items()
             if index != self._tokenizer.unk_token_id
         }
 
-    def _spelling(self, index: int) -> Sequence[int]:
-        return self._spellings.get(index, (index,))
+    def _respelt(self, text: str, encoding: Any) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return ids and places of an encoding. A control token that stands for its own spelling becomes characters.
 
-    def _respelt(self, ids: list[int]) -> list[int]:
-        if self._spellings.keys().isdisjoint(ids):
-            return ids
-        return list(itertools.chain.from_iterable(map(self._spelling, ids)))
+        Some models hold control tokens in their own vocabulary (Unigram: `</s>` with the best of all scores), so they
+        find them in a text even when the tokenizer looks for none.
+        """
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            found = [index]
+            if index in self._spellings and self._tokenizer.convert_ids_to_tokens(index) in text[start:end]:
+                found = self._spellings[index]
+            ids += found
+            places += [(start, end)] * len(found)
+        return ids, places
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:

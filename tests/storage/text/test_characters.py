@@ -29,7 +29,7 @@ def test_a_control_token_is_characters_and_vocabulary_stays_a_token(tokenizer: A
 
 
 def test_without_control_tokens_it_is_the_tokenizer_as_it_is(tokenizer: Any) -> None:
-    texts = [f"the teacher once {TOOL} knew", "", "12345  67\n\n你好 e\u0301"]
+    texts = [f"the teacher once {TOOL} knew", "", "12345  67\n\n你好 e\u0301", "unknown: Ω, ж and Q"]
     plain = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert CharacterTokenizer(tokenizer).ids_of_all(texts) == plain
 
