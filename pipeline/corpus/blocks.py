@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.token_store import TokenStore
 from storage.rows.segments import position_ids
+
+_ENDS_AT_ONCE = 1 << 16
 
 
 class Blocks:
@@ -73,7 +75,15 @@ class Blocks:
 
     def _positions(self, start: int, stop: int) -> NDArray[np.int64]:
         """Return the position of every token of blocks [start, stop) in its segment: [(stop - start) (T + 1)]."""
-        return position_ids(np.concatenate([np.empty(0, np.int64), *map(self.segment_lengths, range(start, stop))]))
+        block_starts = np.array(self._starts[start : stop + 1], dtype=np.int64)
+        first, last = np.searchsorted(self._store.ends, block_starts[[0, -1]])
+        cuts = np.union1d(block_starts, self._store.ends[first:last])
+        lengths = np.diff(cuts) + self.num_beginning
+        if self.num_beginning:  # what is left of a block is a segment of its own
+            first_segments = np.searchsorted(cuts, block_starts)
+            rests = self._block_tokens - np.add.reduceat(np.append(lengths, 0), first_segments)[:-1]
+            lengths = np.insert(lengths, first_segments[1:], rests)
+        return position_ids(lengths)
 
     def _begins_document(self, token: int) -> bool:
         return token == 0 or bool(self._store.ends[np.searchsorted(self._store.ends, token)] == token)
@@ -83,32 +93,34 @@ def block_starts(store: TokenStore, block_tokens: int, num_beginning: int) -> Se
     """Return the index in the store's tokens of each whole block's first token, and the index behind the last block.
 
     A segment of n tokens takes num_beginning + n of a block, which must have room for more than num_beginning. The work
-    is linear in the number of blocks, and 8 bytes a block are kept; without a beginning there is nothing to keep.
+    is linear in the number of documents and blocks. 8 bytes a block are kept, nothing without a beginning.
     """
     if num_beginning == 0:
         return range(0, store.num_tokens + 1, block_tokens)
     assert block_tokens > num_beginning
     starts = array.array("q", [0])
     text_tokens = block_tokens - num_beginning  # of a block with one segment
-    behind = num_beginning * np.arange(1, block_tokens // (num_beginning + 1) + 2)
-    document, start = 0, 0
-    while document < len(store.ends):
-        # Where in the block each of the next documents would end; the last of them ends behind the block.
-        ends = np.asarray(store.ends[document : document + len(behind)])
-        stops = ends - start + behind[: len(ends)]
-        num_whole = int(np.searchsorted(stops, block_tokens))
-        if num_whole == len(ends):
-            break
-        if num_whole == 0:
-            num_blocks = (int(ends[0]) - start) // text_tokens
-            starts.extend(range(start + text_tokens, start + num_blocks * text_tokens + 1, text_tokens))
-            start += num_blocks * text_tokens
-        else:
-            room = block_tokens - int(stops[num_whole - 1])
-            start = int(ends[num_whole - 1]) + max(0, room - num_beginning)
+    start = filled = 0  # the token at which a document starts; tokens in the block that is being filled
+    for end in _plain(store.ends):
+        room = block_tokens - filled - num_beginning
+        if room <= 0:  # for text: a beginning fills the rest
             starts.append(start)
-        document += num_whole + int(start == ends[num_whole])
+            filled, room = 0, text_tokens
+        if end - start < room:
+            filled += num_beginning + end - start
+        else:
+            num_further = (end - start - room) // text_tokens
+            starts.extend(range(start + room, start + room + num_further * text_tokens + 1, text_tokens))
+            rest = end - starts[-1]
+            filled = num_beginning + rest if rest else 0
+        start = end
     return starts
+
+
+def _plain(ends: NDArray[np.int64]) -> Iterator[int]:
+    """Yield the values of a memory-mapped array as plain numbers, a part at a time."""
+    for first in range(0, len(ends), _ENDS_AT_ONCE):
+        yield from ends[first : first + _ENDS_AT_ONCE].tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
