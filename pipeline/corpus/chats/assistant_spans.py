@@ -30,7 +30,6 @@ def assistant_spans(template: ChatTemplate, messages: list[Message], first_wante
     inferred spans differ in more than white space and the header of a turn.
     """
     text, marks = template.render_marked(messages)
-    _refuse_printed_parts(text, messages)
     indices = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first_wanted]
     if not indices:
         raise RefusedChatError("no message of the assistant, so there is nothing to teach")
@@ -101,12 +100,3 @@ def _without(text: str, whole: Span, spans: list[Span]) -> str:
 
 def _shown(text: str, span: Span) -> str:
     return repr(text[span[0] : span[1]][:40])
-
-
-def _refuse_printed_parts(text: str, messages: list[Message]) -> None:
-    """Refuse a template for plain strings that printed a list of parts as Python shows it."""
-    for number, message in enumerate(messages, 1):
-        if isinstance(message.get("content"), list) and str(message["content"]) in text:
-            raise RefusedChatError(
-                f"message {number}: the template prints its content, a list of parts, as it stands; expected text"
-            )

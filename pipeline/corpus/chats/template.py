@@ -67,6 +67,7 @@ class ChatTemplate:
                 )
         except Exception as error:  # whatever a template does with a row that it was not written for
             raise RefusedChatError(_words(error)) from error
+        _refuse_printed_parts(texts[0], present)
         return texts[0], marks[0] if marks else []
 
     @contextlib.contextmanager
@@ -126,6 +127,15 @@ def _require_pure(parsed: jinja2.nodes.Template, name: str) -> None:
     names = {node.name for node in parsed.find_all(jinja2.nodes.Name)}
     if found := (filters & {"random"}) | (names & {"lipsum"}):
         raise ChatTemplateError(name, f"its chat template uses {found.pop()!r}, so each run would render other texts")
+
+
+def _refuse_printed_parts(text: str, messages: list[Message]) -> None:
+    """Refuse a template for plain strings that printed a list of parts as Python shows it."""
+    for number, message in enumerate(messages, 1):
+        if isinstance(message.get("content"), list) and str(message["content"]) in text:
+            raise RefusedChatError(
+                f"message {number}: the template prints its content, a list of parts, as it stands; expected text"
+            )
 
 
 def _words(error: Exception) -> str:

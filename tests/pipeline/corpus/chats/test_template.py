@@ -65,6 +65,11 @@ def test_a_template_that_refuses_a_conversation_is_quoted(text: str, messages: A
     assert words in caught.value.reason
 
 
+def test_a_prompt_of_parts_is_not_printed_as_python_shows_it() -> None:
+    with pytest.raises(RefusedChatError, match="message 1: the template prints its content, a list of parts"):
+        compiled(CHATML).render([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])
+
+
 def chosen(tmp_path: Path, own: Any, **settings: Any) -> Any:
     tokenizer = SimpleNamespace(chat_template=own, special_tokens_map={})
     config = PrecomputeConfig(teacher="t", data="d", out=tmp_path, **settings)
