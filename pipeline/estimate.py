@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.framing import framing_lines
@@ -40,8 +41,11 @@ def render_plan(job: Job) -> str:
     for split in SPLITS:
         store = job.tokenized.documents[split]
         num_blocks = len(job.tokenized.blocks[split])
+        # In a text without flags, only the token at which validation was cut off may have one.
+        flags = None if job.tokenized.documents["train"].is_wanted is None else store.is_wanted
+        wanted = "" if flags is None else f"; {np.count_nonzero(flags):,} tokens wanted"
         lines.append(
-            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks"
+            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks{wanted}"
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")

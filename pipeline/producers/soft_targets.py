@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.tokenization import TokenizedCorpus
-from pipeline.errors import TeacherOutputError
+from pipeline.errors import NoWantedTargetError, TeacherOutputError
 from pipeline.producers.producer import Producer
 from pipeline.producers.sparsify import PaddedTargets, SparseTargets, sparsify
 from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
@@ -58,7 +58,10 @@ class SoftTargetsProducer(Producer):
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SoftTargetsProducer:
-        """Return a producer for all blocks of the text."""
+        """Return a producer for all blocks of the text. Raises NoWantedTargetError."""
+        train = tokenized.documents["train"]
+        if train.is_wanted is not None and not train.is_wanted.any():
+            raise NoWantedTargetError(config.data, train.num_tokens)
         row_schema = schema(
             teacher.vocab_size,
             config.block_size,

@@ -15,13 +15,13 @@ from typing import Any
 
 from storage.errors import FormatVersionError, RecordError, UnsafePathError
 from storage.records.records import MAX_RECORD_BYTES, is_sha256, parse_fields, read_record
-from storage.records.settings import check_settings, find_setting
+from storage.records.settings import check_settings
 from storage.rows import soft_targets
 from storage.rows.kind import RowFacts
 from storage.rows.kinds import KINDS
 
 FORMAT_NAME = "teachonce-cache"
-# The newest version. A cache in which every target is wanted has version 1, as if there were no other.
+# The newest version. A cache has the lowest that its kinds need, so that older readers read it, too.
 FORMAT_VERSION = 2
 PLAN_NAME = "plan.json"
 SPLITS = ("train", "validation")
@@ -120,8 +120,7 @@ class CacheIdentity:
     teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
     tokenizer: size, sha256, eos_token_id, and where they are not the usual ones beginning_ids and end_ids (see below).
     data: source, fingerprint, licence, packing recipe, counts.
-    config: the resolved settings of the block layout and of each kind. config["soft_targets"]["is_wanted"] is true when
-    blocks have the column is_wanted.
+    config: the resolved settings of the block layout and of each kind.
     software: versions.
     planned_shards: number of shards for each kind and split.
 
@@ -214,11 +213,10 @@ def identity_content(identity: CacheIdentity) -> dict[str, Any]:
 
 
 def _version_of(content: dict[str, Any]) -> int:
-    """Return the format version of a cache with this identity: 2 when it has the column is_wanted, else 1."""
-    try:
-        return 2 if find_setting(content, ("config", "soft_targets", "is_wanted")) is True else 1
-    except KeyError:
-        return 1
+    """Return the format version of a cache with this identity: the highest that one of its kinds needs."""
+    config = content.get("config")
+    stated = [(kind, config.get(name)) for name, kind in KINDS.items()] if isinstance(config, dict) else []
+    return max((kind.format_version(settings) for kind, settings in stated if isinstance(settings, dict)), default=1)
 
 
 def read_versioned(path: Path) -> dict[str, Any]:

@@ -56,10 +56,11 @@ def to_ragged(values: Array, offsets: NDArray[np.int64], column_type: pa.DataTyp
 
 
 def fixed(batch: pa.RecordBatch, name: str) -> Array:
-    """Return a fixed-size list column as an array [rows, n], without a copy."""
+    """Return a fixed-size list column as an array [rows, n], without a copy but for bools."""
     column = batch.column(name)
-    size, stop = column.type.list_size, column.offset + len(column)
-    return _values_of_all(column)[column.offset * size : stop * size].reshape(len(column), size)
+    size = column.type.list_size
+    values: Array = column.values.slice(column.offset * size, len(column) * size).to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), size)
 
 
 def with_own_bits(batch: pa.RecordBatch) -> pa.RecordBatch:

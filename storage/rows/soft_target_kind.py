@@ -71,6 +71,14 @@ class SoftTargets(Kind):
             label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
         )
 
+    def format_version(self, settings: Mapping[str, Any]) -> int:
+        """Return 2 for rows with the column is_wanted, else 1."""
+        return 2 if soft_targets.has_is_wanted(settings) else 1
+
+    def describe_row(self, settings: Mapping[str, Any]) -> str:
+        """Return what a row is; where the column is_wanted exists, some positions have no distribution."""
+        return f"{self.row_is} that `is_wanted` marks" if soft_targets.has_is_wanted(settings) else self.row_is
+
     def describe_settings(self, settings: Mapping[str, Any], temperatures: Sequence[float]) -> list[str]:
         """Return a line that says what head and tail hold, and the temperatures at which losses can use them.
 

@@ -27,7 +27,7 @@ from student.training.objective import Objective
 from student.training.parallel import ParallelModel
 from student.training.run_log import read_metrics
 from tests.student.evaluation.naive import heads_of
-from tests.wanted import every, marked, none
+from tests.wanted import every, marked, none, some
 
 ONLY_BLOCKS = {"samples": 0.0, "beams": 0.0}
 TAIL_WEIGHT = 0.05
@@ -176,6 +176,24 @@ def test_the_evaluation_counts_what_the_manifest_counts(
     teacher = wanted_cache.manifest.teacher_perplexity("validation")
     assert found["teacher_perplexity"] == pytest.approx(teacher, rel=1e-6)
     assert f"Next token, {found['num_targets']:,} held-out targets" in render(found)
+
+
+@pytest.mark.parametrize("kind", ["sampled", "bucketed"])
+def test_batches_of_a_block_without_a_target_add_nothing(
+    request: pytest.FixtureRequest, make_student: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    whole: Cache = request.getfixturevalue("cache" if kind == "sampled" else "bucketed_cache")
+    held = marked(whole, tmp_path / "some", some)
+    make_student().save_pretrained(tmp_path / "model")
+    settings = {"student": tmp_path / "model", "cache": held.path, "device": "cpu", "quiet": True, "num_prompts": 0}
+    found, expected = (evaluate(EvaluateConfig(**settings, batch_blocks=blocks)) for blocks in (1, 1000))
+    for side in ("student", "teacher"):
+        one, other = (f["calibration"][side] for f in (found, expected))
+        assert [part["num_targets"] for part in one["bins"]] == [part["num_targets"] for part in other["bins"]]
+        for name in ("expected_calibration_error", "expected_calibration_error_by_chance"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5), (side, name)
+    for name in ("perplexity", "kl_nats", "kl_standard_error", "top1_agreement", "top5_agreement", "num_targets"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
 def test_the_passage_shows_predictions_of_wanted_tokens_alone(

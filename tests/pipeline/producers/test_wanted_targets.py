@@ -15,7 +15,11 @@ import pytest
 from pipeline import PrecomputeConfig, SoftTargetsConfig
 from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.token_store import TokenStore, TokenWriter
+from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.errors import NoWantedTargetError
+from pipeline.estimate import render_plan
 from pipeline.producers.soft_targets import SoftTargetsProducer
+from pipeline.run import plan_only
 from storage import Cache, verify_cache
 from storage.rows import soft_targets
 from tests.precomputed import precomputed
@@ -119,6 +123,11 @@ def test_the_teachers_head_runs_on_wanted_targets_alone(
     )
     rows = rows_of(producer)
     assert sum(num_positions) == sum(sum(row["is_wanted"]) for row in rows) > 0
+    num_positions.clear()
+    work = producer.online_work(20)
+    assert work is not None
+    work()
+    assert sum(num_positions) == sum(sum(row["is_wanted"]) for row in rows[:20])
 
 
 @pytest.fixture
@@ -156,6 +165,28 @@ def test_a_run_with_flags_writes_a_cache_of_version_two_and_can_be_repeated(
     assert again.rows_sha256 == cache.rows_sha256
     (cache.path / "manifest.json").unlink()
     assert precomputed(config).rows_sha256 == cache.rows_sha256
+
+
+def test_a_plan_says_how_many_tokens_are_wanted(flagged_run: tuple[PrecomputeConfig, Cache], tmp_path: Path) -> None:
+    config, cache = flagged_run
+    text = plan_only(dataclasses.replace(config, out=tmp_path / "none", plan=True), render_plan)
+    (line,) = [line for line in text.splitlines() if line.startswith("train")]
+    wanted, total = (int(line.split()[place].replace(",", "")) for place in (-3, 1))
+    assert 0.4 < wanted / total < 0.6
+    assert total == cache.identity.data["num_tokens"]["train"]
+
+
+def test_a_text_without_a_wanted_token_is_refused(
+    make_producer: MakeProducer, tiny_teacher: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = make_producer(None)._config
+    store = write_store(tmp_path / "none", np.zeros(NUM_BLOCKS * (BLOCK_SIZE + 1), np.bool_))
+    counts = TokenizationCounts(
+        num_documents=9, num_documents_skipped=0, num_prompts_skipped=0, validation_is_end_of_text=False
+    )
+    tokenized = TokenizedCorpus(documents={"train": store, "validation": store}, prompts={}, counts=counts)
+    with pytest.raises(NoWantedTargetError, match="of 369 tokens to train on, none is of an assistant"):
+        SoftTargetsProducer.from_text(tiny_teacher(30), tokenized, config)
 
 
 def test_a_run_without_flags_has_no_such_setting(finished: Cache) -> None:

@@ -21,8 +21,10 @@ from storage.records.identity import ShardKey
 from storage.rows import soft_targets
 from storage.rows.soft_targets import SoftTargetRows
 from storage.shards.shard import batch_stats, write_shard
+from storage.sharing.archive import pack, unpack
 from storage.sharing.compaction import compact
 from storage.sharing.merging import merge
+from storage.sharing.transfer import pull, push
 from tests.storage.broken_rows import BrokenRow, assert_refused
 from tests.storage.hostile import read_batches
 
@@ -196,6 +198,27 @@ def test_compact_keeps_the_column_and_the_version(wanted_cache: Path, tmp_path: 
     compacted = compact(wanted_cache, tmp_path / "compact", zstd_level=19)
     assert verify_cache(tmp_path / "compact").problems == ()
     assert compacted.identity == open_cache(wanted_cache).identity
+
+
+def test_packed_and_pushed_it_comes_back(wanted_cache: Path, tmp_path: Path) -> None:
+    pack(wanted_cache, tmp_path / "cache.tar.zst")
+    unpack(tmp_path / "cache.tar.zst", tmp_path / "unpacked")
+    push(wanted_cache, "memory://wanted/cache")
+    pull("memory://wanted/cache", tmp_path / "pulled")
+    for copy in ("unpacked", "pulled"):
+        assert verify_cache(tmp_path / copy).problems == ()
+        assert open_cache(tmp_path / copy).manifest == open_cache(wanted_cache).manifest
+
+
+def test_the_library_datasets_reads_the_flags(wanted_cache: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.load_dataset(str(wanted_cache), "soft_targets", split="train", cache_dir=str(tmp_path / "hf"))
+    flags = [
+        row
+        for b in open_cache(wanted_cache).record_batches("soft_targets", "train")
+        for row in b["is_wanted"].to_pylist()
+    ]
+    assert rows["is_wanted"][:] == flags
 
 
 def test_merge_joins_caches_with_the_column_and_refuses_one_without(
