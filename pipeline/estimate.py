@@ -42,7 +42,9 @@ def render_plan(job: Job) -> str:
     for split in SPLITS:
         store = job.tokenized.documents[split]
         num_blocks = len(job.tokenized.blocks[split])
-        wanted = "" if store.is_wanted is None else f"; {np.count_nonzero(store.is_wanted):,} tokens wanted"
+        # In a text without flags, only the token at which validation was cut off may have one.
+        flags = None if job.tokenized.documents["train"].is_wanted is None else store.is_wanted
+        wanted = "" if flags is None else f"; {np.count_nonzero(flags):,} tokens wanted"
         lines.append(
             f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks{wanted}"
         )
