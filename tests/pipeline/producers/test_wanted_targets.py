@@ -14,9 +14,9 @@ import pytest
 
 from pipeline import PrecomputeConfig, SoftTargetsConfig
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.store_writing import TokenizationCounts
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.tokenization import TokenizedCorpus
-from pipeline.corpus.store_writing import TokenizationCounts
 from pipeline.errors import NoWantedTargetError
 from pipeline.estimate import render_plan
 from pipeline.producers.soft_targets import SoftTargetsProducer
