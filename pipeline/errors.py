@@ -13,6 +13,7 @@ TeachonceError
     ├── NoSuchTeacherError     transformers cannot load the teacher
     ├── TokenizerMismatchError the tokenizer is larger than the teacher's vocabulary
     ├── ContextTooShortError   a block or prompt is longer than the teacher can read
+    ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
     ├── LeakingTeacherError    the teacher does not isolate packed documents
     ├── TeacherMemoryError     one row does not fit into memory
     └── TeacherOutputError     the teacher's logits contain NaN or infinity
@@ -128,6 +129,16 @@ class ContextTooShortError(TeacherError):
         self.setting, self.wanted, self.context_length = setting, wanted, context_length
         super().__init__(
             f"{setting} needs {wanted} tokens, the teacher's context holds {context_length}; make it smaller"
+        )
+
+
+class UnknownHeadError(TeacherError):
+    """Neither a formula nor the model's own code gives the teacher's logits from its hidden states."""
+
+    def __init__(self, teacher: str) -> None:
+        super().__init__(
+            f"--teacher {teacher}: its logits do not follow from the last hidden states of its body; this architecture "
+            "cannot be read, use another teacher"
         )
 
 

@@ -14,7 +14,7 @@ from student.errors import BrokenStudentError, CandidatesError, CheckpointError,
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, output_head
 from student.run_record import RUN_NAME, read_run
 
 
@@ -65,7 +65,7 @@ def continuation_scores(
         raise StudentContextError(model.name_or_path, context_length_of(model), needed, "prompt and candidate")
     batch = text_batch(prompt_ids, continuations, model.device)
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
-    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)
+    logprobs_P = token_logprobs(hidden_PD, output_head(model), batch.label_ids)
     lengths = torch.tensor([len(ids) for ids in continuations])
     sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
     scores_N = length_normalised_scores(sums.cpu(), lengths, length_penalty)

@@ -20,7 +20,7 @@ from storage.rows import soft_targets
 from student.evaluation.positions import measure_positions
 from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, output_head
 
 _MOST_TARGETS = 160
 _ALTERNATIVES = 5
@@ -122,7 +122,7 @@ def _students_opinions(
     batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device)
     kl = measure_positions(model, batch, num_best=1).kl[places].tolist()
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_valid][places]
-    probs_PV = torch.softmax(hidden_PD.float() @ head_weight(model).T.float(), dim=1).cpu()
+    probs_PV = torch.softmax(output_head(model).logits(hidden_PD.float()), dim=1).cpu()
     best_PA, ids_PA = probs_PV.topk(min(_ALTERNATIVES, probs_PV.shape[1]), dim=1)
     label_P = probs_PV.gather(1, targets.label_ids[:, None])[:, 0]
     opinions = [
