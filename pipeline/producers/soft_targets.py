@@ -101,6 +101,7 @@ class SoftTargetsProducer(Producer):
         def encoded() -> pa.RecordBatch:
             wait_for_copies()
             parts = [chunk.flatten() for chunk in chunks]
+            _refuse_unusable(split, start, is_valid, parts)
             rows = _rows(start, input_ids, segment_lengths, is_valid, parts)
             return encode(rows, self._schema, self._config.soft_targets.mantissa_bits)
 
@@ -180,6 +181,15 @@ def _of_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.Re
         yield from pa.Table.from_batches(pending).combine_chunks().to_batches()
 
 
+def _refuse_unusable(split: str, start: int, is_valid: NDArray[np.bool_], parts: list[SparseTargets]) -> None:
+    """Raise TeacherOutputError for the first target without a distribution, or whose token has probability 0."""
+    row_index = start + np.nonzero(is_valid)[0]
+    for part in parts:
+        rows, row_index = row_index[: len(part.largest_logit)], row_index[len(part.largest_logit) :]
+        for position in np.flatnonzero(~np.isfinite(part.largest_logit) | ~np.isfinite(part.label_logprob))[:1]:
+            raise TeacherOutputError("soft_targets", split, int(rows[position]), float(part.largest_logit[position]))
+
+
 def _rows(
     start: int,
     input_ids: NDArray[Any],
@@ -187,10 +197,7 @@ def _rows(
     is_valid: NDArray[np.bool_],
     parts: list[SparseTargets],
 ) -> SoftTargetRows:
-    """Join the chunks and put them at the valid targets. Other targets get no entries, and zeros.
-
-    Raises TeacherOutputError when an entropy is not finite.
-    """
+    """Join the chunks and put them at the valid targets. Other targets get no entries, and zeros."""
 
     def spread(name: str, dtype: Any) -> NDArray[Any]:
         values = np.zeros(is_valid.shape, dtype=dtype)
@@ -202,9 +209,6 @@ def _rows(
         values[is_valid] = np.concatenate([part.tempered_tail_logmass[temperature] for part in parts])
         return values
 
-    entropy = spread("entropy", np.float32)
-    if not np.isfinite(entropy).all():
-        raise TeacherOutputError(start + int(np.flatnonzero(~np.isfinite(entropy).all(axis=1))[0]))
     return SoftTargetRows(
         row_id=np.arange(start, start + len(input_ids)),
         input_ids=input_ids,
@@ -214,7 +218,7 @@ def _rows(
         ids=np.concatenate([part.ids for part in parts]) if parts else np.empty(0, np.int64),
         logprobs=np.concatenate([part.logprobs for part in parts]) if parts else np.empty(0, np.float32),
         tail_logprob=spread("tail_logprob", np.float32),
-        entropy=entropy,
+        entropy=spread("entropy", np.float32),
         label_logprob=spread("label_logprob", np.float32),
         tempered_tail_logmass={t: spread_tempered(t) for t in (parts[0].tempered_tail_logmass if parts else {})},
     )

@@ -1,7 +1,9 @@
 """The teacher: any causal language model that transformers loads, split into body and head.
 
 The body returns hidden states. The head returns float32 logits for one chunk of positions at a time, so that those of
-all positions never exist together. A head that no formula explains is run by the model's own code. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
+all positions never exist together. A head that no formula explains is run by the model's own code.
+
+Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, UnknownHeadError
 from storage.rows.segments import position_ids
 from storage.tensors.model_facts import context_length_of, num_parameters
-from storage.tensors.output_head import HeadCode, OutputHead, is_rounding, output_head_of
+from storage.tensors.output_head import HeadCode, OutputHead, output_head_of, same_logits
 from storage.tensors.packing import packed_hidden_states, packing_leak
 
 # Rounding makes smaller relative differences than these between hidden states of a document alone and packed. A leak
@@ -116,7 +118,7 @@ class Teacher:
         with torch.inference_mode():
             expected = self.model(input_ids=ids, use_cache=False).logits[0].float()
             found = self.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
-        if not is_rounding(found, expected):
+        if not same_logits(found, expected):
             raise UnknownHeadError(self.name)
 
     def check_isolation(self) -> None:

@@ -78,8 +78,14 @@ class HeadCode:
         """Run the body on one token. Its output is the form in which the model's code gets hidden states."""
         self._model = model
         # In models that wrap a decoder, the forward pass calls the decoder, not the wrapper.
-        self._bodies = [body for body in {model.base_model, model.get_decoder()} if body is not model]
-        self._output = model.base_model(input_ids=self._ids(1), use_cache=False)
+        parts = (model.base_model, model.get_decoder(), getattr(model, "model", None))
+        self._bodies = [part for part in dict.fromkeys(parts) if part is not None and part is not model]
+        self._output = self._bodies[0](input_ids=self._ids(1), use_cache=False)
+
+    @property
+    def width(self) -> int:
+        """Width D of the hidden states."""
+        return int(self._output.last_hidden_state.shape[-1])
 
     def logits(self, hidden_CD: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return logits [C, V]. weights: tensors by name that take the place of the model's parameters."""
@@ -110,8 +116,9 @@ def _returning(module: nn.Module, output: Any) -> Iterator[None]:
             module.__dict__["forward"] = before
 
 
-# Scale and cap of each model that was asked for, found once: training asks in every pass.
-_FOUND: WeakKeyDictionary[Any, tuple[float, float | None] | None] = WeakKeyDictionary()
+Form = dict[str, Any]  # the fields scale and cap_nats of an OutputHead
+# The form of each model that was asked for, found once: training asks in every pass.
+_FORMS: WeakKeyDictionary[Any, Form | None] = WeakKeyDictionary()
 
 
 def output_head_of(model: Any) -> OutputHead | None:
@@ -125,15 +132,14 @@ def output_head_of(model: Any) -> OutputHead | None:
     weight = getattr(module, "weight", None)
     if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
         return None
-    if model not in _FOUND:
-        _FOUND[model] = _find_scale_and_cap(model, module)
-    found = _FOUND[model]
-    if found is None:
-        return None
-    return OutputHead(weight_VD=weight, bias_V=getattr(module, "bias", None), scale=found[0], cap_nats=found[1])
+    plain = OutputHead(weight_VD=weight, bias_V=getattr(module, "bias", None))
+    if model not in _FORMS:
+        _FORMS[model] = _find_form(model, module, plain)
+    form = _FORMS[model]
+    return None if form is None else replace(plain, **form)
 
 
-def is_rounding(found_CV: Tensor, expected_CV: Tensor, tolerance: float = _ROUNDED_TOLERANCE) -> bool:
+def same_logits(found_CV: Tensor, expected_CV: Tensor, tolerance: float = _ROUNDED_TOLERANCE) -> bool:
     """Return whether logits differ by no more than `tolerance`, relative to the largest finite entry of each row.
 
     Infinities and NaN must be equal.
@@ -146,35 +152,41 @@ def is_rounding(found_CV: Tensor, expected_CV: Tensor, tolerance: float = _ROUND
 
 
 @torch.no_grad()
-def _find_scale_and_cap(model: Any, module: nn.Module) -> tuple[float, float | None] | None:
-    code, weight, bias = HeadCode(model), module.weight, getattr(module, "bias", None)
-    real = OutputHead(weight_VD=weight, bias_V=bias)
-    hidden_CD = _trial_hidden(weight.shape[1]).to(weight)
-    forms = list(_forms(model.config))
+def _find_form(model: Any, module: nn.Module, plain: OutputHead) -> Form | None:
+    code = HeadCode(model)
+    if plain.weight_VD.shape[1] != code.width:
+        return None
+    hidden_CD = _trial_hidden(code.width).to(plain.weight_VD)
     own_CV = code.logits(hidden_CD).float()
-    forms = [form for form in forms if is_rounding(replace(real, **form).logits(hidden_CD).float(), own_CV)]
+    forms = [form for form in _forms(model.config) if same_logits(_logits(plain, form, hidden_CD).float(), own_CV)]
     if not forms:
         return None
     prefix = next(name for name, part in model.named_modules() if part is module)
-    made_up = _made_up_head(real)
-    weights = {f"{prefix}.weight": made_up.weight_VD} | ({f"{prefix}.bias": made_up.bias_V} if bias is not None else {})
-    hidden_CD = _trial_hidden(weight.shape[1]).to(made_up.weight_VD)
-    own_CR = code.logits(hidden_CD, weights)
-    for form in forms:
-        if is_rounding(replace(made_up, **form).logits(hidden_CD), own_CR.to(hidden_CD.dtype), _TOLERANCE):
-            return form["scale"], form["cap_nats"]
-    return None
+    made_up = _made_up_head(plain)
+    hidden_CD = _trial_hidden(code.width).to(made_up.weight_VD)
+    weights = {f"{prefix}.weight": made_up.weight_VD}
+    if made_up.bias_V is not None:
+        weights[f"{prefix}.bias"] = made_up.bias_V
+    own_CR = code.logits(hidden_CD, weights).to(hidden_CD)
+    return next((form for form in forms if same_logits(_logits(made_up, form, hidden_CD), own_CR, _TOLERANCE)), None)
 
 
-def _forms(config: Any) -> Iterator[dict[str, Any]]:
+def _logits(plain: OutputHead, form: Form, hidden_CD: Tensor) -> Tensor:
+    return replace(plain, **form).logits(hidden_CD)
+
+
+def _forms(config: Any) -> Iterator[Form]:
     """Yield every scale and cap that the configuration may mean, the plainest first."""
     config = config.get_text_config()
-    numbers = {name: getattr(config, name, None) for name in (*_SCALES, *_CAPS)}
-    is_usable = {name: isinstance(n, int | float) and 0 < n < math.inf for name, n in numbers.items()}
-    scales = [float(numbers[name]) ** sign for name in _SCALES if is_usable[name] for sign in (1, -1)]
-    caps = [float(numbers[name]) for name in _CAPS if is_usable[name]]
-    for scale, cap_nats in itertools.product([1.0, *scales], [None, *caps]):
+    scales = [x for number in _numbers(config, _SCALES) for x in (number, 1 / number)]
+    for scale, cap_nats in itertools.product([1.0, *scales], [None, *_numbers(config, _CAPS)]):
         yield {"scale": scale, "cap_nats": cap_nats}
+
+
+def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:
+    """Return the positive finite numbers among these settings."""
+    values = (getattr(config, name, None) for name in names)
+    return [float(value) for value in values if isinstance(value, int | float) and 0 < value < math.inf]
 
 
 def _trial_hidden(width: int) -> Tensor:

@@ -50,9 +50,7 @@ class ChunkedHead:
     only where autograd does not record.
     """
 
-    def __init__(
-        self, hidden_PD: Tensor, head: OutputHead, *, matmul_dtype: torch.dtype, chunk_positions: int
-    ) -> None:
+    def __init__(self, hidden_PD: Tensor, head: OutputHead, *, matmul_dtype: torch.dtype, chunk_positions: int) -> None:
         self._matmul_dtype = matmul_dtype
         self._hidden_PD = hidden_PD
         self._head = head

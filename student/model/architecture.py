@@ -55,7 +55,8 @@ def _logits_of_model_and_head(model: Any) -> tuple[Tensor, Tensor | None]:
     ids = (torch.arange(length, device=model.device)[None] * 7 + 1) % head_weight(model).shape[0]
     hidden_TD = hidden_states(model, ids, torch.arange(length, device=model.device)[None])[0]
     head = output_head_of(model)
-    return model(input_ids=ids, use_cache=False).logits[0], head and head.logits(hidden_TD)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return logits, None if head is None else head.logits(hidden_TD)
 
 
 def _packing_leak(model: Any) -> float:

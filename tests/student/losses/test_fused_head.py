@@ -167,9 +167,7 @@ def dense(problem: Problem, loss: HeadLoss) -> tuple[Tensor, ...]:
     return total.detach(), soft.detach(), labels.detach(), *gradients
 
 
-def fused(
-    problem: Problem, loss: HeadLoss, chunk: int | None = None, upstream: float = 1.0
-) -> tuple[Tensor, ...]:
+def fused(problem: Problem, loss: HeadLoss, chunk: int | None = None, upstream: float = 1.0) -> tuple[Tensor, ...]:
     leaves = hidden, weight, *bias = problem.leaves()
     head = OutputHead(weight_VD=weight, bias_V=bias[0] if bias else None, scale=problem.scale, cap_nats=problem.cap)
     total, soft, labels = fused_head_loss(hidden, head, problem.targets, loss, chunk)
