@@ -22,8 +22,9 @@ from student.evaluation.ratios import ratio_with_error
 from student.evaluation.within_memory import in_parts
 from student.losses.batches import BlockBatch, block_batch
 from student.losses.targets import soft_target_settings
+from student.model.architecture import num_vocabulary_rows
 
-_NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT = range(7)
+_NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT, _LOST_MASS = range(8)
 
 
 def tail_weight_at_one(cache: Cache) -> float | None:
@@ -44,7 +45,13 @@ def measured_batches(
     num_blocks = num_held if max_blocks is None else min(num_held, max_blocks)
 
     def measure(rows: pa.RecordBatch) -> tuple[BlockBatch, PositionMeasures]:
-        batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
+        batch = block_batch(
+            rows,
+            tail_weight=tail_weight,
+            temperature=1.0,
+            device=model.device,
+            num_rows=num_vocabulary_rows(model),
+        )
         return batch, measure_positions(model, batch, num_best)
 
     with Progress(num_blocks, "evaluate", "blocks", quiet=quiet) as bar:
@@ -63,6 +70,7 @@ def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64
         found.has_top1.float(),
         found.hits[:, 0].float(),
         found.hits.any(1).float(),
+        batch.lost_mass,
     ]
     values_PM = torch.stack(columns_MP, dim=1).cpu().double()
     sums_BM = torch.zeros(len(batch.is_valid), len(columns_MP), dtype=torch.float64)
@@ -84,9 +92,9 @@ def block_of_position(batch: BlockBatch) -> torch.Tensor:
 
 def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None) -> dict[str, Any]:
     """Return the figures that `evaluate_model` names. All are None when the sums are None."""
-    names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "top1_agreement")
+    names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "lost_mass")
     if sums_BM is None:
-        return dict.fromkeys((*names, "num_targets"), None)
+        return dict.fromkeys((*names, "top1_agreement", "num_targets"), None)
     totals = sums_BM.sum(0).tolist()
     num_targets, num_top1 = totals[_NUM_TARGETS], totals[_NUM_TOP1]
     mean_kl, standard_error = ratio_with_error(*torch.from_numpy(sums_BM[:, [_KL, _NUM_TARGETS]]).unbind(1))
@@ -96,6 +104,7 @@ def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None
         "kl_nats": mean_kl,
         "kl_standard_error": standard_error,
         "kl_is_lower_bound": tail_weight is None,
+        "lost_mass": totals[_LOST_MASS] / num_targets,
         "top1_agreement": totals[_FIRST_HIT] / num_top1 if num_top1 else None,
         "num_targets": int(num_targets),
     }

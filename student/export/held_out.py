@@ -15,7 +15,9 @@ from storage.reading.cache import Cache, open_cache
 from storage.rows import soft_targets
 from storage.tensors.model_facts import context_length_of
 from student.errors import HeldOutTextError, VocabularyMismatchError
-from student.model.architecture import head_weight
+from student.losses.batches import require_rows
+from student.model.architecture import num_vocabulary_rows
+from student.model.fitting import num_token_ids
 
 _LONGEST_PIECE = 256
 
@@ -25,14 +27,17 @@ Sequences = list[NDArray[np.int64]]
 def cached_sequences(source: str | Path, model: Any, name: str, max_tokens: int) -> tuple[Cache, Sequences]:
     """Return the cache, and the pieces of documents in its validation blocks, in order, at most max_tokens in all.
 
-    Raises a CacheError, HeldOutTextError for a cache without such pieces, or VocabularyMismatchError for a student with
-    another vocabulary.
+    Raises a CacheError, HeldOutTextError for a cache without such pieces, VocabularyMismatchError for a student without
+    rows for the cache's tokens, or MissingRowError.
     """
     cache = open_cache(source)
-    vocab_size = head_weight(model).shape[0]
-    if vocab_size != cache.identity.vocab_size:
-        raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
-    return cache, _take(_segments(cache), cache.where, context_length_of(model), max_tokens)
+    num_rows = num_vocabulary_rows(model)
+    if num_rows < cache.identity.vocab_size and num_rows < (needed := num_token_ids(cache)):
+        raise VocabularyMismatchError(name, num_rows, needed)
+    sequences = _take(_segments(cache), cache.where, context_length_of(model), max_tokens)
+    for ids in sequences:
+        require_rows(ids, num_rows)
+    return cache, sequences
 
 
 def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> Sequences:
@@ -46,7 +51,7 @@ def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> S
     except (OSError, UnicodeDecodeError) as error:
         raise HeldOutTextError(str(path), first_line(error)) from error
     ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-    if len(ids) and ids.max() >= head_weight(model).shape[0]:
+    if len(ids) and ids.max() >= num_vocabulary_rows(model):
         raise ConfigError(f"{path}: the tokenizer beside the student has ids beyond its vocabulary")
     return _take(iter([ids]), str(path), min(context_length_of(model), _LONGEST_PIECE), max_tokens)
 

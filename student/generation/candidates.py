@@ -14,7 +14,7 @@ from student.errors import BrokenStudentError, CandidatesError, CheckpointError,
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model.architecture import hidden_states, output_head
+from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
 from student.run_record import RUN_NAME, read_run
 
 
@@ -67,7 +67,7 @@ def continuation_scores(
     needed = len(prompt_ids) + max(map(len, continuations)) - 1
     if needed > context_length_of(model):
         raise StudentContextError(model.name_or_path, context_length_of(model), needed, "prompt and candidate")
-    batch = text_batch(prompt_ids, continuations, model.device)
+    batch = text_batch(prompt_ids, continuations, model.device, num_vocabulary_rows(model))
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
     logprobs_P = token_logprobs(hidden_PD, output_head(model), batch.label_ids)
     lengths = torch.tensor([len(ids) for ids in continuations])

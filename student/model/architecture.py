@@ -52,7 +52,7 @@ def check_architecture(model: Any, name: str) -> None:
 def _logits_of_model_and_head(model: Any) -> tuple[Tensor, Tensor | None]:
     """Return two [T, V] for the same few tokens: the model's logits, and those of its OutputHead, None without one."""
     length = min(6, context_length_of(model))
-    ids = (torch.arange(length, device=model.device)[None] * 7 + 1) % head_weight(model).shape[0]
+    ids = (torch.arange(length, device=model.device)[None] * 7 + 1) % num_vocabulary_rows(model)
     hidden_TD = hidden_states(model, ids, torch.arange(length, device=model.device)[None])[0]
     head = output_head_of(model)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
@@ -64,7 +64,7 @@ def _packing_leak(model: Any) -> float:
         positions = np.stack([position_ids(lengths) for lengths in segment_lengths])
         return hidden_states(model, *(torch.from_numpy(array).to(model.device) for array in (ids, positions)))
 
-    return packing_leak(hidden_of, vocab_size=head_weight(model).shape[0], context_length=context_length_of(model))
+    return packing_leak(hidden_of, vocab_size=num_vocabulary_rows(model), context_length=context_length_of(model))
 
 
 def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
@@ -80,6 +80,11 @@ def output_head(model: Any) -> OutputHead:
     head = output_head_of(model)
     assert head is not None
     return head
+
+
+def num_vocabulary_rows(model: Any) -> int:
+    """Return the number of rows of the student's vocabulary."""
+    return int(head_weight(model).shape[0])
 
 
 def head_weight(model: Any) -> nn.Parameter:

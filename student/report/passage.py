@@ -20,7 +20,7 @@ from storage.rows import soft_targets
 from student.evaluation.positions import measure_positions
 from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
-from student.model.architecture import hidden_states, output_head
+from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
 
 _MOST_TARGETS = 160
 _ALTERNATIVES = 5
@@ -119,7 +119,8 @@ def _teachers_opinions(
 def _students_opinions(
     model: Any, row: Any, places: slice, targets: SparseTargets, decode: Callable[[Any], str]
 ) -> tuple[list[Opinion], list[float]]:
-    batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device)
+    num_rows = num_vocabulary_rows(model)
+    batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device, num_rows=num_rows)
     kl = measure_positions(model, batch, num_best=1).kl[places].tolist()
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_valid][places]
     probs_PV = torch.softmax(output_head(model).logits(hidden_PD.float()), dim=1).cpu()

@@ -15,7 +15,7 @@ from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.parts.part import LossPart
 from student.losses.scores import hidden_at
 from student.losses.targets import SparseTargets
-from student.model.architecture import output_head
+from student.model.architecture import num_vocabulary_rows, output_head
 
 _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 
@@ -36,7 +36,7 @@ class SamplesPart(LossPart[TextBatch]):
 
     def batch(self, rows: pa.RecordBatch) -> TextBatch:
         """Return prompts with their completions."""
-        return sample_batch(rows, self._model.device)
+        return sample_batch(rows, self._model.device, num_vocabulary_rows(self._model))
 
     def num_targets(self, batch: TextBatch) -> int:
         """Return the number of tokens of completions."""
