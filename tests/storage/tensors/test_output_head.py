@@ -7,45 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from storage.tensors.output_head import HeadCode, OutputHead, output_head_of, same_logits
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None,
-    "pad_token_id": None,
-}  # fmt: skip
-GPT: dict[str, Any] = {
-    "vocab_size": 97, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8,
-    "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
-# Settings, then scale, cap and whether there is a bias. minicpm3 divides by hidden_size / dim_model_base.
-FAMILIES: dict[str, tuple[dict[str, Any], tuple[float, float | None, bool]]] = {
-    "gpt2": (GPT, (1.0, None, False)),
-    "llama": (SIZES, (1.0, None, False)),
-    "phi": (SIZES, (1.0, None, True)),
-    "gptj": (GPT, (1.0, None, True)),
-    "codegen": (GPT, (1.0, None, True)),
-    "cohere": (SIZES | {"logit_scale": 0.0625}, (0.0625, None, False)),
-    "cohere2": (SIZES | {"logit_scale": 0.0625}, (0.0625, None, False)),
-    "granite": (SIZES | {"logits_scaling": 4.0}, (0.25, None, False)),
-    "hyperclovax": (SIZES | {"logits_scaling": 4.0}, (4.0, None, False)),
-    "gemma2": (SIZES | {"head_dim": 16, "final_logit_softcapping": 30.0}, (1.0, 30.0, False)),
-    "vaultgemma": (SIZES | {"head_dim": 16, "final_logit_softcapping": 30.0}, (1.0, 30.0, False)),
-    "nanochat": (SIZES, (1.0, 15.0, False)),
-    "minicpm3": (
-        SIZES
-        | {"num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
-        | {"v_head_dim": 16, "dim_model_base": 8},
-        (0.25, None, False),
-    ),
-}
-
-
-def make(model_type: str, settings: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+from tests.heads import FAMILIES, make_model
 
 
 def hidden_states(width: int, *, size: float = 1.0) -> Tensor:
@@ -55,20 +20,17 @@ def hidden_states(width: int, *, size: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_scale_cap_and_bias_of_a_family(model_type: str) -> None:
     """As a fresh model has them, whose small logits are far below any cap and whose biases are zero."""
-    settings, expected = FAMILIES[model_type]
-    model = make(model_type, settings)
+    model = make_model(model_type)
     head = output_head_of(model)
     assert head is not None
-    assert (head.scale, head.cap_nats, head.bias_V is not None) == expected
+    assert (head.scale, head.cap_nats, head.bias_V is not None) == FAMILIES[model_type][1]
     assert head.weight_VD is model.get_output_embeddings().weight
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_logits_are_the_models_own_far_beyond_the_cap(model_type: str) -> None:
-    model = make(model_type, FAMILIES[model_type][0]).double()
+    model = make_model(model_type, head_size=1.0).double()
     with torch.no_grad():
-        for parameter in model.get_output_embeddings().parameters():
-            parameter.normal_(generator=torch.Generator().manual_seed(2))
         head, code = output_head_of(model), HeadCode(model)
         for size in (1e-2, 1.0, 20.0):
             hidden = hidden_states(head.weight_VD.shape[1], size=size)
@@ -130,7 +92,7 @@ def test_what_no_formula_says_is_none_and_its_code_can_be_run(model_class: type[
 
 
 def test_rows_of_minus_infinity_in_the_bias_are_explained() -> None:
-    model = make("phi", FAMILIES["phi"][0])
+    model = make_model("phi")
     model.lm_head.bias.data[90:] = -torch.inf
     assert output_head_of(model) is not None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,10 +121,12 @@ def test_a_sampled_token_without_a_row_is_named(
             teacher, text_file, tmp_path / "cache", max_tokens=2000, kinds=("samples",), samples=samples
         )
     )
-    make: Callable[[int], TrainConfig] = lambda num_rows: TrainConfig(  # noqa: E731
-        cache=cache.path, out=tmp_path / f"out{num_rows}", preset=shape_file(tmp_path, shape, num_rows), max_steps=4,
-        batch_samples=8, device="cpu", quiet=True,
-    )  # fmt: skip
+
+    def run(num_rows: int) -> None:
+        preset = shape_file(tmp_path, shape, num_rows)
+        out = tmp_path / f"out{num_rows}"
+        train(TrainConfig(cache=cache.path, out=out, preset=preset, max_steps=4, batch_samples=8, quiet=True))
+
     with pytest.raises(MissingRowError):
-        train(make(288))
-    train(make(320))
+        run(288)
+    run(TEACHER_ROWS)
