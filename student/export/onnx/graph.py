@@ -39,6 +39,7 @@ class CachedForward(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        output_head(model)  # runs the model to find out what its head does, which the exporter cannot trace
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: KeyValues
