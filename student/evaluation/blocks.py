@@ -92,9 +92,9 @@ def block_of_position(batch: BlockBatch) -> torch.Tensor:
 
 def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None) -> dict[str, Any]:
     """Return the figures that `evaluate_model` names. All are None when the sums are None."""
-    names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "lost_mass")
+    names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "top1_agreement")
     if sums_BM is None:
-        return dict.fromkeys((*names, "top1_agreement", "num_targets"), None)
+        return dict.fromkeys((*names, "num_targets"), None)
     totals = sums_BM.sum(0).tolist()
     num_targets, num_top1 = totals[_NUM_TARGETS], totals[_NUM_TOP1]
     mean_kl, standard_error = ratio_with_error(*torch.from_numpy(sums_BM[:, [_KL, _NUM_TARGETS]]).unbind(1))
@@ -104,10 +104,9 @@ def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None
         "kl_nats": mean_kl,
         "kl_standard_error": standard_error,
         "kl_is_lower_bound": tail_weight is None,
-        "lost_mass": totals[_LOST_MASS] / num_targets,
         "top1_agreement": totals[_FIRST_HIT] / num_top1 if num_top1 else None,
         "num_targets": int(num_targets),
-    }
+    } | ({"lost_mass": totals[_LOST_MASS] / num_targets} if totals[_LOST_MASS] else {})
 
 
 def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_every_cache_gives_every_key_and_none_where_it_has_no_rows(
 ) -> None:
     model = make_student()
     keys = set(evaluated(model, cache))
-    of_blocks = {name for name in keys if name.startswith(("perpl", "teacher", "kl_", "top", "calibration", "lost"))}
+    of_blocks = {name for name in keys if name.startswith(("perpl", "teacher", "kl_", "top", "calibration"))}
     of_beams = {name for name in keys if name.startswith(("selection", "mean_reciprocal", "kendall"))}
     for kind, measured in (("soft_targets", of_blocks), ("beams", of_beams), ("samples", {"generation"})):
         found = evaluated(model, make_cache(kinds=(kind,)))
