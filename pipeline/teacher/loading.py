@@ -40,7 +40,7 @@ def load_tokenizer(config: PrecomputeConfig) -> Any:
 def load_teacher(config: PrecomputeConfig) -> Teacher:
     """Load the teacher onto its device, hash its weights, and check that it isolates packed documents.
 
-    Raises NoSuchTeacherError or LeakingTeacherError.
+    Raises NoSuchTeacherError, UnknownHeadError or LeakingTeacherError.
     """
     device = find_device(config.device)
     tokenizer = load_tokenizer(config)
@@ -70,7 +70,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         weights_sha256=weights_sha256,
         weights_bytes=weights_bytes,
     )
-    teacher.use_whole_model_if_head_is_more_than_linear()
+    teacher.check_head()
     teacher.check_isolation()
     return teacher
 

@@ -13,9 +13,9 @@ from student.errors import (
     StudentContextError,
     VocabularyMismatchError,
 )
-from student.model.architecture import check_architecture, head_weight
+from student.model.architecture import check_architecture, num_vocabulary_rows
 from student.model.loading import load_student
-from student.model.tokenizers import check_tokenizer
+from student.model.tokenizers import check_tokenizer, load_cache_tokenizer
 
 
 def load_fitting_student(directory: Path, cache: Cache) -> Any:
@@ -33,16 +33,29 @@ def load_fitting_student(directory: Path, cache: Cache) -> Any:
 def check_fits(model: Any, cache: Cache, name: str) -> None:
     """Raise VocabularyMismatchError or StudentContextError when the model cannot read the cache's rows.
 
-    Raise the errors of check_architecture too. name: the student's name in messages.
+    The vocabularies of student and teacher may differ in rows that stand for no token.
+
+    Raise the errors of check_architecture and of load_cache_tokenizer too. name: the student's name in messages.
     """
-    vocab_size = head_weight(model).shape[0]
-    if vocab_size != cache.identity.vocab_size:
-        raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
+    num_rows = num_vocabulary_rows(model)
+    if num_rows < cache.identity.vocab_size and num_rows < (needed := num_token_ids(cache)):
+        raise VocabularyMismatchError(name, num_rows, needed)
     check_architecture(model, name)
     context_length = context_length_of(model)
     for what, needed in longest_rows(cache).items():
         if needed > context_length:
             raise StudentContextError(name, context_length, needed, what)
+
+
+def num_token_ids(cache: Cache) -> int:
+    """Return how many rows a vocabulary must have for the tokens of a cache; the teacher's if it has no tokenizer.
+
+    Raise the errors of load_cache_tokenizer.
+    """
+    if not cache.tokenizer_dir.is_dir():
+        return cache.identity.vocab_size
+    largest = max(load_cache_tokenizer(cache).get_vocab().values(), default=0)
+    return min(largest + 1, cache.identity.vocab_size)
 
 
 def longest_rows(cache: Cache) -> dict[str, int]:
