@@ -140,7 +140,8 @@ class PrecomputeConfig:
     text_column: str = "text"
     """Column with the text in jsonl, parquet and hub data."""
     document_separator: str | None = None
-    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document."""
+    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document.
+    A control token such as <|endoftext|> that stands in a text is characters unless it is named here."""
     bos: Bos = "auto"
     """Whether every document, every piece of one in a further block and every prompt begins with BOS; auto does as the
     tokenizer does to a text (--plan says what that is)."""

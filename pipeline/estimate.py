@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.corpus.notices import tokenization_notices
 from pipeline.framing import framing_lines
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
@@ -50,6 +51,7 @@ def render_plan(job: Job) -> str:
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
     lines += framing_lines(job)
+    lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
     estimates = estimate(job)
     for e in estimates:
         lines.append(

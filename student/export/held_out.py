@@ -14,6 +14,7 @@ from storage.errors import first_line
 from storage.reading.cache import Cache, open_cache
 from storage.rows import soft_targets
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
 from student.errors import HeldOutTextError, VocabularyMismatchError
 from student.model.architecture import head_weight
 from student.model.framing import Framing, require_rows
@@ -47,7 +48,7 @@ def text_sequences(path: Path, model: Any, tokenizer: Any, framing: Framing, max
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HeldOutTextError(str(path), first_line(error)) from error
-    ids = require_rows(tokenizer(text, add_special_tokens=False)["input_ids"], model, tokenizer, name)
+    ids = require_rows(text_ids(tokenizer, text), model, tokenizer, name)
     longest = min(context_length_of(model), _LONGEST_PIECE)
     return _take(iter([np.array(ids, dtype=np.int64)]), str(path), framing.beginning_ids, longest, max_tokens)
 

@@ -10,6 +10,7 @@ import torch
 
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
 from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError, require_unicode
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
@@ -52,7 +53,7 @@ def rank_candidates(
     Raise PromptError for a prompt that is not Unicode, IdBeyondVocabularyError, and as continuation_scores does.
     """
     require_unicode(prompt)
-    prompt_ids = _text_ids(tokenizer, prompt)
+    prompt_ids = text_ids(tokenizer, prompt)
     continuations = [_continuation_ids(tokenizer, prompt, text) or [0] for text in candidates]
     for ids in (prompt_ids, *continuations):
         require_rows(ids, model, tokenizer, model.name_or_path)
@@ -68,17 +69,12 @@ def _continuation_ids(tokenizer: Any, prompt: str, text: str) -> list[int]:
     it would begin with the mark that some tokenizers put before the first word.
     """
     if not prompt:
-        return _text_ids(tokenizer, text)
+        return text_ids(tokenizer, text)
     for before in (prompt, *_TEXTS_BEFORE):
-        before_ids, whole_ids = _text_ids(tokenizer, before), _text_ids(tokenizer, before + text)
+        before_ids, whole_ids = text_ids(tokenizer, before), text_ids(tokenizer, before + text)
         if whole_ids[: len(before_ids)] == before_ids:
             return whole_ids[len(before_ids) :]
-    return _text_ids(tokenizer, text)
-
-
-def _text_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return text_ids(tokenizer, text)
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ import numpy as np
 
 from storage.errors import ConfigError
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
 from storage.text.completions import completion_text, stream_completion
 from student.config import SamplingConfig
 from student.errors import StudentContextError, require_unicode
@@ -130,8 +131,7 @@ class Generator:
 
     def _text_ids(self, prompt: str) -> list[int]:
         require_unicode(prompt)
-        ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return require_rows(ids, self._model, self._tokenizer, str(self._student))
+        return require_rows(text_ids(self._tokenizer, prompt), self._model, self._tokenizer, str(self._student))
 
     def _fitting_ids(self, prompt: str, config: SamplingConfig, keep_end: bool) -> list[int]:
         ids = self._text_ids(prompt)
