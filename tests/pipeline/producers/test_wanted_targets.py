@@ -184,7 +184,9 @@ def test_a_text_without_a_wanted_token_is_refused(
     counts = TokenizationCounts(
         num_documents=9, num_documents_skipped=0, num_prompts_skipped=0, validation_is_end_of_text=False
     )
-    tokenized = TokenizedCorpus(documents={"train": store, "validation": store}, prompts={}, counts=counts)
+    documents = {"train": store, "validation": store}
+    blocks = {split: Blocks(store, BLOCK_SIZE) for split in documents}
+    tokenized = TokenizedCorpus(documents=documents, blocks=blocks, prompts={}, beginning_ids=(), counts=counts)
     with pytest.raises(NoWantedTargetError, match="of 369 tokens to train on, none is of an assistant"):
         SoftTargetsProducer.from_text(tiny_teacher(30), tokenized, config)
 
