@@ -6,6 +6,9 @@ TeachonceError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
+│   ├── ChatTemplateError      there is no chat template, or it cannot be used
+│   ├── RefusedChatError       a chat template cannot render a conversation, or nobody can say what the assistant said
+│   ├── BadRowError            a row holds no conversation, or no pair, that can be used
 │   ├── NoUsableTextError      the text to train on is shorter than one block
 │   ├── NoWantedTargetError    the teacher should teach no token of the training split
 │   └── NoPromptsError         there is no prompt for samples or beams
@@ -55,6 +58,30 @@ class ColumnError(DataError):
     def __init__(self, source: str, column: str, found: str, flag: str) -> None:
         self.source, self.column = source, column
         super().__init__(f"--data {source}: column {column!r}: {found}; name the right one with {flag}")
+
+
+class ChatTemplateError(DataError):
+    """There is no chat template at `name`, or it cannot be used for any row."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}; expected one Jinja template: give it with --chat-template FILE")
+
+
+class RefusedChatError(DataError):
+    """The chat template cannot render a conversation, or nobody can say what the assistant said in it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class BadRowError(DataError):
+    """The row at `place`, which names source, row and column, cannot be used."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place, self.reason = place, reason
+        super().__init__(f"--data {place}: {reason}; mend the row, take it out, or give --on-bad-row skip")
 
 
 class NoUsableTextError(DataError):

@@ -50,8 +50,8 @@ def render_plan(job: Job) -> str:
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
-    lines += framing_lines(job)
     lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
+    lines += framing_lines(job)
     estimates = estimate(job)
     for e in estimates:
         lines.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import packing_recipe
-from pipeline.corpus.tokenization_key import LAYOUT_SETTINGS
+from pipeline.corpus.tokenization_key import chat_facts, layout_settings
 from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from storage.records.identity import CacheIdentity
@@ -39,7 +39,8 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "source": corpus.source,
             "fingerprint": corpus.fingerprint,
             "licence": corpus.licence,
-            "packing": packing_recipe(loaded.beginning_ids),
+            "packing": packing_recipe(config, loaded.beginning_ids),
+            **_chat_facts(teacher.tokenizer, config),
         },
         "config": _content_settings(config),
     }
@@ -80,9 +81,15 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
     return CacheIdentity(**facts, software=software, planned_shards=planned)
 
 
+def _chat_facts(tokenizer: Any, config: PrecomputeConfig) -> dict[str, Any]:
+    """Return what renderings depend on. Prompts alone record no template: caches from before have none."""
+    facts = chat_facts(tokenizer, config)
+    return facts if config.marks_wanted else {name: facts[name] for name in facts if name == "chat_date"}
+
+
 def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
     """Return the settings that decide what the rows hold, as JSON values for the manifest."""
-    settings = {name: getattr(config, name) for name in (*LAYOUT_SETTINGS, "shard_tokens")}
+    settings = layout_settings(config) | {"shard_tokens": config.shard_tokens}
     kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
     plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))
     return plain

@@ -21,6 +21,7 @@ TeachonceError
     ├── NoSuchStudentError        no trained student in that directory
     ├── CandidatesError           a candidates file without two texts to choose from
     ├── PromptError               a prompt that is not Unicode text
+    ├── ChatPromptError           a prompt that no chat template renders
     ├── IdBeyondVocabularyError   a text with a token that the student has no row for
     ├── BrokenStudentError        a student whose logits are not finite
     ├── NotExportableError        a student that the export format cannot express
@@ -220,6 +221,17 @@ class PromptError(StudentError):
     def __init__(self, place: int) -> None:
         self.place = place
         super().__init__(f"the prompt's character {place} is no Unicode character; give the prompt as UTF-8")
+
+
+class ChatPromptError(StudentError):
+    """No chat template renders the prompt of `student`."""
+
+    def __init__(self, student: str, reason: str) -> None:
+        self.student = student
+        super().__init__(
+            f"{student}: --chat: {reason}; expected a chat template that takes a user's message: leave out --chat, or "
+            "train on a cache of conversations"
+        )
 
 
 def require_unicode(prompt: str) -> None:

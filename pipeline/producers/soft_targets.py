@@ -102,11 +102,11 @@ class SoftTargetsProducer(Producer):
         input_ids = blocks.input_ids(start, stop)
         segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
         is_valid = _valid_targets(blocks, start, stop, segment_lengths)
-        hidden_NTD = self._teacher.hidden(input_ids[:, :-1], segment_lengths)
+        hidden_PD = self._hidden_at(is_valid, input_ids[:, :-1], segment_lengths)
         row_index, position = np.nonzero(is_valid)
         seed = self._config.seed
         uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
-        chunks = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+        chunks = self._sparse_chunks(hidden_PD, input_ids[:, 1:][is_valid], uniforms)
         wait_for_copies = self._teacher.mark_time()
 
         def encoded() -> pa.RecordBatch:
@@ -117,6 +117,16 @@ class SoftTargetsProducer(Producer):
             return encode(rows, self._schema, settings.mantissa_bits)
 
         return encoded
+
+    def _hidden_at(
+        self, is_valid: NDArray[np.bool_], input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]
+    ) -> torch.Tensor:
+        """Return the hidden states [P, D] at the valid targets. Blocks without one cost no pass."""
+        rows = np.flatnonzero(is_valid.any(axis=1))
+        if not len(rows):
+            return torch.empty((0, 0), device=self._teacher.device)
+        hidden_NTD = self._teacher.hidden(input_ids_NT[rows], [segment_lengths[row] for row in rows])
+        return hidden_NTD[is_valid[rows]]
 
     def _sparse_chunks(
         self, hidden_PD: torch.Tensor, label_ids_P: NDArray[Any], uniforms_P: NDArray[np.float64]

@@ -17,7 +17,8 @@ import numpy as np
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.corpus.store_writing import TokenizationCounts
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import make_producers, planned_shards, shard_ranges
 from pipeline.producers.producer import Producer

@@ -18,6 +18,7 @@ from storage.text.completions import completion_text, stream_completion
 from student.config import SamplingConfig
 from student.errors import StudentContextError, require_unicode
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
+from student.generation.questions import question_ids
 from student.model.device import choose_device
 from student.model.framing import read_framing, require_rows
 from student.model.loading import load_student
@@ -33,10 +34,12 @@ class DrawnCandidate(RankedCandidate):
 
 
 class Generator:
-    """A student that is loaded once and continues any number of prompts. It completes text and does not chat."""
+    """A student that is loaded once and continues any number of prompts."""
 
-    def __init__(self, student: Path | str, *, device: str = "auto") -> None:
+    def __init__(self, student: Path | str, *, device: str = "auto", chat: bool = False) -> None:
         """Load the student in this directory.
+
+        chat: a prompt is what a user says; continue it as the student's chat template renders that.
 
         Raise NoSuchStudentError when it cannot be loaded, CheckpointError when its run.json is damaged,
         EndBeyondVocabularyError, and ConfigError when the device does not exist.
@@ -44,6 +47,7 @@ class Generator:
         self._student = Path(student)
         self._model = load_student(self._student).to(choose_device(device)).eval()
         self._tokenizer = load_tokenizer(self._student)
+        self._chat = chat
         self._framing = read_framing(self._student, self._model, self._tokenizer)
         self._length_penalty = trained_length_penalty(self._student)
 
@@ -53,7 +57,10 @@ class Generator:
         return context_length_of(self._model)
 
     def num_tokens(self, prompt: str) -> int:
-        """Return the tokens of a prompt with its beginning; raise PromptError when it is not valid Unicode."""
+        """Return the tokens of a prompt with its beginning.
+
+        Raise PromptError when it is not valid Unicode, and ChatPromptError when no chat template renders it.
+        """
         return len(self._framing.begin(self._text_ids(prompt)))
 
     def stream(
@@ -131,7 +138,11 @@ class Generator:
 
     def _text_ids(self, prompt: str) -> list[int]:
         require_unicode(prompt)
-        return require_rows(text_ids(self._tokenizer, prompt), self._model, self._tokenizer, str(self._student))
+        if self._chat:
+            ids = self._framing.without_beginning(question_ids(self._tokenizer, prompt, str(self._student)))
+        else:
+            ids = text_ids(self._tokenizer, prompt)
+        return require_rows(ids, self._model, self._tokenizer, str(self._student))
 
     def _fitting_ids(self, prompt: str, config: SamplingConfig, keep_end: bool) -> list[int]:
         ids = self._text_ids(prompt)

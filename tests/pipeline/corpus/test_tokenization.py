@@ -15,7 +15,7 @@ from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
 from pipeline.corpus.blocks import prompts_from_column
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
-from pipeline.errors import ColumnError, NoUsableTextError
+from pipeline.errors import BadRowError, ChatTemplateError, NoUsableTextError
 from pipeline.sources.corpus import Corpus, Document, open_corpus
 
 EOS = 256
@@ -344,10 +344,24 @@ def test_a_beginning_takes_room_from_the_longest_prompt(tokenize: Callable[..., 
 
 def test_chats_without_a_chat_template(tokenize: Callable[..., TokenizedCorpus]) -> None:
     documents = [Document(pieces=["a long document"], prompts={"chat": [{"role": "user", "content": "Hi"}]})]
-    with pytest.raises(ColumnError) as caught:
+    with pytest.raises(ChatTemplateError, match=r"no chat template; .* --chat-template FILE"):
         tokenize(documents, samples=SamplesConfig(prompt_column="chat", max_new_tokens=8))
-    assert caught.value.column == "chat"
-    assert "chat template" in str(caught.value)
+
+
+def test_a_bad_chat_among_prompts_stops_the_run_or_is_counted(
+    tokenize: Callable[..., TokenizedCorpus], teacher_dir: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    chatty = AutoTokenizer.from_pretrained(teacher_dir)
+    chatty.chat_template = "{{ raise_exception('no system here') }}"
+    chat = [{"role": "system", "content": "Hi"}]
+    documents = [Document(pieces=["a long document"], prompts={"chat": chat}, place="rows.jsonl: row 1")]
+    settings: dict[str, Any] = {"tokenizer": chatty, "samples": SamplesConfig(prompt_column="chat", max_new_tokens=8)}
+    with pytest.raises(BadRowError, match=r"--data rows\.jsonl: row 1, column 'chat': no system here; .*--on-bad-row"):
+        tokenize(documents, **settings)
+    counts = tokenize(documents, on_bad_row="skip", **settings).counts
+    assert (counts.num_bad_rows, counts.num_prompts_skipped) == (0, 1)
 
 
 def test_prompts_from_a_file_reach_the_store(

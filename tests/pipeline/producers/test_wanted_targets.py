@@ -14,8 +14,9 @@ import pytest
 
 from pipeline import PrecomputeConfig, SoftTargetsConfig
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.store_writing import TokenizationCounts
 from pipeline.corpus.token_store import TokenStore, TokenWriter
-from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.errors import NoWantedTargetError
 from pipeline.estimate import render_plan
 from pipeline.producers.soft_targets import SoftTargetsProducer
@@ -143,8 +144,10 @@ def flagged_run(
 
     monkeypatch.setattr(TokenWriter, "append", append)
     monkeypatch.setattr(
-        "pipeline.corpus.tokenization.TokenWriter",
-        lambda directory, dtype: TokenWriter(directory, dtype, marks_wanted=directory.name in ("train", "validation")),
+        "pipeline.corpus.document_writer.TokenWriter",
+        lambda directory, dtype, **_: TokenWriter(
+            directory, dtype, marks_wanted=directory.name in ("train", "validation")
+        ),
     )
     config = configure(tmp_path / "flagged-run")
     return config, precomputed(config)
