@@ -1,0 +1,186 @@
+"""Load a causal language model from files that may hold anything, or be those of something else."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.disk.json_files import read_json_object
+from storage.errors import TeachonceError, UnusableModelError, first_line
+from storage.progress import tell
+from storage.tensors.adapters import apply_adapter, base_of, find_adapter
+from storage.tensors.memory import is_out_of_memory
+from storage.tensors.model_config import PLAIN_OUTPUT, named_setting, require_sound_config
+from storage.tensors.model_facts import context_length_of
+from storage.tensors.model_size import most_parameters_in_memory, require_room
+from storage.text.tokenizer_files import NEEDS_OWN_CODE
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_PROBE_TOKENS = 6
+# Rounding makes smaller differences than these, as shares of the largest logit, for the same tokens in the same places.
+_TOLERANCE, _SHORT_FLOAT_TOLERANCE = 1e-4, 1e-2
+# So many parameters do no harm, whatever the files hold.
+_FREE_PARAMETERS = 1 << 26
+
+
+def load_checkpoint(library: Any, where: str, **options: Any) -> Any:
+    """Return the causal language model in a directory or at a hub id, with its adapter applied but not merged.
+
+    library: the module transformers; options: those of its from_pretrained. No code from there runs, and nothing is
+    asked. Raise UnusableModelError when there is none, or some of its weights are missing or have other sizes, and
+    MissingExtraError for an adapter without peft.
+    """
+    settings: dict[str, Any] = {}
+    with _files_to_blame(where, settings), ExitStack() as stack:
+        adapter = find_adapter(where, library, options.get("revision"))
+        if adapter and "device_map" in options:
+            raise UnusableModelError("it has an adapter, which needs the model on one device: merge the two with peft")
+        base = base_of(where, adapter, stack)
+        settings |= _settings(library, base, options)
+        require_sound_config(settings, library.CONFIG_MAPPING)
+        return apply_adapter(_load(library, base, settings, options), where, adapter)
+
+
+def build_model(library: Any, settings: dict[str, Any], seed: int) -> Any:
+    """Return a float32 causal language model with new weights, as a config.json describes it.
+
+    library: the module transformers; settings: the content of config.json; seed: decides the weights.
+
+    Raise UnusableModelError for a config that describes no model, or one that this machine's memory cannot hold.
+    """
+    require_sound_config(settings, library.CONFIG_MAPPING)
+
+    def build() -> Any:
+        config = library.AutoConfig.for_model(**(settings | PLAIN_OUTPUT | {"dtype": torch.float32}))
+        return library.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+    with _files_to_blame("", settings):
+        require_room(build, most_parameters_in_memory(), "this machine's memory")
+        torch.manual_seed(seed)
+        return build()
+
+
+@torch.inference_mode()
+def require_causal(model: Any) -> None:
+    """Raise UnusableModelError when the model cannot read a few tokens, or what it says hangs on later tokens.
+
+    A model that was trained on masked tokens has an output head too, and transformers loads it as a causal one.
+    """
+    length = min(_PROBE_TOKENS, context_length_of(model))
+    with _files_to_blame("", {}):
+        ids = torch.arange(length, device=model.get_input_embeddings().weight.device)[None] % _num_ids(model)
+        changed = ids.clone()
+        changed[0, -1] = (changed[0, -1] + 1) % _num_ids(model)
+        expected_TV, found_TV = (_logits(model, tokens)[:-1] for tokens in (ids, changed))
+    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _SHORT_FLOAT_TOLERANCE
+    is_same = (found_TV - expected_TV).abs() <= tolerance * expected_TV.abs().max()
+    # Values that are not finite are told apart elsewhere.
+    if not bool((is_same | ~expected_TV.isfinite() | ~found_TV.isfinite()).all()):
+        raise UnusableModelError(
+            "its logits depend on later tokens: it is a model of masked or whole texts, no causal language model"
+        )
+
+
+@contextmanager
+def _files_to_blame(where: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Raise UnusableModelError for whatever transformers raises; files that are no model make it raise anything.
+
+    where: directory or hub id of the files, "" when there are none; settings: what their config.json states.
+    """
+    try:
+        yield
+    except TeachonceError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        raise UnusableModelError(_reason(error, where, settings)) from error
+
+
+def _logits(model: Any, ids_NT: Tensor) -> Tensor:
+    logits_TV: Tensor = model(input_ids=ids_NT, use_cache=False).logits[0].float()
+    return logits_TV
+
+
+def _num_ids(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _settings(library: Any, where: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what config.json states, for a hub id as the hub has it."""
+    if Path(where).is_dir():
+        return read_json_object(Path(where) / "config.json")
+    settings, _ = library.PreTrainedConfig.get_config_dict(where, **options)
+    return dict(settings)
+
+
+def _load(library: Any, where: str, settings: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Load the weights; raise UnusableModelError when some are missing or have other sizes than the config says."""
+    is_local = Path(where).is_dir()
+    if is_local:
+        _require_weights_of_that_size(library, Path(where), settings)
+        options = options | {"local_files_only": True}
+    model, found = library.AutoModelForCausalLM.from_pretrained(
+        where,
+        trust_remote_code=False,
+        output_loading_info=True,
+        # Sizes that differ are named below. Without a bound on them, transformers must not allocate them.
+        ignore_mismatched_sizes=is_local,
+        **PLAIN_OUTPUT,
+        **options,
+    )
+    if found["mismatched_keys"]:
+        name, stored, described = sorted(found["mismatched_keys"])[0]
+        raise UnusableModelError(f"{name} is {list(stored)} in its weights, {list(described)} by its config")
+    if found["missing_keys"]:
+        raise UnusableModelError(f"its weights lack {sorted(found['missing_keys'])[0]}")
+    if found["unexpected_keys"]:
+        names = sorted(found["unexpected_keys"])
+        tell(f"{where}: {len(names)} of its weights have no place in the model, such as {names[0]}")
+    return model
+
+
+def _require_weights_of_that_size(library: Any, directory: Path, settings: dict[str, Any]) -> None:
+    """Raise UnusableModelError when the config describes far more parameters than the files' bytes can hold as bits."""
+    weights_bytes = sum(file.stat().st_size for kind in _WEIGHTS for file in directory.glob(kind) if file.is_file())
+    if not weights_bytes:
+        raise UnusableModelError("it has no weights: no model.safetensors or pytorch_model.bin, or they are empty")
+    plain = {name: value for name, value in settings.items() if name != "quantization_config"}
+
+    def build() -> Any:
+        config = library.AutoConfig.for_model(**(plain | PLAIN_OUTPUT))
+        return library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+    require_room(build, 8 * weights_bytes + _FREE_PARAMETERS, f"{weights_bytes:,} bytes of weights")
+
+
+def _reason(error: Exception, where: str, settings: dict[str, Any]) -> str:
+    """Return in one line why a model cannot be loaded; name the setting or the file that is to blame."""
+    if "trust_remote_code" in str(error):
+        return NEEDS_OWN_CODE
+    if isinstance(error, pickle.UnpicklingError):
+        return "its .bin file holds more than tensors, and code from a checkpoint never runs: save it as safetensors"
+    if isinstance(error, KeyError) and error.args:
+        named = named_setting(settings, error.args[0])
+        return f"{named} in its config, which transformers does not know" if named else f"no {error.args[0]!r}"
+    broken = _broken_weights(Path(where)) if where else None
+    return f"{broken}: {first_line(error)}" if broken else first_line(error)
+
+
+def _broken_weights(directory: Path) -> str | None:
+    """Return the name of the first .safetensors file whose header cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError):
+            return file.name
+    return None
