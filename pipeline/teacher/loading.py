@@ -16,10 +16,10 @@ from pipeline.errors import NoSuchTeacherError
 from pipeline.teacher.fast_layers import use_fast_layers
 from pipeline.teacher.model import Teacher
 from pipeline.teacher.several_devices import gather_ends, require_accelerate, spread_options
-from pipeline.teacher.weights import hash_weights
+from pipeline.teacher.weights import convert_weights, hash_weights
 from storage.errors import ConfigError, UnusableModelError
 from storage.tensors.adapters import merged
-from storage.tensors.checkpoints import load_checkpoint, require_causal
+from storage.tensors.checkpoints import blaming_files, load_checkpoint, require_causal
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_config import require_sound_config_file
@@ -64,8 +64,9 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         weights_sha256=weights_sha256,
         weights_bytes=weights_bytes,
     )
-    teacher.use_whole_model_if_head_is_more_than_linear()
-    teacher.check_isolation()
+    with _loading(config), blaming_files(config.teacher, {}):
+        teacher.use_whole_model_if_head_is_more_than_linear()
+        teacher.check_isolation()
     return teacher
 
 
@@ -93,7 +94,7 @@ def _move(model: Any, device: torch.device, dtype: torch.dtype) -> torch.device:
     if quantization_of(model) is not None:
         model.to(device=device)
         return device
-    model.to(device=device, dtype=dtype)
+    convert_weights(model, device, dtype)
     if device.type == "cpu":
         use_fast_matmul(inputs_are_bfloat16=model.dtype == torch.bfloat16)
     use_fast_layers(model)

@@ -42,7 +42,9 @@ def find_adapter(where: str, library: Any, revision: str | None) -> Adapter | No
     settings = read_json_object(config)
     if settings.get("megatron_config") is not None or settings.get("auto_mapping") is not None:
         raise UnusableModelError(f"{ADAPTER_CONFIG} names code of its own, and code from a checkpoint never runs")
-    require_peft()
+    kinds, kind = require_peft().PeftType.__members__, str(settings.get("peft_type"))
+    if kind not in kinds or "PROMPT" in kind or "TUNING" in kind:
+        raise UnusableModelError(f"peft_type is {kind!r} in {ADAPTER_CONFIG}, expected one that merges, such as LORA")
     return Adapter(where=where, revision=revision, settings=settings)
 
 
@@ -81,12 +83,14 @@ def apply_adapter(model: Any, where: str, adapter: Adapter | None) -> Any:
     """
     if adapter is None:
         return model
+    if Path(where).is_dir() and not any(Path(where).glob("adapter_model.*")):
+        raise UnusableModelError("it has no adapter_model.safetensors beside its adapter_config.json")
     with warnings.catch_warnings():
         # peft only warns, and leaves layers as they are, when the adapter's weights have other names.
         warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected keys)")
         adapted = require_peft().PeftModel.from_pretrained(model, where, revision=adapter.revision)
     if not hasattr(adapted, "merge_and_unload"):
-        raise UnusableModelError(f"its adapter, {adapter.settings.get('peft_type')}, cannot be merged into weights")
+        raise UnusableModelError(f"its adapter is a {adapter.settings['peft_type']}, which cannot be merged")
     return adapted
 
 

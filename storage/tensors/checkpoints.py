@@ -37,7 +37,7 @@ def load_checkpoint(library: Any, where: str, **options: Any) -> Any:
     MissingExtraError for an adapter without peft.
     """
     settings: dict[str, Any] = {}
-    with _files_to_blame(where, settings), ExitStack() as stack:
+    with blaming_files(where, settings), ExitStack() as stack:
         adapter = find_adapter(where, library, options.get("revision"))
         if adapter and "device_map" in options:
             raise UnusableModelError("it has an adapter, which needs the model on one device: merge the two with peft")
@@ -60,36 +60,18 @@ def build_model(library: Any, settings: dict[str, Any], seed: int) -> Any:
         config = library.AutoConfig.for_model(**(settings | PLAIN_OUTPUT | {"dtype": torch.float32}))
         return library.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
-    with _files_to_blame("", settings):
+    with blaming_files("", settings):
         require_room(build, most_parameters_in_memory(), "this machine's memory")
         torch.manual_seed(seed)
         return build()
 
 
-@torch.inference_mode()
-def require_causal(model: Any) -> None:
-    """Raise UnusableModelError when the model cannot read a few tokens, or what it says hangs on later tokens.
-
-    A model that was trained on masked tokens has an output head too, and transformers loads it as a causal one.
-    """
-    length = min(_PROBE_TOKENS, context_length_of(model))
-    with _files_to_blame("", {}):
-        ids = torch.arange(length, device=model.get_input_embeddings().weight.device)[None] % _num_ids(model)
-        changed = ids.clone()
-        changed[0, -1] = (changed[0, -1] + 1) % _num_ids(model)
-        expected_TV, found_TV = (_logits(model, tokens)[:-1] for tokens in (ids, changed))
-    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _SHORT_FLOAT_TOLERANCE
-    is_same = (found_TV - expected_TV).abs() <= tolerance * expected_TV.abs().max()
-    # Values that are not finite are told apart elsewhere.
-    if not bool((is_same | ~expected_TV.isfinite() | ~found_TV.isfinite()).all()):
-        raise UnusableModelError(
-            "its logits depend on later tokens: it is a model of masked or whole texts, no causal language model"
-        )
-
-
 @contextmanager
-def _files_to_blame(where: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Raise UnusableModelError for whatever transformers raises; files that are no model make it raise anything.
+def blaming_files(where: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Raise UnusableModelError for whatever is raised while a model is loaded, or makes its first passes.
+
+    Files that are no model, and configs that do not fit together, make transformers raise anything. Our own errors, and
+    those that mean out of memory, pass.
 
     where: directory or hub id of the files, "" when there are none; settings: what their config.json states.
     """
@@ -101,6 +83,27 @@ def _files_to_blame(where: str, settings: dict[str, Any]) -> Iterator[None]:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         raise UnusableModelError(_reason(error, where, settings)) from error
+
+
+@torch.inference_mode()
+def require_causal(model: Any) -> None:
+    """Raise UnusableModelError when the model cannot read a few tokens, or what it says hangs on later tokens.
+
+    A model that was trained on masked tokens has an output head too, and transformers loads it as a causal one.
+    """
+    length = min(_PROBE_TOKENS, context_length_of(model))
+    with blaming_files("", {}):
+        ids = torch.arange(length, device=model.get_input_embeddings().weight.device)[None] % _num_ids(model)
+        changed = ids.clone()
+        changed[0, -1] = (changed[0, -1] + 1) % _num_ids(model)
+        expected_TV, found_TV = (_logits(model, tokens)[:-1] for tokens in (ids, changed))
+    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _SHORT_FLOAT_TOLERANCE
+    is_same = (found_TV - expected_TV).abs() <= tolerance * expected_TV.abs().max()
+    # Values that are not finite are told apart elsewhere.
+    if not bool((is_same | ~expected_TV.isfinite() | ~found_TV.isfinite()).all()):
+        raise UnusableModelError(
+            "its logits depend on later tokens: it is a model of masked or whole texts, no causal language model"
+        )
 
 
 def _logits(model: Any, ids_NT: Tensor) -> Tensor:

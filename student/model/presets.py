@@ -10,7 +10,7 @@ import transformers
 from storage.disk.json_files import read_json_object
 from storage.errors import UnusableModelError
 from storage.reading.cache import Cache
-from storage.tensors.checkpoints import build_model, require_causal
+from storage.tensors.checkpoints import blaming_files, build_model, require_causal
 from student.errors import BrokenStudentError, UnknownPresetError
 from student.model.enlarging import enlarge_weights
 from student.model.fitting import check_fits, load_fitting_student, longest_rows
@@ -59,7 +59,8 @@ def _check_as_if_trained(settings: dict[str, Any], cache: Cache, preset: str) ->
     enlarge_weights(model)
     try:
         require_causal(model)
-        check_fits(model, cache, preset)
+        with blaming_files("", settings):
+            check_fits(model, cache, preset)
     except UnusableModelError as error:
         raise UnknownPresetError(preset, list(PRESETS), error.reason) from error
     except BrokenStudentError as error:
