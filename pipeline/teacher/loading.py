@@ -73,7 +73,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
 def quantization_of(model: Any) -> str | None:
     """Return the method by which the model's weights are quantised, such as "gptq"; None for plain numbers."""
     quantizer = getattr(model, "hf_quantizer", None)
-    return None if quantizer is None else str(getattr(quantizer.quantization_config, "quant_method", "unknown"))
+    return None if quantizer is None else str(quantizer.quantization_config.quant_method.value)
 
 
 def _place(config: PrecomputeConfig) -> dict[str, Any]:

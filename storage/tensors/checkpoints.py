@@ -21,6 +21,7 @@ from storage.tensors.model_facts import context_length_of
 from storage.tensors.model_size import most_parameters_in_memory, require_room
 from storage.text.tokenizer_files import NEEDS_OWN_CODE
 
+_GENERATION_CONFIG = "generation_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _PROBE_TOKENS = 6
 # Rounding makes smaller differences than these, as shares of the largest logit, for the same tokens in the same places.
@@ -32,8 +33,10 @@ _FREE_PARAMETERS = 1 << 26
 def load_checkpoint(library: Any, where: str, **options: Any) -> Any:
     """Return the causal language model in a directory or at a hub id, with its adapter applied but not merged.
 
-    library: the module transformers; options: those of its from_pretrained. No code from there runs, and nothing is
-    asked. Raise UnusableModelError when there is none, or some of its weights are missing or have other sizes, and
+    library: the module transformers; options: those of its from_pretrained, without dtype for a quantised model. No
+    code from there runs, and nothing is asked.
+
+    Raise UnusableModelError when there is none, or some of its weights are missing or have other sizes, and
     MissingExtraError for an adapter without peft.
     """
     settings: dict[str, Any] = {}
@@ -44,6 +47,8 @@ def load_checkpoint(library: Any, where: str, **options: Any) -> Any:
         base = base_of(where, adapter, stack)
         settings |= _settings(library, base, options)
         require_sound_config(settings, library.CONFIG_MAPPING)
+        if settings.get("quantization_config"):
+            options["dtype"] = "auto"  # layers with quantised weights compute in the format of their making
         return apply_adapter(_load(library, base, settings, options), where, adapter)
 
 
@@ -127,6 +132,8 @@ def _load(library: Any, where: str, settings: dict[str, Any], options: dict[str,
     """Load the weights; raise UnusableModelError when some are missing or have other sizes than the config says."""
     is_local = Path(where).is_dir()
     if is_local:
+        if (Path(where) / _GENERATION_CONFIG).exists():
+            read_json_object(Path(where) / _GENERATION_CONFIG)
         _require_weights_of_that_size(library, Path(where), settings)
         options = options | {"local_files_only": True}
     model, found = library.AutoModelForCausalLM.from_pretrained(

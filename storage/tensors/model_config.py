@@ -33,6 +33,9 @@ def require_sound_config(settings: dict[str, Any], known_types: Any) -> None:
     # transformers fetches an attention of that form, which is code, from the hub.
     if "/" in str(settings.get("attn_implementation")):
         raise UnusableModelError(NEEDS_OWN_CODE.replace("auto_map", "attn_implementation"))
+    quantization = settings.get("quantization_config")
+    if not isinstance(quantization, dict | None):
+        raise UnusableModelError(f"quantization_config is {quantization!r} in its config, expected an object")
     for name, value in _numbers(settings):
         least = 1 if name in _SIZES else 0 if _COUNT.fullmatch(name) else None
         if least is not None and value < least:

@@ -137,6 +137,7 @@ MODELS: dict[str, tuple[Break, str]] = {
     "huge depth": (change_json("config.json", n_layer=10**9), "n_layer"),
     "other width": (change_json("config.json", n_embd=64), "[192] by its config"),
     "more layers than weights": (change_json("config.json", n_layer=3), "weights lack transformer.h."),
+    "generation settings are a list": (write("generation_config.json", b"[]"), "generation_config.json"),
     "quantised": (change_json("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
     "own attention": (change_json("config.json", attn_implementation="stranger/attention"), "attn_implementation"),
     "own code": (own_code, "auto_map"),

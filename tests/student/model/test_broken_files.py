@@ -16,7 +16,7 @@ from tests.commands import refused
 from tests.storage.tensors.broken_models import MODELS, TOKENIZERS, broken
 
 # Of these, a config .json says nothing wrong: it gets new weights.
-ONLY_WEIGHTS = {name for name in MODELS if name.startswith(("weights", "index", "pickled"))}
+ONLY_WEIGHTS = {name for name in MODELS if name.startswith(("weights", "index", "pickled", "generation"))}
 ONLY_WEIGHTS |= {"other width", "more layers than weights", "config without a type", "config is a directory"}
 
 
