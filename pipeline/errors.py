@@ -7,6 +7,7 @@ TeachonceError
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
 │   ├── NoUsableTextError      the text to train on is shorter than one block
+│   ├── NoWantedTargetError    the teacher should teach no token of the training split
 │   └── NoPromptsError         there is no prompt for samples or beams
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
@@ -70,6 +71,17 @@ class NoUsableTextError(DataError):
             f"--data {source}: no usable text: {num_documents} documents leave {num_tokens['train']} tokens to train on"
             f"{beside} ({num_skipped} documents skipped as shorter than 2 tokens), fewer than one block of "
             f"{block_tokens}; give more text, or a smaller --block-size{less}"
+        )
+
+
+class NoWantedTargetError(DataError):
+    """None of the num_tokens tokens of the train split is one that the teacher should teach."""
+
+    def __init__(self, source: str, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        super().__init__(
+            f"--data {source}: nothing to teach: of {num_tokens} tokens to train on, none is of an assistant or of a "
+            "completion; give text that has some"
         )
 
 

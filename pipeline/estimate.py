@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.blocks import Blocks
@@ -40,8 +41,9 @@ def render_plan(job: Job) -> str:
     for split in SPLITS:
         store = job.tokenized.documents[split]
         num_blocks = len(Blocks(store, job.config.block_size))
+        wanted = "" if store.is_wanted is None else f"; {np.count_nonzero(store.is_wanted):,} tokens wanted"
         lines.append(
-            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks"
+            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks{wanted}"
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")

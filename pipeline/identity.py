@@ -52,6 +52,8 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
     """Return the whole identity. tokenizer_sha256: `directory_sha256` of the tokenizer's saved files."""
     facts = facts_of(job)
     facts["tokenizer"] |= {"sha256": tokenizer_sha256}
+    for kind, producer in job.producers.items():
+        facts["config"][kind] |= producer.settings_of_text
     facts["data"] |= {
         **dataclasses.asdict(job.tokenized.counts),
         "longest_prompt_tokens": {

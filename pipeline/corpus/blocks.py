@@ -25,6 +25,21 @@ class Blocks:
         flat = self._store.tokens[start * self._block_tokens : stop * self._block_tokens]
         return np.asarray(flat).reshape(-1, self._block_tokens)
 
+    @property
+    def marks_wanted(self) -> bool:
+        """Whether the text says of each token whether it is wanted, so that rows have the column is_wanted."""
+        return self._store.is_wanted is not None
+
+    def is_wanted(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Return whether the label of each target in blocks [start, stop) is wanted: [stop - start, T].
+
+        The label of target t is token t + 1. Return None when every target is wanted.
+        """
+        if self._store.is_wanted is None:
+            return None
+        flat = self._store.is_wanted[start * self._block_tokens : stop * self._block_tokens]
+        return np.asarray(flat).reshape(-1, self._block_tokens)[:, 1:]
+
     def segment_lengths(self, index: int) -> NDArray[np.int64]:
         """Return the lengths of the pieces of documents in a block."""
         start = index * self._block_tokens

@@ -45,7 +45,8 @@ def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
     if num_held_out < block_tokens:
         return False
     boundary = train.num_tokens - num_held_out
-    staged = {split: TokenWriter(directory / "staged" / split, dtype) for split in SPLITS}
+    marks_wanted = train.is_wanted is not None
+    staged = {split: TokenWriter(directory / "staged" / split, dtype, marks_wanted=marks_wanted) for split in SPLITS}
     _copy_range(train, 0, boundary, staged["train"])
     _copy_range(validation, 0, validation.num_tokens, staged["validation"])
     _copy_range(train, boundary, train.num_tokens, staged["validation"])
@@ -58,11 +59,16 @@ def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
 
 
 def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter) -> None:
-    """Append tokens [start, stop) to `writer`. If the range cuts a document, the part inside becomes a document."""
+    """Append tokens [start, stop) to `writer`, with their flags if `source` has flags.
+
+    If the range cuts a document, the part inside becomes a document.
+    """
     if start == stop:
         return
     for length in source.segment_lengths(start, stop):
         for offset in range(start, start + length, _COPIED_TOKENS):
-            writer.append(np.asarray(source.tokens[offset : min(offset + _COPIED_TOKENS, start + length)]))
+            piece = slice(offset, min(offset + _COPIED_TOKENS, start + length))
+            is_wanted = None if source.is_wanted is None else np.asarray(source.is_wanted[piece])
+            writer.append(np.asarray(source.tokens[piece]), is_wanted)
         writer.end_document()
         start += length

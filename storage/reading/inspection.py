@@ -63,8 +63,8 @@ def render_summary(summary: dict[str, Any]) -> str:
         for split, totals in splits.items():
             lines.append(
                 f"{kind_name + ' ' + split:<24}{totals['num_rows']:>10,} rows {totals['num_tokens']:>14,} tokens "
-                f"{totals['shard_bytes']:>15,} bytes in {totals['num_shards']} shards, "
-                f"{totals['bytes_per_token']} bytes/token"
+                f"{totals['num_targets']:>14,} targets {totals['shard_bytes']:>15,} bytes "
+                f"in {totals['num_shards']} shards, {totals['bytes_per_token']} bytes/token"
             )
     return "\n".join(map(_printable, lines))
 

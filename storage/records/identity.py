@@ -21,7 +21,8 @@ from storage.rows.kind import RowFacts
 from storage.rows.kinds import KINDS
 
 FORMAT_NAME = "teachonce-cache"
-FORMAT_VERSION = 1
+# The newest version. A cache has the lowest that its kinds need, so that older readers read it, too.
+FORMAT_VERSION = 2
 PLAN_NAME = "plan.json"
 SPLITS = ("train", "validation")
 
@@ -196,7 +197,15 @@ def parse_shard_path(path: str, where: str) -> ShardKey:
 
 def identity_content(identity: CacheIdentity) -> dict[str, Any]:
     """Return the content of plan.json, which manifest.json also holds."""
-    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION} | dataclasses.asdict(identity)
+    content = dataclasses.asdict(identity)
+    return {"format": FORMAT_NAME, "format_version": _version_of(content)} | content
+
+
+def _version_of(content: dict[str, Any]) -> int:
+    """Return the format version of a cache with this identity: the highest that one of its kinds needs."""
+    config = content.get("config")
+    stated = [(kind, config.get(name)) for name, kind in KINDS.items()] if isinstance(config, dict) else []
+    return max((kind.format_version(settings) for kind, settings in stated if isinstance(settings, dict)), default=1)
 
 
 def read_versioned(path: Path) -> dict[str, Any]:
@@ -212,6 +221,8 @@ def read_versioned(path: Path) -> dict[str, Any]:
         raise RecordError(str(path), f"'format_version' is {version!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(str(path), version, FORMAT_VERSION)
+    if version != (expected := _version_of(content)):
+        raise RecordError(str(path), f"'format_version' is {version}, expected {expected} with these settings")
     return content
 
 
