@@ -18,11 +18,13 @@ from pipeline.teacher.model import Teacher
 from pipeline.teacher.several_devices import gather_ends, require_accelerate, spread_options
 from pipeline.teacher.weights import convert_weights, hash_weights
 from storage.errors import ConfigError, UnusableModelError
-from storage.tensors.adapters import merged
-from storage.tensors.checkpoints import blaming_files, load_checkpoint, require_causal
+from storage.tensors.checkpoints.adapters import merged
+from storage.tensors.checkpoints.blame import blaming_files
+from storage.tensors.checkpoints.config_file import require_sound_config_file
+from storage.tensors.checkpoints.first_passes import require_causal
+from storage.tensors.checkpoints.loading import load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
-from storage.tensors.model_config import require_sound_config_file
 from storage.text.tokenizer_files import load_tokenizer_files
 
 

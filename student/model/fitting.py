@@ -9,7 +9,7 @@ from storage.errors import UnusableModelError
 from storage.reading.cache import Cache
 from storage.records.identity import SPLITS
 from storage.rows.kinds import KINDS
-from storage.tensors.checkpoints import blaming_files
+from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.model_facts import context_length_of
 from student.errors import NoSuchStudentError, StudentContextError, VocabularyMismatchError
 from student.model.architecture import check_architecture, head_weight

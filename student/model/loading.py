@@ -10,8 +10,9 @@ import transformers
 
 from storage.disk.json_files import read_json_object
 from storage.errors import UnusableModelError
-from storage.tensors.adapters import merged
-from storage.tensors.checkpoints import load_checkpoint, require_causal
+from storage.tensors.checkpoints.adapters import merged
+from storage.tensors.checkpoints.first_passes import require_causal
+from storage.tensors.checkpoints.loading import load_checkpoint
 from student.errors import NoSuchStudentError
 
 # Do not look for a missing file on the hub.

@@ -10,7 +10,9 @@ import transformers
 from storage.disk.json_files import read_json_object
 from storage.errors import UnusableModelError
 from storage.reading.cache import Cache
-from storage.tensors.checkpoints import blaming_files, build_model, require_causal
+from storage.tensors.checkpoints.blame import blaming_files
+from storage.tensors.checkpoints.first_passes import require_causal
+from storage.tensors.checkpoints.loading import build_model
 from student.errors import BrokenStudentError, UnknownPresetError
 from student.model.enlarging import enlarge_weights
 from student.model.fitting import check_fits, load_fitting_student, longest_rows

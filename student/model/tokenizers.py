@@ -9,7 +9,7 @@ import transformers
 
 from storage.errors import RecordError, UnusableModelError
 from storage.reading.cache import Cache
-from storage.tensors.model_config import require_sound_config_file
+from storage.tensors.checkpoints.config_file import require_sound_config_file
 from storage.text.tokenizer_files import load_tokenizer_files
 from student.errors import NoSuchStudentError, TokenizerMismatchError, VocabularyMismatchError
 from student.model.loading import AS_DATA

@@ -15,7 +15,7 @@ from pipeline.config import PrecomputeConfig
 from pipeline.errors import NoSuchTeacherError
 from pipeline.teacher.loading import load_teacher
 from tests.commands import refused
-from tests.storage.tensors.broken_models import MODELS, TOKENIZERS, broken, change_json
+from tests.storage.tensors.checkpoints.broken_models import MODELS, TOKENIZERS, broken, change_json
 
 BROKEN = MODELS | TOKENIZERS
 

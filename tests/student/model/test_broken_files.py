@@ -13,7 +13,7 @@ from storage import Cache
 from student.errors import StudentError
 from student.model.presets import build_student
 from tests.commands import refused
-from tests.storage.tensors.broken_models import MODELS, TOKENIZERS, broken
+from tests.storage.tensors.checkpoints.broken_models import MODELS, TOKENIZERS, broken
 
 # Of these, a config .json says nothing wrong: it gets new weights.
 ONLY_WEIGHTS = {name for name in MODELS if name.startswith(("weights", "index", "pickled", "generation"))}

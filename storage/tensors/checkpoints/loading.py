@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from storage.disk.json_files import read_json_object
-from storage.errors import TeachonceError, UnusableModelError, first_line
+from storage.errors import UnusableModelError
 from storage.progress import tell
-from storage.tensors.adapters import apply_adapter, base_of, find_adapter
-from storage.tensors.memory import is_out_of_memory
-from storage.tensors.model_config import PLAIN_OUTPUT, named_setting, require_sound_config
-from storage.tensors.model_facts import context_length_of
-from storage.tensors.model_size import most_parameters_in_memory, require_room
-from storage.text.tokenizer_files import NEEDS_OWN_CODE
+from storage.tensors.checkpoints.adapters import apply_adapter, base_of, find_adapter
+from storage.tensors.checkpoints.blame import blaming_files
+from storage.tensors.checkpoints.config_file import PLAIN_OUTPUT, require_sound_config
+from storage.tensors.checkpoints.size import most_parameters_in_memory, require_room
 
 _GENERATION_CONFIG = "generation_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
-_PROBE_TOKENS = 6
-# Rounding makes smaller differences than these, as shares of the largest logit, for the same tokens in the same places.
-_TOLERANCE, _SHORT_FLOAT_TOLERANCE = 1e-4, 1e-2
 # So many parameters do no harm, whatever the files hold.
 _FREE_PARAMETERS = 1 << 26
 
@@ -69,55 +61,6 @@ def build_model(library: Any, settings: dict[str, Any], seed: int) -> Any:
         require_room(build, most_parameters_in_memory(), "this machine's memory")
         torch.manual_seed(seed)
         return build()
-
-
-@contextmanager
-def blaming_files(where: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Raise UnusableModelError for whatever is raised while a model is loaded, or makes its first passes.
-
-    Files that are no model, and configs that do not fit together, make transformers raise anything. Our own errors, and
-    those that mean out of memory, pass.
-
-    where: directory or hub id of the files, "" when there are none; settings: what their config.json states.
-    """
-    try:
-        yield
-    except TeachonceError:
-        raise
-    except Exception as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise
-        raise UnusableModelError(_reason(error, where, settings)) from error
-
-
-@torch.inference_mode()
-def require_causal(model: Any) -> None:
-    """Raise UnusableModelError when the model cannot read a few tokens, or what it says hangs on later tokens.
-
-    A model that was trained on masked tokens has an output head too, and transformers loads it as a causal one.
-    """
-    length = min(_PROBE_TOKENS, context_length_of(model))
-    with blaming_files("", {}):
-        ids = torch.arange(length, device=model.get_input_embeddings().weight.device)[None] % _num_ids(model)
-        changed = ids.clone()
-        changed[0, -1] = (changed[0, -1] + 1) % _num_ids(model)
-        expected_TV, found_TV = (_logits(model, tokens)[:-1] for tokens in (ids, changed))
-    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _SHORT_FLOAT_TOLERANCE
-    is_same = (found_TV - expected_TV).abs() <= tolerance * expected_TV.abs().max()
-    # Values that are not finite are told apart elsewhere.
-    if not bool((is_same | ~expected_TV.isfinite() | ~found_TV.isfinite()).all()):
-        raise UnusableModelError(
-            "its logits depend on later tokens: it is a model of masked or whole texts, no causal language model"
-        )
-
-
-def _logits(model: Any, ids_NT: Tensor) -> Tensor:
-    logits_TV: Tensor = model(input_ids=ids_NT, use_cache=False).logits[0].float()
-    return logits_TV
-
-
-def _num_ids(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _settings(library: Any, where: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -168,29 +111,3 @@ def _require_weights_of_that_size(library: Any, directory: Path, settings: dict[
         return library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
     require_room(build, 8 * weights_bytes + _FREE_PARAMETERS, f"{weights_bytes:,} bytes of weights")
-
-
-def _reason(error: Exception, where: str, settings: dict[str, Any]) -> str:
-    """Return in one line why a model cannot be loaded; name the setting or the file that is to blame."""
-    if "trust_remote_code" in str(error):
-        return NEEDS_OWN_CODE
-    if isinstance(error, pickle.UnpicklingError):
-        return "its .bin file holds more than tensors, and code from a checkpoint never runs: save it as safetensors"
-    if isinstance(error, KeyError) and error.args:
-        named = named_setting(settings, error.args[0])
-        return f"{named} in its config, which transformers does not know" if named else f"no {error.args[0]!r}"
-    broken = _broken_weights(Path(where)) if where else None
-    return f"{broken}: {first_line(error)}" if broken else first_line(error)
-
-
-def _broken_weights(directory: Path) -> str | None:
-    """Return the name of the first .safetensors file whose header cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (OSError, SafetensorError):
-            return file.name
-    return None

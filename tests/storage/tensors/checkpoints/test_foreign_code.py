@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage import Cache
 from tests.places import ROOT
-from tests.storage.tensors.broken_models import broken, own_code, own_tokenizer_code, pickled_code
+from tests.storage.tensors.checkpoints.broken_models import broken, own_code, own_tokenizer_code, pickled_code
 
 # One process for all, because the start of one takes seconds.
 _USE = f"""

@@ -55,12 +55,6 @@ def require_sound_config_file(directory: Path, known_types: Any) -> None:
         require_sound_config(read_json_object(directory / "config.json"), known_types)
 
 
-def named_setting(settings: dict[str, Any], value: object) -> str | None:
-    """Return the setting that has this value, as "name is 'value'"; None when no setting has it."""
-    names = [name for name, found in settings.items() if found == value and isinstance(value, str)]
-    return f"{names[0]} is {value!r}" if names else None
-
-
 def _require_known_type(settings: dict[str, Any], known_types: Any) -> None:
     model_type, auto_map = settings.get("model_type"), settings.get("auto_map")
     if isinstance(model_type, str) and model_type in known_types:

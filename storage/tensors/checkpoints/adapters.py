@@ -95,5 +95,5 @@ def apply_adapter(model: Any, where: str, adapter: Adapter | None) -> Any:
 
 
 def merged(model: Any) -> Any:
-    """Return the model with the adapter that load_checkpoint applied merged into its weights, if there is one."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    """Return the model with the adapter that load_checkpoint applied, if there is one, merged into float32 weights."""
+    return model.float().merge_and_unload() if hasattr(model, "merge_and_unload") else model
