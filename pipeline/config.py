@@ -140,7 +140,8 @@ class PrecomputeConfig:
     text_column: str = "text"
     """Column with the text in jsonl, parquet and hub data."""
     document_separator: str | None = None
-    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document."""
+    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document.
+    A control token such as <|endoftext|> that stands in a text is characters unless it is named here."""
     block_size: int = 128
     """Targets in a block."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

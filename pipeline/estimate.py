@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.notices import tokenization_notices
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from pipeline.producers.producer import Producer
@@ -47,6 +48,7 @@ def render_plan(job: Job) -> str:
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
+    lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
     estimates = estimate(job)
     for e in estimates:
         lines.append(

@@ -55,7 +55,7 @@ def identity_of(job: Job, tokenizer_sha256: str) -> CacheIdentity:
     for kind, producer in job.producers.items():
         facts["config"][kind] |= producer.settings_of_text
     facts["data"] |= {
-        **dataclasses.asdict(job.tokenized.counts),
+        **job.tokenized.counts.facts(),
         "longest_prompt_tokens": {
             kind: producer.longest_prompt_tokens
             for kind, producer in job.producers.items()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.beginning import begin
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.notices import tokenization_notices
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
 from pipeline.identity import facts_of
@@ -43,7 +44,7 @@ def precompute(config: PrecomputeConfig) -> Manifest:
 
 
 def _run(config: PrecomputeConfig) -> Manifest:
-    write = {"local": _write_here, "ray": write_on_ray}[config.engine]
+    write = {"local": _write_here, "ray": _write_on_ray}[config.engine]
     destination = open_destination(config.out, config.work_dir)
     destination.require_own()
     with work_directory(destination):
@@ -56,8 +57,21 @@ def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
     destination.require_same_facts(facts_of(loaded))
     job = lay_out(loaded, destination.work_dir)
     begun = begin(job, destination)
+    _tell(config, begun)
     write_shards(config, destination, job.producers, begun)
     return begun
+
+
+def _write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
+    begun = write_on_ray(config, destination)
+    _tell(config, begun)  # what a worker prints reaches nobody
+    return begun
+
+
+def _tell(config: PrecomputeConfig, begun: Begun) -> None:
+    """Print on standard error what a user should know of how the text was tokenized."""
+    for line in tokenization_notices(config.data, begun.identity.data):
+        print(line, file=sys.stderr)
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:

@@ -64,7 +64,7 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
 
     Args:
         student: Directory of the student.
-        prompt: Text to continue.
+        prompt: Text to continue; a control token that it spells out is characters.
         candidates: File with one candidate per line.
     """
     from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
@@ -91,7 +91,7 @@ def generate(
     Args:
         student: Directory of the student.
         sampling: How to sample text.
-        prompt: Text to continue.
+        prompt: Text to continue; a control token that it spells out is characters.
         candidates: Number of continuations to draw; print them best first, with scores in nats and how they ended.
         interactive: Read prompts from the terminal or a pipe, one per line, and continue each with another seed.
         device: cpu, cuda, cuda:1, …; auto takes a GPU when there is one.

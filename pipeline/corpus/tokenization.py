@@ -16,7 +16,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.token_store import TokenStore, TokenWriter
-from pipeline.corpus.tokenizer_calls import tokenized_documents
+from pipeline.corpus.tokenizer_calls import CorpusTokenizer
 from pipeline.corpus.validation_split import hold_out_end, split_of
 from pipeline.errors import ColumnError, NoUsableTextError
 from pipeline.sources.corpus import Corpus, Prompt
@@ -43,12 +43,25 @@ _COUNTS_NAME = "counts.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizationCounts:
-    """How many documents and prompts were read or skipped, and whether validation is the end of the text."""
+    """How many documents and prompts were read or skipped, and whether validation is the end of the text.
+
+    num_inexact_cuts: cuts of long documents that may have changed tokens beside them. num_control_tokens: how often
+    texts spell out each control token, read as characters. num_chat_control_tokens: how often messages of chats do,
+    read as control tokens.
+    """
 
     num_documents: int
     num_documents_skipped: int
     num_prompts_skipped: int
     validation_is_end_of_text: bool
+    num_inexact_cuts: int = 0
+    num_control_tokens: dict[str, int] = field(default_factory=dict)
+    num_chat_control_tokens: dict[str, int] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts for the manifest. Those of rare things are left out when there is none of them."""
+        rare = ("num_inexact_cuts", "num_control_tokens", "num_chat_control_tokens")
+        return {name: value for name, value in asdict(self).items() if value or name not in rare}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +150,14 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
     prompt_writers = {
         place: TokenWriter(prompt_dir, plan.dtype) for place, prompt_dir in _prompt_dirs(plan, directory).items()
     }
+    tokenizer = CorpusTokenizer(plan.tokenizer)
     num_documents = num_skipped = num_prompts_skipped = num_tokens = 0
     with Progress(config.max_tokens, "tokenize", "tokens", quiet=config.quiet) as bar:
-        for document, pieces in tokenized_documents(plan.corpus.documents(), plan.tokenizer, plan.dtype):
+        for document, pieces in tokenizer.documents(plan.corpus.documents(), plan.dtype):
             split = split_of(config, num_documents)
             num_documents += 1
-            first = next((ids for ids in pieces if len(ids)), None)
-            if first is None or len(first) < 2:
+            first = _beginning(pieces, plan.dtype)
+            if len(first) < 2:
                 num_skipped += 1
                 continue
             room = None if config.max_tokens is None else config.max_tokens - num_tokens
@@ -154,7 +168,7 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
                 bar.update(len(ids))
             writers[split].end_document()
             for column, prompt in document.prompts.items():
-                prompt_ids = _prompt_ids(plan, column, prompt)
+                prompt_ids = _prompt_ids(plan, tokenizer, column, prompt)
                 if 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
                     prompt_writers[column, split].append(np.array(prompt_ids, dtype=plan.dtype))
                     prompt_writers[column, split].end_document()
@@ -169,7 +183,18 @@ def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
         num_documents_skipped=num_skipped,
         num_prompts_skipped=num_prompts_skipped,
         validation_is_end_of_text=hold_out_end(directory, config, plan.dtype),
+        num_inexact_cuts=tokenizer.num_inexact_cuts,
+        num_control_tokens=dict(tokenizer.num_control_tokens),
+        num_chat_control_tokens=dict(tokenizer.num_chat_control_tokens),
     )
+
+
+def _beginning(pieces: Iterator[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    """Return the first pieces of a document joined, as many as hold two tokens."""
+    beginning = np.array([], dtype=dtype)
+    while len(beginning) < 2 and (ids := next(pieces, None)) is not None:
+        beginning = np.concatenate([beginning, ids])
+    return beginning
 
 
 def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -182,14 +207,14 @@ def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray
                 return
 
 
-def _prompt_ids(plan: _Plan, column: str, prompt: Prompt) -> list[int]:
+def _prompt_ids(plan: _Plan, tokenizer: CorpusTokenizer, column: str, prompt: Prompt) -> list[int]:
     """Return the token ids of a text, or of a chat rendered by the chat template; ColumnError if there is none."""
     if isinstance(prompt, str):
-        ids: list[int] = plan.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return tokenizer.prompt_ids(prompt)
     if plan.tokenizer.chat_template is None:
         problem = "holds chats, and the tokenizer has no chat template"
         raise ColumnError(plan.config.data, column, problem, "--samples.prompt-column")
+    tokenizer.count_in_chat(prompt)
     chat: list[int] = plan.tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, tokenize=True, return_dict=False
     )

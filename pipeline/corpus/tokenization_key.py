@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.tokenizer_calls import TOKENIZATION_RULE
 from pipeline.sources.corpus import Corpus
 
 # Settings that decide the tokens, their order, and how they are cut into blocks.
@@ -24,6 +25,7 @@ def tokenization_key(corpus: Corpus, tokenizer: Any, config: PrecomputeConfig) -
     """Return 16 hex digits of a sha256 over everything that the tokenized text depends on."""
     facts = {
         "corpus": corpus.fingerprint,
+        "rule": TOKENIZATION_RULE,
         "tokenizer": repr(tokenizer.backend_tokenizer.to_str())
         if tokenizer.is_fast
         else repr(sorted(tokenizer.get_vocab().items())),

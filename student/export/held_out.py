@@ -14,6 +14,7 @@ from storage.errors import ConfigError, first_line
 from storage.reading.cache import Cache, open_cache
 from storage.rows import soft_targets
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
 from student.errors import HeldOutTextError, VocabularyMismatchError
 from student.model.architecture import head_weight
 
@@ -45,7 +46,7 @@ def text_sequences(path: Path, model: Any, tokenizer: Any, max_tokens: int) -> S
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HeldOutTextError(str(path), first_line(error)) from error
-    ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    ids = np.array(text_ids(tokenizer, text), dtype=np.int64)
     if len(ids) and ids.max() >= head_weight(model).shape[0]:
         raise ConfigError(f"{path}: the tokenizer beside the student has ids beyond its vocabulary")
     return _take(iter([ids]), str(path), min(context_length_of(model), _LONGEST_PIECE), max_tokens)

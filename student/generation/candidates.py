@@ -10,6 +10,7 @@ import torch
 
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
 from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError, require_unicode
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
@@ -48,8 +49,8 @@ def rank_candidates(
     Raise PromptError for a prompt that is not Unicode, and as continuation_scores does.
     """
     require_unicode(prompt)
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
-    continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
+    prompt_ids = text_ids(tokenizer, prompt) or [tokenizer.eos_token_id or 0]
+    continuations = [text_ids(tokenizer, text) or [0] for text in candidates]
     scores = continuation_scores(model, prompt_ids, continuations, length_penalty)
     ranked = [RankedCandidate(text=text, score=score) for text, score in zip(candidates, scores, strict=True)]
     return sorted(ranked, key=lambda candidate: -candidate.score)

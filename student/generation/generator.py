@@ -13,6 +13,7 @@ import numpy as np
 
 from storage.errors import ConfigError
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
 from student.config import SamplingConfig
 from student.errors import StudentContextError, require_unicode
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
@@ -131,7 +132,7 @@ class Generator:
     def _prompt_ids(self, prompt: str) -> list[int]:
         require_unicode(prompt)
         eos = self._tokenizer.eos_token_id
-        return self._tokenizer(prompt, add_special_tokens=False)["input_ids"] or [0 if eos is None else eos]
+        return text_ids(self._tokenizer, prompt) or [0 if eos is None else eos]
 
     def _fitting_ids(self, prompt: str, config: SamplingConfig, keep_end: bool) -> list[int]:
         ids = self._prompt_ids(prompt)
