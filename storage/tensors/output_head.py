@@ -122,7 +122,7 @@ _FORMS: WeakKeyDictionary[Any, Form | None] = WeakKeyDictionary()
 
 
 def output_head_of(model: Any) -> OutputHead | None:
-    """Return the head of a causal language model in evaluation mode; None when no OutputHead gives its logits.
+    """Return the head of a causal language model; None when no OutputHead gives its logits.
 
     The model's own code decides, twice. With a made-up head in float64, whose products lie below and above any cap, the
     logits must be equal up to rounding, so the weights of the day hide nothing. With the real weights they must be
@@ -134,7 +134,12 @@ def output_head_of(model: Any) -> OutputHead | None:
         return None
     plain = OutputHead(weight_VD=weight, bias_V=getattr(module, "bias", None))
     if model not in _FORMS:
-        _FORMS[model] = _find_form(model, module, plain)
+        was_training = model.training
+        model.eval()  # dropout would draw random numbers that the training needs
+        try:
+            _FORMS[model] = _find_form(model, module, plain)
+        finally:
+            model.train(was_training)
     form = _FORMS[model]
     return None if form is None else replace(plain, **form)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from storage.errors import UnusableModelError
 from storage.reading.cache import Cache
 from storage.records.identity import SPLITS
 from storage.rows.kinds import KINDS
+from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.model_facts import context_length_of
-from student.errors import (
-    StudentContextError,
-    VocabularyMismatchError,
-)
+from student.errors import NoSuchStudentError, StudentContextError, VocabularyMismatchError
 from student.model.architecture import check_architecture, num_vocabulary_rows
 from student.model.loading import load_student
 from student.model.tokenizers import check_tokenizer, load_cache_tokenizer
@@ -25,7 +24,11 @@ def load_fitting_student(directory: Path, cache: Cache) -> Any:
     BrokenStudentError), and those of check_tokenizer (TokenizerMismatchError or a CacheError).
     """
     model = load_student(directory)
-    check_fits(model, cache, str(directory))
+    try:
+        with blaming_files(str(directory), {}):
+            check_fits(model, cache, str(directory))
+    except UnusableModelError as error:
+        raise NoSuchStudentError(str(directory), error.reason) from error
     check_tokenizer(directory, cache)
     return model
 

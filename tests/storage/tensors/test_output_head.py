@@ -116,3 +116,11 @@ def test_same_logits() -> None:
     assert not same_logits(logits + torch.tensor([[6.0], [0.0]]), logits)
     assert not same_logits(logits[:, :2], logits)
     assert not same_logits(logits.nan_to_num(), logits)
+
+
+def test_finding_a_head_draws_no_random_numbers_and_leaves_the_mode() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=8, n_embd=8, n_layer=1, n_head=1)).train()
+    state = torch.get_rng_state()
+    assert output_head_of(model) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
