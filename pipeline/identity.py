@@ -14,6 +14,7 @@ from pipeline.corpus.tokenization_key import LAYOUT_SETTINGS
 from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from storage.records.identity import CacheIdentity
+from storage.tensors.packing import Isolation
 
 
 def facts_of(loaded: Loaded) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "dtype": str(teacher.dtype).removeprefix("torch."),
             "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
+            **({} if teacher.isolation is Isolation.PACKED else {"isolation": teacher.isolation.value}),
         },
         "tokenizer": {"size": len(teacher.tokenizer), "eos_token_id": teacher.tokenizer.eos_token_id},
         "data": {

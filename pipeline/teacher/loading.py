@@ -33,7 +33,7 @@ def load_tokenizer(config: PrecomputeConfig) -> Any:
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:
-    """Load the teacher onto its device, hash its weights, and check that it isolates packed documents.
+    """Load the teacher onto its device, hash its weights, and choose how it isolates packed documents.
 
     Raises NoSuchTeacherError or LeakingTeacherError.
     """
@@ -66,7 +66,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         weights_bytes=weights_bytes,
     )
     teacher.use_whole_model_if_head_is_more_than_linear()
-    teacher.check_isolation()
+    teacher.choose_isolation(config.block_size)
     return teacher
 
 

@@ -52,6 +52,8 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"data       {data['source']}",
         f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
     ]
+    if teacher.get("isolation", "packed") != "packed":
+        lines.append("isolation  the teacher read one document a row, because it cannot read packed documents apart")
     for kind in KINDS.values():
         if kind.name in summary["config"]:
             lines += kind.describe_settings(summary["config"][kind.name], summary["temperatures"])
