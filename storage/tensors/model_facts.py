@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -15,17 +16,30 @@ def context_length_of(model: Any) -> int:
 
     The config of a model of several parts states it for the part that reads text.
     """
-    config = model.config
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
+    config = _text_config(model)
     stated = (getattr(config, name, None) for name in _CONTEXT_LENGTHS)
     return next((int(length) for length in stated if length), _NO_LIMIT)
+
+
+def rescaled_beyond(model: Any) -> int:
+    """Return the length in tokens beyond which a text's own length changes its rotary positions; 0 if none does."""
+    config = _text_config(model)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return 0
+    stated = (getattr(part, "original_max_position_embeddings", None) for part in (config, SimpleNamespace(**rope)))
+    return next((int(length) for length in stated if length), context_length_of(model))
 
 
 def body_of(model: Any) -> Any:
     """Return the part of the model that gives hidden states; the head, which gives logits, is not in it."""
     candidates = (model.base_model, model.get_decoder(), getattr(model, "model", None))
     return next(part for part in candidates if part is not None and part is not model)
+
+
+def _text_config(model: Any) -> Any:
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -35,7 +35,12 @@ class Isolation(enum.Enum):
 
 
 def isolated_hidden_states(
-    body: Any, input_ids_NT: Tensor, position_ids_NT: Tensor, isolation: Isolation, *, shortest_share: float | None = None
+    body: Any,
+    input_ids_NT: Tensor,
+    position_ids_NT: Tensor,
+    isolation: Isolation,
+    *,
+    shortest_share: float | None = None,
 ) -> Tensor:
     """Return the last hidden states [N, T, D] of a model's body, with gradient.
 
@@ -49,6 +54,13 @@ def isolated_hidden_states(
     if shortest_share is None:
         shortest_share = 1.0 if isolation is Isolation.EQUAL_ROWS else _SHORTEST_SHARE
     return _in_rows(body, input_ids_NT, position_ids_NT.cpu().numpy().ravel(), shortest_share)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return max |found − expected| / max(1, max |expected|), computed in float32; NaN when either holds NaN."""
+    found, expected = found.float(), expected.float()
+    scale = max(float(expected.abs().max()), 1.0)
+    return float((found - expected).abs().max()) / scale
 
 
 def _packed(body: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
@@ -73,7 +85,7 @@ def _in_rows(body: Any, input_ids_NT: Tensor, positions: NDArray[np.int64], shor
     hidden_PD = torch.cat(parts)
     index = np.zeros(len(positions), dtype=np.int64)
     index[np.concatenate(places)] = np.arange(len(hidden_PD))
-    return hidden_PD[_on(flat_ids, index)].unflatten(0, input_ids_NT.shape)
+    return hidden_PD[_on(flat_ids, index)].view(*input_ids_NT.shape, -1)
 
 
 def _passes(

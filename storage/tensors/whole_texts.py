@@ -25,7 +25,7 @@ def read_whole_texts(last_of: Callable[[Tensor], Tensor], input_ids_NT: Tensor, 
     ids_NL = cache.update(ids_N1T1, ids_N1T1, 0)[0][:, 0, :, 0]
     lengths_N = mask_NL.sum(1)
     found: Tensor | None = None
-    for length in lengths_N.unique().tolist():
+    for length in sorted(set(lengths_N.tolist())):
         of_length_G = (lengths_N == length).nonzero()[:, 0]
         last_GD = last_of(ids_NL[of_length_G, -length:])
         if found is None:

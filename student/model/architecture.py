@@ -7,25 +7,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from storage.rows.segments import position_ids
-from storage.tensors.model_facts import context_length_of
-from storage.tensors.packing import packed_hidden_states, packing_leak, relative_difference
+from storage.tensors.model_facts import body_of, context_length_of
+from storage.tensors.packing import isolated_hidden_states, relative_difference
 from student.errors import ArchitectureError, BrokenStudentError
+from student.model.isolation import choose_isolation, isolation_of
 
 # Largest relative difference that check_architecture accepts as rounding.
 _TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def check_architecture(model: Any, name: str) -> None:
-    """Raise ArchitectureError unless hidden states times head weight are the logits, and packed documents are isolated.
+def check_architecture(model: Any, name: str, num_tokens: int) -> None:
+    """Raise ArchitectureError unless hidden states times head weight are the logits, and no text changes another's.
 
-    Raise it also when the model does not take positions. Raise BrokenStudentError when the logits are not finite.
+    num_tokens: length of the longest rows that the model will read. Choose how it reads packed documents of such rows.
+    Raise BrokenStudentError when the logits are not finite.
 
     The losses call the body and multiply by the head's weight themselves. They would ignore a bias, a scale or a cap of
     the head, and train another function than the model computes.
@@ -33,10 +32,8 @@ def check_architecture(model: Any, name: str) -> None:
     was_training = model.training
     model.eval()
     try:
+        isolation = choose_isolation(model, num_tokens)
         logits, from_head = _logits_and_product_with_head(model)
-        leak = _packing_leak(model)
-    except TypeError as error:
-        raise ArchitectureError(name, "does not take positions") from error
     finally:
         model.train(was_training)
     if not bool(logits.isfinite().all()):
@@ -44,8 +41,8 @@ def check_architecture(model: Any, name: str) -> None:
     # Written with `not` so that NaN is refused too.
     if not relative_difference(from_head, logits) <= _TOLERANCE:
         raise ArchitectureError(name, "has an output head that is more than a matrix")
-    if not leak <= _TOLERANCE:
-        raise ArchitectureError(name, "lets packed documents see each other")
+    if isolation is None:
+        raise ArchitectureError(name, "lets tokens see those that come later, or other texts of a batch")
 
 
 def _logits_and_product_with_head(model: Any) -> tuple[Tensor, Tensor]:
@@ -56,20 +53,12 @@ def _logits_and_product_with_head(model: Any) -> tuple[Tensor, Tensor]:
     return model(input_ids=ids, use_cache=False).logits[0], hidden_TD @ head_weight(model).T
 
 
-def _packing_leak(model: Any) -> float:
-    def hidden_of(ids: NDArray[np.int64], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
-        positions = np.stack([position_ids(lengths) for lengths in segment_lengths])
-        return hidden_states(model, *(torch.from_numpy(array).to(model.device) for array in (ids, positions)))
-
-    return packing_leak(hidden_of, vocab_size=head_weight(model).shape[0], context_length=context_length_of(model))
-
-
 def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
     """Return the last hidden states [N, T, D].
 
-    A segment begins where the positions start again at 0. No segment attends to another.
+    A segment begins where the positions start again at 0. No segment attends to another. Positions of −1 are padding.
     """
-    return packed_hidden_states(model.base_model, input_ids_NT, position_ids_NT)
+    return isolated_hidden_states(body_of(model), input_ids_NT, position_ids_NT, isolation_of(model))
 
 
 def head_weight(model: Any) -> nn.Parameter:

@@ -38,9 +38,10 @@ def check_fits(model: Any, cache: Cache, name: str) -> None:
     vocab_size = head_weight(model).shape[0]
     if vocab_size != cache.identity.vocab_size:
         raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
-    check_architecture(model, name)
+    longest = longest_rows(cache)
+    check_architecture(model, name, max(longest.values(), default=1))
     context_length = context_length_of(model)
-    for what, needed in longest_rows(cache).items():
+    for what, needed in longest.items():
         if needed > context_length:
             raise StudentContextError(name, context_length, needed, what)
 
