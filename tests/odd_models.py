@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[dict[str, Any], str, bool]] = {
     ),
     "recurrent_gemma": (
         _COMMON | {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}
-        | {"num_key_value_heads": 1, "lru_width": 32, "attention_window_size": 16},
+        | {"num_key_value_heads": 1, "lru_width": 32, "attention_window_size": 16, "logits_soft_cap": 3.0},
         "rows",
         True,
     ),
@@ -59,7 +59,11 @@ MODELS: dict[str, tuple[dict[str, Any], str, bool]] = {
         True,
     ),
     "lfm2": (_SIZES | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}, "rows", True),
-    "phi3": (_SIZES | {"original_max_position_embeddings": 16, "rope_parameters": _LONGROPE}, "equal_rows", True),
+    "phi3": (
+        _SIZES | {"pad_token_id": 0, "original_max_position_embeddings": 16, "rope_parameters": _LONGROPE},
+        "equal_rows",
+        True,
+    ),
 }  # fmt: skip
 
 
@@ -68,3 +72,10 @@ def make_model(name: str, **changes: object) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **(MODELS[name][0] | changes))
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def in_float64(model: Any) -> Any:
+    """The same model in float64, its experts one by one: PyTorch's grouped products know no float64."""
+    if model.config.to_dict().get("num_local_experts") or model.config.to_dict().get("num_experts"):
+        model.set_experts_implementation("eager")
+    return model.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from storage.reading.inspection import render_summary, summarize
 from storage.rows import beams, samples
 from storage.tensors.isolation import find_isolation
 from storage.tensors.model_facts import body_of
-from tests.odd_models import MODELS, make_model
+from tests.odd_models import MODELS, in_float64, make_model
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def configure_for(helpers: ModuleType, text_file: Path, tmp_path: Path) -> Calla
         settings: dict[str, Any] = {
             "max_tokens": 1000,
             "samples": SamplesConfig(num_prompts=4, per_prompt=2, prompt_tokens=9, max_new_tokens=10),
-            "beams": BeamsConfig(num_prompts=3, prompt_tokens=9, num_beams=3, max_new_tokens=9),
+            "beams": BeamsConfig(num_prompts=3, prompt_tokens=9, num_beams=3, num_candidates=3, max_new_tokens=9),
         }
         config: PrecomputeConfig = helpers.tiny_config(directory, text_file, tmp_path / "cache", **(settings | changes))
         return config
@@ -75,7 +76,7 @@ def test_a_cache_holds_what_the_model_alone_says_of_each_text(
 ) -> None:
     model = make_model(name)
     cache: Cache = helpers.precomputed(configure_for(model))
-    truth, (_, isolation, _) = model.double(), MODELS[name]
+    truth, (_, isolation, _) = in_float64(model), MODELS[name]
     assert cache.identity.teacher.get("isolation", "packed") == isolation
     assert ("isolation" in cache.identity.teacher) == ("one document a row" in render_summary(summarize(cache)))
     assert verify_cache(cache.path).problems == ()
@@ -95,8 +96,9 @@ def test_the_tokens_of_a_pass_change_nothing(
 ) -> None:
     model, found = make_model(name), []
     for tokens in (32, 1024):
-        config = configure_for(model, kinds=("soft_targets",), batch_tokens=tokens, out=tmp_path / str(tokens))
-        batches = helpers.precomputed(config).record_batches("soft_targets", "train")
+        config = configure_for(model, kinds=("soft_targets",), batch_tokens=tokens)
+        cache: Cache = helpers.precomputed(dataclasses.replace(config, out=tmp_path / str(tokens)))
+        batches = cache.record_batches("soft_targets", "train")
         found.append([row["label_logprob"] for batch in batches for row in batch.to_pylist()])
     np.testing.assert_allclose(*found, rtol=2**-11, atol=2e-3)
 
@@ -120,17 +122,10 @@ def test_rounding_in_bfloat16_is_no_leak(name: str, initializer_range: float, nu
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("openai-gpt", {}),
-        ("openai-gpt", {"initializer_range": 1.0}),
-        ("recurrent_gemma", {}),
-        ("lfm2", {}),
-        ("phi3", {}),
-    ],
+    ("name", "spread"), [("openai-gpt", 0.25), ("openai-gpt", 1.0), ("recurrent_gemma", 0.25), ("lfm2", 0.25)]
 )
-def test_a_leak_of_a_tenth_of_a_nat_is_found_in_bfloat16(name: str, changes: dict[str, Any]) -> None:
-    model = make_model(name, **changes).bfloat16()
+def test_a_leak_of_a_tenth_of_a_nat_is_found_in_bfloat16(name: str, spread: float) -> None:
+    model = make_model(name, initializer_range=spread).bfloat16()
     found = find_isolation(body_of(model), vocab_size=257, num_tokens=32, device=model.device)
     assert found is not None
     assert found.value == MODELS[name][1]

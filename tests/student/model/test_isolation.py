@@ -24,7 +24,7 @@ from student.model.loading import load_student
 from student.processes import Processes
 from student.token_loop import draw_tokens
 from student.training.learner import make_learner
-from tests.odd_models import MODELS, make_model
+from tests.odd_models import MODELS, in_float64, make_model
 
 SEGMENTS = [[32], [3, 9, 13, 1, 6], [17, 15]]
 # The losses do not know the soft cap of its head.
@@ -47,8 +47,10 @@ def test_gradients_are_those_of_each_document_alone(name: str) -> None:
     found = hidden_states(model, ids, positions).flatten(0, 1)
     alone = torch.cat([body_of(model)(input_ids=d[None], use_cache=False).last_hidden_state[0] for d in documents])
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
-    for gradient, expected in zip(gradients(found), gradients(alone), strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()) + 1e-6)
+    truth = gradients(alone)
+    atol = 1e-5 * max(float(gradient.abs().max()) for gradient in truth)
+    for gradient, expected in zip(gradients(found), truth, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "mamba", "phi3"])
@@ -72,8 +74,6 @@ def test_a_student_is_trained_and_measured_and_writes(
     model = load_student(directory).eval()
     assert isolation_of(model).value == isolation
     measured = evaluate(EvaluateConfig(student=directory, cache=cache.path, quiet=True))
-    model = model.double()
-    assert measured["perplexity"] == pytest.approx(perplexity_of_each_text(model, cache), rel=1e-3)
     prompts = [np.arange(length) * 7 % 256 for length in (3, 12, 5, 3)]
     steps = list(islice(draw_tokens(model, prompts, [0] * 4, temperature=0.0, top_p=1.0), 8))
     assert model.reads_whole_texts is reads_whole_texts
@@ -82,8 +82,10 @@ def test_a_student_is_trained_and_measured_and_writes(
         for token in written:
             with torch.inference_mode():
                 logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            assert logits_V[token] >= logits_V.max() - 1e-6
+            assert logits_V[token] >= logits_V.max() - 1e-4
             ids.append(token)
+    truth = perplexity_of_each_text(in_float64(model), cache)
+    assert measured["perplexity"] == pytest.approx(truth, rel=1e-3)
 
 
 def perplexity_of_each_text(model: Any, cache: Cache) -> float:
