@@ -128,7 +128,8 @@ class PrecomputeConfig:
     teacher: str
     """Directory or hub id of a causal language model."""
     data: str
-    """stdlib, a text, jsonl or parquet file (.gz, .zst too), a directory of them, or a hub id (name:config)."""
+    """stdlib, a text, jsonl, parquet or Arrow file (.gz, .zst too), a directory of them or one that datasets saved,
+    or a hub id (name:config)."""
     out: str | Path
     """Directory of the cache, or a URL that fsspec can write (s3://…); a rerun with the same settings resumes."""
     kinds: tuple[Kind, ...] = ("soft_targets", "samples", "beams")
@@ -188,6 +189,8 @@ class PrecomputeConfig:
         if self.work_dir is not None:
             require_local(self.work_dir)
         _require(self.work_dir is None or is_remote_url(str(self.out)), "--work-dir is for an --out that is a URL")
+        separator = self.document_separator or ""
+        _require(separator == separator.encode(errors="replace").decode(), "--document-separator is not UTF-8")
         _require(self.document_separator != "", "--document-separator is empty; leave it out for one document a file")
 
     @property

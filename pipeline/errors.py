@@ -32,8 +32,8 @@ class NoSuchDataError(DataError):
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
         super().__init__(
-            f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl or .parquet file "
-            "(.gz and .zst too), a directory of them, or a Hugging Face dataset id"
+            f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl, .parquet or .arrow "
+            "file (.gz and .zst too), a directory of them, or a Hugging Face dataset id"
         )
 
 

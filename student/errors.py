@@ -221,6 +221,14 @@ class PromptError(StudentError):
         super().__init__(f"the prompt's character {place} is no Unicode character; give the prompt as UTF-8")
 
 
+def require_unicode(prompt: str) -> None:
+    """Raise PromptError when a prompt holds half of a surrogate pair, as bytes that are not UTF-8 become."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(error.start) from error
+
+
 class BrokenStudentError(StudentError):
     """A student whose logits are not finite."""
 

@@ -6,7 +6,7 @@ Parquet and hub data are streamed, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
-import glob
+import functools
 import hashlib
 import io
 import re
@@ -20,9 +20,11 @@ import zstandard
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSuchDataError
-from pipeline.sources.data_files import find_files, format_of, open_binary, refuse_utf16
+from pipeline.sources.data_files import format_of, is_hub_id, open_binary, refuse_utf16
+from pipeline.sources.directories import find_below
 from pipeline.sources.json_rows import json_rows
 from pipeline.sources.stdlib_corpus import stdlib_documents
+from pipeline.sources.tables import table_rows
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 
@@ -39,6 +41,8 @@ _REPLACEMENT = "\ufffd"
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
 Prompt = str | list[dict[str, str]]
+# Returns the names of all columns (none when only the rows tell), and the rows. Raises what _UNREADABLE lists.
+OpenRows = Callable[[], tuple[list[str], Iterable[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +71,8 @@ def open_corpus(config: PrecomputeConfig) -> Corpus:
     path = Path(config.data)
     if path.exists():
         return _file_corpus(config, path)
-    if format_of(path) or config.data.startswith(("/", ".", "~")):
-        raise NoSuchDataError(config.data, "no such file")
+    if not is_hub_id(config.data):
+        raise NoSuchDataError(config.data, "no such file or directory")
     return _hub_corpus(config)
 
 
@@ -85,7 +89,7 @@ def _stdlib_corpus() -> Corpus:
 
 
 def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
-    files = find_files(path)
+    files = _data_files(path)
     if not files or not all(format_of(file) for file in files):
         raise NoSuchDataError(config.data, "no file of a known kind")
     if all(format_of(file) == "text" for file in files):
@@ -100,12 +104,22 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
                 case "text":
                     yield from _text_documents(file, config.document_separator)
                 case "json":
-                    yield from _row_documents(config, str(file), json_rows(file))
+                    yield from _row_documents(config, str(file), functools.partial(_json_rows, file))
                 case _:
-                    pattern = glob.escape(str(file))  # datasets reads the name as a pattern
-                    yield from _row_documents(config, str(file), _load(str(file), "parquet", data_files=pattern))
+                    open_rows = functools.partial(table_rows, file, _columns(config))
+                    yield from _row_documents(config, str(file), open_rows)
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Return the file itself, or the data files below a directory. Print which files there cannot be read."""
+    if path.is_file():
+        return [path]
+    found = find_below(path)
+    if found.unread:
+        print(found.describe_unread(path), file=sys.stderr)
+    return found.files
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
@@ -119,14 +133,20 @@ def _require_no_columns(config: PrecomputeConfig) -> None:
 
 
 def _hub_corpus(config: PrecomputeConfig) -> Corpus:
-    name, _, subset = config.data.partition(":")
-    rows = _load(config.data, name, name=subset or None)
+    name = config.data.partition(":")[0]
     return Corpus(
         source=config.data,
         fingerprint=hashlib.sha256(f"{config.data} {_hub_commit(config, name)}".encode()).hexdigest(),
-        licence=rows.info.license or None,
-        documents=lambda: _row_documents(config, config.data, _load(config.data, name, name=subset or None)),
+        licence=_load_hub(config).info.license or None,
+        documents=lambda: _row_documents(config, config.data, functools.partial(_hub_rows, config)),
     )
+
+
+def _hub_rows(config: PrecomputeConfig) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded."""
+    rows = _load_hub(config)
+    names = rows.column_names or []
+    return names, rows.select_columns([name for name in names if name in _columns(config)]) if names else rows
 
 
 def _hub_commit(config: PrecomputeConfig, name: str) -> str:
@@ -138,35 +158,50 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
         raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
 
 
-def _load(source: str, loader: str, **options: Any) -> Any:
-    """Return the rows of `source` as a stream. Raises NoSuchDataError."""
+def _load_hub(config: PrecomputeConfig) -> Any:
+    """Return the rows as a stream of `datasets`. Raises NoSuchDataError."""
     import datasets
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are logged and raised: show them once
+    name, _, subset = config.data.partition(":")
     try:
-        return datasets.load_dataset(loader, split="train", streaming=True, **options)
+        return datasets.load_dataset(name, name=subset or None, split="train", streaming=True)
     except StopIteration as error:
-        raise NoSuchDataError(source, "cannot be loaded: holds no rows, or is cut short") from error
+        raise NoSuchDataError(config.data, "cannot be loaded: holds no rows, or is cut short") from error
     except _UNREADABLE as error:
-        raise NoSuchDataError(source, f"cannot be loaded: {first_line(error)}") from error
+        reason = f"is no file or directory here, and cannot be loaded from the hub: {first_line(error)}"
+        raise NoSuchDataError(config.data, reason) from error
 
 
-def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+def _json_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    return [], json_rows(path)
+
+
+def _columns(config: PrecomputeConfig) -> set[str]:
+    """Return the names of the columns that a run reads."""
+    return {config.text_column, config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
+
+
+def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        number, has_column, names = 0, False, set[str]()
+        number, has_column = 0, False
+        column_names, rows = open_rows()
+        names = set(column_names)
         for number, row in enumerate(rows, 1):
+            names |= row.keys()
             if not has_column:
-                has_column, names = config.text_column in row, names | row.keys()
+                has_column = config.text_column in row
                 if number == _MOST_ROWS_WITHOUT and not has_column:
                     break
             text = row.get(config.text_column)
             if not isinstance(text, str | None):
                 found = f"row {number} holds {type(text).__name__}, not text"
                 raise ColumnError(source, config.text_column, found, "--text-column")
-            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
+            prompts = {column: _prompt(source, row, column, number, names) for column in wanted if column}
+            yield Document(pieces=_cut(text or ""), prompts=prompts)
         if number and not has_column:
             raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
     except TeachonceError:
@@ -175,12 +210,12 @@ def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[st
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
 
 
-def _prompt(source: str, row: dict[str, Any], column: str, number: int) -> Prompt:
+def _prompt(source: str, row: dict[str, Any], column: str, number: int, names: set[str]) -> Prompt:
     value = row.get(column)
     is_chat = isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
     if not isinstance(value, str) and not is_chat:
         holds = f"row {number} holds {type(value).__name__}, not text or chat"
-        found = holds if column in row else f"not among {sorted(row)} of row {number}"
+        found = holds if column in row else f"not among {sorted(names)} of row {number}"
         raise ColumnError(source, column, found, "--samples.prompt-column or --beams.prompt-column")
     return value  # type: ignore[return-value]
 

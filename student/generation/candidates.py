@@ -10,7 +10,7 @@ import torch
 
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
-from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError, require_unicode
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
@@ -43,7 +43,11 @@ def read_candidates(path: Path) -> list[str]:
 def rank_candidates(
     model: Any, tokenizer: Any, prompt: str, candidates: list[str], length_penalty: float
 ) -> list[RankedCandidate]:
-    """Return the candidates, scored as continuations of the prompt, best first; raise as continuation_scores does."""
+    """Return the candidates, scored as continuations of the prompt, best first.
+
+    Raise PromptError for a prompt that is not Unicode, and as continuation_scores does.
+    """
+    require_unicode(prompt)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id or 0]
     continuations = [tokenizer(text, add_special_tokens=False)["input_ids"] or [0] for text in candidates]
     scores = continuation_scores(model, prompt_ids, continuations, length_penalty)

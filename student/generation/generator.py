@@ -14,7 +14,7 @@ import numpy as np
 from storage.errors import ConfigError
 from storage.tensors.model_facts import context_length_of
 from student.config import SamplingConfig
-from student.errors import PromptError, StudentContextError
+from student.errors import StudentContextError, require_unicode
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
 from student.model.device import choose_device
 from student.model.loading import load_student
@@ -129,10 +129,7 @@ class Generator:
         return list(best.values())
 
     def _prompt_ids(self, prompt: str) -> list[int]:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(error.start) from error
+        require_unicode(prompt)
         eos = self._tokenizer.eos_token_id
         return self._tokenizer(prompt, add_special_tokens=False)["input_ids"] or [0 if eos is None else eos]
 

@@ -19,28 +19,12 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
+from pipeline import BeamsConfig, SamplesConfig
 from pipeline.errors import ColumnError, DataError, NoSuchDataError
 from pipeline.sources import stdlib_corpus
-from pipeline.sources.corpus import Corpus, open_corpus
+from pipeline.sources.corpus import Corpus
 
 TEXTS = ["The first text.\nIt has two lines.", "", "x", "Ünïcödé — 漢字 🙂", "the last"]
-
-
-@pytest.fixture
-def open_data(tmp_path: Path) -> Callable[..., Corpus]:
-    def open_data(data: Path | str, **changes: object) -> Corpus:
-        return open_corpus(PrecomputeConfig(teacher="unused", data=str(data), out=tmp_path / "unused", **changes))
-
-    return open_data
-
-
-@pytest.fixture
-def read(open_data: Callable[..., Corpus]) -> Callable[..., list[str]]:
-    def read(data: Path | str, **changes: object) -> list[str]:
-        return ["".join(document.pieces) for document in open_data(data, **changes).documents()]
-
-    return read
 
 
 def jsonl(texts: list[str], column: str = "text") -> bytes:

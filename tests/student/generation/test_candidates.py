@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from storage import Cache
-from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, PromptError, StudentContextError
 from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
 from student.losses.selection import length_normalised_scores, selection_loss
 
@@ -92,6 +92,11 @@ def test_fewer_than_two_candidates_are_refused(tmp_path: Path, content: str, fou
     with pytest.raises(CandidatesError) as caught:
         read_candidates(path)
     assert caught.value.found == f"holds {found} candidates"
+
+
+def test_a_prompt_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(PromptError, match="character 2"):
+        rank_candidates(None, None, "a \udcff", ["b", "c"], 1.0)
 
 
 def test_a_candidates_file_that_cannot_be_read(tmp_path: Path) -> None:
