@@ -20,6 +20,7 @@ from storage.tensors.isolation import find_isolation, is_rounding
 from storage.tensors.model_facts import body_of, context_length_of, num_parameters
 from storage.tensors.packing import Isolation, isolated_hidden_states
 from storage.tensors.whole_texts import read_whole_texts
+from storage.text.ends import end_ids
 
 _HEAD_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.25}
 
@@ -52,6 +53,7 @@ class Teacher:
         self.weights_bytes = weights_bytes
         head = model.get_output_embeddings()
         self.vocab_size: int = head.weight.shape[0]
+        self.end_ids = end_ids(tokenizer, model, self.vocab_size)
         self.context_length = context_length_of(model)
         self.isolation = Isolation.PACKED
         self.reads_whole_texts = False
@@ -92,11 +94,6 @@ class Teacher:
         """Return the hidden state [N, D] after the last token of texts of one length, without a cache."""
         hidden: Tensor = self._body(input_ids=input_ids_NL, use_cache=False).last_hidden_state[:, -1]
         return hidden
-
-    def decode(self, ids: NDArray[Any]) -> str:
-        """Return the text of token ids without special tokens."""
-        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-        return text
 
     def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
         """Return float32 logits [C, V] of a chunk of hidden states. They may be stored in the float32 buffer_CV."""
