@@ -52,18 +52,12 @@ def _tried(model: Any, config: PrecomputeConfig) -> Verdict:
     problems = verify_cache(Path(config.out)).problems
     if problems:
         return Verdict(word=WRONG, why=str(problems[0]))
-    differences = list(_differences(Truth(model), cache))
-    what, nats = max(differences, key=lambda pair: pair[1])
     # Written with `not` so that NaN is found too.
-    worst = [pair for pair in differences if not pair[1] <= 0] and (what, nats)
-    if worst:
+    wrong = [(nats, what) for what, nats in _differences(Truth(model), cache) if not nats <= 0]
+    if wrong:
+        nats, what = max(wrong)
         return Verdict(word=WRONG, why=f"{what} is off by {nats + _ABSOLUTE_NATS:.2g} nats")
-    return Verdict(word=YES if _packs(cache) else BY_ROW)
-
-
-def _packs(cache: Cache) -> bool:
-    rows = (row for batch in cache.record_batches("soft_targets", "train") for row in batch.to_pylist())
-    return any(len(list(documents(row))) > 1 for row in rows)
+    return Verdict(word=BY_ROW if "isolation" in cache.identity.teacher else YES)
 
 
 def _differences(truth: Truth, cache: Cache) -> Iterator[tuple[str, float]]:
