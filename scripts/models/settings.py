@@ -27,8 +27,8 @@ _NAMES_OF_SIZES: tuple[tuple[Any, str], ...] = (
     (2, "num_experts_per_tok num_experts_per_token moe_topk moe_k"),
     (1, "n_group topk_group num_expert_group n_shared_experts num_shared_experts moe_num_shared_experts"),
     (6, "index_topk"),
-    (2, "index_n_heads"),
-    (16, "index_head_dim"),
+    # With few heads many scores are exactly 0, and which of them a model keeps hangs on the length of the pass.
+    (16, "index_n_heads index_head_dim"),
     (8, "state_size ssm_state_size mamba_d_state chunk_size mamba_chunk_size"),
     (4, "time_step_rank mamba_dt_rank mamba_n_heads mamba_num_heads"),
     (16, "mamba_d_head mamba_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim"),
@@ -141,7 +141,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "qwen3_next": _LINEAR,
     "qwen4_exp_text": _LINEAR
     | {
-        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
+        "indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
         "indexer_compress_ratio": 2, "hc_lowrank": 8,
     },
     "recurrent_gemma": {"num_hidden_layers": 3},

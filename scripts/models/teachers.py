@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import PrecomputeConfig, precompute
 from scripts.models.families import Family, tiny_model
@@ -17,6 +20,7 @@ from scripts.models.verdict import BY_ROW, NO, SOFT_TARGETS_ONLY, WRONG, YES, Ve
 from scripts.support.teachers import save_byte_tokenizer
 from storage import Cache, open_cache, verify_cache
 from storage.errors import TeachonceError
+from storage.records.identity import SPLITS
 from storage.rows import beams, samples
 
 # Log-probabilities are stored as float16.
@@ -62,22 +66,37 @@ def _tried(model: Any, config: PrecomputeConfig) -> Verdict:
 
 def _differences(truth: Truth, cache: Cache) -> Iterator[tuple[str, float]]:
     """Yield what was compared, and the nats by which the cache is further from the truth than rounding explains."""
-    for split in ("train", "validation"):
-        if cache.num_rows("soft_targets", split):
-            for batch in cache.record_batches("soft_targets", split):
-                for row in batch.to_pylist():
-                    yield from _of_block(truth, row)
-        if cache.num_rows("samples", split):
-            for batch in cache.record_batches("samples", split):
-                for sample in samples.decode(batch):
-                    expected = truth.continued(sample.prompt_ids, sample.completion_ids)
-                    yield "a sample's logprob", _excess(sample.completion_logprobs, expected)
-        if cache.num_rows("beams", split):
-            for batch in cache.record_batches("beams", split):
-                for beam in beams.decode(batch):
-                    for candidate in beam.candidates:
-                        expected = truth.continued(beam.prompt_ids, candidate.candidate_ids).sum(keepdims=True)
-                        yield "a beam's logprob", _excess([candidate.sum_logprob], expected)
+    for batch in _batches(cache, "soft_targets"):
+        for row in batch.to_pylist():
+            yield from _of_block(truth, row)
+    for batch in _batches(cache, "samples"):
+        for sample in samples.decode(batch):
+            yield (
+                "a sample's logprob",
+                _of_text(truth, sample.prompt_ids, sample.completion_ids, sample.completion_logprobs),
+            )
+    for batch in _batches(cache, "beams"):
+        for beam in beams.decode(batch):
+            for candidate in beam.candidates:
+                found = np.array([candidate.sum_logprob])
+                yield "a beam's logprob", _of_text(truth, beam.prompt_ids, candidate.candidate_ids, found)
+
+
+def _of_text(truth: Truth, prompt: Any, continuation: Any, found: NDArray[Any]) -> float:
+    """Return the excess of the logprobs of a continuation, or of their sum, over the whole text or the text so far."""
+    excess = math.inf
+    for expected in (truth.continued, truth.drawn):
+        logprobs = expected(prompt, continuation)
+        excess = _excess(found, logprobs if len(found) == len(logprobs) else logprobs.sum(keepdims=True))
+        if excess <= 0:
+            break
+    return excess
+
+
+def _batches(cache: Cache, kind: str) -> Iterator[pa.RecordBatch]:
+    for split in SPLITS:
+        if cache.num_rows(kind, split):
+            yield from cache.record_batches(kind, split)
 
 
 def _of_block(truth: Truth, row: dict[str, Any]) -> Iterator[tuple[str, float]]:

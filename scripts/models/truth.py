@@ -40,9 +40,17 @@ class Truth:
         return found
 
     def continued(self, prompt: Any, continuation: Any) -> NDArray[np.float64]:
-        """Return the log-probability of each token of a continuation."""
+        """Return the log-probability of each token of a continuation in the whole text."""
         rows = self.logprobs([*prompt, *continuation])[len(prompt) - 1 : -1]
         return rows[np.arange(len(continuation)), np.asarray(continuation, dtype=np.int64)]
+
+    def drawn(self, prompt: Any, continuation: Any) -> NDArray[np.float64]:
+        """Return the log-probability of each token in the text before it, which is what a draw is made from.
+
+        It differs from that in the whole text for models whose function depends on the text's length.
+        """
+        ids = [*prompt, *continuation]
+        return np.array([self.logprobs(ids[:stop])[-1, ids[stop]] for stop in range(len(prompt), len(ids))])
 
     def greedy(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
         """Return the most probable next tokens, one whole pass each."""
