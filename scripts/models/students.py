@@ -88,9 +88,9 @@ def _loss(truth: Truth, rows: dict[str, pa.RecordBatch], config: TrainConfig, ca
     soft, labels = [], []
     for row in rows["soft_targets"].to_pylist():
         heads = entries(row)
-        for start, ids in documents(row):
+        for start, ids, next_ids in documents(row):
             logs = torch.log_softmax(truth.logits(ids), dim=1)
-            for place, label in enumerate(ids[1:]):
+            for place, label in enumerate(next_ids):
                 head, head_logprobs, tail = heads[start + place]
                 soft.append(_cross_entropy(logs[place], head, head_logprobs, tail))
                 labels.append(-logs[place, label])
@@ -137,9 +137,9 @@ def _measures(truth: Truth, cache: Cache) -> dict[str, float]:
     for batch in cache.record_batches("soft_targets", "validation"):
         for row in batch.to_pylist():
             heads = entries(row)
-            for start, ids in documents(row):
+            for start, ids, next_ids in documents(row):
                 logs = torch.from_numpy(truth.logprobs(ids))
-                for place, label in enumerate(ids[1:]):
+                for place, label in enumerate(next_ids):
                     head, head_logprobs, tail = heads[start + place]
                     nll.append(-float(logs[place, label]))
                     cross_entropy = float(_cross_entropy(logs[place], head, head_logprobs, tail))

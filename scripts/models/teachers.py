@@ -101,13 +101,11 @@ def _batches(cache: Cache, kind: str) -> Iterator[pa.RecordBatch]:
 
 def _of_block(truth: Truth, row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     heads = entries(row)
-    for start, ids in documents(row):
+    for start, ids, labels in documents(row):
         logprobs = truth.logprobs(ids)
-        for place, label in enumerate(ids[1:]):
+        for place, label in enumerate(labels):
             target, here = start + place, logprobs[place]
             head, head_logprobs, _ = heads[target]
-            if not head:
-                continue
             probabilities = np.exp(here)
             entropy = -(probabilities[probabilities > 0] * here[probabilities > 0]).sum(keepdims=True)
             yield "a label's logprob", _excess([row["label_logprob"][target]], here[[label]])

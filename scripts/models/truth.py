@@ -60,12 +60,15 @@ class Truth:
         return ids[len(prompt) :]
 
 
-def documents(row: dict[str, Any]) -> Iterator[tuple[int, list[int]]]:
-    """Yield the place in the block and the ids of each document of a row of soft targets, with two tokens or more."""
-    start = 0
+def documents(row: dict[str, Any]) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Yield of each document of a row of soft targets its place in the block, the ids that are read, and its labels.
+
+    The last token of a block is only a label.
+    """
+    start, read = 0, row["input_ids"][:-1]
     for length in row["segment_lengths"]:
         if length > 1:
-            yield start, row["input_ids"][start : start + length]
+            yield start, read[start : start + length], row["input_ids"][start + 1 : start + length]
         start += length
 
 
