@@ -6,12 +6,16 @@ TeachonceError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
+│   ├── ChatTemplateError      there is no chat template, or it cannot be used
+│   ├── RefusedChatError       a chat template cannot render a conversation, or nobody can say what the assistant said
+│   ├── BadRowError            a row holds no conversation, or no pair, that can be used
 │   ├── NoUsableTextError      the text to train on is shorter than one block
+│   ├── NoWantedTargetError    the teacher should teach no token of the training split
 │   └── NoPromptsError         there is no prompt for samples or beams
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     transformers cannot load the teacher
-    ├── TokenizerMismatchError the tokenizer is larger than the teacher's vocabulary
+    ├── TokenBeyondVocabularyError a text holds a token that the teacher has no row for
     ├── ContextTooShortError   a block or prompt is longer than the teacher can read
     ├── LeakingTeacherError    the teacher does not isolate packed documents
     ├── TeacherMemoryError     one row does not fit into memory
@@ -32,8 +36,8 @@ class NoSuchDataError(DataError):
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
         super().__init__(
-            f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl or .parquet file "
-            "(.gz and .zst too), a directory of them, or a Hugging Face dataset id"
+            f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl, .parquet or .arrow "
+            "file (.gz and .zst too), a directory of them, or a Hugging Face dataset id"
         )
 
 
@@ -56,6 +60,30 @@ class ColumnError(DataError):
         super().__init__(f"--data {source}: column {column!r}: {found}; name the right one with {flag}")
 
 
+class ChatTemplateError(DataError):
+    """There is no chat template at `name`, or it cannot be used for any row."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}; expected one Jinja template: give it with --chat-template FILE")
+
+
+class RefusedChatError(DataError):
+    """The chat template cannot render a conversation, or nobody can say what the assistant said in it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class BadRowError(DataError):
+    """The row at `place`, which names source, row and column, cannot be used."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place, self.reason = place, reason
+        super().__init__(f"--data {place}: {reason}; mend the row, take it out, or give --on-bad-row skip")
+
+
 class NoUsableTextError(DataError):
     """The train split is shorter than one block. num_tokens: tokens of each split."""
 
@@ -70,6 +98,17 @@ class NoUsableTextError(DataError):
             f"--data {source}: no usable text: {num_documents} documents leave {num_tokens['train']} tokens to train on"
             f"{beside} ({num_skipped} documents skipped as shorter than 2 tokens), fewer than one block of "
             f"{block_tokens}; give more text, or a smaller --block-size{less}"
+        )
+
+
+class NoWantedTargetError(DataError):
+    """None of the num_tokens tokens of the train split is one that the teacher should teach."""
+
+    def __init__(self, source: str, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        super().__init__(
+            f"--data {source}: nothing to teach: of {num_tokens} tokens to train on, none is of an assistant or of a "
+            "completion; give text that has some"
         )
 
 
@@ -110,14 +149,14 @@ class NoSuchTeacherError(TeacherError):
         super().__init__(f"--teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
 
 
-class TokenizerMismatchError(TeacherError):
-    """The tokenizer has more entries than the teacher's vocabulary."""
+class TokenBeyondVocabularyError(TeacherError):
+    """The text at `place` holds a token whose id is beyond the rows of the teacher's vocabulary."""
 
-    def __init__(self, teacher: str, tokenizer_size: int, vocab_size: int) -> None:
-        self.tokenizer_size, self.vocab_size = tokenizer_size, vocab_size
+    def __init__(self, teacher: str, token: str, token_id: int, vocab_size: int, place: str) -> None:
+        self.token, self.token_id, self.vocab_size, self.place = token, token_id, vocab_size, place
         super().__init__(
-            f"--teacher {teacher}: its tokenizer has {tokenizer_size} entries, the model {vocab_size}; "
-            "the tokenizer belongs to another model"
+            f"--teacher {teacher}: {place} holds {token!r}, id {token_id} to the tokenizer, and the model has rows for "
+            f"ids below {vocab_size}; take the model's own tokenizer, or that token out of the text"
         )
 
 

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.notices import tokenization_notices
+from pipeline.framing import framing_lines
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from pipeline.producers.producer import Producer
@@ -39,12 +41,17 @@ def render_plan(job: Job) -> str:
     lines = []
     for split in SPLITS:
         store = job.tokenized.documents[split]
-        num_blocks = len(Blocks(store, job.config.block_size))
+        num_blocks = len(job.tokenized.blocks[split])
+        # In a text without flags, only the token at which validation was cut off may have one.
+        flags = None if job.tokenized.documents["train"].is_wanted is None else store.is_wanted
+        wanted = "" if flags is None else f"; {np.count_nonzero(flags):,} tokens wanted"
         lines.append(
-            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks"
+            f"{split:<12}{store.num_tokens:>14,} tokens in {len(store.ends):,} documents, {num_blocks:,} blocks{wanted}"
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
+    lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
+    lines += framing_lines(job)
     estimates = estimate(job)
     for e in estimates:
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shlex
 import sys
@@ -22,10 +23,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's main and exit with the code that it returns.
 
     For a TeachonceError, or an OSError such as a full disk or a missing permission, print one line on standard error
-    and exit with 2. After Ctrl-C, print the command line that resumes and exit with 130. When the reader of standard
-    output has gone, exit with 0. Any other exception keeps its traceback.
+    and exit with 2. Do the same when a library cannot take an argument, such as a path, because it is not UTF-8. After
+    Ctrl-C, print the command line that resumes and exit with 130. When the reader of standard output has gone, exit
+    with 0. Any other exception keeps its traceback. Characters that the terminal cannot show are printed as escapes.
     """
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    _accept_any_text()
     try:
         sys.exit(main())
     except TeachonceError as error:
@@ -39,6 +42,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except UnicodeEncodeError as error:
+        argument = next(filter(_is_not_utf8, command[1:]), None)
+        if argument is None or not _is_not_utf8(error.object):
+            raise
+        fail(command[0], f"{argument}: is not UTF-8; expected a name or text in UTF-8")
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
@@ -46,6 +54,25 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             command[0],
             f"{error.filename or 'output'}: {error.strerror}; {remedy_of(str(error))} and run the line again",
         )
+
+
+def _accept_any_text() -> None:
+    """Let texts hold characters that the terminal's encoding lacks, and what is typed hold bytes that are not text."""
+    for stream, errors in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _is_not_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def fail(program: str, message: str) -> NoReturn:

@@ -3,6 +3,8 @@
 ```
 TeachonceError
 ├── ConfigError                a setting that is not possible
+├── NoBosTokenError            --bos always, and the tokenizer has no BOS token
+├── EndBeyondVocabularyError   the tokenizer's end-of-text is an id that the model has no row for
 ├── MissingExtraError          a package of an extra is not installed
 ├── WriteRefusedError          the system refused a write, or has no room for it
 └── CacheError                 something is wrong with a cache
@@ -49,6 +51,24 @@ class StoppedError(Exception):
 
 class ConfigError(TeachonceError):
     """A setting, or a combination of settings, that is not possible."""
+
+
+class NoBosTokenError(TeachonceError):
+    """--bos always needs a BOS token, and the tokenizer names none."""
+
+    def __init__(self) -> None:
+        super().__init__("--bos always: the tokenizer names no BOS token (bos_token); expected auto or never")
+
+
+class EndBeyondVocabularyError(TeachonceError):
+    """The tokenizer of the model at `path` names an end-of-text token for which the model has no row."""
+
+    def __init__(self, path: str, token: str, token_id: int, vocab_size: int) -> None:
+        self.path, self.token, self.token_id, self.vocab_size = path, token, token_id, vocab_size
+        super().__init__(
+            f"{path}: its tokenizer names {token!r}, id {token_id}, as the end of text, and the model has rows for ids "
+            f"below {vocab_size}; name an eos_token in tokenizer_config.json that the model has a row for"
+        )
 
 
 class MissingExtraError(TeachonceError):

@@ -21,6 +21,8 @@ TeachonceError
     ├── NoSuchStudentError        no trained student in that directory
     ├── CandidatesError           a candidates file without two texts to choose from
     ├── PromptError               a prompt that is not Unicode text
+    ├── ChatPromptError           a prompt that no chat template renders
+    ├── IdBeyondVocabularyError   a text with a token that the student has no row for
     ├── BrokenStudentError        a student whose logits are not finite
     ├── NotExportableError        a student that the export format cannot express
     ├── NoHeldOutRowsError        a cache without rows to measure a student on
@@ -219,6 +221,36 @@ class PromptError(StudentError):
     def __init__(self, place: int) -> None:
         self.place = place
         super().__init__(f"the prompt's character {place} is no Unicode character; give the prompt as UTF-8")
+
+
+class ChatPromptError(StudentError):
+    """No chat template renders the prompt of `student`."""
+
+    def __init__(self, student: str, reason: str) -> None:
+        self.student = student
+        super().__init__(
+            f"{student}: --chat: {reason}; expected a chat template that takes a user's message: leave out --chat, or "
+            "train on a cache of conversations"
+        )
+
+
+def require_unicode(prompt: str) -> None:
+    """Raise PromptError when a prompt holds half of a surrogate pair, as bytes that are not UTF-8 become."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(error.start) from error
+
+
+class IdBeyondVocabularyError(StudentError):
+    """A text holds a token whose id is beyond the rows of the student's vocabulary."""
+
+    def __init__(self, student: str, token: str, token_id: int, vocab_size: int) -> None:
+        self.token, self.token_id, self.vocab_size = token, token_id, vocab_size
+        super().__init__(
+            f"{student}: the text holds {token!r}, id {token_id} to its tokenizer, and the student has rows for ids "
+            f"below {vocab_size}; leave that token out of the text"
+        )
 
 
 class BrokenStudentError(StudentError):

@@ -16,6 +16,8 @@ from student.errors import CheckpointError, PresetChangedError, RunMismatchError
 from student.model.presets import PRESETS, read_config_file
 
 RUN_NAME = "run.json"
+# The fact that states the ids before every text that the student was trained on.
+BEGINNING = "beginning_ids"
 _PRESET_SHA256 = "preset_sha256"
 # What a checkpoint directory's student is made of. The rest, such as logs and the tokenizer, does not decide weights.
 _STUDENT_FILES = (

@@ -6,7 +6,7 @@ Shape legend: N texts, U distinct prompts, T tokens read at once, L tokens read 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,18 +55,18 @@ def draw_tokens(
         logits_NV, past = _read(model, ids_N[:, None], mask_NL, past)
 
 
-def collect_texts(steps: Iterator[list[int]], eos_token_id: int | None) -> list[list[int]]:
-    """Return the token ids of each text up to its end-of-text token, which is included; stop when all have ended.
+def collect_texts(steps: Iterator[list[int]], end_ids: Collection[int]) -> list[list[int]]:
+    """Return the token ids of each text up to the first of `end_ids`, which is included; stop when all have ended.
 
-    steps: the tokens of all texts at each step; eos_token_id: None if no text ends early.
+    steps: the tokens of all texts at each step; end_ids: none if no text ends early.
     """
     texts: list[list[int]] = []
     for tokens in steps:
         texts = texts or [[] for _ in tokens]
         for ids, token in zip(texts, tokens, strict=True):
-            if ids[-1:] != [eos_token_id]:
+            if not ids or ids[-1] not in end_ids:
                 ids.append(token)
-        if all(ids[-1] == eos_token_id for ids in texts):
+        if all(ids[-1] in end_ids for ids in texts):
             break
     return texts
 

@@ -1,4 +1,6 @@
-"""Tokenized documents on disk: a flat array of tokens and an array of document ends, both memory-mapped.
+"""Tokenized documents on disk, memory-mapped: a flat array of tokens, an array of document ends, perhaps flags.
+
+A flag says whether the teacher should teach a token. There are none when every token is wanted, as in plain text.
 
 These are work files of a run, not part of the cache format. Memory does not grow with the corpus.
 """
@@ -15,23 +17,36 @@ from storage.disk.files import refusals
 
 _TOKENS_NAME = "tokens.bin"
 _ENDS_NAME = "ends.bin"
+_IS_WANTED_NAME = "is_wanted.bin"
 
 
 class TokenWriter:
-    """Write documents piece by piece to a new store in `directory`. Every method raises WriteRefusedError."""
+    """Write documents piece by piece to a new store in `directory`. Every method raises WriteRefusedError.
 
-    def __init__(self, directory: Path, dtype: Any) -> None:
+    marks_wanted: store a flag for each token.
+    """
+
+    def __init__(self, directory: Path, dtype: Any, *, marks_wanted: bool = False) -> None:
         self._directory, self._dtype = directory, np.dtype(dtype)
         with refusals(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._tokens = (directory / _TOKENS_NAME).open("wb")
             self._ends = (directory / _ENDS_NAME).open("wb")
+            self._is_wanted = (directory / _IS_WANTED_NAME).open("wb") if marks_wanted else None
         self.num_tokens = 0
 
-    def append(self, ids: NDArray[Any]) -> None:
-        """Append tokens to the current document."""
+    def append(self, ids: NDArray[Any], is_wanted: NDArray[np.bool_] | None = None) -> None:
+        """Append tokens to the current document.
+
+        is_wanted: whether each token, as the label of a target, is wanted; None: all are. A store without flags takes
+        None only.
+        """
+        assert is_wanted is None or self._is_wanted is not None
         with refusals(self._directory):
             self._tokens.write(ids.astype(self._dtype).tobytes())
+            if self._is_wanted is not None:
+                flags = np.ones(len(ids), np.bool_) if is_wanted is None else is_wanted
+                self._is_wanted.write(flags.tobytes())
         self.num_tokens += len(ids)
 
     def end_document(self) -> None:
@@ -44,18 +59,23 @@ class TokenWriter:
         with refusals(self._directory):
             self._tokens.close()
             self._ends.close()
+            if self._is_wanted is not None:
+                self._is_wanted.close()
         return TokenStore(self._directory, self._dtype)
 
 
 class TokenStore:
-    """Documents to read: `tokens` [num_tokens] and `ends` [num_documents], both memory-mapped.
+    """Documents to read: `tokens` and `is_wanted` [num_tokens], `ends` [num_documents], all memory-mapped.
 
+    is_wanted: whether each token, as the label of a target, is wanted; None when the store has no flags: all are.
     ends: int64, the index in `tokens` just behind each document.
     """
 
     def __init__(self, directory: Path, dtype: Any) -> None:
         self.tokens = _map(directory / _TOKENS_NAME, np.dtype(dtype))
         self.ends = _map(directory / _ENDS_NAME, np.dtype(np.int64))
+        flags = directory / _IS_WANTED_NAME
+        self.is_wanted = _map(flags, np.dtype(np.bool_)) if flags.exists() else None
 
     @property
     def num_tokens(self) -> int:

@@ -51,8 +51,8 @@ def stream_completions(
 ) -> Iterator[Completion]:
     """Yield one completion per prompt, in order. The random numbers of prompt i depend only on seeds[i] and the step.
 
-    A completion ends with the end-of-text token, which is part of it (finish_reason "stop"), or after max_new_tokens
-    tokens ("length"). Up to num_slots texts are drawn in parallel.
+    A completion ends with one of the teacher's end ids, which is part of it (finish_reason "stop"), or after
+    max_new_tokens tokens ("length"). Up to num_slots texts are drawn in parallel.
     """
     texts = _Texts(teacher, seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     batch = _Batch(teacher, prompts, texts, num_slots)
@@ -99,7 +99,7 @@ class _Texts:
         ids, logprobs = torch.cat(drawn, dim=1).cpu().numpy()
         self._ids[texts, steps], self._logprobs[texts, steps] = ids, logprobs
         self._lengths[texts] = steps + 1
-        self.is_done[texts] = (ids == self._teacher.tokenizer.eos_token_id) | (steps + 1 == self.max_new_tokens)
+        self.is_done[texts] = np.isin(ids, self._teacher.end_ids) | (steps + 1 == self.max_new_tokens)
 
     def _draw(self, logits_RV: Tensor, uniforms_R: Tensor) -> Tensor:
         """Draw ids; return ids and logprobs [2, R] as float64. That holds both exactly: one transfer, not two."""
@@ -114,7 +114,7 @@ class _Texts:
         return Completion(
             completion_ids=ids,
             completion_logprobs=self._logprobs[text, : len(ids)].copy(),
-            finish_reason="stop" if ids[-1] == self._teacher.tokenizer.eos_token_id else "length",
+            finish_reason="stop" if ids[-1] in self._teacher.end_ids else "length",
         )
 
 

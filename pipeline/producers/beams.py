@@ -18,6 +18,7 @@ from pipeline.decoding.sampling import batches_by_length
 from pipeline.producers.prompts import PromptedProducer, take_prompts
 from pipeline.teacher.model import Teacher
 from storage.rows.beams import BeamRow, Candidate, encode, schema
+from storage.text.completions import completion_text
 
 # Prompts are sorted by length in windows of this many batches. Rows appear when their whole window is done.
 _WINDOW_BATCHES = 4
@@ -76,14 +77,17 @@ class BeamsProducer(PromptedProducer):
             max_new_tokens=self._settings.max_new_tokens,
             length_penalty=self._settings.length_penalty,
         )
-        return [[self._candidate(f) for f in finished[: self._settings.num_candidates]] for finished in found]
+        return [
+            [self._candidate(prompt_ids, f) for f in finished[: self._settings.num_candidates]]
+            for prompt_ids, finished in zip(prompts, found, strict=True)
+        ]
 
-    def _candidate(self, finished: Finished) -> Candidate:
-        ends = finished.ids[-1] == self._teacher.tokenizer.eos_token_id
+    def _candidate(self, prompt_ids: NDArray[Any], finished: Finished) -> Candidate:
+        ends = finished.ids[-1] in self._teacher.end_ids
         return Candidate(
             candidate_ids=finished.ids,
             score=float(np.float32(finished.sum_logprob / len(finished.ids) ** self._settings.length_penalty)),
             sum_logprob=finished.sum_logprob,
             finish_reason="stop" if ends else "length",
-            text=self._teacher.decode(finished.ids),
+            text=completion_text(self._teacher.tokenizer, prompt_ids, finished.ids),
         )

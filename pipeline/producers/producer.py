@@ -6,8 +6,9 @@ To add a producer, write a subclass of `Producer` in a new file and add it to th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -21,18 +22,23 @@ class Producer(ABC):
 
     kind: its name in --kinds and in the cache. most_probe_rows: maximum number of rows that --plan makes for its
     estimate. tokens_per_row: maximum number of tokens that the teacher reads for a row. longest_prompt_tokens: tokens
-    of the longest prompt, 0 when rows have no prompts.
+    of the longest prompt, 0 when rows have no prompts. settings_of_text: settings of the kind in plan.json that the
+    text decides.
     """
 
     kind: ClassVar[str]
     most_probe_rows: ClassVar[int]
     tokens_per_row: int
     longest_prompt_tokens: int = 0
+    settings_of_text: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     @abstractmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
-        """Return the flags that decide how long rows are, and the tokens that the teacher must be able to read."""
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
+        """Return the flags that decide how long rows are, and the tokens that the teacher must be able to read.
+
+        num_beginning: tokens that every segment and prompt begins with.
+        """
 
     @classmethod
     @abstractmethod

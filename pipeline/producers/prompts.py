@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.blocks import Blocks, PromptSet, prompts_from_blocks, prompts_from_column
+from pipeline.corpus.blocks import PromptSet, prompts_from_blocks, prompts_from_column
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.errors import NoPromptsError
 from pipeline.producers.producer import Producer
@@ -25,7 +25,7 @@ class PromptedProducer(Producer):
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
 
     @classmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
         """Return the flags that decide the tokens of prompt and continuation, and these tokens.
 
         Count 1 token for a prompt from a column: prompts that are too long are skipped.
@@ -33,7 +33,7 @@ class PromptedProducer(Producer):
         settings = config.prompt_settings[cls.kind]
         prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
         flags = f"--{cls.kind}.prompt-tokens + --{cls.kind}.max-new-tokens"
-        return flags, prompt_tokens + settings.max_new_tokens
+        return flags, num_beginning + prompt_tokens + settings.max_new_tokens
 
 
 def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, PromptSet]:
@@ -43,12 +43,14 @@ def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig
     wanted = {"train": settings.num_prompts - num_validation, "validation": num_validation}
     if settings.prompt_column is None:
         prompts = {
-            split: prompts_from_blocks(Blocks(store, config.block_size), wanted[split], settings.prompt_tokens)
-            for split, store in tokenized.documents.items()
+            split: prompts_from_blocks(blocks, wanted[split], settings.prompt_tokens)
+            for split, blocks in tokenized.blocks.items()
         }
     else:
         stores = tokenized.prompts[settings.prompt_column]
-        prompts = {split: prompts_from_column(stores[split], wanted[split]) for split in SPLITS}
+        prompts = {
+            split: prompts_from_column(stores[split], wanted[split], tokenized.beginning_ids) for split in SPLITS
+        }
     if not len(prompts["train"]):
         skipped = tokenized.counts.num_prompts_skipped
         raise NoPromptsError(config.data, kind, settings.prompt_tokens, settings.prompt_column, skipped)

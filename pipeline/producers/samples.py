@@ -17,6 +17,7 @@ from pipeline.teacher.model import Teacher
 from storage.draws import hash_u64
 from storage.records.identity import SPLITS
 from storage.rows.samples import SampleRow, encode, schema
+from storage.text.completions import completion_text
 
 _SAMPLE_SEED = 6
 
@@ -70,7 +71,9 @@ class SamplesProducer(PromptedProducer):
                 prompt_ids=prompt_set.prompt_ids[prompt_index[i]],
                 completion_ids=completion.completion_ids,
                 completion_logprobs=completion.completion_logprobs,
-                text=self._teacher.decode(completion.completion_ids),
+                text=completion_text(
+                    self._teacher.tokenizer, prompt_set.prompt_ids[prompt_index[i]], completion.completion_ids
+                ),
                 finish_reason=completion.finish_reason,
                 seed=int(seeds[i]),
             )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.tokenization import TokenizedCorpus
-from pipeline.errors import TeacherOutputError
+from pipeline.errors import NoWantedTargetError, TeacherOutputError
 from pipeline.producers.producer import Producer
 from pipeline.producers.sparsify import PaddedTargets, SparseTargets, sparsify
 from pipeline.teacher.batch_size import choose_batch_tokens, in_passes
@@ -48,18 +48,27 @@ class SoftTargetsProducer(Producer):
         self._batch_tokens = choose_batch_tokens(teacher, config)
         self._buffer_CV: torch.Tensor | None = None
         self.tokens_per_row = config.block_size + 1
+        if "is_wanted" in row_schema.names:
+            self.settings_of_text = {"is_wanted": True}
 
     @classmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
         """Return the flag for the tokens of a block that the teacher reads, and these tokens."""
         return "--block-size", config.block_size
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> SoftTargetsProducer:
-        """Return a producer for all blocks of the text."""
-        blocks = {split: Blocks(store, config.block_size) for split, store in tokenized.documents.items()}
-        row_schema = schema(teacher.vocab_size, config.block_size, config.soft_targets.temperatures)
-        return cls(teacher, config, blocks, row_schema)
+        """Return a producer for all blocks of the text. Raises NoWantedTargetError."""
+        train = tokenized.documents["train"]
+        if train.is_wanted is not None and not train.is_wanted.any():
+            raise NoWantedTargetError(config.data, train.num_tokens)
+        row_schema = schema(
+            teacher.vocab_size,
+            config.block_size,
+            config.soft_targets.temperatures,
+            is_wanted=tokenized.blocks["train"].marks_wanted,
+        )
+        return cls(teacher, config, tokenized.blocks, row_schema)
 
     def num_rows(self, split: str) -> int:
         """Return the number of blocks in a split."""
@@ -81,8 +90,10 @@ class SoftTargetsProducer(Producer):
     def _forward_only(self, num_rows: int) -> None:
         blocks = self._blocks["train"]
         lengths = [blocks.segment_lengths(row) for row in range(num_rows)]
-        for row_hidden in self._teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths):
-            self._teacher.logits(row_hidden)
+        hidden_NTD = self._teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths)
+        is_valid_NT = _valid_targets(blocks, 0, num_rows, lengths)
+        for hidden_TD, is_valid_T in zip(hidden_NTD, is_valid_NT, strict=True):
+            self._teacher.logits(hidden_TD[is_valid_T])
 
     @torch.inference_mode()
     def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:
@@ -90,21 +101,32 @@ class SoftTargetsProducer(Producer):
         blocks = self._blocks[split]
         input_ids = blocks.input_ids(start, stop)
         segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
-        is_valid = np.stack([valid_targets(lengths) for lengths in segment_lengths])
-        hidden_NTD = self._teacher.hidden(input_ids[:, :-1], segment_lengths)
+        is_valid = _valid_targets(blocks, start, stop, segment_lengths)
+        hidden_PD = self._hidden_at(is_valid, input_ids[:, :-1], segment_lengths)
         row_index, position = np.nonzero(is_valid)
         seed = self._config.seed
         uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
-        chunks = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+        chunks = self._sparse_chunks(hidden_PD, input_ids[:, 1:][is_valid], uniforms)
         wait_for_copies = self._teacher.mark_time()
 
         def encoded() -> pa.RecordBatch:
             wait_for_copies()
             parts = [chunk.flatten() for chunk in chunks]
-            rows = _rows(start, input_ids, segment_lengths, is_valid, parts)
-            return encode(rows, self._schema, self._config.soft_targets.mantissa_bits)
+            settings = self._config.soft_targets
+            rows = _rows(start, input_ids, segment_lengths, is_valid, parts, settings.temperatures)
+            return encode(rows, self._schema, settings.mantissa_bits)
 
         return encoded
+
+    def _hidden_at(
+        self, is_valid: NDArray[np.bool_], input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]
+    ) -> torch.Tensor:
+        """Return the hidden states [P, D] at the valid targets. Blocks without one cost no pass."""
+        rows = np.flatnonzero(is_valid.any(axis=1))
+        if not len(rows):
+            return torch.empty((0, 0), device=self._teacher.device)
+        hidden_NTD = self._teacher.hidden(input_ids_NT[rows], [segment_lengths[row] for row in rows])
+        return hidden_NTD[is_valid[rows]]
 
     def _sparse_chunks(
         self, hidden_PD: torch.Tensor, label_ids_P: NDArray[Any], uniforms_P: NDArray[np.float64]
@@ -153,6 +175,15 @@ class SoftTargetsProducer(Producer):
                 yield start + first, logits_PV[first : first + chunk_rows]
 
 
+def _valid_targets(
+    blocks: Blocks, start: int, stop: int, segment_lengths: list[NDArray[np.int64]]
+) -> NDArray[np.bool_]:
+    """Return which targets of blocks [start, stop) lie in one segment and are wanted: [stop - start, T]."""
+    is_valid = np.stack([valid_targets(lengths) for lengths in segment_lengths])
+    is_wanted = blocks.is_wanted(start, stop)
+    return is_valid if is_wanted is None else is_valid & is_wanted
+
+
 def _encoded_behind(passes: Iterator[Callable[[], pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
     """Encode passes in threads while the teacher runs the next ones. Yield them in order."""
     with ThreadPoolExecutor(_NUM_ENCODERS, thread_name_prefix="teachonce-encoder") as pool:
@@ -186,35 +217,39 @@ def _rows(
     segment_lengths: list[NDArray[np.int64]],
     is_valid: NDArray[np.bool_],
     parts: list[SparseTargets],
+    temperatures: tuple[float, ...],
 ) -> SoftTargetRows:
     """Join the chunks and put them at the valid targets. Other targets get no entries, and zeros.
+
+    There are no chunks when no target is valid.
 
     Raises TeacherOutputError when an entropy is not finite.
     """
 
-    def spread(name: str, dtype: Any) -> NDArray[Any]:
+    def joined(arrays: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *arrays])
+
+    def spread(arrays: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
         values = np.zeros(is_valid.shape, dtype=dtype)
-        values[is_valid] = np.concatenate([getattr(part, name) for part in parts]) if parts else []
+        values[is_valid] = joined(arrays, dtype)
         return values
 
-    def spread_tempered(temperature: float) -> NDArray[Any]:
-        values = np.zeros(is_valid.shape, dtype=np.float32)
-        values[is_valid] = np.concatenate([part.tempered_tail_logmass[temperature] for part in parts])
-        return values
-
-    entropy = spread("entropy", np.float32)
+    entropy = spread([part.entropy for part in parts], np.float32)
     if not np.isfinite(entropy).all():
         raise TeacherOutputError(start + int(np.flatnonzero(~np.isfinite(entropy).all(axis=1))[0]))
     return SoftTargetRows(
         row_id=np.arange(start, start + len(input_ids)),
         input_ids=input_ids,
         segment_lengths=segment_lengths,
-        head_size=spread("head_size", np.int64),
-        tail_size=spread("tail_size", np.int64),
-        ids=np.concatenate([part.ids for part in parts]) if parts else np.empty(0, np.int64),
-        logprobs=np.concatenate([part.logprobs for part in parts]) if parts else np.empty(0, np.float32),
-        tail_logprob=spread("tail_logprob", np.float32),
+        is_wanted=is_valid,  # encoded only when the schema has the column
+        head_size=spread([part.head_size for part in parts], np.int64),
+        tail_size=spread([part.tail_size for part in parts], np.int64),
+        ids=joined([part.ids for part in parts], np.int64),
+        logprobs=joined([part.logprobs for part in parts], np.float32),
+        tail_logprob=spread([part.tail_logprob for part in parts], np.float32),
         entropy=entropy,
-        label_logprob=spread("label_logprob", np.float32),
-        tempered_tail_logmass={t: spread_tempered(t) for t in (parts[0].tempered_tail_logmass if parts else {})},
+        label_logprob=spread([part.label_logprob for part in parts], np.float32),
+        tempered_tail_logmass={
+            t: spread([part.tempered_tail_logmass[t] for part in parts], np.float32) for t in temperatures if t != 1.0
+        },
     )

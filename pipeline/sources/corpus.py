@@ -6,10 +6,10 @@ Parquet and hub data are streamed, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
-import glob
+import functools
 import hashlib
 import io
-import re
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,17 +20,18 @@ import zstandard
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSuchDataError
-from pipeline.sources.data_files import find_files, format_of, open_binary, refuse_utf16
+from pipeline.sources.data_files import format_of, is_hub_id, open_binary, refuse_utf16
+from pipeline.sources.directories import find_below
 from pipeline.sources.json_rows import json_rows
 from pipeline.sources.stdlib_corpus import stdlib_documents
+from pipeline.sources.tables import table_rows
+from pipeline.sources.turns import Conversation, Pair, turns_of
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 
 STDLIB = "stdlib"
-# Long documents are tokenized in pieces of about this many characters.
-_PIECE_CHARS = 1 << 20
-# A cut changes no GPT-2 token before a single space or newline between two characters that are not white space.
-_CUT = re.compile(r"\S(?=[ \n]\S)")
+# Plain text is read in pieces of this many characters.
+_PIECE_CHARS = 1 << 18
 # Single rows may lack the text column. Stop after this many rows if none has it: the name is probably wrong.
 _MOST_ROWS_WITHOUT = 1000
 # The decoder replaces bytes that are not UTF-8 by this character.
@@ -38,20 +39,30 @@ _REPLACEMENT = "\ufffd"
 # Errors that datasets and its parsers raise for files that are cut short, empty or of another format.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[dict[str, Any]]
+# Returns the names of all columns (none when only the rows tell), and the rows. Raises what _UNREADABLE lists.
+OpenRows = Callable[[], tuple[list[str], Iterable[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document: its text in pieces, and its prompts by column (empty for plain text)."""
+    """One document: its text in pieces, cut anywhere, and its prompts by column (empty for plain text).
+
+    turns: what a row holds in place of a text; pieces is empty then. place: source and row, for messages about it.
+    """
 
     pieces: Iterable[str]
     prompts: dict[str, Prompt]
+    turns: Conversation | Pair | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A data source. Each call of `documents()` reads it from the beginning."""
+    """A data source. Each call of `documents()` reads it from the beginning.
+
+    Read the pieces of a document before you take the next document: plain text is split as it is read.
+    """
 
     source: str
     fingerprint: str
@@ -67,8 +78,8 @@ def open_corpus(config: PrecomputeConfig) -> Corpus:
     path = Path(config.data)
     if path.exists():
         return _file_corpus(config, path)
-    if format_of(path) or config.data.startswith(("/", ".", "~")):
-        raise NoSuchDataError(config.data, "no such file")
+    if not is_hub_id(config.data):
+        raise NoSuchDataError(config.data, "no such file or directory")
     return _hub_corpus(config)
 
 
@@ -80,12 +91,12 @@ def _stdlib_corpus() -> Corpus:
         source="the docstrings of the Python standard library",
         fingerprint=digest.hexdigest(),
         licence="psfl",
-        documents=lambda: (Document(pieces=_cut(text), prompts={}) for text in stdlib_documents()),
+        documents=lambda: (Document(pieces=[text], prompts={}) for text in stdlib_documents()),
     )
 
 
 def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
-    files = find_files(path)
+    files = _data_files(path)
     if not files or not all(format_of(file) for file in files):
         raise NoSuchDataError(config.data, "no file of a known kind")
     if all(format_of(file) == "text" for file in files):
@@ -100,16 +111,32 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
                 case "text":
                     yield from _text_documents(file, config.document_separator)
                 case "json":
-                    yield from _row_documents(config, str(file), json_rows(file))
+                    yield from _row_documents(config, str(file), functools.partial(_json_rows, file))
                 case _:
-                    pattern = glob.escape(str(file))  # datasets reads the name as a pattern
-                    yield from _row_documents(config, str(file), _load(str(file), "parquet", data_files=pattern))
+                    open_rows = functools.partial(table_rows, file, _columns(config))
+                    yield from _row_documents(config, str(file), open_rows)
 
     return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
 
 
+def _data_files(path: Path) -> list[Path]:
+    """Return the file itself, or the data files below a directory. Print which files there cannot be read."""
+    if path.is_file():
+        return [path]
+    found = find_below(path)
+    if found.unread:
+        print(found.describe_unread(path), file=sys.stderr)
+    return found.files
+
+
 def _require_no_columns(config: PrecomputeConfig) -> None:
-    """Raise ConfigError when prompts are to come from a column: plain text has none."""
+    """Raise ConfigError when something is to come from a column: plain text has none."""
+    if config.marks_wanted:
+        flag, column = next(iter(config.document_columns.items()))
+        raise ConfigError(
+            f"{flag} {column}: --data {config.data} is plain text, which has no columns; "
+            "give jsonl, parquet or hub data"
+        )
     for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:
             raise ConfigError(
@@ -119,14 +146,20 @@ def _require_no_columns(config: PrecomputeConfig) -> None:
 
 
 def _hub_corpus(config: PrecomputeConfig) -> Corpus:
-    name, _, subset = config.data.partition(":")
-    rows = _load(config.data, name, name=subset or None)
+    name = config.data.partition(":")[0]
     return Corpus(
         source=config.data,
         fingerprint=hashlib.sha256(f"{config.data} {_hub_commit(config, name)}".encode()).hexdigest(),
-        licence=rows.info.license or None,
-        documents=lambda: _row_documents(config, config.data, _load(config.data, name, name=subset or None)),
+        licence=_load_hub(config).info.license or None,
+        documents=lambda: _row_documents(config, config.data, functools.partial(_hub_rows, config)),
     )
+
+
+def _hub_rows(config: PrecomputeConfig) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded."""
+    rows = _load_hub(config)
+    names = rows.column_names or []
+    return names, rows.select_columns([name for name in names if name in _columns(config)]) if names else rows
 
 
 def _hub_commit(config: PrecomputeConfig, name: str) -> str:
@@ -138,49 +171,72 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
         raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
 
 
-def _load(source: str, loader: str, **options: Any) -> Any:
-    """Return the rows of `source` as a stream. Raises NoSuchDataError."""
+def _load_hub(config: PrecomputeConfig) -> Any:
+    """Return the rows as a stream of `datasets`. Raises NoSuchDataError."""
     import datasets
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are logged and raised: show them once
+    name, _, subset = config.data.partition(":")
     try:
-        return datasets.load_dataset(loader, split="train", streaming=True, **options)
+        return datasets.load_dataset(name, name=subset or None, split="train", streaming=True)
     except StopIteration as error:
-        raise NoSuchDataError(source, "cannot be loaded: holds no rows, or is cut short") from error
+        raise NoSuchDataError(config.data, "cannot be loaded: holds no rows, or is cut short") from error
     except _UNREADABLE as error:
-        raise NoSuchDataError(source, f"cannot be loaded: {first_line(error)}") from error
+        reason = f"is no file or directory here, and cannot be loaded from the hub: {first_line(error)}"
+        raise NoSuchDataError(config.data, reason) from error
 
 
-def _row_documents(config: PrecomputeConfig, source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+def _json_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    return [], json_rows(path)
+
+
+def _columns(config: PrecomputeConfig) -> set[str]:
+    """Return the names of the columns that a run reads."""
+    prompt_columns = {config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
+    return prompt_columns.union(config.document_columns.values())
+
+
+def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        number, has_column, names = 0, False, set[str]()
+        column_names, rows = open_rows()
+        number, names = 0, set(column_names)
         for number, row in enumerate(rows, 1):
-            if not has_column:
-                has_column, names = config.text_column in row, names | row.keys()
-                if number == _MOST_ROWS_WITHOUT and not has_column:
-                    break
-            text = row.get(config.text_column)
-            if not isinstance(text, str | None):
-                found = f"row {number} holds {type(text).__name__}, not text"
-                raise ColumnError(source, config.text_column, found, "--text-column")
-            yield Document(pieces=_cut(text or ""), prompts={c: _prompt(source, row, c, number) for c in wanted if c})
-        if number and not has_column:
-            raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
+            names |= row.keys()
+            if number == _MOST_ROWS_WITHOUT and not names.issuperset(config.document_columns.values()):
+                break
+            turns, place = turns_of(config, row), f"{source}: row {number}"
+            # With conversations and pairs, the tokenizer says which rows are bad: such rows may be skipped.
+            prompts: dict[str, Any] = {
+                c: row.get(c) if turns else _prompt(source, row, c, number, names) for c in wanted if c
+            }
+            pieces = [] if turns else [_text(config, source, row, number)]
+            yield Document(pieces=pieces, prompts=prompts, turns=turns, place=place)
+        for flag, column in config.document_columns.items():
+            if number and column not in names:
+                raise ColumnError(source, column, f"not among {sorted(names)}", flag)
     except TeachonceError:
         raise
     except _UNREADABLE as error:
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
 
 
-def _prompt(source: str, row: dict[str, Any], column: str, number: int) -> Prompt:
+def _text(config: PrecomputeConfig, source: str, row: dict[str, Any], number: int) -> str:
+    text = row.get(config.text_column)
+    if not isinstance(text, str | None):
+        found = f"row {number} holds {type(text).__name__}, not text"
+        raise ColumnError(source, config.text_column, found, "--text-column")
+    return text or ""
+
+
+def _prompt(source: str, row: dict[str, Any], column: str, number: int, names: set[str]) -> Prompt:
     value = row.get(column)
     is_chat = isinstance(value, list) and len(value) > 0 and all(map(_is_message, value))
     if not isinstance(value, str) and not is_chat:
         holds = f"row {number} holds {type(value).__name__}, not text or chat"
-        found = holds if column in row else f"not among {sorted(row)} of row {number}"
+        found = holds if column in row else f"not among {sorted(names)} of row {number}"
         raise ColumnError(source, column, found, "--samples.prompt-column or --beams.prompt-column")
     return value  # type: ignore[return-value]
 
@@ -193,28 +249,40 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
     if separator is None:
         yield Document(pieces=_read_pieces(path), prompts={})
         return
-    separator = separator.replace("\\n", "\n")
-    rest = ""
-    for piece in _read_pieces(path):
+    parts = _split(_read_pieces(path), separator.replace("\\n", "\n"))
+    for _, part in itertools.groupby(parts, key=lambda part: part[0]):
+        yield Document(pieces=(text for _, text in part), prompts={})
+
+
+def _split(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
+    """Yield the text between separators in parts, each with the number of separators before it.
+
+    Hold back only what may be the beginning of a separator, so that a long text without any is never held as a whole.
+    """
+    number, rest = 0, ""
+    for piece in pieces:
         *whole, rest = (rest + piece).split(separator)
-        yield from (Document(pieces=_cut(text), prompts={}) for text in whole)
-    yield Document(pieces=_cut(rest), prompts={})
+        for text in whole:
+            yield number, text
+            number += 1
+        num_sure = max(0, len(rest) - len(separator) + 1)
+        yield number, rest[:num_sure]
+        rest = rest[num_sure:]
+    yield number, rest
 
 
 def _read_pieces(path: Path) -> Iterator[str]:
-    """Yield a text file in pieces, cut where no GPT-2 token changes. Raises NoSuchDataError.
+    """Yield a text file in pieces. Raises NoSuchDataError.
 
     Bytes that are not UTF-8 become U+FFFD. Print the number of U+FFFD that were read.
     """
-    rest, num_replaced = "", 0
+    num_replaced = 0
     try:
         refuse_utf16(path)
         with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
                 num_replaced += characters.count(_REPLACEMENT)
-                *pieces, rest = _cut(rest + characters)
-                yield from pieces
-        yield rest
+                yield characters
     except OSError as error:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
     finally:  # runs also when the caller stops early
@@ -224,15 +292,3 @@ def _read_pieces(path: Path) -> Iterator[str]:
                 "unless the text itself holds them",
                 file=sys.stderr,
             )
-
-
-def _cut(text: str) -> list[str]:
-    """Cut a text into pieces of at most about _PIECE_CHARS characters, where it has places to cut."""
-    pieces = []
-    while len(text) > _PIECE_CHARS:
-        cut = _CUT.search(text, _PIECE_CHARS // 2)
-        if cut is None:
-            break
-        pieces.append(text[: cut.end()])
-        text = text[cut.end() :]
-    return [*pieces, text]

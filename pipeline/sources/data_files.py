@@ -1,44 +1,71 @@
-"""Find the files of a data source, tell their formats by their names, and open them."""
+"""Tell the formats of files by their names, and open them."""
 
 from __future__ import annotations
 
 import codecs
-import os
-from collections.abc import Iterator
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import zstandard
 
 from pipeline.errors import NoSuchDataError
 
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_FORMATS = {
+    ".txt": "text", ".text": "text", ".md": "text",
+    ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".parquet": "table", ".arrow": "table",
+}  # fmt: skip
+# Files that hold text or data which this project cannot read. Other files (pictures, programs) are left out silently.
+UNREAD = {
+    ".7z", ".avro", ".br", ".bz2", ".csv", ".doc", ".docx", ".epub", ".feather", ".htm", ".html", ".lz4", ".ods",
+    ".odt", ".orc", ".pdf", ".rar", ".rst", ".rtf", ".tar", ".tex", ".tgz", ".tsv", ".xlsx", ".xml", ".xz", ".yaml",
+    ".yml", ".z", ".zip",
+}  # fmt: skip
+_READ_BYTES = 1 << 16
+# Archives of texts are often compressed with windows of 2^27 to 2^31 bytes (zstd --long), which most readers refuse.
+_LARGEST_WINDOW_BYTES = 1 << 31
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format that a file's name stands for: text, json or parquet; None for any other name."""
-    return _FORMATS.get(_suffix_of(path))
+    """Return the format that a file's name stands for: text, json or table; None for any other name."""
+    return _FORMATS.get(suffix_of(path))
 
 
-def find_files(path: Path) -> list[Path]:
-    """Return the file itself, or the data files below a directory, sorted by path.
+def suffix_of(path: Path) -> str:
+    """Return the last suffix that does not name a compression, in lower case; empty when there is none."""
+    suffixes = (suffix.lower() for suffix in reversed(path.suffixes))
+    return next((suffix for suffix in suffixes if suffix not in _DECOMPRESSORS), "")
 
-    Raises NoSuchDataError when a directory cannot be read: its text would be missing without notice.
+
+def stem_of(path: Path) -> str:
+    """Return the name before the first dot, in lower case."""
+    return path.name.split(".")[0].lower()
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name that is no file here can be that of a data set on the hub.
+
+    A name with the suffix of a data file, or in a directory that exists here, is a mistyped path.
     """
-    return [path] if path.is_file() else sorted(file for file in _files_below(path) if _is_data(file))
+    path = Path(name)
+    is_in_directory = len(path.parts) > 1 and path.parent.is_dir()
+    is_named_as_file = path.suffix.lower() in {*_FORMATS, *_DECOMPRESSORS, *UNREAD}
+    return _HUB_ID.fullmatch(name) is not None and name[0] != "." and not is_in_directory and not is_named_as_file
 
 
-def open_binary(path: Path) -> Any:
-    """Open a file for reading its decompressed bytes. Raises OSError.
+def open_binary(path: Path) -> io.BufferedReader:
+    """Open a file for reading its decompressed bytes.
 
-    Arrow's reader detects a compressed file that is cut short, which zstandard's reader does not. It does not detect an
-    empty one, so this function does.
+    Raises OSError, also while reading, for compressed bytes that are damaged, cut short, or none at all.
     """
-    compression = _COMPRESSIONS.get(path.suffix.lower())
-    if compression and not path.stat().st_size:
-        raise OSError(f"no bytes, expected those of {compression}")
-    return pa.input_stream(str(path), compression=compression)
+    chunks_of = _DECOMPRESSORS.get(path.suffix.lower())
+    return path.open("rb") if chunks_of is None else io.BufferedReader(_Decompressed(path, chunks_of))
 
 
 def refuse_utf16(path: Path) -> None:
@@ -51,20 +78,55 @@ def refuse_utf16(path: Path) -> None:
             raise NoSuchDataError(str(path), "is UTF-16 or UTF-32, expected UTF-8")
 
 
-def _files_below(directory: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise NoSuchDataError(str(error.filename), f"cannot be read ({error.strerror})") from error
+class _Decompressed(io.RawIOBase):
+    """A file's decompressed bytes as a stream."""
 
-    for parent, _, names in os.walk(directory, onerror=refuse):
-        yield from (path for name in names if (path := Path(parent, name)).is_file())
+    def __init__(self, path: Path, chunks_of: Callable[[io.BufferedReader], Iterator[bytes]]) -> None:
+        self._file = path.open("rb")
+        self._chunks, self._rest = chunks_of(self._file), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        while not self._rest:
+            try:
+                self._rest = next(self._chunks)
+            except StopIteration:
+                return 0
+            except (EOFError, zlib.error, zstandard.ZstdError, MemoryError) as error:
+                raise OSError(f"damaged or cut short: {error}") from error
+        num_bytes = min(len(view), len(self._rest))
+        view[:num_bytes], self._rest = self._rest[:num_bytes], self._rest[num_bytes:]
+        return num_bytes
 
 
-def _is_data(file: Path) -> bool:
-    """Return whether to read this file of a directory. Skip Markdown, which describes the other files."""
-    return format_of(file) is not None and _suffix_of(file) != ".md"
+def _gzip_chunks(file: io.BufferedReader) -> Iterator[bytes]:
+    """Yield the bytes of all members. Zeros after a member are padding, as of tapes."""
+    if not file.peek(1):
+        raise EOFError("no bytes, expected those of gzip")
+    with gzip.GzipFile(fileobj=file) as members:
+        while chunk := members.read(_READ_BYTES):
+            yield chunk
 
 
-def _suffix_of(path: Path) -> str:
-    """Return the last suffix that does not name a compression, in lower case."""
-    suffixes = (suffix.lower() for suffix in reversed(path.suffixes))
-    return next((suffix for suffix in suffixes if suffix not in _COMPRESSIONS), "")
+def _zstd_chunks(file: io.BufferedReader) -> Iterator[bytes]:
+    """Yield the bytes of all frames. zstandard's own reader would end without an error where a frame is cut."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW_BYTES)
+    frame, num_frames, data = None, 0, b""
+    while data := data or file.read(_READ_BYTES):
+        if frame is None:
+            frame, num_frames = decompressor.decompressobj(), num_frames + 1
+        yield frame.decompress(data)
+        data = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+    if frame is not None or not num_frames:
+        raise EOFError("the last frame has no end" if num_frames else "no bytes, expected those of zstd")
+
+
+_DECOMPRESSORS = {".gz": _gzip_chunks, ".zst": _zstd_chunks}

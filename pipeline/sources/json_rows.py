@@ -8,7 +8,6 @@ ijson would be a new dependency.
 from __future__ import annotations
 
 import codecs
-import io
 import json
 import re
 import sys
@@ -51,7 +50,7 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the name of each value's place, such as "line 3", and the value."""
-    with open_binary(path) as binary, io.BufferedReader(binary) as file:
+    with open_binary(path) as file:
         is_first = True
         for number, line in enumerate(file, 1):
             content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line

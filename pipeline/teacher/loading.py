@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.chats.template import choose_chat_template
 from pipeline.errors import NoSuchTeacherError
 from pipeline.teacher.fast_layers import use_fast_layers
 from pipeline.teacher.model import Teacher
@@ -23,12 +24,16 @@ from storage.tensors.matmul_precision import use_fast_matmul
 
 
 def load_tokenizer(config: PrecomputeConfig) -> Any:
-    """Load the teacher's tokenizer. Raises NoSuchTeacherError."""
+    """Load the teacher's tokenizer, with the one chat template of the run.
+
+    Raises NoSuchTeacherError, or ChatTemplateError when the text is conversations that no template can render.
+    """
     tokenizer = _loading(
         config, lambda: transformers.AutoTokenizer.from_pretrained(config.teacher, revision=config.revision)
     )
     if len(tokenizer) == 0:
         raise NoSuchTeacherError(config.teacher, "it has no tokenizer")
+    choose_chat_template(tokenizer, config)
     return tokenizer
 
 

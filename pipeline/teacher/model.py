@@ -18,6 +18,7 @@ from pipeline.errors import ContextTooShortError, LeakingTeacherError
 from storage.rows.segments import position_ids
 from storage.tensors.model_facts import context_length_of, num_parameters
 from storage.tensors.packing import packed_hidden_states, packing_leak
+from storage.text.ends import end_ids
 
 # Rounding makes smaller relative differences than these between hidden states of a document alone and packed. A leak
 # makes far larger ones.
@@ -49,6 +50,7 @@ class Teacher:
         self.weights_bytes = weights_bytes
         head = model.get_output_embeddings()
         self.vocab_size: int = head.weight.shape[0]
+        self.end_ids = end_ids(tokenizer, model, self.vocab_size)
         self.context_length = context_length_of(model)
         self._body: nn.Module = model.base_model
         self._head_weight_VD: Tensor = head.weight
@@ -78,11 +80,6 @@ class Teacher:
         )
         hidden: Tensor = output.last_hidden_state[:, -1]
         return hidden
-
-    def decode(self, ids: NDArray[Any]) -> str:
-        """Return the text of token ids without special tokens."""
-        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-        return text
 
     def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
         """Return float32 logits [C, V] of a chunk of hidden states. They may be stored in the float32 buffer_CV."""

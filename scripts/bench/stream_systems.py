@@ -77,6 +77,7 @@ def ready(rows: list[Row]) -> BlockBatch:
         SoftTargetRows(
             row_id=np.array([row["row_id"] for row in rows]),
             segment_lengths=[lengths.astype(np.int64) for lengths in arrays["segment_lengths"]],
+            is_wanted=None,
             ids=np.concatenate(arrays["ids"]),
             logprobs=np.concatenate(arrays["logprobs"]),
             tempered_tail_logmass={},

@@ -34,7 +34,6 @@ from storage.draws import hash_permutation
 from storage.errors import ConfigError
 from storage.progress import Progress
 from storage.remote.directory import require_local
-from storage.rows.columns import token_type
 from storage.rows.segments import position_ids, valid_targets
 from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import num_parameters
@@ -113,12 +112,16 @@ def make_teacher() -> int:
     texts = (piece for document in corpus.documents() for piece in document.pieces)
     trained = train_byte_level_bpe(texts, config.vocab_size)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS, bos_token=EOS)
-    dtype = token_type(len(tokenizer)).to_pandas_dtype()
     with tempfile.TemporaryDirectory() as work_dir:
         tokenized = tokenize_corpus(
-            corpus, tokenizer, reading, dtype=dtype, context_length=config.context, work_dir=Path(work_dir) / "work"
+            corpus,
+            tokenizer,
+            reading,
+            vocab_size=len(tokenizer),
+            context_length=config.context,
+            work_dir=Path(work_dir) / "work",
         )
-        model = train_model(Blocks(tokenized.documents["train"], config.block_size), tokenizer, config)
+        model = train_model(tokenized.blocks["train"], tokenizer, config)
     with publishing_path(config.out) as staged, refusals(config.out):
         tokenizer.save_pretrained(staged)
         model.save_pretrained(staged)

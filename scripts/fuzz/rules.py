@@ -53,11 +53,16 @@ def _assert_block(row: dict[str, Any], vocab_size: int) -> None:
     assert sum(lengths) == len(row["input_ids"])
     assert max(row["input_ids"]) < vocab_size
     segments = [segment for segment, length in enumerate(lengths) for _ in range(length)]
+    is_wanted = row.get("is_wanted", [True] * len(row["head_size"]))
     ids, logprobs = iter(row["ids"]), iter(row["logprobs"])
     for t in range(len(segments) - 1):
         head = [next(ids) for _ in range(row["head_size"][t])]
         tail = [next(ids) for _ in range(row["tail_size"][t])]
-        assert segments[t] == segments[t + 1] or not head + tail
+        is_valid = segments[t] == segments[t + 1] and is_wanted[t]
+        assert is_valid or not head + tail
+        if "is_wanted" in row:
+            assert is_valid == is_wanted[t]
+            assert is_valid or row["tail_logprob"][t] == row["entropy"][t] == row["label_logprob"][t] == 0
         assert head == sorted(head)
         assert tail == sorted(tail)
         assert len({*head, *tail}) == len(head + tail)
@@ -67,7 +72,7 @@ def _assert_block(row: dict[str, Any], vocab_size: int) -> None:
         assert row["tail_logprob"][t] <= 0
         assert -math.inf < row["label_logprob"][t] <= 0
         assert 0 <= row["entropy"][t] <= math.log(vocab_size) * 1.01 + 0.01
-        if segments[t] == segments[t + 1]:
+        if is_valid:
             mass = sum(map(math.exp, head_logprobs)) + math.exp(row["tail_logprob"][t])
             assert abs(mass - 1) < 0.1, mass
     assert next(ids, None) is None

@@ -29,8 +29,9 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
     licence = identity.data.get("licence")
     if licence:
         header["license"] = licence
+    row_is = {kind: KINDS[kind].describe_row(identity.config.get(kind, {})) for kind in kinds}
     table = "\n".join(
-        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {KINDS[kind].row_is} |"
+        f"| {kind} | {split} | {num_rows:,} | {num_bytes:,} | {row_is[kind]} |"
         for (kind, split), (_, num_rows, num_bytes) in ((k, v) for k, v in counted.items() if v)
     )
     teacher, data = identity.teacher, identity.data

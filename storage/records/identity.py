@@ -21,7 +21,8 @@ from storage.rows.kind import RowFacts
 from storage.rows.kinds import KINDS
 
 FORMAT_NAME = "teachonce-cache"
-FORMAT_VERSION = 1
+# The newest version. A cache has the lowest that its kinds need, so that older readers read it, too.
+FORMAT_VERSION = 2
 PLAN_NAME = "plan.json"
 SPLITS = ("train", "validation")
 
@@ -117,7 +118,7 @@ class CacheIdentity:
     """Everything about a cache that is known before its first shard.
 
     teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
-    tokenizer: size, sha256, eos_token_id.
+    tokenizer: size, sha256, eos_token_id, and where they are not the usual ones beginning_ids and end_ids (see below).
     data: source, fingerprint, licence, packing recipe, counts.
     config: the resolved settings of the block layout and of each kind.
     software: versions.
@@ -142,6 +143,17 @@ class CacheIdentity:
     def mantissa_bits(self) -> int:
         """Mantissa bits that the logprobs of soft targets were rounded to."""
         return soft_targets.mantissa_bits(self.config.get("soft_targets", {}))
+
+    @property
+    def beginning_ids(self) -> tuple[int, ...]:
+        """Ids that every segment and every prompt begins with, () for none."""
+        return tuple(self.tokenizer.get("beginning_ids", ()))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text, () for none. A cache that does not state them has the tokenizer's own alone."""
+        eos = self.tokenizer.get("eos_token_id")
+        return tuple(self.tokenizer.get("end_ids", () if eos is None else (eos,)))
 
     def row_facts(self, kind: str) -> RowFacts:
         """Return what the cache states about the rows of a kind."""
@@ -196,7 +208,15 @@ def parse_shard_path(path: str, where: str) -> ShardKey:
 
 def identity_content(identity: CacheIdentity) -> dict[str, Any]:
     """Return the content of plan.json, which manifest.json also holds."""
-    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION} | dataclasses.asdict(identity)
+    content = dataclasses.asdict(identity)
+    return {"format": FORMAT_NAME, "format_version": _version_of(content)} | content
+
+
+def _version_of(content: dict[str, Any]) -> int:
+    """Return the format version of a cache with this identity: the highest that one of its kinds needs."""
+    config = content.get("config")
+    stated = [(kind, config.get(name)) for name, kind in KINDS.items()] if isinstance(config, dict) else []
+    return max((kind.format_version(settings) for kind, settings in stated if isinstance(settings, dict)), default=1)
 
 
 def read_versioned(path: Path) -> dict[str, Any]:
@@ -212,6 +232,8 @@ def read_versioned(path: Path) -> dict[str, Any]:
         raise RecordError(str(path), f"'format_version' is {version!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(str(path), version, FORMAT_VERSION)
+    if version != (expected := _version_of(content)):
+        raise RecordError(str(path), f"'format_version' is {version}, expected {expected} with these settings")
     return content
 
 

@@ -106,8 +106,8 @@ def _contents(summary: dict[str, Any]) -> Markup:
             )
     columns = ("Rows of", "rows", "tokens", "targets", "bytes", "bytes/token", "teacher's perplexity")
     explanation = (
-        "Exact, from the manifest. A target is a position with a next token in its document, a completion token, or a "
-        "candidate. Bytes are those of the compressed shards."
+        "Exact, from the manifest. A target is a position with a next token in its document (that is wanted, in a cache"
+        " with the column is_wanted), a completion token, or a candidate. Bytes are those of the compressed shards."
     )
     return join([table(columns, rows, label="Rows, tokens and bytes by kind and split"), note(explanation)])
 

@@ -71,7 +71,7 @@ class BeamsSeen:
 
 
 def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
-    """Read soft targets; return None for a cache without them."""
+    """Read soft targets; return None for a cache without them, or when no row that was read has a valid target."""
     entropy, head_size, tail_size, tail_mass = [], [], [], []
     reader = _CountingReader(cache, "soft_targets")
     for batch in reader.batches():
@@ -81,7 +81,7 @@ def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
         head_size.append(rows.head_size[is_valid].astype(np.float64))
         tail_size.append(rows.tail_size[is_valid].astype(np.float64))
         tail_mass.append(np.exp(rows.tail_logprob[is_valid].astype(np.float64)))
-    if not entropy:
+    if not sum(map(len, entropy)):
         return None
     return SoftTargetsSeen(
         coverage=reader.coverage(),

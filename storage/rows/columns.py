@@ -56,10 +56,26 @@ def to_ragged(values: Array, offsets: NDArray[np.int64], column_type: pa.DataTyp
 
 
 def fixed(batch: pa.RecordBatch, name: str) -> Array:
-    """Return a fixed-size list column as an array [rows, n], without a copy."""
+    """Return a fixed-size list column as an array [rows, n], without a copy but for bools."""
     column = batch.column(name)
-    size, stop = column.type.list_size, column.offset + len(column)
-    return _values_of_all(column)[column.offset * size : stop * size].reshape(len(column), size)
+    size = column.type.list_size
+    values: Array = column.values.slice(column.offset * size, len(column) * size).to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), size)
+
+
+def with_own_bits(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with a copy of each column of lists of bools.
+
+    Of a slice that begins at the first row Arrow writes the bits of the whole: a shard would hold bits of other rows.
+    """
+    is_bits = [getattr(field.type, "value_type", None) == pa.bool_() for field in batch.schema]
+    if not any(is_bits):
+        return batch
+    columns = [
+        to_fixed(fixed(batch, field.name), field.type) if copied else batch.column(field.name)
+        for field, copied in zip(batch.schema, is_bits, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def ragged(batch: pa.RecordBatch, name: str) -> tuple[Array, NDArray[np.int64]]:

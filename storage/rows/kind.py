@@ -59,7 +59,7 @@ class Kind(ABC):
     """One kind of rows.
 
     name: name of the directory of its shards, and of its settings in plan.json.
-    row_is: what a row is, for the dataset card.
+    row_is: what a row is, in words.
     holds: words for the rows of a cache, for a sentence in its report. {} stands for the total of `counted`.
     counted: the field of shard records whose total stands in `holds`.
     sequences: what messages call these rows when they do not fit into a model's context.
@@ -96,6 +96,14 @@ class Kind(ABC):
     @abstractmethod
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
         """Yield the rows as text for people."""
+
+    def format_version(self, settings: Mapping[str, Any]) -> int:
+        """Return the lowest format version that has all columns of rows with these settings, which may be unchecked."""
+        return 1
+
+    def describe_row(self, settings: Mapping[str, Any]) -> str:
+        """Return what a row with these settings is, for the dataset card."""
+        return self.row_is
 
     def describe_settings(self, settings: Mapping[str, Any], temperatures: Sequence[float]) -> list[str]:
         """Return lines about the settings, for the summary of a cache."""

@@ -2,7 +2,8 @@
 
 A block of T + 1 tokens consists of segments, each a piece of one document. A token attends only to its own segment.
 Positions start again at 0 in each segment. Target t, which predicts token t + 1, is valid only when tokens t and t + 1
-lie in the same segment. Derive masks from the segment lengths, never from token ids.
+lie in the same segment. Where rows have the column is_wanted, it must also be wanted. Derive masks from the segment
+lengths, never from token ids.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from storage.rows import columns, soft_targets
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
-from storage.rows.setting_rules import either, number, whole
+from storage.rows.setting_rules import either, number, of, whole
 from storage.rows.soft_target_rules import check
 
 _ALTERNATIVES = 4
@@ -34,11 +34,13 @@ class SoftTargets(Kind):
         "top_k": whole(0, (1 << 63) - 1),
         "tail_weight": either(number(0, 1), None),
         "mantissa_bits": whole(1, FLOAT16_MANTISSA_BITS),
+        "is_wanted": of(bool, "true or false"),
     }
 
     def schema(self, facts: RowFacts) -> pa.Schema:
-        """Return the columns. Each temperature other than 1 adds one."""
-        return soft_targets.schema(facts.vocab_size, facts.block_size, facts.temperatures)
+        """Return the columns. Each temperature other than 1 adds one, and so does the setting is_wanted."""
+        is_wanted = soft_targets.has_is_wanted(facts.settings)
+        return soft_targets.schema(facts.vocab_size, facts.block_size, facts.temperatures, is_wanted=is_wanted)
 
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
         """Raise RowError unless every row obeys the rules. The bound on the mass depends on the mantissa bits."""
@@ -69,12 +71,26 @@ class SoftTargets(Kind):
             label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
         )
 
+    def format_version(self, settings: Mapping[str, Any]) -> int:
+        """Return 2 for rows with the column is_wanted, else 1."""
+        return 2 if soft_targets.has_is_wanted(settings) else 1
+
+    def describe_row(self, settings: Mapping[str, Any]) -> str:
+        """Return what a row is; where the column is_wanted exists, some positions have no distribution."""
+        return f"{self.row_is} that `is_wanted` marks" if soft_targets.has_is_wanted(settings) else self.row_is
+
     def describe_settings(self, settings: Mapping[str, Any], temperatures: Sequence[float]) -> list[str]:
-        """Return one line: what head and tail hold, and the temperatures at which losses can use them."""
+        """Return a line that says what head and tail hold, and the temperatures at which losses can use them.
+
+        Add a line when only some targets are wanted.
+        """
         first, served = f"{temperatures[0]:g}", ", ".join(f"{t:g}" for t in sorted({1.0, *temperatures}))
         weight = settings.get("tail_weight")
         tail = "the mass of the rest" if weight is None else f"draws of weight {weight:g} at temperature {first}"
-        return [f"targets    the top {settings.get('top_k')} and {tail}; losses at temperature {served}"]
+        lines = [f"targets    the top {settings.get('top_k')} and {tail}; losses at temperature {served}"]
+        if soft_targets.has_is_wanted(settings):
+            lines.append("           only wanted targets, as the column is_wanted says")
+        return lines
 
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
         """Yield each block's text, then its first valid targets with the teacher's top alternatives."""

@@ -40,7 +40,7 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int
 
 def _check_rows(rows: SoftTargetRows, vocab_size: int, where: str, mantissa_bits: int) -> None:
     is_valid_RT = rows.is_valid_target
-    _check_segments(rows, is_valid_RT, where)
+    _check_invalid_targets(rows, is_valid_RT, where)
     _check_ids(rows, vocab_size, where)
     _check_values(rows, vocab_size, where)
     _check_mass(rows, is_valid_RT, where, mantissa_bits)
@@ -65,9 +65,20 @@ def _check_lengths(batch: pa.RecordBatch, where: str) -> None:
     _require(segments > 0, where, "segment_lengths", "holds an empty segment")
 
 
-def _check_segments(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str) -> None:
+def _check_invalid_targets(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str) -> None:
     num_entries = (rows.head_size + rows.tail_size)[~is_valid_RT]
     _require(num_entries == 0, where, "head_size", "a masked target has entries")
+    if rows.is_wanted is None:
+        return  # Readers of version 1 never looked at the scalars of masked targets.
+    _require(rows.is_in_one_segment | ~rows.is_wanted, where, "is_wanted", "a target across two segments is wanted")
+    for name, values_RT in _scalars(rows).items():
+        _require(values_RT[~is_valid_RT] == 0, where, name, "a masked target has a value")
+
+
+def _scalars(rows: SoftTargetRows) -> dict[str, NDArray[Any]]:
+    """Return the values per target [R, T] by column."""
+    plain = {name: getattr(rows, name) for name in ("tail_logprob", "entropy", "label_logprob")}
+    return plain | {tempered_column(t): logmass for t, logmass in rows.tempered_tail_logmass.items()}
 
 
 def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:

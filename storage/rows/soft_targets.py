@@ -23,17 +23,24 @@ def tempered_column(temperature: float) -> str:
     return f"tail_logmass_at_{float(temperature)!r}".removesuffix(".0")
 
 
-def schema(vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (1.0,)) -> pa.Schema:
-    """Return the columns of a soft_targets shard. Each of `temperatures` other than 1 adds one column."""
+def schema(
+    vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (1.0,), *, is_wanted: bool = False
+) -> pa.Schema:
+    """Return the columns of a soft_targets shard.
+
+    Each of `temperatures` other than 1 adds one column, and so does is_wanted: some targets may be unwanted.
+    """
     token = columns.token_type(vocab_size)
     per_target = columns.required_fixed_list(pa.float16(), block_size)
     counts = columns.required_fixed_list(token, block_size)
+    flags = columns.required_fixed_list(pa.bool_(), block_size)
     tempered = [tempered_column(t) for t in temperatures if t != 1.0]
     return pa.schema(
         [
             columns.required("row_id", pa.int64()),
             columns.required("input_ids", columns.required_fixed_list(token, block_size + 1)),
             columns.required("segment_lengths", columns.required_list(pa.uint32())),
+            *([columns.required("is_wanted", flags)] if is_wanted else []),
             columns.required("head_size", counts),
             columns.required("tail_size", counts),
             columns.required("ids", columns.required_list(token)),
@@ -50,7 +57,8 @@ def schema(vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (
 class SoftTargetRows:
     """Rows as numpy arrays.
 
-    row_id [R]; input_ids [R, T+1]; segment_lengths: R arrays, in tokens; head_size, tail_size [R, T], in entries;
+    row_id [R]; input_ids [R, T+1]; segment_lengths: R arrays, in tokens; is_wanted [R, T]: whether the teacher should
+    teach the target, None when every target is wanted; head_size, tail_size [R, T], in entries;
     ids [E]: position by position, the head and then the tail, each ascending; logprobs [H] in nats, one per head id;
     tail_logprob, entropy, label_logprob [R, T] in nats; tempered_tail_logmass {temperature: [R, T]} in nats.
     """
@@ -58,6 +66,7 @@ class SoftTargetRows:
     row_id: NDArray[np.int64]
     input_ids: NDArray[Any]
     segment_lengths: list[NDArray[np.int64]]
+    is_wanted: NDArray[np.bool_] | None = None
     head_size: NDArray[np.int64]
     tail_size: NDArray[np.int64]
     ids: NDArray[Any]
@@ -77,10 +86,16 @@ class SoftTargetRows:
         return position_ids(lengths).reshape(self.input_ids.shape)
 
     @property
-    def is_valid_target(self) -> NDArray[np.bool_]:
+    def is_in_one_segment(self) -> NDArray[np.bool_]:
         """Whether token t and the label of target t, token t + 1, lie in the same segment: [R, T]."""
-        is_valid: NDArray[np.bool_] = self.positions[:, 1:] > 0
-        return is_valid
+        is_in_one: NDArray[np.bool_] = self.positions[:, 1:] > 0
+        return is_in_one
+
+    @property
+    def is_valid_target(self) -> NDArray[np.bool_]:
+        """Whether target t lies in one segment and is wanted, so that there is something to learn: [R, T]."""
+        is_in_one = self.is_in_one_segment
+        return is_in_one if self.is_wanted is None else is_in_one & self.is_wanted
 
 
 def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> pa.RecordBatch:
@@ -104,7 +119,7 @@ def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> p
                 return columns.to_ragged(rows.ids, row_offsets, field.type)
             case "logprobs":
                 return columns.to_ragged(round_float16(rows.logprobs, mantissa_bits), head_offsets, field.type)
-            case "input_ids" | "head_size" | "tail_size":
+            case "input_ids" | "is_wanted" | "head_size" | "tail_size":
                 return columns.to_fixed(getattr(rows, field.name), field.type)
             case name:
                 return columns.to_fixed(round_float16(scalars[name], 10), field.type)
@@ -120,6 +135,7 @@ def decode(batch: pa.RecordBatch) -> SoftTargetRows:
         row_id=columns.plain(batch, "row_id"),
         input_ids=columns.fixed(batch, "input_ids"),
         segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1])[: batch.num_rows],
+        is_wanted=columns.fixed(batch, "is_wanted") if "is_wanted" in batch.schema.names else None,
         head_size=columns.fixed(batch, "head_size").astype(np.int64),
         tail_size=columns.fixed(batch, "tail_size").astype(np.int64),
         ids=columns.ragged(batch, "ids")[0],
@@ -147,6 +163,11 @@ def part_sizes(rows: SoftTargetRows) -> NDArray[np.int64]:
 
 def _entries_per_row(sizes_RT: NDArray[np.int64]) -> NDArray[np.int64]:
     return columns.offsets_of(sizes_RT.sum(axis=1))
+
+
+def has_is_wanted(settings: Mapping[str, Any]) -> bool:
+    """Return whether a cache with these settings has the column is_wanted. A cache that does not say so has not."""
+    return settings.get("is_wanted") is True
 
 
 def mantissa_bits(settings: Mapping[str, Any]) -> int:

@@ -72,7 +72,7 @@ def write_shard(
                 raise RowError(where, "row_id", f"does not begin at {first_row_id + num_rows}")
             stats.append(batch_stats(batch, key.kind))
             num_rows += batch.num_rows
-            writer.write_batch(batch)
+            writer.write_batch(columns.with_own_bits(batch))
     return ShardRecord(
         path=key.path,
         first_row_id=first_row_id,

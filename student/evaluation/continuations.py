@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +25,22 @@ _BATCH_TOKENS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How a cache's samples were drawn. eos_token_id: None if no text ends before max_new_tokens."""
+    """How a cache's samples were drawn. end_ids: () if no text ends before max_new_tokens."""
 
     temperature: float
     top_p: float
     max_new_tokens: int
-    eos_token_id: int | None
+    end_ids: tuple[int, ...]
 
     @classmethod
     def of_cache(cls, cache: Cache) -> SamplingSettings:
         """Return the settings of a cache that holds samples; raise RecordError when it does not state them."""
+        cache.setting("tokenizer", "eos_token_id")
         return cls(
             temperature=float(cache.setting("config", "samples", "temperature")),
             top_p=float(cache.setting("config", "samples", "top_p")),
             max_new_tokens=cache.setting("config", "samples", "max_new_tokens"),
-            eos_token_id=cache.setting("tokenizer", "eos_token_id"),
+            end_ids=cache.identity.end_ids,
         )
 
 
@@ -67,7 +68,7 @@ def continue_prompts(
     batch_tokens: int = _BATCH_TOKENS,
     quiet: bool = True,
 ) -> list[NDArray[np.int64]]:
-    """Return the token ids of the student's text for each row's prompt, with the end-of-text token if it drew one.
+    """Return the token ids of the student's text for each row's prompt, with the end id if it drew one.
 
     Draw with the row's seed, as the teacher's text was drawn: a student that equals its teacher writes the same texts,
     and a difference is not chance alone. Prompts of similar length share a batch of at most batch_tokens tokens, or of
@@ -84,9 +85,9 @@ def continue_prompts(
     return texts
 
 
-def without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> NDArray[Any]:
-    """Return a text's ids without the end-of-text token at its end, if there is one."""
-    return completion_ids[:-1] if completion_ids[-1] == eos_token_id else completion_ids
+def without_end(completion_ids: NDArray[Any], end_ids: Collection[int]) -> NDArray[Any]:
+    """Return a text's ids without the end id at its end, if there is one."""
+    return completion_ids[:-1] if completion_ids[-1] in end_ids else completion_ids
 
 
 def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
@@ -119,5 +120,5 @@ def _continue(model: Any, rows: list[SampleRow], settings: SamplingSettings) -> 
     """Return the texts of one batch."""
     prompts, seeds = [row.prompt_ids for row in rows], [row.seed for row in rows]
     steps = draw_tokens(model, prompts, seeds, temperature=settings.temperature, top_p=settings.top_p)
-    texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.eos_token_id)
+    texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.end_ids)
     return [np.array(ids, dtype=np.int64) for ids in texts]

@@ -15,8 +15,11 @@ from torch import Tensor
 
 
 def ratio_with_error(sums_B: Tensor, counts_B: Tensor) -> tuple[float, float | None]:
-    """Return Σ sums / Σ counts and its standard error over independent blocks, which is None for one block."""
-    num_blocks, total = len(sums_B), float(counts_B.sum())
+    """Return Σ sums / Σ counts and its standard error over independent blocks, which is None for one block.
+
+    Blocks whose count is 0 are no draws.
+    """
+    num_blocks, total = int((counts_B > 0).sum()), float(counts_B.sum())
     ratio = float(sums_B.sum()) / total
     if num_blocks < 2:
         return ratio, None

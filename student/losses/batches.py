@@ -23,7 +23,8 @@ from student.losses.targets import SparseTargets
 class BlockBatch:
     """Blocks with targets at their P valid positions.
 
-    input_ids, position_ids [N, T] int64; is_valid [N, T] bool: positions whose next token is in the same document;
+    input_ids, position_ids [N, T] int64; is_valid [N, T] bool: positions whose next token is in the same document and
+    wanted;
     targets: the teacher's sparse targets of the P valid positions, in row-major order; entropy, label_logprob [P]
     float32: the teacher's entropy and its log-probability of the next token in nats, in the same order.
     """

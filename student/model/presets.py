@@ -60,10 +60,16 @@ def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=eos,
+        bos_token_id=_bos_token_id(cache),
         eos_token_id=eos,
         **PRESETS[preset],
     )
+
+
+def _bos_token_id(cache: Cache) -> int | None:
+    """Return the id that texts begin with, else the end of the text before."""
+    bos: int | None = (*cache.identity.beginning_ids, cache.setting("tokenizer", "eos_token_id"))[0]
+    return bos
 
 
 def _from_config_file(path: str, cache: Cache) -> Any:
@@ -73,7 +79,8 @@ def _from_config_file(path: str, cache: Cache) -> Any:
     """
     eos = cache.setting("tokenizer", "eos_token_id")
     stated = read_config_file(path)
-    settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | stated
+    bos = _bos_token_id(cache)
+    settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": bos, "eos_token_id": eos} | stated
     try:
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)

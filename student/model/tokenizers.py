@@ -30,16 +30,17 @@ def load_cache_tokenizer(cache: Cache) -> Any:
     """Return the tokenizer that is stored with a cache.
 
     Raise MissingFileError, UnsafePathError or HashMismatchError when its files are not those that the cache was begun
-    with, RecordError when they are not a tokenizer, and VocabularyMismatchError when its ids do not fit the cache's
-    vocabulary.
+    with, RecordError when they are not a tokenizer, and VocabularyMismatchError when the cache's vocabulary is much
+    larger than the tokenizer's. Ids beyond the vocabulary may exist: the rows of a cache hold none.
     """
     directory = cache.checked_tokenizer_dir()
     try:
         tokenizer = load_tokenizer(directory)
     except NoSuchStudentError as error:
         raise RecordError(str(directory), error.reason) from error
-    vocab_size, used = cache.identity.vocab_size, max(tokenizer.get_vocab().values(), default=0) + 1
-    if not used <= vocab_size <= 2 * used + _FREE_PADDED_ROWS:
+    vocab_size = cache.identity.vocab_size
+    used = sum(token_id < vocab_size for token_id in tokenizer.get_vocab().values())
+    if vocab_size > 2 * used + _FREE_PADDED_ROWS:
         raise VocabularyMismatchError(str(directory), used, vocab_size)
     return tokenizer
 

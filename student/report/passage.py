@@ -11,18 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from storage.pages.markup import Markup, element, join
 from storage.pages.numbers import percent
 from storage.pages.page import note
 from storage.reading.cache import Cache
 from storage.rows import soft_targets
+from storage.rows.soft_targets import SoftTargetRows
 from student.evaluation.positions import measure_positions
 from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
 from student.model.architecture import head_weight, hidden_states
+from student.report.runs import TextOf
 
 _MOST_TARGETS = 160
+# Targets to show before the first valid one: the end of a prompt, or of what the user said.
+_MOST_BEFORE = 32
 _ALTERNATIVES = 5
 # page.css has tints for this number of students.
 _MOST_TINTED = 6
@@ -55,69 +60,95 @@ class PassageToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """The first token, which no model predicted, and the tokens after it."""
+    """A piece of a document. first: its first token; tokens: those after it, as text where no prediction is wanted."""
 
     first: str
-    tokens: list[PassageToken]
+    tokens: list[PassageToken | str]
 
 
 @torch.inference_mode()
-def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> Passage | None:
-    """Predict the beginning of the longest piece of a document in the first record batch of the validation split.
+def look_at_passage(models: Sequence[Any], cache: Cache, text_of: TextOf) -> Passage | None:
+    """Predict the piece of a document with the most valid targets in the first record batch of the validation split.
 
-    Return None without blocks, or when no piece has two tokens.
+    Begin at most _MOST_BEFORE targets before its first valid one. Return None without blocks, or when no piece has a
+    valid target.
     """
     if not cache.num_rows("soft_targets", "validation"):
         return None
     stored = next(cache.record_batches("soft_targets", "validation"))
-    pieces = [
-        (int(length), r, int(lengths[:s].sum()))
-        for r, lengths in enumerate(soft_targets.decode(stored).segment_lengths)
-        for s, length in enumerate(lengths)
-    ]
-    length, row, start = max(pieces, key=lambda piece: (piece[0], -piece[1]))
-    if length < 2:
+    row, shown_T = _choose_targets(soft_targets.decode(stored))
+    if not len(shown_T):
         return None
     chosen = stored.slice(row, 1)
     # Without the sampled tail, whose noise dominates the KL of a single position.
     batch = block_batch(chosen, tail_weight=None, temperature=1.0, device=torch.device("cpu"))
-    num_before = int(batch.is_valid[0, :start].sum())
-    places = slice(num_before, num_before + min(length - 1, _MOST_TARGETS))
+    is_valid_T = batch.is_valid[0].numpy()
+    num_before = int(is_valid_T[: shown_T[0]].sum())
+    places = slice(num_before, num_before + int(is_valid_T[shown_T].sum()))
     targets = batch.targets.slice(places.start, places.stop)
     label_logprob = batch.label_logprob[places]
-    teachers = _teachers_opinions(targets, label_logprob.exp().tolist(), decode)
-    students = [_students_opinions(model, chosen, places, targets, decode) for model in models]
     ids = soft_targets.decode(chosen).input_ids[0]
+    first, valid_T = shown_T[0], shown_T[is_valid_T[shown_T]]
+
+    def text_at(p: int, token_id: int) -> str:
+        return text_of(ids[first : valid_T[p] + 1], (token_id,))
+
+    teachers = _teachers_opinions(targets, label_logprob.exp().tolist(), text_at)
+    students = [_students_opinions(model, chosen, places, targets, text_at) for model in models]
+    texts = [text_of(ids[first:t], ids[t : t + 1]) for t in [*shown_T, shown_T[-1] + 1]]
+    predicted = iter(range(len(targets)))
     return Passage(
-        first=decode(ids[start : start + 1]),
+        first=texts[0],
         tokens=[
             PassageToken(
-                text=decode(ids[start + 1 + p : start + 2 + p]),
-                teacher=teachers[p],
+                text=text,
+                teacher=teachers[p := next(predicted)],
                 students=[opinions[p] for opinions, _ in students],
                 kl_nats=[kl[p] for _, kl in students],
             )
-            for p in range(len(targets))
+            if is_valid
+            else text
+            for text, is_valid in zip(texts[1:], is_valid_T[shown_T], strict=True)
         ],
     )
 
 
+def _choose_targets(rows: SoftTargetRows) -> tuple[int, NDArray[np.int64]]:
+    """Return a row and the targets to show of it, which lie in one segment; none when no target is valid."""
+    is_valid_RT, is_in_one_RT = rows.is_valid_target, rows.is_in_one_segment
+    pieces = [
+        (row, piece_T)
+        for row, is_in_one_T in enumerate(is_in_one_RT)
+        for piece_T in np.split(np.arange(len(is_in_one_T)), np.flatnonzero(~is_in_one_T))
+    ]
+    row, piece_T = max(pieces, key=lambda piece: is_valid_RT[piece[0], piece[1]].sum())
+    piece_T = piece_T[is_in_one_RT[row, piece_T]]  # all but the last begin with the target between two segments
+    valid_T = piece_T[is_valid_RT[row, piece_T]]
+    if not len(valid_T):
+        return row, valid_T
+    begin = max(valid_T[0] - _MOST_BEFORE, piece_T[0])
+    return row, piece_T[piece_T >= begin][:_MOST_TARGETS]
+
+
 def _teachers_opinions(
-    targets: SparseTargets, probabilities: list[float], decode: Callable[[Any], str]
+    targets: SparseTargets, probabilities: list[float], text_at: Callable[[int, int], str]
 ) -> list[Opinion]:
-    """Return the head's most probable entries: the cache has no probabilities of tokens outside the head."""
+    """Return the head's most probable entries: the cache has no probabilities of tokens outside the head.
+
+    text_at: the text of a token as the target's next one.
+    """
     opinions = []
     for p, probability in enumerate(probabilities):
         ids = targets.head_ids[p][targets.is_head[p]].numpy()
         logprobs = targets.head_logprobs[p][targets.is_head[p]].numpy()
         best = np.argsort(-logprobs, kind="stable")[:_ALTERNATIVES]
-        alternatives = [(decode(ids[b : b + 1]), float(np.exp(logprobs[b]))) for b in best]
+        alternatives = [(text_at(p, ids[b]), float(np.exp(logprobs[b]))) for b in best]
         opinions.append(Opinion(probability=probability, alternatives=alternatives))
     return opinions
 
 
 def _students_opinions(
-    model: Any, row: Any, places: slice, targets: SparseTargets, decode: Callable[[Any], str]
+    model: Any, row: Any, places: slice, targets: SparseTargets, text_at: Callable[[int, int], str]
 ) -> tuple[list[Opinion], list[float]]:
     batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device)
     kl = measure_positions(model, batch, num_best=1).kl[places].tolist()
@@ -129,7 +160,7 @@ def _students_opinions(
         Opinion(
             probability=float(label_P[p]),
             alternatives=[
-                (decode(np.array([token_id])), probability)
+                (text_at(p, token_id), probability)
                 for token_id, probability in zip(ids_PA[p].tolist(), best_PA[p].tolist(), strict=True)
             ],
         )
@@ -143,7 +174,10 @@ def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
 
     A token that is pointed at, tapped or tabbed to shows what each model expected.
     """
-    tokens = [_token(token, place, names) for place, token in enumerate(passage.tokens)]
+    tokens = [
+        _grey(token) if isinstance(token, str) else _token(token, place, names)
+        for place, token in enumerate(passage.tokens)
+    ]
     return join(
         [
             note(
@@ -151,6 +185,11 @@ def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
                 "expectation was from the teacher's there: their KL over the teacher's stored tokens and all others as "
                 "one, which is at most their whole KL. Point at a token, tap it or tab to it to see what each "
                 "model expected."
+                + (
+                    " Grey tokens are not for the student to learn."
+                    if any(isinstance(token, str) for token in passage.tokens)
+                    else ""
+                )
             ),
             element("a", "Skip the passage", href="#after-passage", class_="skip"),
             element(
@@ -159,7 +198,7 @@ def passage_view(passage: Passage, names: Sequence[str]) -> Markup:
                 _legend(),
                 element(
                     "div",
-                    element("p", element("span", shown(passage.first), class_="first"), *tokens, class_="tokens"),
+                    element("p", _grey(passage.first), *tokens, class_="tokens"),
                     element("p", "What each model expected appears here.", class_="hint"),
                     class_="stage",
                 ),
@@ -191,6 +230,10 @@ def _legend() -> Markup:
     edges = [f"below {_HEAT_FROM_NATS[0]:g}", *[f"from {nats:g}" for nats in _HEAT_FROM_NATS]]
     swatches = [element("span", text, class_=f"swatch heat{level}") for level, text in enumerate(edges)]
     return element("p", "KL in nats: ", *swatches, class_="legend")
+
+
+def _grey(text: str) -> Markup:
+    return element("span", shown(text), class_="grey")
 
 
 def _token(token: PassageToken, place: int, names: Sequence[str]) -> Markup:

@@ -28,6 +28,8 @@ class Meter:
     """Sum of each measure over the steps since the last `read`. The sums are tensors, so that a step need not wait for
     its own figures."""
     num_steps: int = 0
+    num_measured: dict[str, int] = field(default_factory=dict)
+    """Number of those steps that have the measure. A step whose rows have no wanted target has no loss for them."""
     num_tokens: int = 0
     step_seconds: float = 0.0
     processes: Processes = field(default_factory=Processes)
@@ -35,12 +37,16 @@ class Meter:
 
     def __post_init__(self) -> None:
         self._mark = time.perf_counter()
+        if not self.num_measured:  # in checkpoints of an earlier teachonce, every step has every measure
+            self.num_measured = dict.fromkeys(self.sums, self.num_steps)
         if not self.processes.is_first:
             self.sums = dict.fromkeys(self.sums, 0.0)  # a checkpoint holds the sums over processes
 
     def add_step(self, measures: dict[str, Tensor], num_tokens: int) -> None:
         """Count a step. It lasted since the last call of this or of `pass_time`."""
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in measures.items()}
+        for name, value in measures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.num_measured[name] = self.num_measured.get(name, 0) + 1
         self.num_steps += 1
         self.num_tokens += num_tokens
         self.tokens_seen += num_tokens
@@ -57,11 +63,15 @@ class Meter:
         return all(map(math.isfinite, self._whole_sums().values()))
 
     def read(self) -> dict[str, float]:
-        """Return means and tokens_per_second over the steps since the last `read`, and reset them."""
-        means = {name: total / self.num_steps for name, total in self._whole_sums().items()}
+        """Return means and tokens_per_second over the steps since the last `read`, and reset them.
+
+        The mean of a measure is over the steps that have it.
+        """
+        means = {name: total / self.num_measured[name] for name, total in self._whole_sums().items()}
         self.step_seconds += self.pass_time()  # the line above waited for the GPU
         found = means | {"tokens_per_second": round(self.num_tokens / self.step_seconds, 1)}
-        self.sums, self.num_steps, self.num_tokens, self.step_seconds = {}, 0, 0, 0.0
+        self.sums, self.num_measured = {}, {}
+        self.num_steps, self.num_tokens, self.step_seconds = 0, 0, 0.0
         return found
 
     def totals(self) -> dict[str, float]:
@@ -77,6 +87,7 @@ class Meter:
             "seconds": self.seconds,
             "sums": self._whole_sums(),
             "num_steps": self.num_steps,
+            "num_measured": dict(self.num_measured),
             "num_tokens": self.num_tokens,
             "step_seconds": self.step_seconds,
         }

@@ -21,7 +21,7 @@ from student.training.parallel import ParallelModel
 
 
 def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
-    """Return each weight in --mix by name; a weight left to its default is 0 if the cache lacks the rows.
+    """Return each weight in --mix by name; a weight left to its default is 0 if the cache has no targets for it.
 
     Raise MissingKindError when --mix sets a weight above 0 and the cache's train split lacks the rows, and ConfigError
     when all weights are 0.
@@ -29,16 +29,21 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
     weights = {}
     for name, (kind, default) in _default_weights().items():
         asked = getattr(config.mix, name)
-        weights[name] = asked if asked is not None else default if cache.num_rows(kind, "train") else 0.0
+        weights[name] = asked if asked is not None else default if _has_targets(cache, kind) else 0.0
         if weights[name]:
             cache.shards(kind, "train")
     if not any(weights.values()):
-        held = ", ".join(cache.held_kinds("train")) or "no rows"
+        held = [kind if _has_targets(cache, kind) else f"{kind} without a target" for kind in cache.held_kinds("train")]
         raise ConfigError(
-            f"{cache.where}: nothing to learn: its train split holds {held}, "
+            f"{cache.where}: nothing to learn: its train split holds {', '.join(held) or 'no rows'}, "
             "and --mix gives no part of that a weight; give one, or another cache"
         )
     return weights
+
+
+def _has_targets(cache: Cache, kind: str) -> bool:
+    """Return whether the train split has a target of this kind: of soft targets, perhaps none is wanted."""
+    return any(shard.num_targets for shard in cache.manifest.shards_of(kind, "train"))
 
 
 def _default_weights() -> dict[str, tuple[str, float]]:
@@ -73,7 +78,8 @@ class Objective:
 
         Afterwards, call ParallelModel.join_gradients. Return this process's share of each loss in nats by name, and the
         number of tokens that all processes read. The sum of a loss's shares over the processes is its mean over the
-        step. Raise torch.OutOfMemoryError as ParallelModel.within_memory does.
+        step. A kind whose rows have no target in any process has no loss. Raise torch.OutOfMemoryError as
+        ParallelModel.within_memory does.
         """
         batches = self._parallel.within_memory(
             lambda: {kind: self._batches(kind, stored) for kind, stored in rows.items()}
@@ -101,22 +107,23 @@ class Objective:
         return [self._parts[kind].batch(rows) for rows in _cut(stored, most_rows, self.micro_batches)]
 
     def _counts(self, batches: dict[str, list[Any]]) -> tuple[dict[str, int], int]:
-        """Return how many items the loss of each kind is a mean over, at least 1, and how many tokens are read.
+        """Return how many items the loss of each kind is a mean over, and how many tokens are read.
 
         Both are sums over all processes.
         """
         counts = [sum(map(self._parts[kind].num_targets, of_kind)) for kind, of_kind in batches.items()]
         num_tokens = sum(self._parts[kind].num_tokens(batch) for kind, of_kind in batches.items() for batch in of_kind)
         *totals, all_tokens = self._parallel.processes.sum(torch.tensor([*counts, num_tokens])).tolist()
-        return {kind: max(total, 1) for kind, total in zip(batches, totals, strict=True)}, all_tokens
+        return dict(zip(batches, totals, strict=True)), all_tokens
 
     def _passes(self, batches: dict[str, list[Any]], num_targets: dict[str, int]) -> dict[str, Tensor]:
         passes = [(kind, batch) for kind, of_kind in batches.items() for batch in of_kind]
         losses: dict[str, Tensor] = {}
         for index, (kind, batch) in enumerate(passes):
-            loss = functools.partial(self._loss, kind, batch, num_targets[kind])
-            for name, value in self._parallel.accumulate(loss, is_last=index == len(passes) - 1).items():
-                losses[name] = losses[name] + value if name in losses else value
+            loss = functools.partial(self._loss, kind, batch, max(num_targets[kind], 1))
+            found = self._parallel.accumulate(loss, is_last=index == len(passes) - 1)
+            if num_targets[kind]:  # without a target there is no mean, but every process takes part in every pass
+                losses |= {name: losses.get(name, 0.0) + value for name, value in found.items()}
         return losses
 
     def _loss(self, kind: str, batch: Any, num_targets: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -133,6 +133,7 @@ def test_beams_that_cannot_be_searched(settings: dict[str, object]) -> None:
     "settings",
     [{"kinds": ()}, {"block_size": 1}, {"validation_fraction": 1.0}, {"validation_fraction": -0.1},
      {"batch_tokens": 0}, {"shard_tokens": 0}, {"max_tokens": 1}, {"document_separator": ""},
+     {"document_separator": "\udcff"},
      {"out": "s3://bucket/cache", "work_dir": Path("s3://bucket/work")}],
 )  # fmt: skip
 def test_runs_that_cannot_be_made(settings: dict[str, object]) -> None:

@@ -62,9 +62,13 @@ def soft_target_rows(
     head: int = 3,
     tail: int = 2,
     temperatures: tuple[float, ...] = TEMPERATURES,
+    marks_wanted: bool = False,
     seed: int = 0,
 ) -> SoftTargetRows:
-    """Valid random rows whose values are exact in float16; every third row packs two documents."""
+    """Valid random rows whose values are exact in float16; every third row packs two documents.
+
+    marks_wanted: about half of the targets are unwanted, in every fourth row all.
+    """
     rng = np.random.default_rng([seed, first_row_id])
     shape = (num_rows, block_size)
     segment_lengths = [
@@ -73,10 +77,14 @@ def soft_target_rows(
     head_size, tail_size = np.full(shape, head), np.full(shape, tail)
     tail_logprob, entropy, label_logprob = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     ids, logprobs = [], []
+    is_wanted = np.random.default_rng([seed, first_row_id, 1]).random(shape) < (0.5 if marks_wanted else 1)
+    if marks_wanted:
+        is_wanted[3::4] = False
     for r in range(num_rows):
         document = np.repeat(np.arange(len(segment_lengths[r])), segment_lengths[r])
         for t in range(block_size):
-            if document[t] != document[t + 1]:
+            is_wanted[r, t] &= document[t] == document[t + 1]
+            if not is_wanted[r, t]:
                 head_size[r, t] = tail_size[r, t] = 0
                 continue
             chosen = rng.choice(vocab_size, size=head + tail, replace=False)
@@ -91,6 +99,7 @@ def soft_target_rows(
         row_id=np.arange(first_row_id, first_row_id + num_rows),
         input_ids=rng.integers(0, vocab_size, size=(num_rows, block_size + 1)).astype(token),
         segment_lengths=segment_lengths,
+        is_wanted=is_wanted if marks_wanted else None,
         head_size=head_size,
         tail_size=tail_size,
         ids=np.concatenate([*ids, []]).astype(token),
@@ -99,7 +108,8 @@ def soft_target_rows(
         entropy=entropy.astype(np.float16),
         label_logprob=label_logprob.astype(np.float16),
         tempered_tail_logmass={
-            t: rng.normal(size=shape).astype(np.float16) for t in temperatures if t != 1.0
+            t: (rng.normal(size=shape) * (is_wanted | (not marks_wanted))).astype(np.float16)
+            for t in temperatures if t != 1.0
         },
     )  # fmt: skip
 
@@ -166,6 +176,7 @@ def encode_rows(kind: str, num_rows: int, first_row_id: int, identity: CacheIden
                 vocab_size=identity.vocab_size,
                 block_size=identity.block_size,
                 temperatures=identity.temperatures,
+                marks_wanted=soft_targets.has_is_wanted(identity.config.get("soft_targets", {})),
                 seed=seed,
             )
             return soft_targets.encode(rows, schema, 10)

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from storage import Cache
 from student import Generator, TrainConfig
 from student.model.tokenizers import load_tokenizer
+from tests.wanted import marked, some
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +66,12 @@ def make_cache(
         return helpers.precomputed(helpers.tiny_config(teacher_dir, text_file, out, **({"max_tokens": 2000} | changes)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wanted_cache(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """The session's cache, of which only some targets are wanted, and in some rows none."""
+    return marked(cache, tmp_path_factory.mktemp("wanted") / "cache", some)
 
 
 @pytest.fixture

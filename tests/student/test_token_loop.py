@@ -38,6 +38,6 @@ def test_texts_end_with_their_end_of_text_and_no_step_is_taken_after_the_last_of
             asked.append(tokens)
             yield tokens
 
-    assert collect_texts(steps(), 9) == [[1, 2, 9], [9], [9]]
+    assert collect_texts(steps(), [9]) == [[1, 2, 9], [9], [9]]
     assert len(asked) == 3
-    assert collect_texts(steps(), None) == [[1, 2, 9, 5], [9, 3, 9, 5], [9, 9, 4, 5]]
+    assert collect_texts(steps(), []) == [[1, 2, 9, 5], [9, 3, 9, 5], [9, 9, 4, 5]]

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks, prompts_from_blocks, prompts_from_column
 from pipeline.corpus.token_store import TokenStore, TokenWriter
+from pipeline.corpus.validation_split import hold_out_end
+from storage.records.identity import SPLITS
 
 
 @pytest.fixture
@@ -39,6 +42,67 @@ def test_the_store_gives_back_its_documents(make_store: Callable[..., TokenStore
     assert store.num_tokens == 11
     assert [store.document(i).tolist() for i in range(3)] == [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9, 10]]
     assert store.tokens.dtype == np.uint16
+
+
+@pytest.fixture
+def flagged_store(tmp_path: Path) -> tuple[TokenStore, list[bool]]:
+    """Five documents of which some tokens are wanted, and the flag of each token."""
+    writer = TokenWriter(tmp_path / "flagged", np.uint16, marks_wanted=True)
+    rng = np.random.default_rng(0)
+    flags: list[bool] = []
+    for length in (7, 1, 12, 3, 9):
+        part = rng.random(length) < 0.5
+        writer.append(np.arange(length), part)
+        writer.append(np.array([99]))  # without flags: wanted
+        writer.end_document()
+        flags += [*part.tolist(), True]
+    return writer.close(), flags
+
+
+def test_a_store_keeps_the_flag_of_every_token(flagged_store: tuple[TokenStore, list[bool]]) -> None:
+    store, flags = flagged_store
+    assert store.is_wanted is not None
+    assert store.is_wanted.tolist() == flags
+    assert len(flags) == store.num_tokens
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 6])
+def test_a_target_is_wanted_when_its_label_is(flagged_store: tuple[TokenStore, list[bool]], block_size: int) -> None:
+    store, flags = flagged_store
+    blocks = Blocks(store, block_size)
+    assert blocks.marks_wanted
+    for start in range(len(blocks)):
+        for stop in range(start, len(blocks) + 1):
+            found = blocks.is_wanted(start, stop)
+            assert found is not None
+            assert found.shape == (stop - start, block_size)
+            for row, block in zip(found, range(start, stop), strict=True):
+                first = block * (block_size + 1)
+                assert row.tolist() == [flags[first + t + 1] for t in range(block_size)]
+
+
+def test_a_store_without_flags_wants_every_target(make_store: Callable[..., TokenStore]) -> None:
+    blocks = Blocks(make_store([12]), 3)
+    assert not blocks.marks_wanted
+    assert blocks.is_wanted(0, 2) is None
+
+
+@pytest.mark.parametrize("marks_wanted", [True, False])
+def test_the_end_is_held_out_with_its_flags(tmp_path: Path, marks_wanted: bool) -> None:
+    flags = np.random.default_rng(1).random(100) < 0.5
+    stores = {split: TokenWriter(tmp_path / split, np.uint16, marks_wanted=marks_wanted) for split in SPLITS}
+    for split, places in {"train": range(90), "validation": range(90, 100)}.items():
+        stores[split].append(np.array(places), flags[places] if marks_wanted else None)
+        stores[split].end_document()
+        stores[split].close()
+    config = PrecomputeConfig(teacher="", data="", out=tmp_path, block_size=19, validation_fraction=0.3)
+    assert hold_out_end(tmp_path, config, np.uint16)
+    for split, places in {"train": [*range(63)], "validation": [*range(90, 100), *range(63, 90)]}.items():
+        moved = TokenStore(tmp_path / split, np.uint16)
+        assert moved.tokens.tolist() == places
+        assert (moved.is_wanted is not None) == marks_wanted
+        if moved.is_wanted is not None:
+            assert moved.is_wanted.tolist() == flags[places].tolist()
 
 
 def test_an_empty_store_has_no_tokens(make_store: Callable[..., TokenStore]) -> None:

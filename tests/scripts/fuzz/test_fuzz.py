@@ -93,17 +93,21 @@ def places_in_buffers(data: bytes) -> list[int]:
     return places
 
 
-def scratch(directory: Path) -> Path:
-    return Path(shutil.copytree(GOLDEN / "cache", directory / "cache"))
+@pytest.fixture(scope="module", params=["", "version_2"], ids=["version 1", "version 2"])
+def scratch(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
+    """Makes a copy of the golden cache of each version."""
+    return lambda directory: Path(shutil.copytree(GOLDEN / request.param / "cache", directory / "cache"))
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Name], Target]:
+def target(scratch: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Name], Target]:
     return lambda name: make_target(name, scratch(tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Name], Worker]]:
+def worker(
+    scratch: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Name], Worker]]:
     workers: list[Worker] = []
 
     def start(name: Name) -> Worker:

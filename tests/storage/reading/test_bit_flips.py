@@ -6,6 +6,7 @@ import dataclasses
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -53,10 +54,20 @@ def test_classes_of_characters_are_the_whole_text() -> None:
     assert {content[span.start] for span in spans["other characters"]} == set(b"_-.\\")
 
 
-def test_every_flipped_bit_is_found(small_cache: Path) -> None:
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def either_cache(request: pytest.FixtureRequest, make: SimpleNamespace, small_cache: Path, tmp_path: Path) -> Path:
+    """A small cache of each version."""
+    if request.param == 1:
+        return small_cache
+    settings = {"soft_targets": {"top_k": 3, "tail_weight": 0.25, "is_wanted": True}}
+    written: Path = make.cache(tmp_path / "wanted", config=settings)
+    return written
+
+
+def test_every_flipped_bit_is_found(either_cache: Path) -> None:
     tally = Tally()
-    before = {path: path.read_bytes() for path in small_cache.rglob("*") if path.is_file()}
-    flips.flip_bits(small_cache, 1200, random.Random(0), tally, whole_every=12)
+    before = {path: path.read_bytes() for path in either_cache.rglob("*") if path.is_file()}
+    flips.flip_bits(either_cache, 1200, random.Random(0), tally, whole_every=12)
     assert tally.losses == []
     injected = tally.injected("flipped bit")
     assert {place.partition(", ")[0] for place in injected} == FILES
@@ -65,8 +76,8 @@ def test_every_flipped_bit_is_found(small_cache: Path) -> None:
         "footer", "footer length",
     }  # fmt: skip
     assert min(injected.values()) > 10
-    assert {path: path.read_bytes() for path in small_cache.rglob("*") if path.is_file()} == before
-    assert verify_cache(small_cache).problems == ()
+    assert {path: path.read_bytes() for path in either_cache.rglob("*") if path.is_file()} == before
+    assert verify_cache(either_cache).problems == ()
 
 
 def test_every_cut_is_found(small_cache: Path) -> None:

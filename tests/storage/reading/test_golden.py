@@ -1,4 +1,4 @@
-"""A cache that an earlier teachonce wrote, committed beside this file by make_golden.py, reads the same for ever."""
+"""Caches that an earlier teachonce wrote, committed by make_golden.py, read the same for ever: one of each version."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 from storage import RowStream, open_cache, verify_cache
 from storage.reading.cache import Cache
 from storage.rows import beams, samples, soft_targets
+from storage.rows.soft_targets import SoftTargetRows
 from tests.places import GOLDEN
 
 GOLDEN_EPOCHS = [[1, 3, 0, 4, 2], [1, 2, 4, 0, 3], [0, 1, 4, 2, 3]]
+VERSION_2 = GOLDEN / "version_2"
 SCALARS = ("tail_logprob", "entropy", "label_logprob")
 
 
@@ -45,12 +47,36 @@ def test_the_golden_cache_is_of_version_one(golden: Cache) -> None:
 
 def test_golden_soft_targets_decode_to_the_same_values(golden: Cache, expected: dict[str, Any]) -> None:
     rows = soft_targets.decode(next(golden.record_batches("soft_targets", "train")))
-    wanted = expected["soft_targets"]
+    assert_soft_targets(rows, expected["soft_targets"])
+    assert rows.is_wanted is None
+
+
+def assert_soft_targets(rows: SoftTargetRows, wanted: dict[str, Any]) -> None:
     for name in ("row_id", "input_ids", "head_size", "tail_size", "ids", "logprobs", *SCALARS):
         np.testing.assert_array_equal(getattr(rows, name), np.array(wanted[name]), err_msg=name)
     assert [lengths.tolist() for lengths in rows.segment_lengths] == wanted["segment_lengths"]
     np.testing.assert_array_equal(rows.tempered_tail_logmass[2.0], np.array(wanted["tempered_tail_logmass"]["2.0"]))
     assert len(rows.tempered_tail_logmass) == 1
+
+
+def test_the_golden_cache_of_version_two_is_whole_and_says_so() -> None:
+    found = verify_cache(VERSION_2 / "cache")
+    assert (found.problems, found.num_shards, found.num_rows) == ((), 3, 9)
+    raw = json.loads((VERSION_2 / "cache" / "manifest.json").read_bytes())
+    assert (raw["format_version"], raw["config"]["soft_targets"]["is_wanted"]) == (2, True)
+
+
+def test_the_golden_cache_of_version_two_decodes_to_the_same_values() -> None:
+    cache = open_cache(VERSION_2 / "cache")
+    wanted = json.loads((VERSION_2 / "expected.json").read_text())["soft_targets"]
+    first, second = cache.record_batches("soft_targets", "train")
+    rows = soft_targets.decode(first)
+    assert_soft_targets(rows, wanted)
+    np.testing.assert_array_equal(rows.is_wanted, np.array(wanted["is_wanted"]))
+    np.testing.assert_array_equal(rows.is_valid_target, rows.is_wanted)
+    assert rows.is_wanted.any(axis=1).tolist() == [True, True, True, False]
+    for batch in (first, second):
+        assert soft_targets.encode(soft_targets.decode(batch), batch.schema, 10).equals(batch)
 
 
 def test_golden_samples_decode_to_the_same_values(golden: Cache, expected: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""The good cache that all hostile ones are made of, and one of the first version."""
+"""The good cache that all hostile ones are made of, and one of each version."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 from storage import verify_cache
 from tests.places import GOLDEN
@@ -23,8 +25,8 @@ def test_the_cache_that_all_others_are_made_of_is_good(stranger: Path) -> None:
         assert errors_of(read, stranger) == []
 
 
-def test_a_cache_of_the_first_version_is_still_read() -> None:
-    golden = GOLDEN / "cache"
+@pytest.mark.parametrize("golden", [GOLDEN / "cache", GOLDEN / "version_2" / "cache"], ids=["version 1", "version 2"])
+def test_a_cache_of_every_version_is_still_read(golden: Path) -> None:
     with bounded():
         assert verify_cache(golden).problems == ()
         for read in (read_epochs, read_batches, print_summary, print_head):

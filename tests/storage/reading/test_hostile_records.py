@@ -67,13 +67,14 @@ RECORDS = (
     | cases(
         FormatVersionError,
         {
-            "version of the future": identity(format_version=2),
+            "version of the future": identity(format_version=3),
             "version of the far future, all else unknown": identity(format_version=10**15, shards={}, surprise=None),
         },
     )
     | cases(
         RecordError,
         {
+            "version 2 without its column": identity(format_version=2),
             "version 0": identity(format_version=0),
             "version true": identity(format_version=True),
             "another format": identity(format="webdataset"),
@@ -145,6 +146,10 @@ RECORDS = (
             "tail weight in a list": inside("config", "soft_targets", tail_weight=[0.25]),
             "tail weight that is no number": inside("config", "soft_targets", tail_weight=float("nan")),
             "mantissa bits beyond float16": inside("config", "soft_targets", mantissa_bits=11),
+            "wanted targets in version 1": inside("config", "soft_targets", is_wanted=True),
+            "wanted targets as a number": inside("config", "soft_targets", is_wanted=1),
+            "wanted targets as text": inside("config", "soft_targets", is_wanted="true"),
+            "wanted targets null": inside("config", "soft_targets", is_wanted=None),
             "settings as a list": inside("config", soft_targets=[]),
             "length penalty as text": inside("config", "beams", length_penalty="1"),
             "length penalty null": inside("config", "beams", length_penalty=None),
@@ -163,6 +168,10 @@ RECORDS = (
             "context as text": inside("teacher", context_length="64"),
             "end of text below zero": inside("tokenizer", eos_token_id=-1),
             "end of text outside the vocabulary": inside("tokenizer", eos_token_id=50),
+            "a beginning outside the vocabulary": inside("tokenizer", beginning_ids=[50]),
+            "a beginning that is no list": inside("tokenizer", beginning_ids=1),
+            "a beginning without an end": inside("tokenizer", beginning_ids=[1] * 300),
+            "ends that are no ids": inside("tokenizer", end_ids=[True, "2"]),
         },
     )
     | cases(

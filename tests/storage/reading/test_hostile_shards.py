@@ -28,7 +28,7 @@ from tests.storage.hostile import (
     with_field,
     with_offsets,
 )
-from tests.storage.reading.forging import FIRST, array, outside, shard_batches, shard_bytes
+from tests.storage.reading.forging import FIRST, array, identity, inside, outside, shard_batches, shard_bytes
 from tests.storage.reading.readers import ROWS, Case, cases, errors_of
 
 
@@ -95,6 +95,10 @@ ARROW = cases(
         "columns of other types": shard_batches("soft_targets", lambda b: cast(b, "row_id", pa.uint64())),
         "a column more": shard_batches("soft_targets", lambda b: [x.append_column("more", x.column(0)) for x in b]),
         "a column fewer": shard_batches("soft_targets", lambda b: [x.select(x.schema.names[:-1]) for x in b]),
+        "a column that the settings promise": lambda cache_dir, forge: [
+            inside("config", "soft_targets", is_wanted=True)(cache_dir, forge),
+            identity(format_version=2)(cache_dir, forge),
+        ],
         "a dictionary": shard_batches("samples", dictionaries),
         "a null": array("soft_targets", "row_id", with_null),
         "an extension type": shard_batches("samples", extended),

@@ -19,6 +19,13 @@ RECORD = ShardRecord(
 COPIES = ("{} (1).arrow", "Copy of {}.arrow", "{}.arrow.bak", "._{}.arrow", "1{}.arrow")
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_card_says_that_some_targets_are_not_wanted(make: SimpleNamespace, is_wanted: bool) -> None:
+    shard = dataclasses.replace(RECORD, path="soft_targets/train-00000-of-00001.arrow")
+    card = dataset_card(make.identity(config={"soft_targets": {"top_k": 3, "is_wanted": is_wanted}}), (shard,))
+    assert ("distribution at every position that `is_wanted` marks |" in card) == is_wanted
+
+
 @pytest.mark.parametrize(("num_shards", "num_patterns"), [(1, 1), (12, 1), (100_000, 1), (100_001, 2)])
 def test_the_card_matches_the_shards_and_no_copy_of_one(
     make: SimpleNamespace, num_shards: int, num_patterns: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -103,6 +104,38 @@ def test_soft_targets_are_those_of_the_rows(small_cache: Path) -> None:
     mass = np.concatenate([np.exp(r.tail_logprob[r.is_valid_target].astype(np.float64)) for r in rows])
     assert np.array_equal(seen.tail_mass, mass)
     assert seen.coverage.num_rows == seen.coverage.total_rows == 23
+
+
+def test_only_wanted_targets_are_looked_at(make: SimpleNamespace, tmp_path: Path) -> None:
+    settings = {"soft_targets": {"top_k": 3, "tail_weight": 0.25, "is_wanted": True}}
+    cache = open_cache(make.cache(tmp_path / "cache", {"soft_targets": {"train": [8]}}, config=settings))
+    check_page(cache_page(cache, "cache"))
+    seen = look_at_soft_targets(cache)
+    assert seen is not None
+    assert len(seen.entropy) == sum(shard.num_targets for shard in cache.shards("soft_targets", "train"))
+    assert seen.head_size.min() == 3
+
+
+def test_blocks_without_a_wanted_target_have_no_charts(
+    make: SimpleNamespace, forge: SimpleNamespace, tmp_path: Path
+) -> None:
+    settings = {"soft_targets": {"top_k": 3, "tail_weight": 0.25, "is_wanted": True}}
+    path = make.cache(tmp_path / "cache", {"soft_targets": {"train": [1]}}, config=settings)
+    (shard,) = open_cache(path).shards("soft_targets", "train")
+    (batch,) = open_cache(path).record_batches("soft_targets", "train")
+    rows = soft_targets.decode(batch)
+    zeros = np.zeros_like(rows.entropy)
+    nothing = dataclasses.replace(
+        rows, is_wanted=rows.head_size > 3, head_size=rows.head_size * 0, tail_size=rows.tail_size * 0,
+        ids=rows.ids[:0], logprobs=rows.logprobs[:0], tail_logprob=zeros, entropy=zeros, label_logprob=zeros,
+        tempered_tail_logmass={2.0: zeros},
+    )  # fmt: skip
+    empty = soft_targets.encode(nothing, batch.schema, 10)
+    sums = {"num_targets": 0, "entropy_sum_nats": 0.0, "label_nll_sum_nats": 0.0}
+    forge.replace_shard(path, shard.path, batch.schema, [empty], **sums)
+    content = cache_page(open_cache(path), "cache")
+    check_page(content)
+    assert b'id="soft-targets"' not in content
 
 
 def test_samples_and_beams_are_those_of_the_rows(small_cache: Path) -> None:

@@ -15,12 +15,12 @@ from storage import Cache
 @torch.inference_mode()
 def predictions(model: Any, row: dict[str, Any]) -> Iterator[tuple[int, int, np.ndarray]]:
     """(target, label, log-probabilities) of every valid target, one document at a time, in float64."""
-    start = 0
+    is_wanted, start = row.get("is_wanted", [True] * len(row["head_size"])), 0
     for length in row["segment_lengths"]:
         ids = row["input_ids"][start : start + length]
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
         logprobs = torch.log_softmax(logits, dim=1).numpy()
-        yield from ((start + i, ids[i + 1], logprobs[i]) for i in range(length - 1))
+        yield from ((start + i, ids[i + 1], logprobs[i]) for i in range(length - 1) if is_wanted[start + i])
         start += length
 
 
@@ -59,7 +59,7 @@ def naive_measures(model: Any, cache: Cache, *, tail_weight: float | None) -> di
             best = [i for i, x in zip(head, head_logprobs, strict=True) if x == head_logprobs.max()]
             agrees.append(logprobs.argmax() in best)
         ends.append(len(kl))
-    blocks = np.split(np.array(kl) - np.mean(kl), ends[:-1])
+    blocks = [block for block in np.split(np.array(kl) - np.mean(kl), ends[:-1]) if len(block)]
     spread = sum(block.sum() ** 2 for block in blocks) * len(blocks) / (len(blocks) - 1)
     return {
         "perplexity": math.exp(np.mean(nll)),

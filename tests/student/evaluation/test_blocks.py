@@ -17,15 +17,17 @@ from storage import Cache
 from student.evaluation import blocks, evaluate_model, ranking
 from tests.student.evaluation.naive import full_kl, naive_measures, validation_rows
 
+CACHES = {"sampled": "cache", "bucketed": "bucketed_cache", "some wanted": "wanted_cache"}
 
-@pytest.mark.parametrize("kind", ["sampled", "bucketed"])
+
+@pytest.mark.parametrize("kind", CACHES)
 def test_measures_equal_the_naive_ones(
     request: pytest.FixtureRequest, make_student: Callable[..., Any], kind: str
 ) -> None:
-    cache: Cache = request.getfixturevalue("cache" if kind == "sampled" else "bucketed_cache")
+    cache: Cache = request.getfixturevalue(CACHES[kind])
     model = make_student()
     found = evaluate_model(model, cache)
-    expected = naive_measures(model, cache, tail_weight=0.05 if kind == "sampled" else None)
+    expected = naive_measures(model, cache, tail_weight=None if kind == "bucketed" else 0.05)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     assert found["kl_is_lower_bound"] == (kind == "bucketed")

@@ -15,15 +15,17 @@ from student.losses.batches import BlockBatch
 from student.losses.targets import SparseTargets
 from tests.student.evaluation.naive import mean_with_error, naive_positions
 
+CACHES = {"sampled": "cache", "bucketed": "bucketed_cache", "some wanted": "wanted_cache"}
 
-@pytest.mark.parametrize("kind", ["sampled", "bucketed"])
+
+@pytest.mark.parametrize("kind", CACHES)
 def test_bins_and_top_five_equal_the_naive_ones(
     request: pytest.FixtureRequest, make_student: Callable[..., Any], evaluated: Callable[..., Any], kind: str
 ) -> None:
-    cache: Cache = request.getfixturevalue("cache" if kind == "sampled" else "bucketed_cache")
+    cache: Cache = request.getfixturevalue(CACHES[kind])
     model = make_student()
     found = evaluated(model, cache, batch_blocks=5, num_prompts=0)
-    positions = naive_positions(model, cache, tail_weight=0.05 if kind == "sampled" else None)
+    positions = naive_positions(model, cache, tail_weight=None if kind == "bucketed" else 0.05)
     assert found["top5_agreement"] == pytest.approx(np.mean([p["in_top5"] for p in positions]))
     assert found["top1_agreement"] < found["top5_agreement"] < 1
     edges = [(0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31)]

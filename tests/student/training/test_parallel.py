@@ -177,6 +177,27 @@ def test_several_processes_train_as_one_does(
     AutoModelForCausalLM.from_pretrained(out)
 
 
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_a_process_without_a_wanted_target_waits_for_the_others(
+    launch: Launch,
+    train_arguments: Callable[..., list[object]],
+    wanted_cache: Cache,
+    tmp_path: Path,
+    parallelism: str,
+) -> None:
+    """A block each, of which a fourth wants nothing: often one process has no target, sometimes both have none."""
+
+    def arguments(out: Path, *more: object) -> list[object]:
+        given = train_arguments(out, *more, "--mix.samples", 0, "--mix.beams", 0)
+        given[1], given[given.index("--batch-blocks") + 1] = wanted_cache.path, 2
+        return given
+
+    assert launch(1, *arguments(tmp_path / "alone")).exit_codes == [0]
+    ended = launch(2, *arguments(tmp_path / "student", "--parallelism", parallelism))
+    assert ended.exit_codes == [0, 0], ended.messages(0)
+    require_same_run(tmp_path / "student", tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [(("ddp", 3), ("ddp", 2)), (("fsdp", 3), ("fsdp", 2)), (("fsdp", 2), ("ddp", 1)), (("ddp", 1), ("fsdp", 3))],
