@@ -17,11 +17,14 @@ TeachonceError
     ├── NoSuchTeacherError     transformers cannot load the teacher
     ├── TokenBeyondVocabularyError a text holds a token that the teacher has no row for
     ├── ContextTooShortError   a block or prompt is longer than the teacher can read
+    ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
     ├── LeakingTeacherError    the teacher does not isolate packed documents
     ├── TeacherMemoryError     one row does not fit into memory
-    └── TeacherOutputError     the teacher's logits contain NaN or infinity
+    └── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
 """
+
+import math
 
 from storage.errors import TeachonceError
 
@@ -170,6 +173,16 @@ class ContextTooShortError(TeacherError):
         )
 
 
+class UnknownHeadError(TeacherError):
+    """Neither a formula nor the model's own code gives the teacher's logits from its hidden states."""
+
+    def __init__(self, teacher: str) -> None:
+        super().__init__(
+            f"--teacher {teacher}: its logits do not follow from the last hidden states of its body; this architecture "
+            "cannot be read, use another teacher"
+        )
+
+
 class LeakingTeacherError(TeacherError):
     """A packed document's hidden states depend on the document before it, by a relative `difference`."""
 
@@ -182,11 +195,32 @@ class LeakingTeacherError(TeacherError):
 
 
 class TeacherOutputError(TeacherError):
-    """The teacher's logits for the row with this row_id contain NaN or infinity."""
+    """The teacher's logits for a row are no distribution, or make a token of the text impossible.
 
-    def __init__(self, row_id: int) -> None:
-        self.row_id = row_id
-        super().__init__(f"row {row_id}: the teacher's logits are not finite; try --dtype float32")
+    `largest` is the largest logit of a position: NaN if one is NaN, infinity if one is, −infinity if all are. A finite
+    one means that the token that follows has logit −infinity.
+    """
+
+    def __init__(self, kind: str, split: str, row_id: int, largest: float) -> None:
+        self.kind, self.split, self.row_id, self.largest = kind, split, row_id, largest
+        if math.isfinite(largest):
+            found = "give a token of the text probability 0"
+            advice = "leave that text out"
+        else:
+            found = {math.inf: "contain +infinity", -math.inf: "are all -infinity"}.get(largest, "contain NaN")
+            advice = "look for NaN or infinity in its weights, or try --dtype float32"
+        super().__init__(f"{kind}, {split} split, row {row_id}: the teacher's logits {found}; {advice}")
+
+
+class UnusableLogitsError(TeacherError):
+    """The logits of the text with this index among those that are being written are no distribution.
+
+    Its kind, split and row are known to the caller, which raises TeacherOutputError. largest: as there.
+    """
+
+    def __init__(self, index: int, largest: float) -> None:
+        self.index, self.largest = index, largest
+        super().__init__(f"text {index}: the largest logit is {largest}")
 
 
 class TeacherMemoryError(TeacherError):

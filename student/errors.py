@@ -4,7 +4,8 @@
 TeachonceError
 └── StudentError
     ├── UnknownPresetError        no preset, config file or checkpoint of that name
-    ├── VocabularyMismatchError   the student's vocabulary is not the cache's
+    ├── VocabularyMismatchError   the student has fewer rows than the tokenizer has tokens
+    ├── MissingRowError           a text holds a token for which the student has no row
     ├── TokenizerMismatchError    an id is one token to the student and another in the cache
     ├── ArchitectureError         a model that the losses cannot call, or whose packed documents see each other
     ├── StudentContextError       a row longer than the student's context
@@ -52,13 +53,24 @@ class UnknownPresetError(StudentError):
 
 
 class VocabularyMismatchError(StudentError):
-    """The student's vocabulary is not the cache's."""
+    """The student's vocabulary has fewer rows than the cache's tokens need."""
 
     def __init__(self, student: str, student_vocab_size: int, cache_vocab_size: int) -> None:
         self.student_vocab_size, self.cache_vocab_size = student_vocab_size, cache_vocab_size
         super().__init__(
             f"{student}: its vocabulary has {student_vocab_size} entries, the cache's {cache_vocab_size}; "
             "start from a student with the teacher's tokenizer; a config .json may leave vocab_size out"
+        )
+
+
+class MissingRowError(StudentError):
+    """A text holds a token id for which the student's vocabulary of num_rows has no row."""
+
+    def __init__(self, token_id: int, num_rows: int) -> None:
+        self.token_id, self.num_rows = token_id, num_rows
+        super().__init__(
+            f"a text holds token id {token_id}, the student's vocabulary has {num_rows} rows; "
+            f"use a student with more than {token_id}, or a cache of other text"
         )
 
 

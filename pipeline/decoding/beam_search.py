@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.decoding.prefill import prefill
-from pipeline.decoding.sampling import CHUNK_ROWS
+from pipeline.decoding.sampling import CHUNK_ROWS, require_distributions
 from pipeline.decoding.slot_cache import SlotCache
 from pipeline.teacher.model import Teacher
 
@@ -47,11 +47,13 @@ def beam_search(
 ) -> list[list[Finished]]:
     """Return up to num_beams candidates of each prompt, best first, all different.
 
-    A candidate ends with one of the teacher's end ids, which is part of it, or has max_new_tokens tokens.
+    A candidate ends with one of the teacher's end ids, which is part of it, or has max_new_tokens tokens. Raises
+    UnusableLogitsError with the prompt's index.
     """
     search = _Search(len(prompts), num_beams, max_new_tokens, length_penalty, teacher.end_ids)
     prefilled = prefill(teacher, prompts)
-    logprobs_UK, ids_UK = _best_next(teacher, prefilled.hidden_UD, search.num_continuations)
+    num_kept = search.num_continuations
+    logprobs_UK, ids_UK = _best_next(teacher, prefilled.hidden_UD, num_kept, prefilled.first_of_distinct)
     search.advance(logprobs_UK[prefilled.rows][:, None], ids_UK[prefilled.rows][:, None])
     slots = np.arange(len(prompts) * num_beams)
     longest_prompt = int(prefilled.lengths.max())
@@ -63,7 +65,7 @@ def beam_search(
         mask_SL, positions_S1 = cache.open_column()
         ids_S1 = teacher.to_device(search.last_ids()[:, None])
         hidden_SD = teacher.last_hidden(ids_S1, mask_SL, positions_S1, cache)
-        logprobs_SK, next_ids_SK = _best_next(teacher, hidden_SD, search.num_continuations)
+        logprobs_SK, next_ids_SK = _best_next(teacher, hidden_SD, num_kept, search.prompts_of_slots())
         num_columns = search.length
         parents_PB = search.advance(search.by_beam(logprobs_SK), search.by_beam(next_ids_SK))
         cache.copy(*search.move(parents_PB), num_columns=num_columns)
@@ -71,8 +73,13 @@ def beam_search(
     return search.found
 
 
-def _best_next(teacher: Teacher, hidden_RD: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return logprobs and ids [R, K] of the most probable next tokens, at most `count` of them."""
+def _best_next(
+    teacher: Teacher, hidden_RD: Tensor, count: int, prompts_R: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return logprobs and ids [R, K] of the most probable next tokens, at most `count` of them.
+
+    prompts_R: the prompt of each row. Raises UnusableLogitsError.
+    """
     logits_RV = teacher.logits(hidden_RD)
     best = []
     for first in range(0, len(logits_RV), CHUNK_ROWS):
@@ -81,6 +88,7 @@ def _best_next(teacher: Teacher, hidden_RD: Tensor, count: int) -> tuple[NDArray
         )
         best.append(torch.stack([logprobs_CK.double(), ids_CK.double()]))  # float64 holds both: one transfer, not two
     logprobs_RK, ids_RK = torch.cat(best, dim=1).cpu().numpy()
+    require_distributions(logprobs_RK[:, 0], logits_RV, prompts_R)
     return np.minimum(logprobs_RK, 0.0), ids_RK.astype(np.int64)
 
 
@@ -136,6 +144,10 @@ class _Search:
         ids_PB = np.zeros_like(self._slots_PB)
         np.put_along_axis(ids_PB, self._slots_PB, self._ids_PBL[:, :, self.length - 1], axis=1)
         return ids_PB.reshape(-1)
+
+    def prompts_of_slots(self) -> NDArray[np.int64]:
+        """Return the prompt of each slot [S]."""
+        return self._prompts_P.repeat(self._slots_PB.shape[1])
 
     def move(self, parents_PB: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Assign slots to the new beams: a parent's slot to its first child. Return the slots to copy from and to."""

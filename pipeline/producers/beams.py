@@ -15,7 +15,7 @@ from pipeline.corpus.blocks import PromptSet
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.decoding.beam_search import Finished, beam_search
 from pipeline.decoding.sampling import batches_by_length
-from pipeline.producers.prompts import PromptedProducer, take_prompts
+from pipeline.producers.prompts import PromptedProducer, naming_rows, take_prompts
 from pipeline.teacher.model import Teacher
 from storage.rows.beams import BeamRow, Candidate, encode, schema
 from storage.text.completions import completion_text
@@ -59,7 +59,9 @@ class BeamsProducer(PromptedProducer):
             prompts = prompt_set.prompt_ids[window : min(window + _WINDOW_BATCHES * batch_prompts, stop)]
             candidates: dict[int, list[Candidate]] = {}
             for indices in batches_by_length(prompts, batch_prompts):
-                candidates |= zip(indices.tolist(), self._search([prompts[i] for i in indices]), strict=True)
+                with naming_rows(self.kind, split, window + indices):
+                    found = self._search([prompts[i] for i in indices])
+                candidates |= zip(indices.tolist(), found, strict=True)
             for i, prompt_ids in enumerate(prompts):
                 yield BeamRow(
                     row_id=window + i,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import PromptSet, prompts_from_blocks, prompts_from_column
 from pipeline.corpus.tokenization import TokenizedCorpus
-from pipeline.errors import NoPromptsError
+from pipeline.errors import NoPromptsError, TeacherOutputError, UnusableLogitsError
 from pipeline.producers.producer import Producer
 from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
 from pipeline.teacher.model import Teacher
@@ -34,6 +39,15 @@ class PromptedProducer(Producer):
         prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
         flags = f"--{cls.kind}.prompt-tokens + --{cls.kind}.max-new-tokens"
         return flags, num_beginning + prompt_tokens + settings.max_new_tokens
+
+
+@contextlib.contextmanager
+def naming_rows(kind: str, split: str, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[None]:
+    """Raise TeacherOutputError in place of an UnusableLogitsError. rows: the row of each text that is being written."""
+    try:
+        yield
+    except UnusableLogitsError as error:
+        raise TeacherOutputError(kind, split, int(rows[error.index]), error.largest) from error
 
 
 def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, PromptSet]:

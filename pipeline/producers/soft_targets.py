@@ -112,6 +112,7 @@ class SoftTargetsProducer(Producer):
         def encoded() -> pa.RecordBatch:
             wait_for_copies()
             parts = [chunk.flatten() for chunk in chunks]
+            _refuse_unusable(split, start, is_valid, parts)
             settings = self._config.soft_targets
             rows = _rows(start, input_ids, segment_lengths, is_valid, parts, settings.temperatures)
             return encode(rows, self._schema, settings.mantissa_bits)
@@ -211,6 +212,15 @@ def _of_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.Re
         yield from pa.Table.from_batches(pending).combine_chunks().to_batches()
 
 
+def _refuse_unusable(split: str, start: int, is_valid: NDArray[np.bool_], parts: list[SparseTargets]) -> None:
+    """Raise TeacherOutputError for the first target without a distribution, or whose token has probability 0."""
+    row_index = start + np.nonzero(is_valid)[0]
+    for part in parts:
+        rows, row_index = row_index[: len(part.largest_logit)], row_index[len(part.largest_logit) :]
+        for position in np.flatnonzero(~np.isfinite(part.largest_logit) | ~np.isfinite(part.label_logprob))[:1]:
+            raise TeacherOutputError("soft_targets", split, int(rows[position]), float(part.largest_logit[position]))
+
+
 def _rows(
     start: int,
     input_ids: NDArray[Any],
@@ -222,8 +232,6 @@ def _rows(
     """Join the chunks and put them at the valid targets. Other targets get no entries, and zeros.
 
     There are no chunks when no target is valid.
-
-    Raises TeacherOutputError when an entropy is not finite.
     """
 
     def joined(arrays: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
@@ -234,9 +242,6 @@ def _rows(
         values[is_valid] = joined(arrays, dtype)
         return values
 
-    entropy = spread([part.entropy for part in parts], np.float32)
-    if not np.isfinite(entropy).all():
-        raise TeacherOutputError(start + int(np.flatnonzero(~np.isfinite(entropy).all(axis=1))[0]))
     return SoftTargetRows(
         row_id=np.arange(start, start + len(input_ids)),
         input_ids=input_ids,
@@ -247,7 +252,7 @@ def _rows(
         ids=joined([part.ids for part in parts], np.int64),
         logprobs=joined([part.logprobs for part in parts], np.float32),
         tail_logprob=spread([part.tail_logprob for part in parts], np.float32),
-        entropy=entropy,
+        entropy=spread([part.entropy for part in parts], np.float32),
         label_logprob=spread([part.label_logprob for part in parts], np.float32),
         tempered_tail_logmass={
             t: spread([part.tempered_tail_logmass[t] for part in parts], np.float32) for t in temperatures if t != 1.0

@@ -1,12 +1,15 @@
 """The teacher: any causal language model that transformers loads, split into body and head.
 
 The body returns hidden states. The head returns float32 logits for one chunk of positions at a time, so that those of
-all positions never exist together. Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
+all positions never exist together. A head that no formula explains is run by the model's own code.
+
+Shape legend: N blocks, T positions, C positions of a chunk, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.errors import ContextTooShortError, LeakingTeacherError
+from pipeline.errors import ContextTooShortError, LeakingTeacherError, UnknownHeadError
 from storage.rows.segments import position_ids
 from storage.tensors.model_facts import context_length_of, num_parameters
+from storage.tensors.output_head import HeadCode, OutputHead, output_head_of, same_logits
 from storage.tensors.packing import packed_hidden_states, packing_leak
 from storage.text.ends import end_ids
 
 # Rounding makes smaller relative differences than these between hidden states of a document alone and packed. A leak
 # makes far larger ones.
 _LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
-_HEAD_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.25}
 
 
 class Teacher:
@@ -48,16 +51,12 @@ class Teacher:
         self.dtype: torch.dtype = model.dtype
         self.weights_sha256 = weights_sha256
         self.weights_bytes = weights_bytes
-        head = model.get_output_embeddings()
-        self.vocab_size: int = head.weight.shape[0]
-        self.end_ids = end_ids(tokenizer, model, self.vocab_size)
         self.context_length = context_length_of(model)
         self._body: nn.Module = model.base_model
-        self._head_weight_VD: Tensor = head.weight
-        self._head_bias_V: Tensor | None = getattr(head, "bias", None)
-        if self.dtype != torch.float32 and device.type == "cpu":
-            self._head_weight_VD = self._head_weight_VD.float()
-        self._logits: Callable[[Tensor, Tensor | None], Tensor] = self._head_logits
+        head = output_head_of(model)
+        self._head: OutputHead | HeadCode = HeadCode(model) if head is None else _in_float32(head)
+        self.vocab_size: int = self._num_logits()
+        self.end_ids = end_ids(tokenizer, model, self.vocab_size)
 
     @property
     def num_parameters(self) -> int:
@@ -83,7 +82,14 @@ class Teacher:
 
     def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
         """Return float32 logits [C, V] of a chunk of hidden states. They may be stored in the float32 buffer_CV."""
-        return self._logits(hidden_CD, buffer_CV)
+        if isinstance(self._head, HeadCode):
+            return self._head.logits(hidden_CD).float().contiguous()
+        weight_VD = self._head.weight_VD
+        if weight_VD.dtype == torch.float32:
+            products_CV = torch.mm(hidden_CD.float(), weight_VD.T, out=buffer_CV)
+        else:
+            products_CV = torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
+        return self._head.finish_(products_CV)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         """Return an integer array as an int64 tensor on the device. The host does not wait for the copy to a GPU."""
@@ -103,15 +109,14 @@ class Teacher:
         if num_tokens > self.context_length:
             raise ContextTooShortError(setting, num_tokens, self.context_length)
 
-    def use_whole_model_if_head_is_more_than_linear(self) -> None:
-        """Use the logits of the whole model if its head does more than a linear layer (scaling, soft caps)."""
+    def check_head(self) -> None:
+        """Raise UnknownHeadError unless body and head together give the logits of the whole model on a few tokens."""
         ids = self.to_device(np.arange(8)[None] % self.vocab_size)
         with torch.inference_mode():
             expected = self.model(input_ids=ids, use_cache=False).logits[0].float()
-            found = self._head_logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
-        if (expected - found).abs().max() > _HEAD_TOLERANCE_NATS[self.dtype]:
-            self._body = _WholeModel(self.model)
-            self._logits = _pass_through
+            found = self.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
+        if not same_logits(found, expected):
+            raise UnknownHeadError(self.name)
 
     def check_isolation(self) -> None:
         """Raise LeakingTeacherError when hidden states of a packed document differ from those of the document alone."""
@@ -120,26 +125,14 @@ class Teacher:
         if difference > _LEAK_TOLERANCE[self.dtype]:
             raise LeakingTeacherError(self.name, difference)
 
-    def _head_logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
-        if self._head_weight_VD.dtype == torch.float32:
-            logits_CV = torch.mm(hidden_CD.float(), self._head_weight_VD.T, out=buffer_CV)
-        else:
-            logits_CV = torch.mm(hidden_CD, self._head_weight_VD.T, out_dtype=torch.float32)
-        return logits_CV if self._head_bias_V is None else logits_CV.add_(self._head_bias_V.float())
+    def _num_logits(self) -> int:
+        if isinstance(self._head, OutputHead):
+            return len(self._head.weight_VD)
+        with torch.inference_mode():
+            return int(self.model(input_ids=self.to_device(np.zeros((1, 1))), use_cache=False).logits.shape[-1])
 
 
-def _pass_through(logits_CV: Tensor, _: Tensor | None) -> Tensor:
-    return logits_CV.float()
-
-
-class _WholeModel(nn.Module):
-    """A body that returns logits as hidden states, for models whose head cannot be called alone."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self._model = model
-
-    def forward(self, **inputs: Any) -> Any:
-        output = self._model(**inputs)
-        output.last_hidden_state = output.logits
-        return output
+def _in_float32(head: OutputHead) -> OutputHead:
+    """Return a head whose products are float32: on a CPU by its weight, on a GPU by the product itself."""
+    weight_VD = head.weight_VD.float() if head.weight_VD.device.type == "cpu" else head.weight_VD
+    return replace(head, weight_VD=weight_VD, bias_V=None if head.bias_V is None else head.bias_V.float())

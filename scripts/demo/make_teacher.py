@@ -39,7 +39,7 @@ from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import num_parameters
 from student.losses.fused_head import fused_head_loss
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, output_head
 
 MIN_VOCAB_SIZE = 257
 
@@ -174,7 +174,7 @@ def _loss(model: Any, blocks: Blocks, rows: list[int]) -> torch.Tensor:
     hidden = hidden_states(model, torch.from_numpy(input_ids[:, :-1].copy()), torch.from_numpy(positions))
     labels = torch.from_numpy(input_ids[:, 1:][is_valid])
     hidden_PD = hidden[torch.from_numpy(is_valid)]
-    total, _, _ = fused_head_loss(hidden_PD, head_weight(model), SparseTargets.labels_only(labels), LABELS_ONLY)
+    total, _, _ = fused_head_loss(hidden_PD, output_head(model), SparseTargets.labels_only(labels), LABELS_ONLY)
     return total / len(labels)
 
 

@@ -15,6 +15,8 @@ from storage.draws import hash_u64
 from storage.progress import Progress
 from storage.reading.cache import Cache
 from storage.rows.samples import SampleRow, decode
+from student.losses.batches import require_rows
+from student.model.architecture import num_vocabulary_rows
 from student.token_loop import collect_texts, draw_tokens
 
 _CHOICE_SEED = 22
@@ -74,7 +76,7 @@ def continue_prompts(
     and a difference is not chance alone. Prompts of similar length share a batch of at most batch_tokens tokens, or of
     one text. The size of a batch changes a text only where a rounding difference changes which token is drawn.
 
-    Raise BrokenStudentError when logits are not finite.
+    Raise BrokenStudentError when logits are not finite, and MissingRowError.
     """
     texts: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(rows)
     with Progress(len(rows), "continue", "texts", quiet=quiet) as bar:
@@ -118,6 +120,8 @@ def _batches(rows: list[SampleRow], max_new_tokens: int, batch_tokens: int) -> I
 
 def _continue(model: Any, rows: list[SampleRow], settings: SamplingSettings) -> list[NDArray[np.int64]]:
     """Return the texts of one batch."""
+    for row in rows:
+        require_rows(row.prompt_ids, num_vocabulary_rows(model))
     prompts, seeds = [row.prompt_ids for row in rows], [row.seed for row in rows]
     steps = draw_tokens(model, prompts, seeds, temperature=settings.temperature, top_p=settings.top_p)
     texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.end_ids)

@@ -16,8 +16,10 @@ from storage.rows import soft_targets
 from storage.tensors.model_facts import context_length_of
 from storage.text.characters import text_ids
 from student.errors import HeldOutTextError, VocabularyMismatchError
-from student.model.architecture import head_weight
-from student.model.framing import Framing, require_rows
+from student.losses.batches import require_rows
+from student.model.architecture import num_vocabulary_rows
+from student.model.fitting import num_token_ids
+from student.model.framing import Framing, require_known_ids
 
 _LONGEST_PIECE = 256
 
@@ -27,15 +29,18 @@ Sequences = list[NDArray[np.int64]]
 def cached_sequences(source: str | Path, model: Any, name: str, max_tokens: int) -> tuple[Cache, Sequences]:
     """Return the cache, and the pieces of documents in its validation blocks, in order, at most max_tokens in all.
 
-    Raises a CacheError, HeldOutTextError for a cache without such pieces, or VocabularyMismatchError for a student with
-    another vocabulary.
+    Raises a CacheError, HeldOutTextError for a cache without such pieces, VocabularyMismatchError for a student without
+    rows for the cache's tokens, or MissingRowError.
     """
     cache = open_cache(source)
-    vocab_size = head_weight(model).shape[0]
-    if vocab_size != cache.identity.vocab_size:
-        raise VocabularyMismatchError(name, vocab_size, cache.identity.vocab_size)
+    num_rows = num_vocabulary_rows(model)
+    if num_rows < cache.identity.vocab_size and num_rows < (needed := num_token_ids(cache)):
+        raise VocabularyMismatchError(name, num_rows, needed)
     longest = context_length_of(model)
-    return cache, _take(_segments(cache), cache.where, cache.identity.beginning_ids, longest, max_tokens)
+    sequences = _take(_segments(cache), cache.where, cache.identity.beginning_ids, longest, max_tokens)
+    for ids in sequences:
+        require_rows(ids, num_rows)
+    return cache, sequences
 
 
 def text_sequences(path: Path, model: Any, tokenizer: Any, framing: Framing, max_tokens: int, name: str) -> Sequences:
@@ -48,7 +53,7 @@ def text_sequences(path: Path, model: Any, tokenizer: Any, framing: Framing, max
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HeldOutTextError(str(path), first_line(error)) from error
-    ids = require_rows(text_ids(tokenizer, text), model, tokenizer, name)
+    ids = require_known_ids(text_ids(tokenizer, text), model, tokenizer, name)
     longest = min(context_length_of(model), _LONGEST_PIECE)
     return _take(iter([np.array(ids, dtype=np.int64)]), str(path), framing.beginning_ids, longest, max_tokens)
 

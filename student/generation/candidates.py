@@ -15,8 +15,8 @@ from student.errors import BrokenStudentError, CandidatesError, CheckpointError,
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model.architecture import head_weight, hidden_states
-from student.model.framing import Framing, require_rows
+from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
+from student.model.framing import Framing, require_known_ids
 from student.run_record import RUN_NAME, read_run
 
 # Texts whose last token hardly any following text joins; one of them keeps apart from what follows.
@@ -56,7 +56,7 @@ def rank_candidates(
     prompt_ids = text_ids(tokenizer, prompt)
     continuations = [_continuation_ids(tokenizer, prompt, text) or [0] for text in candidates]
     for ids in (prompt_ids, *continuations):
-        require_rows(ids, model, tokenizer, model.name_or_path)
+        require_known_ids(ids, model, tokenizer, model.name_or_path)
     scores = continuation_scores(model, framing.begin(prompt_ids), continuations, length_penalty)
     ranked = [RankedCandidate(text=text, score=score) for text, score in zip(candidates, scores, strict=True)]
     return sorted(ranked, key=lambda candidate: -candidate.score)
@@ -89,9 +89,9 @@ def continuation_scores(
     needed = len(prompt_ids) + max(map(len, continuations)) - 1
     if needed > context_length_of(model):
         raise StudentContextError(model.name_or_path, context_length_of(model), needed, "prompt and candidate")
-    batch = text_batch(prompt_ids, continuations, model.device)
+    batch = text_batch(prompt_ids, continuations, model.device, num_vocabulary_rows(model))
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_target]
-    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.label_ids)
+    logprobs_P = token_logprobs(hidden_PD, output_head(model), batch.label_ids)
     lengths = torch.tensor([len(ids) for ids in continuations])
     sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
     scores_N = length_normalised_scores(sums.cpu(), lengths, length_penalty)

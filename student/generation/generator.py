@@ -20,7 +20,7 @@ from student.errors import StudentContextError, require_unicode
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
 from student.generation.questions import question_ids
 from student.model.device import choose_device
-from student.model.framing import read_framing, require_rows
+from student.model.framing import read_framing, require_known_ids
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from student.token_loop import collect_texts, draw_tokens
@@ -142,7 +142,7 @@ class Generator:
             ids = self._framing.without_beginning(question_ids(self._tokenizer, prompt, str(self._student)))
         else:
             ids = text_ids(self._tokenizer, prompt)
-        return require_rows(ids, self._model, self._tokenizer, str(self._student))
+        return require_known_ids(ids, self._model, self._tokenizer, str(self._student))
 
     def _fitting_ids(self, prompt: str, config: SamplingConfig, keep_end: bool) -> list[int]:
         ids = self._text_ids(prompt)

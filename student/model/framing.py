@@ -10,7 +10,7 @@ from storage.rows.setting_rules import token_ids
 from storage.text.beginnings import beginning_ids
 from storage.text.ends import end_ids
 from student.errors import CheckpointError, IdBeyondVocabularyError
-from student.model.architecture import head_weight
+from student.model.architecture import num_vocabulary_rows
 from student.run_record import BEGINNING, RUN_NAME, read_run
 
 
@@ -38,7 +38,7 @@ def read_framing(student: Path, model: Any, tokenizer: Any) -> Framing:
     not state one, had none. A model without a run.json begins as its tokenizer begins a text. Raise CheckpointError for
     a damaged run.json, and EndBeyondVocabularyError.
     """
-    vocab_size = head_weight(model).shape[0]
+    vocab_size = num_vocabulary_rows(model)
     run = read_run(student)
     found = run.get(BEGINNING, []) if run else list(beginning_ids(tokenizer, "auto"))
     if not token_ids(vocab_size)[0](found):
@@ -46,9 +46,9 @@ def read_framing(student: Path, model: Any, tokenizer: Any) -> Framing:
     return Framing(beginning_ids=tuple(found), end_ids=end_ids(tokenizer, model, vocab_size))
 
 
-def require_rows(ids: list[int], model: Any, tokenizer: Any, name: str) -> list[int]:
+def require_known_ids(ids: list[int], model: Any, tokenizer: Any, name: str) -> list[int]:
     """Return token ids; raise IdBeyondVocabularyError for one that the model has no row for. name: of the student."""
-    vocab_size = head_weight(model).shape[0]
+    vocab_size = num_vocabulary_rows(model)
     for token_id in ids:
         if token_id >= vocab_size:
             raise IdBeyondVocabularyError(name, str(tokenizer.convert_ids_to_tokens(token_id)), token_id, vocab_size)

@@ -16,6 +16,7 @@ from storage.report.cache_rows import spread
 from storage.rows import beams
 from student.losses.batches import beam_batch
 from student.losses.scores import candidate_scores
+from student.model.architecture import num_vocabulary_rows
 from student.report.runs import TextOf
 
 _NUM_PROMPTS = 4
@@ -49,7 +50,9 @@ def rank_some_prompts(models: Sequence[Any], cache: Cache, text_of: TextOf) -> l
             texts=[candidate.text for candidate in rows[place].candidates],
             teacher_scores=[candidate.score for candidate in rows[place].candidates],
             student_scores=[
-                candidate_scores(model, beam_batch(batch.slice(place, 1), model.device), length_penalty)[0].tolist()
+                candidate_scores(
+                    model, beam_batch(batch.slice(place, 1), model.device, num_vocabulary_rows(model)), length_penalty
+                )[0].tolist()
                 for model in models
             ],
         )

@@ -22,7 +22,7 @@ from storage.rows.soft_targets import SoftTargetRows
 from student.evaluation.positions import measure_positions
 from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
 from student.report.runs import TextOf
 
 _MOST_TARGETS = 160
@@ -150,10 +150,11 @@ def _teachers_opinions(
 def _students_opinions(
     model: Any, row: Any, places: slice, targets: SparseTargets, text_at: Callable[[int, int], str]
 ) -> tuple[list[Opinion], list[float]]:
-    batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device)
+    num_rows = num_vocabulary_rows(model)
+    batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device, num_rows=num_rows)
     kl = measure_positions(model, batch, num_best=1).kl[places].tolist()
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_valid][places]
-    probs_PV = torch.softmax(hidden_PD.float() @ head_weight(model).T.float(), dim=1).cpu()
+    probs_PV = torch.softmax(output_head(model).logits(hidden_PD.float()), dim=1).cpu()
     best_PA, ids_PA = probs_PV.topk(min(_ALTERNATIVES, probs_PV.shape[1]), dim=1)
     label_P = probs_PV.gather(1, targets.label_ids[:, None])[:, 0]
     opinions = [

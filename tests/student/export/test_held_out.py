@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +73,10 @@ def test_a_file_without_text_is_refused(odd_student: Path, tmp_path: Path, conte
         text_sequences(path, load_student(odd_student), load_tokenizer(odd_student), UNFRAMED, 100, "student")
 
 
-def test_a_cache_of_another_vocabulary_is_refused(cache: Cache, students: dict[str, Path]) -> None:
-    with pytest.raises(VocabularyMismatchError, match="307"):
-        cached_sequences(cache.path, load_student(students["untied"]), "student", 100)
+def test_a_student_without_rows_for_the_caches_tokens_is_refused(
+    cache: Cache, students: dict[str, Path], make_student: Callable[..., Any]
+) -> None:
+    with pytest.raises(VocabularyMismatchError, match="200"):
+        cached_sequences(cache.path, make_student(vocab_size=200), "student", 100)
+    with_more_rows = load_student(students["untied"])
+    assert cached_sequences(cache.path, with_more_rows, "student", 100)[1]
