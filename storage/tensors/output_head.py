@@ -79,7 +79,9 @@ class HeadCode:
         self._model = model
         # In models that wrap a decoder, the forward pass calls the decoder, not the wrapper.
         parts = (model.base_model, model.get_decoder(), getattr(model, "model", None))
-        self._bodies = [part for part in dict.fromkeys(parts) if part is not None and part is not model]
+        # Some models call the matrix of their head decoder.
+        no_bodies = {None, model, model.get_output_embeddings()}
+        self._bodies = [part for part in dict.fromkeys(parts) if part not in no_bodies]
         self._output = self._bodies[0](input_ids=self._ids(1), use_cache=False)
 
     @property
