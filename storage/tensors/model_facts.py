@@ -39,10 +39,12 @@ def body_of(model: Any) -> Any:
 def bodies_of(model: Any) -> list[Any]:
     """Return the parts of the model that its forward pass may call for hidden states.
 
-    In models that wrap a decoder, the forward pass calls the decoder, not the wrapper.
+    In models that wrap a decoder, the forward pass calls the decoder, not the wrapper. Some models call the matrix of
+    their head decoder.
     """
     parts = (model.base_model, model.get_decoder(), getattr(model, "model", None))
-    return [part for part in dict.fromkeys(parts) if part is not None and part is not model]
+    no_bodies = {None, model, model.get_output_embeddings()}
+    return [part for part in dict.fromkeys(parts) if part not in no_bodies]
 
 
 def _text_config(model: Any) -> Any:

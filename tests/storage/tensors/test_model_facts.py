@@ -46,6 +46,7 @@ def test_the_body_is_not_the_model_itself() -> None:
 
     body, model = Part(), Part()
     model.base_model, model.get_decoder, model.model = model, lambda: model, body
+    model.get_output_embeddings = lambda: None
     assert body_of(model) is body
     model.base_model = other = Part()
     assert body_of(model) is other

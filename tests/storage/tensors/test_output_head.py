@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, ModernBertDecoderConfig, ModernBertDecoderForCausalLM
 
 from storage.tensors.output_head import HeadCode, OutputHead, output_head_of, same_logits
 from tests.heads import FAMILIES, make_model
@@ -89,6 +89,20 @@ def test_what_no_formula_says_is_none_and_its_code_can_be_run(model_class: type[
         found = HeadCode(model).logits(hidden)
         assert torch.equal(found, model(input_ids=ids).logits[0])
     assert "forward" not in model.transformer.__dict__
+
+
+def test_a_head_of_two_layers_whose_matrix_is_called_decoder() -> None:
+    torch.manual_seed(0)
+    config = ModernBertDecoderConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = ModernBertDecoderForCausalLM(config).eval()
+    assert output_head_of(model) is None
+    with torch.no_grad():
+        ids = torch.arange(7)[None]
+        found = HeadCode(model).logits(model.model(input_ids=ids).last_hidden_state[0])
+        assert torch.equal(found, model(input_ids=ids).logits[0])
 
 
 def test_rows_of_minus_infinity_in_the_bias_are_explained() -> None:
