@@ -53,6 +53,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("generation",),
         ("export",),
         ("report",),
+        ("loops",),
         ("cli", "__init__"),
     ),
 }
