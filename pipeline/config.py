@@ -18,6 +18,7 @@ from storage.text.beginnings import Bos
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto"]
 Engine = Literal["local", "ray"]
 OnBadRow = Literal["stop", "skip"]
 
@@ -173,6 +174,9 @@ class PrecomputeConfig:
     """Seed of all random draws."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    device_map: DeviceMap | None = None
+    """auto spreads a teacher that is larger than a GPU over all GPUs, then memory, then disk, by layers (extra
+    accelerate). None puts the whole teacher on --device."""
     dtype: Dtype = "auto"
     """Number format in which the teacher computes; auto is bfloat16 on a GPU and float32 elsewhere."""
     batch_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -208,6 +212,7 @@ class PrecomputeConfig:
         sizes = (self.batch_tokens or 1, self.shard_tokens)
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
+        _require(self.device_map is None or self.device == "auto", "--device-map chooses devices; leave out --device")
         self._check_engine()
         self._check_columns()
         self._take_prompts_from_documents()
@@ -272,6 +277,7 @@ class PrecomputeConfig:
         if self.engine == "local":
             _require(self.num_workers is None and self.address is None, "--num-workers and --address need --engine ray")
             return
+        _require(self.device_map is None, "--device-map needs --engine local: Ray gives each worker one GPU")
         _require(
             self.num_workers is None or self.num_workers >= 1,
             f"--num-workers is {self.num_workers}, expected at least 1",

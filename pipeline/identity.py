@@ -13,12 +13,15 @@ from pipeline.corpus.tokenization import packing_recipe
 from pipeline.corpus.tokenization_key import chat_facts, layout_settings
 from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
+from pipeline.teacher.loading import quantization_of
 from storage.records.identity import CacheIdentity
+from storage.tensors.packing import Isolation
 
 
 def facts_of(loaded: Loaded) -> dict[str, Any]:
     """Return the parts of the identity that are known before the text is read: teacher, source and settings."""
     config, teacher, corpus = loaded.config, loaded.teacher, loaded.corpus
+    quantization = quantization_of(teacher.model)
     return {
         "vocab_size": teacher.vocab_size,
         "block_size": config.block_size,
@@ -33,6 +36,8 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "dtype": str(teacher.dtype).removeprefix("torch."),
             "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
+            **({"quantization": quantization} if quantization else {}),
+            **({} if teacher.isolation is Isolation.PACKED else {"isolation": teacher.isolation.value}),
         },
         "tokenizer": _tokenizer_facts(loaded),
         "data": {

@@ -7,6 +7,7 @@ TeachonceError
 ├── EndBeyondVocabularyError   the tokenizer's end-of-text is an id that the model has no row for
 ├── MissingExtraError          a package of an extra is not installed
 ├── WriteRefusedError          the system refused a write, or has no room for it
+├── UnusableModelError         the files of a model or tokenizer cannot be used
 └── CacheError                 something is wrong with a cache
     ├── NoCacheError           the path holds no cache
     ├── IncompleteCacheError   precompute has not finished
@@ -80,6 +81,14 @@ class MissingExtraError(TeachonceError):
             f"{what} needs {package}, which is not installed; "
             f"install it with: pip install -c constraints.txt -e .[{extra}]"
         )
+
+
+class UnusableModelError(TeachonceError):
+    """The files of a model or tokenizer cannot be used. Each side says whose they are: `reason` names no place."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class WriteRefusedError(TeachonceError):
@@ -295,8 +304,13 @@ def remedy_of(reason: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class name when the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message that holds a reason, or its class name when the message is empty.
+
+    A line that ends in a colon is a heading: the line after it belongs to the reason.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count]).rstrip(":")
 
 
 def is_unreadable_tokenizer(error: BaseException) -> bool:

@@ -43,7 +43,7 @@ def _preset_sha256(preset: str) -> str | None:
     if path.suffix == ".json":
         content = json.dumps(read_config_file(preset), sort_keys=True)
     else:
-        files = {file for pattern in _STUDENT_FILES for file in path.glob(pattern)}
+        files = {file for pattern in _STUDENT_FILES for file in path.glob(pattern) if file.is_file()}
         content = "".join(f"{file.name} {sha256_file(file)}\n" for file in sorted(files))
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from storage.tensors.model_facts import bodies_of
+
 # Names that configurations of transformers give to a factor of the logits (or to its inverse), and to a soft cap.
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -77,9 +79,7 @@ class HeadCode:
     def __init__(self, model: Any) -> None:
         """Run the body on one token. Its output is the form in which the model's code gets hidden states."""
         self._model = model
-        # In models that wrap a decoder, the forward pass calls the decoder, not the wrapper.
-        parts = (model.base_model, model.get_decoder(), getattr(model, "model", None))
-        self._bodies = [part for part in dict.fromkeys(parts) if part is not None and part is not model]
+        self._bodies = bodies_of(model)
         self._output = self._bodies[0](input_ids=self._ids(1), use_cache=False)
 
     @property
@@ -122,7 +122,7 @@ _FORMS: WeakKeyDictionary[Any, Form | None] = WeakKeyDictionary()
 
 
 def output_head_of(model: Any) -> OutputHead | None:
-    """Return the head of a causal language model in evaluation mode; None when no OutputHead gives its logits.
+    """Return the head of a causal language model; None when no OutputHead gives its logits.
 
     The model's own code decides, twice. With a made-up head in float64, whose products lie below and above any cap, the
     logits must be equal up to rounding, so the weights of the day hide nothing. With the real weights they must be
@@ -134,7 +134,12 @@ def output_head_of(model: Any) -> OutputHead | None:
         return None
     plain = OutputHead(weight_VD=weight, bias_V=getattr(module, "bias", None))
     if model not in _FORMS:
-        _FORMS[model] = _find_form(model, module, plain)
+        was_training = model.training
+        model.eval()  # dropout would draw random numbers that the training needs
+        try:
+            _FORMS[model] = _find_form(model, module, plain)
+        finally:
+            model.train(was_training)
     form = _FORMS[model]
     return None if form is None else replace(plain, **form)
 

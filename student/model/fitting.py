@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from storage.errors import UnusableModelError
 from storage.reading.cache import Cache
 from storage.records.identity import SPLITS
 from storage.rows.kinds import KINDS
+from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.model_facts import context_length_of
-from student.errors import (
-    StudentContextError,
-    VocabularyMismatchError,
-)
+from student.errors import NoSuchStudentError, StudentContextError, VocabularyMismatchError
 from student.model.architecture import check_architecture, num_vocabulary_rows
 from student.model.loading import load_student
 from student.model.tokenizers import check_tokenizer, load_cache_tokenizer
@@ -25,7 +24,11 @@ def load_fitting_student(directory: Path, cache: Cache) -> Any:
     BrokenStudentError), and those of check_tokenizer (TokenizerMismatchError or a CacheError).
     """
     model = load_student(directory)
-    check_fits(model, cache, str(directory))
+    try:
+        with blaming_files(str(directory), {}):
+            check_fits(model, cache, str(directory))
+    except UnusableModelError as error:
+        raise NoSuchStudentError(str(directory), error.reason) from error
     check_tokenizer(directory, cache)
     return model
 
@@ -40,9 +43,10 @@ def check_fits(model: Any, cache: Cache, name: str) -> None:
     num_rows = num_vocabulary_rows(model)
     if num_rows < cache.identity.vocab_size and num_rows < (needed := num_token_ids(cache)):
         raise VocabularyMismatchError(name, num_rows, needed)
-    check_architecture(model, name)
+    longest = longest_rows(cache)
+    check_architecture(model, name, max(longest.values(), default=1))
     context_length = context_length_of(model)
-    for what, needed in longest_rows(cache).items():
+    for what, needed in longest.items():
         if needed > context_length:
             raise StudentContextError(name, context_length, needed, what)
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import transformers
 
-from storage.errors import RecordError, first_line, is_unreadable_tokenizer
+from storage.errors import RecordError, UnusableModelError
 from storage.reading.cache import Cache
+from storage.tensors.checkpoints.config_file import require_sound_config_file
+from storage.text.tokenizer_files import load_tokenizer_files
 from student.errors import NoSuchStudentError, TokenizerMismatchError, VocabularyMismatchError
 from student.model.loading import AS_DATA
 
@@ -19,11 +21,10 @@ _FREE_PADDED_ROWS = 1024
 def load_tokenizer(directory: Path) -> Any:
     """Return the tokenizer saved in a student's directory; raise NoSuchStudentError when it cannot be loaded."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, **AS_DATA)
-    except BaseException as error:
-        if not is_unreadable_tokenizer(error):
-            raise
-        raise NoSuchStudentError(str(directory), f"no tokenizer: {first_line(error)}") from error
+        require_sound_config_file(directory, transformers.CONFIG_MAPPING)
+        return load_tokenizer_files(transformers.AutoTokenizer, str(directory), **AS_DATA)
+    except UnusableModelError as error:
+        raise NoSuchStudentError(str(directory), error.reason) from error
 
 
 def load_cache_tokenizer(cache: Cache) -> Any:

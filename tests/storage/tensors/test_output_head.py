@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, ModernBertDecoderConfig, ModernBertDecoderForCausalLM
 
 from storage.tensors.output_head import HeadCode, OutputHead, output_head_of, same_logits
 from tests.heads import FAMILIES, make_model
@@ -91,6 +91,20 @@ def test_what_no_formula_says_is_none_and_its_code_can_be_run(model_class: type[
     assert "forward" not in model.transformer.__dict__
 
 
+def test_a_head_of_two_layers_whose_matrix_is_called_decoder() -> None:
+    torch.manual_seed(0)
+    config = ModernBertDecoderConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = ModernBertDecoderForCausalLM(config).eval()
+    assert output_head_of(model) is None
+    with torch.no_grad():
+        ids = torch.arange(7)[None]
+        found = HeadCode(model).logits(model.model(input_ids=ids).last_hidden_state[0])
+        assert torch.equal(found, model(input_ids=ids).logits[0])
+
+
 def test_rows_of_minus_infinity_in_the_bias_are_explained() -> None:
     model = make_model("phi")
     model.lm_head.bias.data[90:] = -torch.inf
@@ -116,3 +130,11 @@ def test_same_logits() -> None:
     assert not same_logits(logits + torch.tensor([[6.0], [0.0]]), logits)
     assert not same_logits(logits[:, :2], logits)
     assert not same_logits(logits.nan_to_num(), logits)
+
+
+def test_finding_a_head_draws_no_random_numbers_and_leaves_the_mode() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=8, n_embd=8, n_layer=1, n_head=1)).train()
+    state = torch.get_rng_state()
+    assert output_head_of(model) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
