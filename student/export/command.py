@@ -31,8 +31,8 @@ def export_student(config: ExportConfig) -> Trial:
 
     Raises ConfigError when --out exists, MissingExtraError, NoSuchStudentError, CheckpointError for a damaged run.json,
     BrokenStudentError, NotExportableError, VocabularyMismatchError, TokenizerMismatchError, HeldOutTextError or a
-    CacheError; RuntimeFailedError or DisagreementError when the written file does not work. After an error, no file is
-    left.
+    CacheError; RuntimeFailedError, DisagreementError or OtherTokensError when the written file does not work. After an
+    error, no file is left.
     """
     require(f"--format {config.format}", *_PACKAGES[config.format])
     if config.out.exists():
@@ -47,10 +47,12 @@ def export_student(config: ExportConfig) -> Trial:
     else:
         assert config.text is not None
         sequences = text_sequences(config.text, model, tokenizer, config.max_tokens)
+    if config.format == "gguf":
+        _check_gguf(config, model, tokenizer, longest=max(map(len, sequences)))
     with publishing_path(config.out) as staged:
         with refusals(config.out):
             write_export(config, model, tokenizer, staged, licences_of(data_of(run, cache)))
-        trial = run_trial(config, model, staged, sequences)
+        trial = run_trial(config, model, tokenizer, staged, sequences)
         if staged.is_dir():
             with refusals(config.out):
                 card = model_card(run, cache, trial, config.out.name)
@@ -65,9 +67,8 @@ def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path, l
     """
     match config.format:
         case "gguf":
-            from student.export.gguf.file import check_gguf, write_gguf
+            from student.export.gguf.file import write_gguf
 
-            check_gguf(model, tokenizer, str(config.student))
             name = config.student.resolve().name
             write_gguf(model, tokenizer, path, config.quantize, name=name, licences=licences)
         case "onnx":
@@ -75,6 +76,14 @@ def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path, l
         case _:
             copy.deepcopy(model).to(torch.float16).save_pretrained(path)
             _write_companions(config, tokenizer, path)
+
+
+def _check_gguf(config: ExportConfig, model: Any, tokenizer: Any, longest: int) -> None:
+    """Raise NotExportableError. longest: of the held-out texts, in tokens."""
+    from student.export.gguf.file import check_gguf, check_lengths
+
+    check_gguf(model, tokenizer, str(config.student))
+    check_lengths(model, longest, str(config.student))
 
 
 def _write_onnx_directory(config: ExportConfig, model: Any, tokenizer: Any, path: Path) -> None:
