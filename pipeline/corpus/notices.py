@@ -11,6 +11,8 @@ _MOST_NAMED = 3
 def tokenization_notices(source: str, facts: Mapping[str, Any]) -> list[str]:
     """Return one line for each fact of TokenizationCounts that a user may want to act on."""
     lines = []
+    if num_bad_rows := facts.get("num_bad_rows"):
+        lines.append(f"--data {source}: bad rows skipped: {num_bad_rows:,}")
     if spelt_out := facts.get("num_control_tokens"):
         lines.append(
             f"--data {source}: the text spells out {_named(spelt_out)}; they were read as characters. If one "

@@ -42,12 +42,16 @@ class CorpusTokenizer:
 
     def prompt_ids(self, text: str) -> list[int]:
         """Return the token ids of a prompt."""
-        self.num_control_tokens.update(self._spelt_out.findall(text))
+        self.count_in_text(text)
         return self._characters.ids(text)
+
+    def count_in_text(self, text: str) -> None:
+        """Count the control tokens in a text that is tokenized elsewhere."""
+        self.num_control_tokens.update(self._spelt_out.findall(text))
 
     def count_in_chat(self, messages: Iterable[dict[str, Any]]) -> None:
         """Count the control tokens in the contents of messages. A chat template reads these as control tokens."""
-        contents = (message["content"] for message in messages)
+        contents = (message.get("content") for message in messages)
         for content in contents:
             if isinstance(content, str):
                 self.num_chat_control_tokens.update(self._spelt_out.findall(content))

@@ -25,6 +25,7 @@ from pipeline.sources.directories import find_below
 from pipeline.sources.json_rows import json_rows
 from pipeline.sources.stdlib_corpus import stdlib_documents
 from pipeline.sources.tables import table_rows
+from pipeline.sources.turns import Conversation, Pair, turns_of
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 
@@ -38,17 +39,22 @@ _REPLACEMENT = "\ufffd"
 # Errors that datasets and its parsers raise for files that are cut short, empty or of another format.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[dict[str, Any]]
 # Returns the names of all columns (none when only the rows tell), and the rows. Raises what _UNREADABLE lists.
 OpenRows = Callable[[], tuple[list[str], Iterable[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document: its text in pieces, cut anywhere, and its prompts by column (empty for plain text)."""
+    """One document: its text in pieces, cut anywhere, and its prompts by column (empty for plain text).
+
+    turns: what a row holds in place of a text; pieces is empty then. place: source and row, for messages about it.
+    """
 
     pieces: Iterable[str]
     prompts: dict[str, Prompt]
+    turns: Conversation | Pair | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +130,13 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
-    """Raise ConfigError when prompts are to come from a column: plain text has none."""
+    """Raise ConfigError when something is to come from a column: plain text has none."""
+    if config.marks_wanted:
+        flag, column = next(iter(config.document_columns.items()))
+        raise ConfigError(
+            f"{flag} {column}: --data {config.data} is plain text, which has no columns; "
+            "give jsonl, parquet or hub data"
+        )
     for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:
             raise ConfigError(
@@ -182,33 +194,41 @@ def _json_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
 
 def _columns(config: PrecomputeConfig) -> set[str]:
     """Return the names of the columns that a run reads."""
-    return {config.text_column, config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
+    prompt_columns = {config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
+    return prompt_columns.union(config.document_columns.values())
 
 
 def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        number, has_column = 0, False
         column_names, rows = open_rows()
-        names = set(column_names)
+        number, names = 0, set(column_names)
         for number, row in enumerate(rows, 1):
             names |= row.keys()
-            if not has_column:
-                has_column = config.text_column in row
-                if number == _MOST_ROWS_WITHOUT and not has_column:
-                    break
-            text = row.get(config.text_column)
-            if not isinstance(text, str | None):
-                found = f"row {number} holds {type(text).__name__}, not text"
-                raise ColumnError(source, config.text_column, found, "--text-column")
-            prompts = {column: _prompt(source, row, column, number, names) for column in wanted if column}
-            yield Document(pieces=[text or ""], prompts=prompts)
-        if number and not has_column:
-            raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
+            if number == _MOST_ROWS_WITHOUT and not names.issuperset(config.document_columns.values()):
+                break
+            turns, place = turns_of(config, row), f"{source}: row {number}"
+            # With conversations and pairs, the tokenizer says which rows are bad: such rows may be skipped.
+            prompts: dict[str, Any] = {
+                c: row.get(c) if turns else _prompt(source, row, c, number, names) for c in wanted if c
+            }
+            pieces = [] if turns else [_text(config, source, row, number)]
+            yield Document(pieces=pieces, prompts=prompts, turns=turns, place=place)
+        for flag, column in config.document_columns.items():
+            if number and column not in names:
+                raise ColumnError(source, column, f"not among {sorted(names)}", flag)
     except TeachonceError:
         raise
     except _UNREADABLE as error:
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
+
+
+def _text(config: PrecomputeConfig, source: str, row: dict[str, Any], number: int) -> str:
+    text = row.get(config.text_column)
+    if not isinstance(text, str | None):
+        found = f"row {number} holds {type(text).__name__}, not text"
+        raise ColumnError(source, config.text_column, found, "--text-column")
+    return text or ""
 
 
 def _prompt(source: str, row: dict[str, Any], column: str, number: int, names: set[str]) -> Prompt:

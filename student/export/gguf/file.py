@@ -11,18 +11,20 @@ from numpy.typing import NDArray
 
 from storage.pages.markup import visible
 from storage.tensors.model_facts import num_parameters
+from storage.tensors.output_head import output_head_of
 from student.errors import NotExportableError
 from student.export.config import Quantize
 from student.export.gguf.architecture import Architecture, Weights
 from student.export.gguf.gpt2 import GPT2
 from student.export.gguf.llama import LLAMA, QWEN2, attention_window
 from student.export.gguf.tokenizer import add_tokenizer, check_tokenizer
+from student.model.framing import Framing
 
 # llama.cpp's architectures by transformers' model_type.
 _ARCHITECTURES = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": QWEN2}
 
 
-def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
+def check_gguf(model: Any, tokenizer: Any, framing: Framing, name: str) -> None:
     """Raise NotExportableError when llama.cpp would compute something else than the model, or cut text otherwise."""
     model_type = model.config.model_type
     if model_type not in _ARCHITECTURES:
@@ -30,10 +32,10 @@ def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
         raise NotExportableError(
             name, "gguf", f"is a {model_type} model, expected one of {expected}; export it as onnx"
         )
-    problem = _architecture(model).problem(model)
+    problem = _architecture(model).problem(model) or _head_problem(model)
     if problem:
         raise NotExportableError(name, "gguf", problem)
-    check_tokenizer(tokenizer, name)
+    check_tokenizer(tokenizer, framing, name)
 
 
 def check_lengths(model: Any, longest: int, name: str) -> None:
@@ -51,7 +53,14 @@ def check_lengths(model: Any, longest: int, name: str) -> None:
 
 
 def write_gguf(
-    model: Any, tokenizer: Any, path: Path, quantize: Quantize, *, name: str, licences: Sequence[str] = ()
+    model: Any,
+    tokenizer: Any,
+    framing: Framing,
+    path: Path,
+    quantize: Quantize,
+    *,
+    name: str,
+    licences: Sequence[str] = (),
 ) -> None:
     """Write the file: matrices in float16 or q8_0, vectors and position embeddings in float32.
 
@@ -64,7 +73,7 @@ def write_gguf(
     writer = GGUFWriter(path, architecture.name)
     _add_description(writer, num_parameters(model), quantize, name, licences)
     architecture.add_shape(writer, model.config)
-    add_tokenizer(writer, tokenizer, model.config.vocab_size, name)
+    add_tokenizer(writer, tokenizer, framing, model.config.vocab_size, name)
     for weight_name, weight in gguf_weights(model):
         _add_weight(writer, weight_name, weight, quantize)
     writer.write_header_to_file()
@@ -76,6 +85,12 @@ def write_gguf(
 def gguf_weights(model: Any) -> Weights:
     """Yield the weights under llama.cpp's names, matrices as [out, in]."""
     return _architecture(model).weights(model)
+
+
+def _head_problem(model: Any) -> str | None:
+    head = output_head_of(model)
+    is_matrix = head is not None and head.bias_V is None and head.scale == 1.0 and head.cap_nats is None
+    return None if is_matrix else "has an output head that is more than a matrix, which llama.cpp has no place for"
 
 
 def _architecture(model: Any) -> Architecture:

@@ -9,22 +9,26 @@ from student.errors import NotExportableError
 from student.export.gguf.byte_level import read_byte_level
 from student.export.gguf.sentencepiece import byte_token, read_sentencepiece
 from student.export.gguf.vocabulary import Vocabulary, refusal
+from student.model.framing import Framing
 
 # Scores that llama.cpp's converter gives. Neither is ever compared: no merge makes such a token.
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
 
 
-def check_tokenizer(tokenizer: Any, name: str) -> None:
+def check_tokenizer(tokenizer: Any, framing: Framing, name: str) -> None:
     """Raise NotExportableError unless llama.cpp would cut text into the same tokens."""
     _read(tokenizer, name)
-    _ends_added(tokenizer, name)
     if tokenizer.eos_token_id is None:
         # Without an end of text in the file, llama.cpp takes llama's id, which is another token in this vocabulary.
         raise NotExportableError(name, "gguf", "has a tokenizer without an end-of-text token, which llama.cpp needs")
+    if len(framing.beginning_ids) > 1:
+        raise NotExportableError(name, "gguf", "begins texts with several tokens, and llama.cpp with one at most")
+    if len(framing.end_ids) > 2:
+        raise NotExportableError(name, "gguf", "ends texts with three tokens or more, and a GGUF file states two")
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, name: str) -> None:
-    """Write the tokenizer. Mark the output's rows without a token as unused. Raises as check_tokenizer does."""
+def add_tokenizer(writer: Any, tokenizer: Any, framing: Framing, vocab_size: int, name: str) -> None:
+    """Write the tokenizer of a student that check_tokenizer lets pass. Rows without a token are marked as unused."""
     vocabulary = _read(tokenizer, name)
     text_of = {i: text for text, i in tokenizer.get_vocab().items()}
     types = _types(tokenizer, vocabulary, text_of)
@@ -38,7 +42,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, name: str) -> No
         writer.add_add_space_prefix(vocabulary.adds_space)
     else:
         writer.add_token_merges(vocabulary.merges)
-    _add_special_ids(writer, tokenizer, name)
+    _add_special_ids(writer, tokenizer, framing)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 
@@ -77,31 +81,18 @@ def _score(i: int, text: str, vocabulary: Vocabulary, types: dict[int, int]) -> 
     return vocabulary.scores.get(text, _ADDED_SCORE)
 
 
-def _add_special_ids(writer: Any, tokenizer: Any, name: str) -> None:
-    end = tokenizer.eos_token_id
-    adds_bos, adds_eos = _ends_added(tokenizer, name)
-    writer.add_bos_token_id(end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+def _add_special_ids(writer: Any, tokenizer: Any, framing: Framing) -> None:
+    end, *further_ends = framing.end_ids
+    bos = (*framing.beginning_ids, tokenizer.bos_token_id)[0]
+    writer.add_bos_token_id(end if bos is None else bos)
     writer.add_eos_token_id(end)
-    writer.add_add_bos_token(adds_bos)
-    if adds_eos:
-        writer.add_add_eos_token(True)
+    for token_id in further_ends:
+        writer.add_eot_token_id(token_id)
+    writer.add_add_bos_token(bool(framing.beginning_ids))
     if tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-
-
-def _ends_added(tokenizer: Any, name: str) -> tuple[bool, bool]:
-    """Return whether the tokenizer puts its begin before a text, and its end behind it.
-
-    Raise NotExportableError when it puts something else there.
-    """
-    plain, whole = (tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (False, True))
-    begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
-    for adds_bos, adds_eos in ((False, False), (True, False), (False, True), (True, True)):
-        if whole == begin * adds_bos + plain + end * adds_eos:
-            return adds_bos, adds_eos
-    raise refusal(name, "it puts other tokens than its begin and end around a text")
 
 
 def _stated(tokenizer: Any) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from student.export.readers import Logits, Reader, TextReader
+from student.model.framing import Framing
 from student.model.loading import load_student
 
+NO_BOS = Framing(beginning_ids=(), end_ids=(0,))
 TEXT = "The teacher ran once — naïve, it's true — and wrote\n\n  what it KNEW: 12345 times!  (日本語)\t"
 
 

@@ -16,9 +16,10 @@ from student.export.config import TOLERANCES_NATS
 from student.export.gguf.file import check_gguf, write_gguf
 from student.export.gguf.forward import gelu
 from student.export.gguf.reader import GgufReader
+from student.model.framing import Framing
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
-from tests.student.export.comparing import assert_steps_equal_a_whole, kl_nats, open_gguf, student_logits
+from tests.student.export.comparing import NO_BOS, assert_steps_equal_a_whole, kl_nats, open_gguf, student_logits
 
 Export = Callable[..., Path]
 
@@ -82,10 +83,32 @@ def test_names_and_licences_are_text_alone(odd_student: Path, tmp_path: Path) ->
     """A stranger's cache may state anything: no control characters for a terminal, nothing that UTF-8 cannot hold."""
     path = tmp_path / "named.gguf"
     named = {"name": "ein Schüler\x1b[31m", "licences": ["mit", "cc-by-4.0", "\ud800"]}
-    write_gguf(load_student(odd_student), load_tokenizer(odd_student), path, "none", **named)
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), NO_BOS, path, "none", **named)
     fields = GGUFReader(path).fields
     assert fields["general.name"].contents() == "ein Schüler\\x1b[31m"
     assert fields["general.license"].contents() == "mit AND cc-by-4.0 AND \\ud800"
+
+
+@pytest.mark.parametrize(("beginning", "ends"), [((), (0,)), ((5,), (0, 7))])
+def test_a_file_says_how_texts_begin_and_end(
+    odd_student: Path, tmp_path: Path, beginning: tuple[int, ...], ends: tuple[int, ...]
+) -> None:
+    framing, path = Framing(beginning_ids=beginning, end_ids=ends), tmp_path / "framed.gguf"
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), framing, path, "none", name="student")
+    fields = GGUFReader(path).fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() == bool(beginning)
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == (*beginning, 0)[0]
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
+    assert ("tokenizer.ggml.eot_token_id" in fields) == (len(ends) > 1)
+
+
+@pytest.mark.parametrize(("beginning", "ends"), [((1, 2), (0,)), ((), (0, 1, 2))])
+def test_what_a_file_cannot_say_is_refused(
+    odd_student: Path, beginning: tuple[int, ...], ends: tuple[int, ...]
+) -> None:
+    framing = Framing(beginning_ids=beginning, end_ids=ends)
+    with pytest.raises(NotExportableError, match="texts with"):
+        check_gguf(load_student(odd_student), load_tokenizer(odd_student), framing, "student")
 
 
 def test_rows_that_32_does_not_divide_stay_in_float16(odd_student: Path, exported: Export) -> None:
@@ -114,7 +137,7 @@ def test_a_student_that_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     student = save_student("odd", **changes)
     with pytest.raises(NotExportableError, match=problem):
-        check_gguf(load_student(student), load_tokenizer(student), "student")
+        check_gguf(load_student(student), load_tokenizer(student), NO_BOS, "student")
 
 
 def test_another_architecture_is_refused(odd_student: Path) -> None:
@@ -123,4 +146,11 @@ def test_another_architecture_is_refused(odd_student: Path) -> None:
     )
     said = "is a qwen3 model, expected one of gpt2, llama, mistral, qwen2; export it as onnx"
     with pytest.raises(NotExportableError, match=said):
-        check_gguf(Qwen3ForCausalLM(config), load_tokenizer(odd_student), "student")
+        check_gguf(Qwen3ForCausalLM(config), load_tokenizer(odd_student), NO_BOS, "student")
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused(odd_student: Path) -> None:
+    model = load_student(odd_student)
+    model.lm_head.bias = torch.nn.Parameter(torch.ones(model.config.vocab_size))
+    with pytest.raises(NotExportableError, match="output head that is more than a matrix"):
+        check_gguf(model, load_tokenizer(odd_student), NO_BOS, "student")

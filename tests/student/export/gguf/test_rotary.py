@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType, GGUFReader
 
 from student.errors import DisagreementError, NotExportableError
@@ -16,7 +17,7 @@ from student.export.config import TOLERANCES_NATS, ExportConfig
 from student.export.gguf import llama
 from student.export.gguf.file import check_gguf, check_lengths
 from student.export.gguf.llama import permuted
-from tests.student.export.comparing import TEXT, assert_steps_equal_a_whole, kl_nats, open_gguf, student_logits
+from tests.student.export.comparing import NO_BOS, TEXT, assert_steps_equal_a_whole, kl_nats, open_gguf, student_logits
 from tests.student.export.gguf.conftest import make_model, make_tokenizer
 
 Export = Callable[..., Path]
@@ -157,16 +158,16 @@ def test_factors_of_the_rotary_embedding_are_llama_3s(rotary_students: dict[str,
 def test_what_llama_cpp_would_compute_otherwise_is_refused(shape: str, changes: dict[str, Any], problem: str) -> None:
     tokenizer = make_tokenizer("qwen2")
     with pytest.raises(NotExportableError, match=problem) as caught:
-        check_gguf(make_model(shape, len(tokenizer), **changes), tokenizer, "student")
+        check_gguf(make_model(shape, len(tokenizer), **changes), tokenizer, NO_BOS, "student")
     assert "\n" not in str(caught.value)
 
 
 def test_weights_that_llama_cpp_has_no_place_for_are_refused() -> None:
     tokenizer = make_tokenizer("qwen2")
     model = make_model("llama", len(tokenizer))
-    model.lm_head.bias = model.model.norm.weight
+    model.lm_head.bias = torch.nn.Parameter(torch.ones(len(tokenizer)))
     with pytest.raises(NotExportableError, match=r"llama has no place for \(lm_head\.bias\)"):
-        check_gguf(model, tokenizer, "student")
+        check_gguf(model, tokenizer, NO_BOS, "student")
 
 
 def test_a_window_that_llama_cpp_ignores_is_the_files_context(config_of: Callable[..., ExportConfig]) -> None:

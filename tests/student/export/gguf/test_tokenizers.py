@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader, TokenType
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from storage.text.characters import CharacterTokenizer
@@ -22,8 +22,9 @@ from student.export.gguf.cutting import cut_of
 from student.export.gguf.file import write_gguf
 from student.export.gguf.sentencepiece import byte_token, read_sentencepiece
 from student.export.gguf.tokenizer import check_tokenizer
+from student.model.framing import Framing
 from student.model.tokenizers import load_tokenizer
-from tests.student.export.comparing import TEXT, open_gguf
+from tests.student.export.comparing import NO_BOS, TEXT, open_gguf
 from tests.student.export.gguf.conftest import byte_level, make_model, make_tokenizer, sentencepiece
 
 TEXTS = [
@@ -39,8 +40,10 @@ def file_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]
 
     def write(tokenizer: Any) -> Path:
         path = tmp_path_factory.mktemp("tokenizer") / "student.gguf"
-        check_tokenizer(tokenizer, "student")
-        write_gguf(make_model("llama", len(tokenizer) + 3), tokenizer, path, "none", name="student")
+        beginning = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        framing = Framing(beginning_ids=beginning, end_ids=(tokenizer.eos_token_id,))
+        check_tokenizer(tokenizer, framing, "student")
+        write_gguf(make_model("llama", len(tokenizer) + 3), tokenizer, framing, path, "none", name="student")
         return path
 
     return write
@@ -169,7 +172,6 @@ def _with_token(tokenizer: Any, token: str, **flags: bool) -> Any:
 _BYTES = {char: i for i, char in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", "ab"])}
 _PIECES = [("<unk>", 0.0), ("a", -1.0), *((byte_token(byte), -9.0) for byte in range(256)), ("<end>", 0.0)]
 _OTHER_MERGES = [("a", "b"), ("b", "c"), ("a", "bc")]
-_AROUND = processors.TemplateProcessing(single="<s> <s> $A", special_tokens=[("<s>", 1)])
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "words": (
         lambda: _wrapped(models.WordLevel({"a": 0, "<end>": 1}, "<end>")),
@@ -198,10 +200,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: _with_token(byte_level("gpt-2"), "<mask>", lstrip=True),
         "its added token '<mask>' takes spaces beside it",
     ),
-    "other ends": (
-        lambda: _changed(sentencepiece(), post_processor=_AROUND),
-        "it puts other tokens than its begin and end around a text",
-    ),
     "other merges": (
         lambda: sentencepiece("never", _OTHER_MERGES, more_tokens=list("abc")),
         "its merges do not join 'ab' and 'c', and 'abc' is a token",
@@ -223,7 +221,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(kind: str) -> None:
     make, problem = REFUSED[kind]
     with pytest.raises(NotExportableError, match=problem) as caught:
-        check_tokenizer(make(), "student")
+        check_tokenizer(make(), NO_BOS, "student")
     assert "\n" not in str(caught.value)
 
 
@@ -231,7 +229,7 @@ def test_a_tokenizer_without_an_end_or_a_byte_is_refused() -> None:
     endless = byte_level("gpt-2")
     endless.eos_token = None
     with pytest.raises(NotExportableError, match="without an end-of-text token"):
-        check_tokenizer(endless, "student")
+        check_tokenizer(endless, NO_BOS, "student")
     bytes_but_one = {byte_token(byte): byte for byte in range(255)}
     with pytest.raises(NotExportableError, match="it has no token for the byte <0xFF>"):
-        check_tokenizer(_wrapped(models.BPE(bytes_but_one | {"<end>": 255}, [], byte_fallback=True)), "student")
+        check_tokenizer(_wrapped(models.BPE(bytes_but_one | {"<end>": 255}, [], byte_fallback=True)), NO_BOS, "student")
