@@ -20,7 +20,10 @@ def _log_nothing(level: int, text: bytes, data: object) -> None:
 
 
 class LlamaReader:
-    """Reads a sequence with llama.cpp on the CPU, with keys and values in float16, which is llama.cpp's default."""
+    """Reads a sequence with llama.cpp on the CPU, with keys and values in float16, which is llama.cpp's default.
+
+    A sequence that is read in pieces can have 256 tokens, one that is read at once as many as the model has places for.
+    """
 
     def __init__(self, path: Path) -> None:
         llama_cpp.llama_log_set(_log_nothing, ctypes.c_void_p())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -92,6 +93,12 @@ def byte_level(pre: str) -> Any:
 
 
 def make_tokenizer(kind: str) -> Any:
+    """A tokenizer as one of the functions above makes it, or the class of transformers with the same merges."""
+    if kind in ("LlamaTokenizer", "Qwen2Tokenizer"):
+        like = sentencepiece() if kind == "LlamaTokenizer" else byte_level("qwen2")
+        model = json.loads(like.backend_tokenizer.to_str())["model"]
+        merges = [(left, right) for left, right in model["merges"]]
+        return getattr(transformers, kind)(vocab=model["vocab"], merges=merges)
     return sentencepiece(kind) if kind in ("first", "legacy", "never", "split") else byte_level(kind)
 
 

@@ -15,7 +15,7 @@ from student.errors import DisagreementError, NotExportableError
 from student.export.command import export_student
 from student.export.config import TOLERANCES_NATS, ExportConfig
 from student.export.gguf import llama
-from student.export.gguf.file import check_gguf, check_lengths
+from student.export.gguf.file import check_gguf, check_lengths, write_gguf
 from student.export.gguf.llama import permuted
 from tests.student.export.comparing import NO_BOS, TEXT, assert_steps_equal_a_whole, kl_nats, open_gguf, student_logits
 from tests.student.export.gguf.conftest import make_model, make_tokenizer
@@ -170,16 +170,28 @@ def test_weights_that_llama_cpp_has_no_place_for_are_refused() -> None:
         check_gguf(model, tokenizer, NO_BOS, "student")
 
 
-def test_a_window_that_llama_cpp_ignores_is_the_files_context(config_of: Callable[..., ExportConfig]) -> None:
+def test_a_window_that_llama_cpp_ignores_is_the_files_context(tmp_path: Path) -> None:
     """Up to the window the two agree; a longer held-out text is refused."""
-    model = make_model("mistral", 300, sliding_window=16)
+    tokenizer = make_tokenizer("qwen2")
+    model = make_model("mistral", len(tokenizer), sliding_window=16)
     with pytest.raises(NotExportableError, match=r"last 16 tokens alone, .* a held-out text has 17"):
         check_lengths(model, 17, "student")
     check_lengths(model, 16, "student")
     for unlimited in (make_model("qwen2", 300), make_model("llama", 300)):
         check_lengths(unlimited, 64, "student")
-    config = config_of("mistral", max_tokens=50)
-    export_student(config)
-    field = GGUFReader(config.out).get_field("llama.context_length")
-    assert field is not None
-    assert field.contents() == 64
+    write_gguf(model, tokenizer, NO_BOS, tmp_path / "short.gguf", "none", name="student")
+    assert GGUFReader(tmp_path / "short.gguf").fields["llama.context_length"].contents() == 16
+
+
+@pytest.mark.parametrize("reader", ["numpy", "llama.cpp"])
+def test_a_long_text_is_read_at_once(tmp_path: Path, reader: str) -> None:
+    tokenizer = make_tokenizer("qwen2")
+    model = make_model("llama3", len(tokenizer), max_position_embeddings=1024)
+    write_gguf(model, tokenizer, NO_BOS, tmp_path / "long.gguf", "none", name="student")
+    opened = open_gguf(reader, tmp_path / "long.gguf")
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, 250, 600)]
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    for num_ids in (5, 600, 300):
+        opened.reset()
+        assert kl_nats(expected[:num_ids], opened.read(ids[:num_ids])) < TOLERANCES_NATS["gguf", "none"]
