@@ -17,7 +17,7 @@ from storage.errors import ConfigError
 from storage.reading.cache import Cache, open_cache
 from storage.reading.remote_cache import LocalCopy
 from storage.reading.row_stream import RowStream, StreamState
-from student.errors import UnbatchedKindError
+from student.loops.errors import UnbatchedKindError
 from student.loops.kinds import BATCHES
 
 
@@ -87,7 +87,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
             raise ConfigError("rank and world_size belong together: give both, or none to ask torch.distributed")
         self._path, self._local_copy = str(cache), local_copy
         self.cache, self._opened_by = open_cache(cache, local_copy=local_copy), os.getpid()
-        self.batch_rows = batch_rows
+        self.batch_rows, self.num_vocabulary_rows = batch_rows, num_vocabulary_rows
         self._kind, self._split, self._seed, self._shuffle = kind, split, seed, shuffle
         self._rank, self._world_size = rank, world_size
         self._tensors = BATCHES[kind](self.cache, temperature, num_vocabulary_rows)

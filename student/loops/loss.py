@@ -8,7 +8,7 @@ from torch import Tensor
 
 from storage.rows.soft_targets import tempered_column
 from storage.tensors.output_head import OutputHead
-from student.errors import BatchShapeError, BatchTemperatureError
+from student.loops.errors import BatchShapeError, BatchTemperatureError
 from student.losses.divergences import Divergence
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.logits_loss import logits_loss

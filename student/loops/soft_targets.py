@@ -8,7 +8,7 @@ from torch import Tensor
 
 from storage.reading.cache import Cache
 from storage.rows.soft_targets import decode, tempered_column
-from student.errors import UnservedTemperatureError
+from student.loops.errors import UnservedTemperatureError
 from student.loops.loss import IGNORED_LABEL
 from student.losses.batches import block_tensors
 from student.losses.targets import soft_target_settings

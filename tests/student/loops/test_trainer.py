@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from transformers import TrainingArguments
 from storage import Cache
 from storage.errors import ConfigError
 from student import CacheDataset, DistillationTrainer, distillation_loss, hidden_states
-from student.errors import AdapterError, CheckpointError, StudentContextError, UnservedTemperatureError
+from student.errors import CheckpointError, StudentContextError
+from student.loops.errors import AdapterError, IdsBeyondStudentError, UnservedTemperatureError
 from tests.places import ROOT
 
 pytest.importorskip("accelerate", reason="the extra trainer")
@@ -171,6 +173,18 @@ def test_what_does_not_fit_is_refused(
     state.write_text(state.read_text().replace('"CacheDataset"', '"other"'))
     with pytest.raises(CheckpointError, match="states no place in the cache"):
         make_trainer(make_student()).train(resume_from_checkpoint=str(state.parent))
+
+
+def test_ids_beyond_the_student_are_left_out(
+    helpers: ModuleType, text_file: Path, make_student: Callable[..., Any], make_trainer: Any, tmp_path: Path
+) -> None:
+    teacher = helpers.make_teacher(tmp_path / "teacher", vocab_size=300)
+    config = helpers.tiny_config(teacher, text_file, tmp_path / "cache", max_tokens=2000, kinds=("soft_targets",))
+    padded = helpers.precomputed(config)
+    with pytest.raises(IdsBeyondStudentError, match=r"has 257 rows, the cache's 300; make the dataset by CacheDataset"):
+        make_trainer(make_student(), CacheDataset(padded.path, batch_rows=4))
+    make_trainer(make_student(), CacheDataset(padded.path, batch_rows=4, num_vocabulary_rows=257))
+    make_trainer(make_student(), padded.path, max_steps=2).train()
 
 
 def test_a_run_goes_on_in_several_processes(
