@@ -26,15 +26,16 @@ class BlockBatch:
     input_ids, position_ids [N, T] int64; is_valid [N, T] bool: positions whose next token is in the same document and
     wanted;
     targets: the teacher's sparse targets of the P valid positions, in row-major order; entropy, label_logprob [P]
-    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order.
+    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order, None when the
+    cache lacks them.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     is_valid: Tensor
     targets: SparseTargets
-    entropy: Tensor
-    label_logprob: Tensor
+    entropy: Tensor | None
+    label_logprob: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,8 @@ def block_tensors(
         position_ids=_tensor(rows.positions[:, :-1], np.int64, device),
         is_valid=_tensor(is_valid, np.bool_, device),
         targets=_sparse_targets(rows, is_valid, tail_weight, temperature, device),
-        entropy=_tensor(rows.entropy[is_valid], np.float32, device),
-        label_logprob=_tensor(rows.label_logprob[is_valid], np.float32, device),
+        entropy=None if rows.entropy is None else _tensor(rows.entropy[is_valid], np.float32, device),
+        label_logprob=None if rows.label_logprob is None else _tensor(rows.label_logprob[is_valid], np.float32, device),
     )
 
 

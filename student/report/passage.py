@@ -38,9 +38,12 @@ Alternative = tuple[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Opinion:
-    """One model's prediction of a token: the token's probability, and the most probable tokens with theirs."""
+    """One model's prediction of a token: the token's probability, and the most probable tokens with theirs.
 
-    probability: float
+    The teacher's probability of the token is None when the cache lacks it.
+    """
+
+    probability: float | None
     alternatives: list[Alternative]
 
 
@@ -85,8 +88,9 @@ def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any],
     num_before = int(is_valid_T[: shown_T[0]].sum())
     places = slice(num_before, num_before + int(is_valid_T[shown_T].sum()))
     targets = batch.targets.slice(places.start, places.stop)
-    label_logprob = batch.label_logprob[places]
-    teachers = _teachers_opinions(targets, label_logprob.exp().tolist(), decode)
+    known = batch.label_logprob
+    probabilities = [None] * len(targets) if known is None else known[places].exp().tolist()
+    teachers = _teachers_opinions(targets, probabilities, decode)
     students = [_students_opinions(model, chosen, places, targets, decode) for model in models]
     ids = soft_targets.decode(chosen).input_ids[0]
     texts = [decode(ids[t : t + 1]) for t in [*shown_T, shown_T[-1] + 1]]
@@ -125,7 +129,7 @@ def _choose_targets(rows: SoftTargetRows) -> tuple[int, NDArray[np.int64]]:
 
 
 def _teachers_opinions(
-    targets: SparseTargets, probabilities: list[float], decode: Callable[[Any], str]
+    targets: SparseTargets, probabilities: Sequence[float | None], decode: Callable[[Any], str]
 ) -> list[Opinion]:
     """Return the head's most probable entries: the cache has no probabilities of tokens outside the head."""
     opinions = []
@@ -261,7 +265,8 @@ def _column(name: str, opinion: Opinion, kl: float | None, real: str) -> Markup:
         )
         for text, probability in opinion.alternatives
     ]
-    foot = f"gave it {percent(opinion.probability)}" + ("" if kl is None else f", KL {kl:.2f}")
+    gave = "its chance is not known" if opinion.probability is None else f"gave it {percent(opinion.probability)}"
+    foot = gave + ("" if kl is None else f", KL {kl:.2f}")
     return element("span", element("b", name), *entries, element("span", foot, class_="foot"), class_="opinion")
 
 
