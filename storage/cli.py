@@ -12,7 +12,8 @@ import tyro
 from tyro.conf import Positional
 
 from storage.command import EXIT_BAD_INPUT, run_command
-from storage.progress import Progress
+from storage.importing.config import ImportConfig
+from storage.progress import Progress, tell
 from storage.reading.cache import open_cache
 from storage.reading.inspection import render_head, render_summary, summarize
 from storage.reading.verification import verify_cache
@@ -202,6 +203,22 @@ def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_L
     return 0
 
 
+def import_cache(config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> int:
+    """Make a cache of targets that another tool wrote: dumps of vLLM and its like, top-k Parquet, DistillKit's sets."""
+    from storage.importing.run import import_cache as run
+
+    done = run(config)
+    for remark in done.remarks:
+        tell(f"{config.source}: {remark}")
+    num_rows = sum(shard.num_rows for shard in done.cache.manifest.shards)
+    found = done.found
+    print(
+        f"{config.out}: imported {len(found.num_tokens):,} texts, {found.num_targets:,} targets of at most "
+        f"{found.top_k} ids: {len(done.cache.manifest.shards)} shards, {num_rows:,} rows"
+    )
+    return 0
+
+
 def _cache_bytes(cache: Path) -> int:
     manifest = open_cache(cache).manifest
     return sum(s.shard_bytes for s in manifest.shards) + sum(f.file_bytes for f in manifest.files)
@@ -220,5 +237,6 @@ def main() -> None:
         "pull": pull,
         "merge": merge,
         "compact": compact,
+        "import": import_cache,
     }
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="teachonce-cache", description=__doc__))
