@@ -203,6 +203,41 @@ def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_L
     return 0
 
 
+def export(
+    cache: Positional[Path],
+    out: Path,
+    format: Literal["topk-parquet"] = "topk-parquet",
+    alignment: Literal["next", "same"] = "next",
+    ids_column: str = "ids",
+    logprobs_column: str = "logprobs",
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
+    quiet: bool = False,
+) -> int:
+    """Write soft targets for trainers that know only top-k lists, and say what is lost.
+
+    Args:
+        cache: Directory of the cache.
+        out: Directory to make, with a Parquet file for each shard and the tokenizer.
+        format: topk-parquet: columns input_ids, labels (-100 where nothing is taught), ids and logprobs.
+        alignment: What the lists at position t are about: next, token t + 1, as a model's logits; same, token t.
+        ids_column: Name of the column with a list of ids per position.
+        logprobs_column: Name of the column with their log-probabilities.
+        top_k: Give every position this many entries, the most probable ones, filled up by ids with -1e9; None gives
+            each position what the cache has.
+        quiet: Show no progress.
+    """
+    from storage.sharing.topk_export import export_topk
+    from storage.sharing.topk_rows import TopkLayout
+
+    require_local(cache, out)
+    layout = TopkLayout(alignment=alignment, ids_column=ids_column, logprobs_column=logprobs_column, top_k=top_k)
+    with Progress(_cache_bytes(cache), "export", "bytes", quiet=quiet) as bar:
+        lost = export_topk(cache, out, layout, bar.update)
+    tell(f"{out}: {lost.describe()}")
+    print(f"{out}: {lost.num_targets:,} targets as {format}")
+    return 0
+
+
 def import_cache(config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> int:
     """Make a cache of targets that another tool wrote: dumps of vLLM and its like, top-k Parquet, DistillKit's sets."""
     from storage.importing.run import import_cache as run
@@ -238,5 +273,6 @@ def main() -> None:
         "merge": merge,
         "compact": compact,
         "import": import_cache,
+        "export": export,
     }
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="teachonce-cache", description=__doc__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -44,9 +45,9 @@ def _normal(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def vllm_row(teacher: MadeUpTeacher, ids: Sequence[int], top_k: int, text_of: TextOf = lambda _: "") -> dict[str, Any]:
-    """What vLLM answers for a prompt with prompt_logprobs=top_k: the best ids, and the prompt's own token beside them."""
+    """What vLLM answers with prompt_logprobs=top_k: the best ids, and the prompt's own token beside them."""
     listed: list[dict[str, Any] | None] = [None]
-    for previous, own in zip(ids[:-1], ids[1:], strict=True):
+    for previous, own in itertools.pairwise(ids):
         logprobs = teacher.logprobs(previous)
         chosen = dict.fromkeys([own, *teacher.top(previous, top_k).tolist()])
         listed.append(
@@ -70,9 +71,7 @@ def completion_logprobs(
     after = [None if place == 0 else teacher.logprobs(ids[place - 1]) for place in places]
     return {
         "tokens": [text_of(ids[place]) for place in places],
-        "token_logprobs": [
-            None if p is None else float(p[ids[place]]) for p, place in zip(after, places, strict=True)
-        ],
+        "token_logprobs": [None if p is None else float(p[ids[place]]) for p, place in zip(after, places, strict=True)],
         "top_logprobs": [
             None if p is None else {text_of(int(i)): float(p[i]) for i in teacher.top(ids[place - 1], top_k)}
             for p, place in zip(after, places, strict=True)
