@@ -47,10 +47,6 @@ def texts(path: Path, tokenizer: ImportTokenizer) -> Iterator[SourceText]:
 def _text(where: str, tokens: list[TokenTargets]) -> SourceText:
     if not tokens:
         raise ImportRowError(where, "has no tokens; expected prompt_logprobs or logprobs")
-    if tokens[0].logprobs is not None:
-        raise MisalignedRowError(
-            where, "position 0: has log-probabilities, expected null: nothing precedes the first token"
-        )
     listed = [token.logprobs or {} for token in tokens[1:]]
     return SourceText(
         where=where,
@@ -94,7 +90,7 @@ def _prompt(where: str, answer: dict[str, Any], tokenizer: ImportTokenizer) -> l
         return [TokenTargets(token_id, None) for token_id in _ids(where, ids or [], "prompt_token_ids")]
     if ids is None:
         raise ImportRowError(where, "has prompt_logprobs and no prompt_token_ids (vLLM: return_token_ids)")
-    return _by_id(where, _ids(where, ids, "prompt_token_ids"), logprobs, "prompt_logprobs", tokenizer, 0)
+    return _by_id(where, _ids(where, ids, "prompt_token_ids"), logprobs, "prompt_logprobs", tokenizer)
 
 
 def _continuation(where: str, answer: dict[str, Any], tokenizer: ImportTokenizer) -> list[TokenTargets]:
@@ -103,7 +99,7 @@ def _continuation(where: str, answer: dict[str, Any], tokenizer: ImportTokenizer
             return []
         case list(listed):
             ids = _ids(where, answer.get("token_ids"), "token_ids")
-            return _by_id(where, ids, listed, "logprobs", tokenizer, 1)
+            return _by_id(where, ids, listed, "logprobs", tokenizer, is_continuation=True)
         case {"content": list(content)}:
             return [_of_chat(f"{where}, content {c}", where, entry, tokenizer) for c, entry in enumerate(content)]
         case {"tokens": list(tokens), "token_logprobs": list(own), "top_logprobs": list(top)}:
@@ -115,18 +111,26 @@ def _continuation(where: str, answer: dict[str, Any], tokenizer: ImportTokenizer
 
 
 def _by_id(
-    where: str, ids: list[int], listed: Any, name: str, tokenizer: ImportTokenizer, first_with_entries: int
+    where: str, ids: list[int], listed: Any, name: str, tokenizer: ImportTokenizer, *, is_continuation: bool = False
 ) -> list[TokenTargets]:
     """Return tokens whose probabilities are given by id, as vLLM gives them."""
     if not isinstance(listed, list) or len(listed) != len(ids):
         found = f"{len(listed)} positions" if isinstance(listed, list) else "no list"
         raise MisalignedRowError(where, f"{name}: {found} for {len(ids)} tokens, expected as many")
+    if listed and listed[0] and not is_continuation:
+        raise MisalignedRowError(
+            where, f"{name} 0: has log-probabilities, expected null: nothing precedes the first token"
+        )
     tokens = []
     for position, (token_id, entries) in enumerate(zip(ids, listed, strict=True)):
         place = f"{where}, {name} {position}"
-        if entries is None and position + first_with_entries:
+        if entries is None and (position or is_continuation):
             raise ImportRowError(place, "is null, expected log-probabilities: only the first token of a text has none")
-        logprobs = None if entries is None else _logprobs_by_id(place, token_id, entries, tokenizer)
+        logprobs = (
+            None
+            if not (entries or position or is_continuation)
+            else _logprobs_by_id(place, token_id, entries, tokenizer)
+        )
         tokens.append(TokenTargets(token_id, logprobs))
     return tokens
 
