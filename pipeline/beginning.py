@@ -52,5 +52,7 @@ def _save_tokenizer(teacher: Teacher, work_dir: Path) -> Path:
     with refusals(work_dir):
         directory = Path(tempfile.mkdtemp(dir=work_dir, prefix="tokenizer-"))
     with refusals(directory):
-        teacher.tokenizer.save_pretrained(directory)
+        # Several chat templates would become files in a directory; a cache's tokenizer is files side by side.
+        has_one = not isinstance(teacher.tokenizer.chat_template, dict)
+        teacher.tokenizer.save_pretrained(directory, save_jinja_files=has_one)
     return directory

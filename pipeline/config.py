@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +14,13 @@ import tyro
 from storage.errors import ConfigError
 from storage.remote.directory import is_remote_url, require_local
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
+from storage.text.beginnings import Bos
 
 Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto"]
 Engine = Literal["local", "ray"]
+OnBadRow = Literal["stop", "skip"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -75,7 +80,8 @@ class SamplesConfig:
     prompt_tokens: int = 16
     """Length in tokens of a prompt taken from the text."""
     prompt_column: str | None = None
-    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents."""
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents. None with
+    conversations or pairs takes the messages before the last answer, or the prompts."""
     max_new_tokens: int = 64
     """Maximum length of a completion in tokens."""
     temperature: float = 1.0
@@ -103,7 +109,8 @@ class BeamsConfig:
     prompt_tokens: int = 16
     """Length in tokens of a prompt taken from the text."""
     prompt_column: str | None = None
-    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents."""
+    """Column with prompts (text, or a list of chat messages) to use instead of beginnings of documents. None with
+    conversations or pairs takes the messages before the last answer, or the prompts."""
     max_new_tokens: int = 32
     """Maximum length of a candidate in tokens."""
     length_penalty: float = 1.0
@@ -138,8 +145,25 @@ class PrecomputeConfig:
     """Revision of the teacher on the hub."""
     text_column: str = "text"
     """Column with the text in jsonl, parquet and hub data."""
+    messages_column: str | None = None
+    """Column with conversations, lists of messages with role and content, to use instead of texts. The teacher teaches
+    what the assistant says (docs/texts.md)."""
+    prompt_column: str | None = None
+    """Column with prompts to use, with --completion-column, instead of texts."""
+    completion_column: str | None = None
+    """Column with what follows the prompts of --prompt-column; the teacher teaches this alone."""
+    chat_template: Path | None = None
+    """File with the Jinja template that renders conversations; None takes the tokenizer's own."""
+    chat_date: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None
+    """Date for chat templates that print today's; None takes the day on which the cache was begun."""
+    on_bad_row: OnBadRow = "stop"
+    """Stop at a row without a usable conversation or pair, or skip and count such rows."""
     document_separator: str | None = None
-    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document."""
+    """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document.
+    A control token such as <|endoftext|> that stands in a text is characters unless it is named here."""
+    bos: Bos = "auto"
+    """Whether every document, every piece of one in a further block and every prompt begins with BOS; auto does as the
+    tokenizer does to a text (--plan says what that is)."""
     block_size: int = 128
     """Targets in a block."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -150,6 +174,9 @@ class PrecomputeConfig:
     """Seed of all random draws."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU when there is one."""
+    device_map: DeviceMap | None = None
+    """auto spreads a teacher that is larger than a GPU over all GPUs, then memory, then disk, by layers (extra
+    accelerate). None puts the whole teacher on --device."""
     dtype: Dtype = "auto"
     """Number format in which the teacher computes; auto is bfloat16 on a GPU and float32 elsewhere."""
     batch_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -185,7 +212,10 @@ class PrecomputeConfig:
         sizes = (self.batch_tokens or 1, self.shard_tokens)
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
+        _require(self.device_map is None or self.device == "auto", "--device-map chooses devices; leave out --device")
         self._check_engine()
+        self._check_columns()
+        self._take_prompts_from_documents()
         if self.work_dir is not None:
             require_local(self.work_dir)
         _require(self.work_dir is None or is_remote_url(str(self.out)), "--work-dir is for an --out that is a URL")
@@ -198,10 +228,56 @@ class PrecomputeConfig:
         """Settings of each kind whose rows continue prompts, also of kinds that are not in --kinds."""
         return {"samples": self.samples, "beams": self.beams}
 
+    @property
+    def document_columns(self) -> dict[str, str]:
+        """The columns that make up a document, by their flags: of texts, of conversations, or of pairs."""
+        if self.messages_column is not None:
+            return {"--messages-column": self.messages_column}
+        if self.prompt_column is not None and self.completion_column is not None:
+            return {"--prompt-column": self.prompt_column, "--completion-column": self.completion_column}
+        return {"--text-column": self.text_column}
+
+    @property
+    def marks_wanted(self) -> bool:
+        """Whether only some tokens are taught: those of the assistant, or of completions."""
+        return self.messages_column is not None or self.prompt_column is not None
+
+    @property
+    def may_hold_chats(self) -> bool:
+        """Whether a column of the run may hold conversations."""
+        return self.marks_wanted or any(settings.prompt_column for settings in self.prompt_settings.values())
+
+    def _take_prompts_from_documents(self) -> None:
+        """Without a prompt column, let samples and beams continue what comes before an answer, not half a question."""
+        if not self.marks_wanted:
+            return
+        column = next(iter(self.document_columns.values()))
+        for kind, settings in self.prompt_settings.items():
+            if kind in self.kinds and settings.prompt_column is None:
+                object.__setattr__(self, kind, dataclasses.replace(settings, prompt_column=column))
+
+    def _check_columns(self) -> None:
+        _require(
+            (self.prompt_column is None) == (self.completion_column is None),
+            "--prompt-column and --completion-column belong together; give both, or neither",
+        )
+        given = {
+            "--text-column": self.text_column != "text",
+            "--messages-column": self.messages_column is not None,
+            "--prompt-column": self.prompt_column is not None,
+        }
+        found = [flag for flag, is_given in given.items() if is_given]
+        _require(len(found) < 2, f"{' and '.join(found)} exclude each other; a row is one document: give one of them")
+        try:
+            datetime.date.fromisoformat(self.chat_date or "2026-01-01")
+        except ValueError as error:
+            raise ConfigError(f"--chat-date is {self.chat_date}, expected YYYY-MM-DD") from error
+
     def _check_engine(self) -> None:
         if self.engine == "local":
             _require(self.num_workers is None and self.address is None, "--num-workers and --address need --engine ray")
             return
+        _require(self.device_map is None, "--device-map needs --engine local: Ray gives each worker one GPU")
         _require(
             self.num_workers is None or self.num_workers >= 1,
             f"--num-workers is {self.num_workers}, expected at least 1",

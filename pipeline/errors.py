@@ -6,19 +6,25 @@ TeachonceError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
+│   ├── ChatTemplateError      there is no chat template, or it cannot be used
+│   ├── RefusedChatError       a chat template cannot render a conversation, or nobody can say what the assistant said
+│   ├── BadRowError            a row holds no conversation, or no pair, that can be used
 │   ├── NoUsableTextError      the text to train on is shorter than one block
 │   ├── NoWantedTargetError    the teacher should teach no token of the training split
 │   └── NoPromptsError         there is no prompt for samples or beams
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     transformers cannot load the teacher
-    ├── TokenizerMismatchError the tokenizer is larger than the teacher's vocabulary
+    ├── TokenBeyondVocabularyError a text holds a token that the teacher has no row for
     ├── ContextTooShortError   a block or prompt is longer than the teacher can read
-    ├── LeakingTeacherError    the teacher does not isolate packed documents
+    ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
+    ├── LeakingTeacherError    the teacher is not causal, so nothing keeps documents apart
     ├── TeacherMemoryError     one row does not fit into memory
-    └── TeacherOutputError     the teacher's logits contain NaN or infinity
+    └── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
 """
+
+import math
 
 from storage.errors import TeachonceError
 
@@ -55,6 +61,30 @@ class ColumnError(DataError):
     def __init__(self, source: str, column: str, found: str, flag: str) -> None:
         self.source, self.column = source, column
         super().__init__(f"--data {source}: column {column!r}: {found}; name the right one with {flag}")
+
+
+class ChatTemplateError(DataError):
+    """There is no chat template at `name`, or it cannot be used for any row."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}; expected one Jinja template: give it with --chat-template FILE")
+
+
+class RefusedChatError(DataError):
+    """The chat template cannot render a conversation, or nobody can say what the assistant said in it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class BadRowError(DataError):
+    """The row at `place`, which names source, row and column, cannot be used."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place, self.reason = place, reason
+        super().__init__(f"--data {place}: {reason}; mend the row, take it out, or give --on-bad-row skip")
 
 
 class NoUsableTextError(DataError):
@@ -122,14 +152,14 @@ class NoSuchTeacherError(TeacherError):
         super().__init__(f"--teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
 
 
-class TokenizerMismatchError(TeacherError):
-    """The tokenizer has more entries than the teacher's vocabulary."""
+class TokenBeyondVocabularyError(TeacherError):
+    """The text at `place` holds a token whose id is beyond the rows of the teacher's vocabulary."""
 
-    def __init__(self, teacher: str, tokenizer_size: int, vocab_size: int) -> None:
-        self.tokenizer_size, self.vocab_size = tokenizer_size, vocab_size
+    def __init__(self, teacher: str, token: str, token_id: int, vocab_size: int, place: str) -> None:
+        self.token, self.token_id, self.vocab_size, self.place = token, token_id, vocab_size, place
         super().__init__(
-            f"--teacher {teacher}: its tokenizer has {tokenizer_size} entries, the model {vocab_size}; "
-            "the tokenizer belongs to another model"
+            f"--teacher {teacher}: {place} holds {token!r}, id {token_id} to the tokenizer, and the model has rows for "
+            f"ids below {vocab_size}; take the model's own tokenizer, or that token out of the text"
         )
 
 
@@ -143,23 +173,53 @@ class ContextTooShortError(TeacherError):
         )
 
 
-class LeakingTeacherError(TeacherError):
-    """A packed document's hidden states depend on the document before it, by a relative `difference`."""
+class UnknownHeadError(TeacherError):
+    """Neither a formula nor the model's own code gives the teacher's logits from its hidden states."""
 
-    def __init__(self, teacher: str, difference: float) -> None:
-        self.difference = difference
+    def __init__(self, teacher: str) -> None:
         super().__init__(
-            f"--teacher {teacher}: a document packed behind another gets other hidden states than alone "
-            f"(largest difference {difference:.3g}); this architecture cannot isolate documents by position"
+            f"--teacher {teacher}: its logits do not follow from the last hidden states of its body; this architecture "
+            "cannot be read, use another teacher"
+        )
+
+
+class LeakingTeacherError(TeacherError):
+    """A token's hidden state depends on tokens after it, or on other rows of a pass."""
+
+    def __init__(self, teacher: str) -> None:
+        super().__init__(
+            f"--teacher {teacher}: its hidden states change with tokens that come later, or with other texts beside "
+            "it; expected a causal language model; give another --teacher"
         )
 
 
 class TeacherOutputError(TeacherError):
-    """The teacher's logits for the row with this row_id contain NaN or infinity."""
+    """The teacher's logits for a row are no distribution, or make a token of the text impossible.
 
-    def __init__(self, row_id: int) -> None:
-        self.row_id = row_id
-        super().__init__(f"row {row_id}: the teacher's logits are not finite; try --dtype float32")
+    `largest` is the largest logit of a position: NaN if one is NaN, infinity if one is, −infinity if all are. A finite
+    one means that the token that follows has logit −infinity.
+    """
+
+    def __init__(self, kind: str, split: str, row_id: int, largest: float) -> None:
+        self.kind, self.split, self.row_id, self.largest = kind, split, row_id, largest
+        if math.isfinite(largest):
+            found = "give a token of the text probability 0"
+            advice = "leave that text out"
+        else:
+            found = {math.inf: "contain +infinity", -math.inf: "are all -infinity"}.get(largest, "contain NaN")
+            advice = "look for NaN or infinity in its weights, or try --dtype float32"
+        super().__init__(f"{kind}, {split} split, row {row_id}: the teacher's logits {found}; {advice}")
+
+
+class UnusableLogitsError(TeacherError):
+    """The logits of the text with this index among those that are being written are no distribution.
+
+    Its kind, split and row are known to the caller, which raises TeacherOutputError. largest: as there.
+    """
+
+    def __init__(self, index: int, largest: float) -> None:
+        self.index, self.largest = index, largest
+        super().__init__(f"text {index}: the largest logit is {largest}")
 
 
 class TeacherMemoryError(TeacherError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.corpus.tokenization_key import tokenization_key
-from pipeline.errors import TokenizerMismatchError
+from pipeline.errors import TokenBeyondVocabularyError
 from pipeline.plan import make_producers
 from pipeline.producers.producer import Producer
 from pipeline.producers.table import PRODUCERS
@@ -16,15 +16,19 @@ from pipeline.sources.corpus import Corpus, open_corpus
 from pipeline.teacher.loading import load_teacher
 from pipeline.teacher.model import Teacher
 from storage.errors import ConfigError
-from storage.rows.columns import token_type
+from storage.text.beginnings import beginning_ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The teacher and the source of a run. The text has not been read yet."""
+    """The teacher and the source of a run. The text has not been read yet.
+
+    beginning_ids: what every segment and prompt begins with.
+    """
 
     config: PrecomputeConfig
     teacher: Teacher
+    beginning_ids: tuple[int, ...]
     corpus: Corpus
 
 
@@ -39,11 +43,13 @@ class Job(Loaded):
 def load_teacher_and_source(config: PrecomputeConfig) -> Loaded:
     """Load the teacher and open the source. This takes seconds; reading the text may take hours.
 
-    Raises TeacherError, NoSuchDataError, or ConfigError for settings that do not fit the teacher or the source.
+    Raises TeacherError, NoSuchDataError, NoBosTokenError, EndBeyondVocabularyError, or ConfigError for settings that do
+    not fit the teacher or the source.
     """
     teacher = load_teacher(config)
-    _require_fit(teacher, config)
-    return Loaded(config=config, teacher=teacher, corpus=open_corpus(config))
+    begins = beginning_ids(teacher.tokenizer, config.bos)
+    _require_fit(teacher, config, begins)
+    return Loaded(config=config, teacher=teacher, beginning_ids=begins, corpus=open_corpus(config))
 
 
 def lay_out(loaded: Loaded, work_dir: Path) -> Job:
@@ -56,18 +62,27 @@ def lay_out(loaded: Loaded, work_dir: Path) -> Job:
         corpus,
         teacher.tokenizer,
         config,
-        dtype=token_type(teacher.vocab_size).to_pandas_dtype(),
+        vocab_size=teacher.vocab_size,
+        beginning_ids=loaded.beginning_ids,
         context_length=teacher.context_length,
-        work_dir=work_dir / tokenization_key(corpus, teacher.tokenizer, config),
+        work_dir=work_dir / tokenization_key(corpus, teacher.tokenizer, config, loaded.beginning_ids),
     )
     producers = make_producers(teacher, tokenized, config)
-    return Job(config=config, teacher=teacher, corpus=corpus, tokenized=tokenized, producers=producers)
+    return Job(**vars(loaded), tokenized=tokenized, producers=producers)
 
 
-def _require_fit(teacher: Teacher, config: PrecomputeConfig) -> None:
-    """Raise TokenizerMismatchError, ContextTooShortError or ConfigError when tokenizer or settings do not fit."""
-    if len(teacher.tokenizer) > teacher.vocab_size:
-        raise TokenizerMismatchError(config.teacher, len(teacher.tokenizer), teacher.vocab_size)
+def _require_fit(teacher: Teacher, config: PrecomputeConfig, begins: tuple[int, ...]) -> None:
+    """Raise TokenBeyondVocabularyError, ContextTooShortError or ConfigError when beginning or settings do not fit."""
+    for token_id in begins:
+        if token_id >= teacher.vocab_size:
+            token = str(teacher.tokenizer.convert_ids_to_tokens(token_id))
+            place = "the beginning of every text (--bos)"
+            raise TokenBeyondVocabularyError(config.teacher, token, token_id, teacher.vocab_size, place)
+    if config.block_size <= len(begins):
+        raise ConfigError(
+            f"--block-size is {config.block_size}, and every segment begins with {len(begins)} tokens (--bos); "
+            f"expected at least {len(begins) + 1}"
+        )
     if config.soft_targets.top_k > teacher.vocab_size:
         raise ConfigError(
             f"--soft-targets.top-k is {config.soft_targets.top_k}, the teacher's vocabulary has {teacher.vocab_size}"
@@ -75,4 +90,4 @@ def _require_fit(teacher: Teacher, config: PrecomputeConfig) -> None:
     teacher.require_context("--block-size", config.block_size)
     for kind, producer in PRODUCERS.items():
         if kind in config.kinds:
-            teacher.require_context(*producer.context_needed(config))
+            teacher.require_context(*producer.context_needed(config, len(begins)))

@@ -5,6 +5,8 @@ A run that is killed at any point and then started again ends with the same byte
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,8 +14,10 @@ from pathlib import Path
 
 from pipeline.beginning import begin
 from pipeline.config import PrecomputeConfig
+from pipeline.corpus.notices import tokenization_notices
 from pipeline.engines.local import write_shards
 from pipeline.engines.ray_driver import write_on_ray
+from pipeline.framing import framing_remarks
 from pipeline.identity import facts_of
 from pipeline.job import Job, lay_out, load_teacher_and_source
 from pipeline.plan import Begun
@@ -38,26 +42,56 @@ def precompute(config: PrecomputeConfig) -> Manifest:
         finished = destination.finished()
         if finished is None:
             raise
+    config = _with_chat_date(config, destination)
     destination.require_same_facts(facts_of(load_teacher_and_source(config)))
     return finished
 
 
 def _run(config: PrecomputeConfig) -> Manifest:
-    write = {"local": _write_here, "ray": write_on_ray}[config.engine]
+    write = {"local": _write_here, "ray": _write_on_ray}[config.engine]
     destination = open_destination(config.out, config.work_dir)
     destination.require_own()
+    config = _with_chat_date(config, destination)
     with work_directory(destination):
         begun = write(config, destination)
         return destination.finish(begun.identity, begun.tokenizer_files)
 
 
+def _with_chat_date(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
+    """Return the settings with the date that chat templates print: the given one, the plan's, or today's.
+
+    It is chosen here, before any process of the run reads a clock of its own.
+    """
+    if config.chat_date is not None or not config.may_hold_chats:
+        return config
+    begun = destination.published_plan()
+    chosen = begun.data.get("chat_date") if begun else None
+    return dataclasses.replace(config, chat_date=str(chosen or datetime.date.today()))
+
+
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
     loaded = load_teacher_and_source(config)
     destination.require_same_facts(facts_of(loaded))
+    if not config.quiet:
+        for remark in framing_remarks(loaded):
+            print(remark, file=sys.stderr)
     job = lay_out(loaded, destination.work_dir)
     begun = begin(job, destination)
+    _tell(config, begun)
     write_shards(config, destination, job.producers, begun)
     return begun
+
+
+def _write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
+    begun = write_on_ray(config, destination)
+    _tell(config, begun)  # what a worker prints reaches nobody
+    return begun
+
+
+def _tell(config: PrecomputeConfig, begun: Begun) -> None:
+    """Print on standard error what a user should know of how the text was tokenized."""
+    for line in tokenization_notices(config.data, begun.identity.data):
+        print(line, file=sys.stderr)
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
@@ -67,6 +101,7 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     different cache was begun at --out.
     """
     destination = open_destination(config.out, config.work_dir)
+    config = _with_chat_date(config, destination)
     with tempfile.TemporaryDirectory() as directory:
         loaded = load_teacher_and_source(config)
         destination.require_same_facts(facts_of(loaded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -64,7 +65,9 @@ def _accept_any_text() -> None:
         (sys.stdin, "surrogateescape"),
     ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            # A caller that has read from stdin already keeps it as it is.
+            with contextlib.suppress(io.UnsupportedOperation):
+                stream.reconfigure(errors=errors)
 
 
 def _is_not_utf8(text: str) -> bool:

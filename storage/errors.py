@@ -3,8 +3,11 @@
 ```
 TeachonceError
 ├── ConfigError                a setting that is not possible
+├── NoBosTokenError            --bos always, and the tokenizer has no BOS token
+├── EndBeyondVocabularyError   the tokenizer's end-of-text is an id that the model has no row for
 ├── MissingExtraError          a package of an extra is not installed
 ├── WriteRefusedError          the system refused a write, or has no room for it
+├── UnusableModelError         the files of a model or tokenizer cannot be used
 └── CacheError                 something is wrong with a cache
     ├── NoCacheError           the path holds no cache
     ├── IncompleteCacheError   precompute has not finished
@@ -51,6 +54,24 @@ class ConfigError(TeachonceError):
     """A setting, or a combination of settings, that is not possible."""
 
 
+class NoBosTokenError(TeachonceError):
+    """--bos always needs a BOS token, and the tokenizer names none."""
+
+    def __init__(self) -> None:
+        super().__init__("--bos always: the tokenizer names no BOS token (bos_token); expected auto or never")
+
+
+class EndBeyondVocabularyError(TeachonceError):
+    """The tokenizer of the model at `path` names an end-of-text token for which the model has no row."""
+
+    def __init__(self, path: str, token: str, token_id: int, vocab_size: int) -> None:
+        self.path, self.token, self.token_id, self.vocab_size = path, token, token_id, vocab_size
+        super().__init__(
+            f"{path}: its tokenizer names {token!r}, id {token_id}, as the end of text, and the model has rows for ids "
+            f"below {vocab_size}; name an eos_token in tokenizer_config.json that the model has a row for"
+        )
+
+
 class MissingExtraError(TeachonceError):
     """`what` needs `package`, which belongs to the extra `extra` and is not installed."""
 
@@ -60,6 +81,14 @@ class MissingExtraError(TeachonceError):
             f"{what} needs {package}, which is not installed; "
             f"install it with: pip install -c constraints.txt -e .[{extra}]"
         )
+
+
+class UnusableModelError(TeachonceError):
+    """The files of a model or tokenizer cannot be used. Each side says whose they are: `reason` names no place."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class WriteRefusedError(TeachonceError):
@@ -275,8 +304,13 @@ def remedy_of(reason: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class name when the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message that holds a reason, or its class name when the message is empty.
+
+    A line that ends in a colon is a heading: the line after it belongs to the reason.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count]).rstrip(":")
 
 
 def is_unreadable_tokenizer(error: BaseException) -> bool:

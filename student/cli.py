@@ -64,16 +64,18 @@ def select(student: Positional[Path], prompt: str, candidates: Path) -> int:
 
     Args:
         student: Directory of the student.
-        prompt: Text to continue.
+        prompt: Text to continue; a control token that it spells out is characters.
         candidates: File with one candidate per line.
     """
     from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
+    from student.model.framing import read_framing
     from student.model.loading import load_student
     from student.model.tokenizers import load_tokenizer
 
     texts = read_candidates(candidates)
     model, tokenizer = load_student(student).eval(), load_tokenizer(student)
-    for ranked in rank_candidates(model, tokenizer, prompt, texts, trained_length_penalty(student)):
+    framing = read_framing(student, model, tokenizer)
+    for ranked in rank_candidates(model, tokenizer, framing, prompt, texts, trained_length_penalty(student)):
         print(f"{ranked.score:9.4f}  {ranked.text}")
     return 0
 
@@ -84,15 +86,18 @@ def generate(
     prompt: str | None = None,
     candidates: int | None = None,
     interactive: bool = False,
+    chat: bool = False,
     device: str = "auto",
 ) -> int:
-    """Continue a prompt, or with --interactive several prompts in turn. A student completes text; it does not chat.
+    """Continue a prompt, or with --interactive several prompts in turn.
 
     Args:
         student: Directory of the student.
         sampling: How to sample text.
-        prompt: Text to continue.
+        prompt: Text to continue; a control token that it spells out is characters.
         candidates: Number of continuations to draw; print them best first, with scores in nats and how they ended.
+        chat: The prompt is what a user says: answer it, as the chat template renders it that the student was trained
+            with.
         interactive: Read prompts from the terminal or a pipe, one per line, and continue each with another seed.
         device: cpu, cuda, cuda:1, …; auto takes a GPU when there is one.
     """
@@ -102,7 +107,7 @@ def generate(
         raise ConfigError("expected either --prompt TEXT or --interactive")
     from student.generation.generator import Generator
 
-    generator = Generator(student, device=device)
+    generator = Generator(student, device=device, chat=chat)
     if prompt is None:
         converse(generator, sampling, candidates)
     else:

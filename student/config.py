@@ -51,7 +51,8 @@ class TrainConfig:
     out: Path
     """Directory of the student, for checkpoints, metrics.jsonl and at the end the model."""
     preset: str = "small"
-    """mini, small, distil, a config .json, or a checkpoint directory to start from."""
+    """mini, small, distil, a config .json, or a checkpoint directory to start from. Its vocabulary needs a row for each
+    token of the cache; rows that stand for no token may be fewer or more than the teacher's."""
     max_steps: int = 1000
     """Optimiser steps."""
     batch_blocks: int | Literal["auto"] = 16

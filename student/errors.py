@@ -4,7 +4,8 @@
 TeachonceError
 └── StudentError
     ├── UnknownPresetError        no preset, config file or checkpoint of that name
-    ├── VocabularyMismatchError   the student's vocabulary is not the cache's
+    ├── VocabularyMismatchError   the student has fewer rows than the tokenizer has tokens
+    ├── MissingRowError           a text holds a token for which the student has no row
     ├── TokenizerMismatchError    an id is one token to the student and another in the cache
     ├── ArchitectureError         a model that the losses cannot call, or whose packed documents see each other
     ├── StudentContextError       a row longer than the student's context
@@ -21,6 +22,8 @@ TeachonceError
     ├── NoSuchStudentError        no trained student in that directory
     ├── CandidatesError           a candidates file without two texts to choose from
     ├── PromptError               a prompt that is not Unicode text
+    ├── ChatPromptError           a prompt that no chat template renders
+    ├── IdBeyondVocabularyError   a text with a token that the student has no row for
     ├── BrokenStudentError        a student whose logits are not finite
     ├── NotExportableError        a student that the export format cannot express
     ├── NoHeldOutRowsError        a cache without rows to measure a student on
@@ -50,13 +53,24 @@ class UnknownPresetError(StudentError):
 
 
 class VocabularyMismatchError(StudentError):
-    """The student's vocabulary is not the cache's."""
+    """The student's vocabulary has fewer rows than the cache's tokens need."""
 
     def __init__(self, student: str, student_vocab_size: int, cache_vocab_size: int) -> None:
         self.student_vocab_size, self.cache_vocab_size = student_vocab_size, cache_vocab_size
         super().__init__(
             f"{student}: its vocabulary has {student_vocab_size} entries, the cache's {cache_vocab_size}; "
             "start from a student with the teacher's tokenizer; a config .json may leave vocab_size out"
+        )
+
+
+class MissingRowError(StudentError):
+    """A text holds a token id for which the student's vocabulary of num_rows has no row."""
+
+    def __init__(self, token_id: int, num_rows: int) -> None:
+        self.token_id, self.num_rows = token_id, num_rows
+        super().__init__(
+            f"a text holds token id {token_id}, the student's vocabulary has {num_rows} rows; "
+            f"use a student with more than {token_id}, or a cache of other text"
         )
 
 
@@ -221,12 +235,34 @@ class PromptError(StudentError):
         super().__init__(f"the prompt's character {place} is no Unicode character; give the prompt as UTF-8")
 
 
+class ChatPromptError(StudentError):
+    """No chat template renders the prompt of `student`."""
+
+    def __init__(self, student: str, reason: str) -> None:
+        self.student = student
+        super().__init__(
+            f"{student}: --chat: {reason}; expected a chat template that takes a user's message: leave out --chat, or "
+            "train on a cache of conversations"
+        )
+
+
 def require_unicode(prompt: str) -> None:
     """Raise PromptError when a prompt holds half of a surrogate pair, as bytes that are not UTF-8 become."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise PromptError(error.start) from error
+
+
+class IdBeyondVocabularyError(StudentError):
+    """A text holds a token whose id is beyond the rows of the student's vocabulary."""
+
+    def __init__(self, student: str, token: str, token_id: int, vocab_size: int) -> None:
+        self.token, self.token_id, self.vocab_size = token, token_id, vocab_size
+        super().__init__(
+            f"{student}: the text holds {token!r}, id {token_id} to its tokenizer, and the student has rows for ids "
+            f"below {vocab_size}; leave that token out of the text"
+        )
 
 
 class BrokenStudentError(StudentError):

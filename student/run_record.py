@@ -16,6 +16,8 @@ from student.errors import CheckpointError, PresetChangedError, RunMismatchError
 from student.model.presets import PRESETS, read_config_file
 
 RUN_NAME = "run.json"
+# The fact that states the ids before every text that the student was trained on.
+BEGINNING = "beginning_ids"
 _PRESET_SHA256 = "preset_sha256"
 # What a checkpoint directory's student is made of. The rest, such as logs and the tokenizer, does not decide weights.
 _STUDENT_FILES = (
@@ -41,7 +43,7 @@ def _preset_sha256(preset: str) -> str | None:
     if path.suffix == ".json":
         content = json.dumps(read_config_file(preset), sort_keys=True)
     else:
-        files = {file for pattern in _STUDENT_FILES for file in path.glob(pattern)}
+        files = {file for pattern in _STUDENT_FILES for file in path.glob(pattern) if file.is_file()}
         content = "".join(f"{file.name} {sha256_file(file)}\n" for file in sorted(files))
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -41,7 +41,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("vocabulary",),
         ("decoding",),
         ("producers",),
-        ("plan", "job", "identity", "beginning"),
+        ("plan", "job", "identity", "framing", "beginning"),
         ("engines",),
         ("run", "estimate"),
         ("cli", "__init__"),

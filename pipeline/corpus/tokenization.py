@@ -5,96 +5,93 @@ killed starts again from the beginning. Gains: the number of rows is known at th
 of configuration and data. Any process can read any row without reading the rows before it. Memory does not grow with
 the text. A rerun reuses the tokens of an earlier run.
 
-Every document ends with the tokenizer's end-of-text token if there is one. Prompts from columns have separate stores.
+Every text and every pair ends with the tokenizer's end-of-text token if there is one; conversations end as their chat
+template ends them. Prompts from columns have separate stores.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.token_store import TokenStore, TokenWriter
-from pipeline.corpus.tokenizer_calls import tokenized_documents
-from pipeline.corpus.validation_split import hold_out_end, split_of
-from pipeline.errors import ColumnError, NoUsableTextError
-from pipeline.sources.corpus import Corpus, Prompt
+from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.store_writing import TokenizationCounts, TokenizationPlan, prompt_dirs, write_stores
+from pipeline.corpus.token_store import TokenStore
+from pipeline.errors import NoUsableTextError
+from pipeline.sources.corpus import Corpus
 from pipeline.work.claims import claimed
 from storage.disk.files import refusals, write_file
-from storage.progress import Progress
 from storage.records.identity import SPLITS
 
 PACKING_RECIPE = (
     "documents in order, end-of-text after each, cut into blocks of block_size + 1 tokens; "
     "documents in a block see only themselves and positions start again at 0"
 )
+_TURNS_RECIPE = (
+    "conversations end as their chat template ends them; conversations and pairs that fit into a block are not cut; "
+)
 _COUNTS_NAME = "counts.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizationCounts:
-    """How many documents and prompts were read or skipped, and whether validation is the end of the text."""
-
-    num_documents: int
-    num_documents_skipped: int
-    num_prompts_skipped: int
-    validation_is_end_of_text: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenizedCorpus:
-    """Token stores of documents by split, and of prompts by column and split."""
+    """Token stores of documents by split, and of prompts by column and split, all without beginnings; blocks by split.
 
-    documents: dict[str, TokenStore]
-    prompts: dict[str, dict[str, TokenStore]]
-    counts: TokenizationCounts
-
-    def num_blocks(self, split: str, block_size: int) -> int:
-        """Return the number of whole blocks of block_size + 1 tokens."""
-        return self.documents[split].num_tokens // (block_size + 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What to tokenize, and how to store it.
-
-    dtype: dtype of the stored ids. prompt_limits: maximum tokens of a prompt by column.
+    beginning_ids: what every segment of a block and every prompt begins with.
     """
 
-    corpus: Corpus
-    tokenizer: Any
-    config: PrecomputeConfig
-    dtype: Any
-    prompt_limits: dict[str, int]
+    documents: dict[str, TokenStore]
+    blocks: dict[str, Blocks]
+    prompts: dict[str, dict[str, TokenStore]]
+    beginning_ids: tuple[int, ...]
+    counts: TokenizationCounts
+
+
+def packing_recipe(config: PrecomputeConfig, beginning_ids: tuple[int, ...]) -> str:
+    """Return how documents become blocks, in words for the manifest."""
+    of_turns = _TURNS_RECIPE if config.marks_wanted else ""
+    of_beginnings = "; every segment begins with beginning_ids" if beginning_ids else ""
+    return f"{of_turns}{PACKING_RECIPE}{of_beginnings}"
 
 
 def tokenize_corpus(
-    corpus: Corpus, tokenizer: Any, config: PrecomputeConfig, *, dtype: Any, context_length: int, work_dir: Path
+    corpus: Corpus,
+    tokenizer: Any,
+    config: PrecomputeConfig,
+    *,
+    vocab_size: int,
+    beginning_ids: tuple[int, ...] = (),
+    context_length: int,
+    work_dir: Path,
 ) -> TokenizedCorpus:
     """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
 
-    dtype: dtype of the stored ids. context_length: tokens that the teacher can read. Prompts from columns that leave no
-    room in it for the completion are skipped and counted. Raises NoUsableTextError when the train split is shorter than
-    one block.
+    vocab_size: ids that the teacher has rows for. beginning_ids: what segments and prompts begin with. context_length:
+    tokens that the teacher can read. Prompts from columns that leave no room in it for the completion are skipped and
+    counted. Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
+    text with a token that the teacher has no row for, BadRowError for a row that cannot be used, ChatTemplateError when
+    conversations cannot be rendered.
     """
-    limits = _prompt_limits(config, context_length)
-    plan = _Plan(corpus=corpus, tokenizer=tokenizer, config=config, dtype=dtype, prompt_limits=limits)
+    plan = TokenizationPlan(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        config=config,
+        vocab_size=vocab_size,
+        beginning_ids=beginning_ids,
+        prompt_limits=_prompt_limits(config, context_length - len(beginning_ids)),
+    )
     if not work_dir.exists():
         with claimed(work_dir.parent, work_dir.name):
             if not work_dir.exists():  # no process finished it while this one waited
                 _tokenize(plan, work_dir)
     tokenized = _open_stores(plan, work_dir)
-    if tokenized.num_blocks("train", config.block_size) == 0:
+    if len(tokenized.blocks["train"]) == 0:
         raise NoUsableTextError(
             config.data,
             tokenized.counts.num_documents,
@@ -115,10 +112,10 @@ def _prompt_limits(config: PrecomputeConfig, context_length: int) -> dict[str, i
     return limits
 
 
-def _tokenize(plan: _Plan, work_dir: Path) -> None:
+def _tokenize(plan: TokenizationPlan, work_dir: Path) -> None:
     """Write the stores beside `work_dir`, then rename them. Without working locks, the first process to finish wins."""
     staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
-    counts = _write_stores(plan, staging)
+    counts = write_stores(plan, staging)
     write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
     with refusals(work_dir):
         try:
@@ -129,88 +126,16 @@ def _tokenize(plan: _Plan, work_dir: Path) -> None:
             shutil.rmtree(staging)
 
 
-def _write_stores(plan: _Plan, directory: Path) -> TokenizationCounts:
-    """Store documents and their prompts in order, until --max-tokens are stored or the text ends. Return the counts."""
-    config, eos_token_id = plan.config, plan.tokenizer.eos_token_id
-    end_of_text = np.array([] if eos_token_id is None else [eos_token_id], dtype=plan.dtype)
-    writers = {split: TokenWriter(directory / split, plan.dtype) for split in SPLITS}
-    prompt_writers = {
-        place: TokenWriter(prompt_dir, plan.dtype) for place, prompt_dir in _prompt_dirs(plan, directory).items()
-    }
-    num_documents = num_skipped = num_prompts_skipped = num_tokens = 0
-    with Progress(config.max_tokens, "tokenize", "tokens", quiet=config.quiet) as bar:
-        for document, pieces in tokenized_documents(plan.corpus.documents(), plan.tokenizer, plan.dtype):
-            split = split_of(config, num_documents)
-            num_documents += 1
-            first = next((ids for ids in pieces if len(ids)), None)
-            if first is None or len(first) < 2:
-                num_skipped += 1
-                continue
-            room = None if config.max_tokens is None else config.max_tokens - num_tokens
-            kept = _up_to(room, itertools.chain([first], pieces))
-            for ids in itertools.chain(kept, [end_of_text]):
-                writers[split].append(ids)
-                num_tokens += len(ids)
-                bar.update(len(ids))
-            writers[split].end_document()
-            for column, prompt in document.prompts.items():
-                prompt_ids = _prompt_ids(plan, column, prompt)
-                if 1 <= len(prompt_ids) <= plan.prompt_limits[column]:
-                    prompt_writers[column, split].append(np.array(prompt_ids, dtype=plan.dtype))
-                    prompt_writers[column, split].end_document()
-                else:
-                    num_prompts_skipped += 1
-            if config.max_tokens is not None and num_tokens >= config.max_tokens:
-                break
-    for writer in (*writers.values(), *prompt_writers.values()):
-        writer.close()
-    return TokenizationCounts(
-        num_documents=num_documents,
-        num_documents_skipped=num_skipped,
-        num_prompts_skipped=num_prompts_skipped,
-        validation_is_end_of_text=hold_out_end(directory, config, plan.dtype),
-    )
-
-
-def _up_to(room: int | None, pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """Yield the pieces of a document, cut after `room` tokens in all; None cuts nothing."""
-    for ids in pieces:
-        yield ids[:room]
-        if room is not None:
-            room -= len(ids)
-            if room <= 0:
-                return
-
-
-def _prompt_ids(plan: _Plan, column: str, prompt: Prompt) -> list[int]:
-    """Return the token ids of a text, or of a chat rendered by the chat template; ColumnError if there is none."""
-    if isinstance(prompt, str):
-        ids: list[int] = plan.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-    if plan.tokenizer.chat_template is None:
-        problem = "holds chats, and the tokenizer has no chat template"
-        raise ColumnError(plan.config.data, column, problem, "--samples.prompt-column")
-    chat: list[int] = plan.tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return chat
-
-
-def _open_stores(plan: _Plan, work_dir: Path) -> TokenizedCorpus:
+def _open_stores(plan: TokenizationPlan, work_dir: Path) -> TokenizedCorpus:
     prompts: dict[str, dict[str, TokenStore]] = {column: {} for column in plan.prompt_limits}
-    for (column, split), directory in _prompt_dirs(plan, work_dir).items():
+    for (column, split), directory in prompt_dirs(plan, work_dir).items():
         prompts[column][split] = TokenStore(directory, plan.dtype)
+    documents = {split: TokenStore(work_dir / split, plan.dtype) for split in SPLITS}
+    block_size, beginning_ids = plan.config.block_size, plan.beginning_ids
     return TokenizedCorpus(
-        documents={split: TokenStore(work_dir / split, plan.dtype) for split in SPLITS},
+        documents=documents,
+        blocks={split: Blocks(store, block_size, beginning_ids) for split, store in documents.items()},
         prompts=prompts,
+        beginning_ids=beginning_ids,
         counts=TokenizationCounts(**json.loads((work_dir / _COUNTS_NAME).read_bytes())),
     )
-
-
-def _prompt_dirs(plan: _Plan, directory: Path) -> dict[tuple[str, str], Path]:
-    """Return the directory of each store of prompts, by column and split."""
-    return {
-        (column, split): directory / f"prompts-{index}-{split}"
-        for index, column in enumerate(sorted(plan.prompt_limits))
-        for split in SPLITS
-    }

@@ -2,54 +2,106 @@
 
 from __future__ import annotations
 
-import itertools
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus import long_texts
+from pipeline.corpus.long_texts import LongTextTokenizer, TextAhead
 from pipeline.sources.corpus import Document
+from storage.text.characters import CharacterTokenizer
 
-_CHARS_PER_CALL = 4 << 20
-
-
-class _Piece(NamedTuple):
-    document_index: int
-    document: Document
-    text: str
+# Change this text whenever the functions of this wing may give other ids for the same text and tokenizer.
+TOKENIZATION_RULE = "texts as characters; long texts in windows of 131072 that overlap by 4096"
+_CHARS_PER_CALL = 1 << 18
 
 
-def tokenized_documents(
-    documents: Iterable[Document], tokenizer: Any, dtype: Any
-) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
-    """Yield each document in order, with its token ids piece by piece.
+class CorpusTokenizer:
+    """Tokenizes the texts of a run as characters, and counts the control tokens that they spell out.
 
-    Read the pieces of a document before you take the next document. Pieces are arrays [num_tokens] of `dtype`, without
-    special tokens; some may be empty.
+    num_control_tokens: how often each stood in the texts. num_chat_control_tokens: how often each stood in messages of
+    chats.
     """
-    pieces = (_Piece(index, document, text) for index, document in enumerate(documents) for text in document.pieces)
-    tokenized = ((piece, ids) for batch in _batches(pieces) for piece, ids in _tokenized(batch, tokenizer, dtype))
-    for _, group in itertools.groupby(tokenized, key=lambda item: item[0].document_index):
-        piece, first = next(group)
-        yield piece.document, itertools.chain([first], (ids for _, ids in group))  # noqa: B031
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._characters = CharacterTokenizer(tokenizer)
+        self._long_texts = LongTextTokenizer(self._characters)
+        self._spelt_out = _pattern_of(self._characters.control_tokens)
+        self._longest_chars = max(map(len, self._characters.control_tokens), default=1)
+        self.num_control_tokens: Counter[str] = Counter()
+        self.num_chat_control_tokens: Counter[str] = Counter()
+
+    @property
+    def num_inexact_cuts(self) -> int:
+        """How many cuts of long documents may have changed the tokens beside them."""
+        return self._long_texts.num_inexact_cuts
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the token ids of a prompt."""
+        self.count_in_text(text)
+        return self._characters.ids(text)
+
+    def count_in_text(self, text: str) -> None:
+        """Count the control tokens in a text that is tokenized elsewhere."""
+        self.num_control_tokens.update(self._spelt_out.findall(text))
+
+    def count_in_chat(self, messages: Iterable[dict[str, Any]]) -> None:
+        """Count the control tokens in the contents of messages. A chat template reads these as control tokens."""
+        contents = (message.get("content") for message in messages)
+        for content in contents:
+            if isinstance(content, str):
+                self.num_chat_control_tokens.update(self._spelt_out.findall(content))
+
+    def documents(self, documents: Iterable[Document], dtype: Any) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
+        """Yield each document in order, with its token ids piece by piece.
+
+        Read the pieces of a document before you take the next document. Pieces are arrays [num_tokens] of `dtype`,
+        without special tokens; some may be empty.
+        """
+        batch: list[tuple[Document, str]] = []
+        num_chars = 0
+        for document in documents:
+            ahead = TextAhead(document.pieces)
+            text = ahead.peek(long_texts.WINDOW_CHARS + 1)
+            is_long = len(text) > long_texts.WINDOW_CHARS
+            if not is_long:
+                batch.append((document, text))
+                num_chars += len(text)
+            if is_long or num_chars >= _CHARS_PER_CALL:
+                yield from self._short_documents(batch, dtype)
+                batch, num_chars = [], 0
+            if is_long:
+                yield document, self._long_document(ahead, dtype)
+        yield from self._short_documents(batch, dtype)
+
+    def _short_documents(
+        self, batch: list[tuple[Document, str]], dtype: Any
+    ) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
+        encoded = self._characters.ids_of_all([text for _, text in batch])
+        for (document, text), ids in zip(batch, encoded, strict=True):
+            self.num_control_tokens.update(self._spelt_out.findall(text))
+            yield document, iter([np.array(ids, dtype=dtype)])
+
+    def _long_document(self, ahead: TextAhead, dtype: Any) -> Iterator[NDArray[Any]]:
+        counted = TextAhead(self._counted(ahead.rest()))
+        return (ids.astype(dtype) for ids in self._long_texts.ids(counted))
+
+    def _counted(self, slices: Iterable[str]) -> Iterator[str]:
+        """Yield the slices of a text, and count its control tokens, also those that stand on two slices."""
+        kept = ""
+        for text in slices:
+            yield text
+            kept += text
+            found = list(self._spelt_out.finditer(kept))
+            self.num_control_tokens.update(match.group() for match in found)
+            kept = kept[max([len(kept) - self._longest_chars + 1, *(match.end() for match in found[-1:]), 0]) :]
 
 
-def _tokenized(batch: list[_Piece], tokenizer: Any, dtype: Any) -> Iterator[tuple[_Piece, NDArray[Any]]]:
-    texts = [piece.text for piece in batch]
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return zip(batch, (np.array(piece_ids, dtype=dtype) for piece_ids in ids), strict=True)
-
-
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """Yield lists of pieces with about _CHARS_PER_CALL characters in each list."""
-    batch: list[_Piece] = []
-    num_chars = 0
-    for piece in pieces:
-        batch.append(piece)
-        num_chars += len(piece.text)
-        if num_chars >= _CHARS_PER_CALL:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
+def _pattern_of(control_tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds control tokens, longer ones first; without any, one that finds nothing."""
+    longest_first = sorted(control_tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -29,12 +29,14 @@ def split_of(config: PrecomputeConfig, document_index: int) -> str:
     return "validation" if draw < config.validation_fraction else "train"
 
 
-def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
+def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any, *, marks_cut: bool = False) -> bool:
     """Move the end of the train store to the validation store if that is shorter than a block; return whether it moved.
 
     The stores are at directory/SPLIT. Move --validation-fraction of the train tokens, but at least a block, and leave
-    at least a block in the train store. Move nothing if the train store has less than two blocks. Raises
-    WriteRefusedError.
+    at least a block in the train store. Move nothing if the train store has less than two blocks.
+
+    marks_cut: if the end begins inside a document, mark its first token as unwanted: a beginning before it does not
+    foretell it. Raises WriteRefusedError.
     """
     train, validation = (TokenStore(directory / split, dtype) for split in SPLITS)
     block_tokens = config.block_size + 1
@@ -45,11 +47,14 @@ def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
     if num_held_out < block_tokens:
         return False
     boundary = train.num_tokens - num_held_out
-    marks_wanted = train.is_wanted is not None
-    staged = {split: TokenWriter(directory / "staged" / split, dtype, marks_wanted=marks_wanted) for split in SPLITS}
+    has_mark = marks_cut and boundary not in train.ends
+    marks_wanted = {"train": train.is_wanted is not None, "validation": train.is_wanted is not None or has_mark}
+    staged = {
+        split: TokenWriter(directory / "staged" / split, dtype, marks_wanted=marks_wanted[split]) for split in SPLITS
+    }
     _copy_range(train, 0, boundary, staged["train"])
     _copy_range(validation, 0, validation.num_tokens, staged["validation"])
-    _copy_range(train, boundary, train.num_tokens, staged["validation"])
+    _copy_range(train, boundary, train.num_tokens, staged["validation"], marks_first=has_mark)
     for split, writer in staged.items():
         writer.close()
         with refusals(directory):
@@ -58,17 +63,21 @@ def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any) -> bool:
     return True
 
 
-def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter) -> None:
+def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter, *, marks_first: bool = False) -> None:
     """Append tokens [start, stop) to `writer`, with their flags if `source` has flags.
 
-    If the range cuts a document, the part inside becomes a document.
+    If the range cuts a document, the part inside becomes a document. marks_first: mark the first token as unwanted.
     """
+    first = start
     if start == stop:
         return
     for length in source.segment_lengths(start, stop):
         for offset in range(start, start + length, _COPIED_TOKENS):
             piece = slice(offset, min(offset + _COPIED_TOKENS, start + length))
-            is_wanted = None if source.is_wanted is None else np.asarray(source.is_wanted[piece])
+            is_wanted = None if source.is_wanted is None else np.array(source.is_wanted[piece])
+            if marks_first and offset == first:
+                is_wanted = np.ones(len(source.tokens[piece]), np.bool_) if is_wanted is None else is_wanted
+                is_wanted[0] = False
             writer.append(np.asarray(source.tokens[piece]), is_wanted)
         writer.end_document()
         start += length

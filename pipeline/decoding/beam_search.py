@@ -1,7 +1,8 @@
 """Beam search over left-padded prompts. The results are those of transformers' beam search (early_stopping False).
 
-At every step a prompt has up to B unfinished beams. Take the 2B continuations with the largest summed logprobs. Those
-among the first B that end the text become finished candidates. The best B that do not end it become the next beams. A
+At every step a prompt has up to B unfinished beams. Take the K continuations with the largest summed logprobs, where K
+is 2B, or (E + 1) B with E > 1 end ids: so many hold at least B that do not end. Those among the first B that end the
+text become finished candidates. The best B that do not end it become the next beams. A
 prompt keeps the B finished candidates with the best scores, sum / length^length_penalty. It is done when it has B of
 them and its best beam, scored at its current length, is no better than the worst of them. At max_new_tokens every
 continuation ends.
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.decoding.prefill import prefill
-from pipeline.decoding.sampling import CHUNK_ROWS
+from pipeline.decoding.sampling import CHUNK_ROWS, require_distributions
 from pipeline.decoding.slot_cache import SlotCache
 from pipeline.teacher.model import Teacher
 
@@ -46,12 +47,13 @@ def beam_search(
 ) -> list[list[Finished]]:
     """Return up to num_beams candidates of each prompt, best first, all different.
 
-    A candidate ends with the end-of-text token, which is part of it, or has max_new_tokens tokens.
+    A candidate ends with one of the teacher's end ids, which is part of it, or has max_new_tokens tokens. Raises
+    UnusableLogitsError with the prompt's index.
     """
-    eos = teacher.tokenizer.eos_token_id
-    search = _Search(len(prompts), num_beams, max_new_tokens, length_penalty, eos)
+    search = _Search(len(prompts), num_beams, max_new_tokens, length_penalty, teacher.end_ids)
     prefilled = prefill(teacher, prompts)
-    logprobs_UK, ids_UK = _best_next(teacher, prefilled.hidden_UD, 2 * num_beams)
+    num_kept = search.num_continuations
+    logprobs_UK, ids_UK = _best_next(teacher, prefilled.hidden_UD, num_kept, prefilled.first_of_distinct)
     search.advance(logprobs_UK[prefilled.rows][:, None], ids_UK[prefilled.rows][:, None])
     slots = np.arange(len(prompts) * num_beams)
     longest_prompt = int(prefilled.lengths.max())
@@ -63,7 +65,7 @@ def beam_search(
         mask_SL, positions_S1 = cache.open_column()
         ids_S1 = teacher.to_device(search.last_ids()[:, None])
         hidden_SD = teacher.last_hidden(ids_S1, mask_SL, positions_S1, cache)
-        logprobs_SK, next_ids_SK = _best_next(teacher, hidden_SD, 2 * num_beams)
+        logprobs_SK, next_ids_SK = _best_next(teacher, hidden_SD, num_kept, search.prompts_of_slots())
         num_columns = search.length
         parents_PB = search.advance(search.by_beam(logprobs_SK), search.by_beam(next_ids_SK))
         cache.copy(*search.move(parents_PB), num_columns=num_columns)
@@ -71,8 +73,13 @@ def beam_search(
     return search.found
 
 
-def _best_next(teacher: Teacher, hidden_RD: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return logprobs and ids [R, K] of the most probable next tokens, at most `count` of them."""
+def _best_next(
+    teacher: Teacher, hidden_RD: Tensor, count: int, prompts_R: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return logprobs and ids [R, K] of the most probable next tokens, at most `count` of them.
+
+    prompts_R: the prompt of each row. Raises UnusableLogitsError.
+    """
     logits_RV = teacher.logits(hidden_RD)
     best = []
     for first in range(0, len(logits_RV), CHUNK_ROWS):
@@ -81,6 +88,7 @@ def _best_next(teacher: Teacher, hidden_RD: Tensor, count: int) -> tuple[NDArray
         )
         best.append(torch.stack([logprobs_CK.double(), ids_CK.double()]))  # float64 holds both: one transfer, not two
     logprobs_RK, ids_RK = torch.cat(best, dim=1).cpu().numpy()
+    require_distributions(logprobs_RK[:, 0], logits_RV, prompts_R)
     return np.minimum(logprobs_RK, 0.0), ids_RK.astype(np.int64)
 
 
@@ -92,9 +100,10 @@ class _Search:
     """
 
     def __init__(
-        self, num_prompts: int, num_beams: int, max_new_tokens: int, length_penalty: float, eos: int | None
+        self, num_prompts: int, num_beams: int, max_new_tokens: int, length_penalty: float, end_ids: tuple[int, ...]
     ) -> None:
-        self._max_new_tokens, self._length_penalty, self._eos = max_new_tokens, length_penalty, eos
+        self._max_new_tokens, self._length_penalty, self._end_ids = max_new_tokens, length_penalty, end_ids
+        self.num_continuations = max(2, 1 + len(end_ids)) * num_beams
         self.length = 0
         self.found: list[list[Finished]] = [[] for _ in range(num_prompts)]
         self._prompts_P = np.arange(num_prompts)
@@ -108,12 +117,12 @@ class _Search:
     def advance(self, logprobs_PBK: NDArray[np.float64], ids_PBK: NDArray[np.int64]) -> NDArray[np.int64]:
         """Take one step with the best next tokens of every beam. Return the parent of each new beam [P, B]."""
         num_beams = self._slots_PB.shape[1]
-        sums, parents, ids = self._best_continuations(logprobs_PBK, ids_PBK, 2 * num_beams)
+        sums, parents, ids = self._best_continuations(logprobs_PBK, ids_PBK, self.num_continuations)
         texts = np.take_along_axis(self._ids_PBL, parents[:, :, None], axis=1)
         texts[:, :, self.length] = ids
         self.length += 1
-        ends = (ids == self._eos) | (self.length == self._max_new_tokens)
-        may_finish = ends & (np.arange(2 * num_beams) < num_beams)
+        ends = np.isin(ids, self._end_ids) | (self.length == self._max_new_tokens)
+        may_finish = ends & (np.arange(self.num_continuations) < num_beams)
         penalty = self.length**self._length_penalty
         self._finished.add(np.where(may_finish, sums, -np.inf) / penalty, sums, texts, self.length)
         alive_sums = np.where(ends, -np.inf, sums)
@@ -135,6 +144,10 @@ class _Search:
         ids_PB = np.zeros_like(self._slots_PB)
         np.put_along_axis(ids_PB, self._slots_PB, self._ids_PBL[:, :, self.length - 1], axis=1)
         return ids_PB.reshape(-1)
+
+    def prompts_of_slots(self) -> NDArray[np.int64]:
+        """Return the prompt of each slot [S]."""
+        return self._prompts_P.repeat(self._slots_PB.shape[1])
 
     def move(self, parents_PB: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Assign slots to the new beams: a parent's slot to its first child. Return the slots to copy from and to."""

@@ -27,6 +27,11 @@ class Prefilled:
     rows: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
+    @property
+    def first_of_distinct(self) -> NDArray[np.int64]:
+        """Index of the first prompt that equals each distinct one [U]."""
+        return np.unique(self.rows, return_index=True)[1]
+
 
 def prefill(teacher: Teacher, prompts: list[NDArray[Any]]) -> Prefilled:
     """Run prompts of any lengths in one pass. Similar lengths need little padding."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.decoding.prefill import Prefilled, prefill
 from pipeline.decoding.slot_cache import SlotCache
+from pipeline.errors import UnusableLogitsError
 from pipeline.teacher.model import Teacher
 from storage.tensors.nucleus import draw_ids, draw_uniforms
 
@@ -51,8 +52,9 @@ def stream_completions(
 ) -> Iterator[Completion]:
     """Yield one completion per prompt, in order. The random numbers of prompt i depend only on seeds[i] and the step.
 
-    A completion ends with the end-of-text token, which is part of it (finish_reason "stop"), or after max_new_tokens
-    tokens ("length"). Up to num_slots texts are drawn in parallel.
+    A completion ends with one of the teacher's end ids, which is part of it (finish_reason "stop"), or after
+    max_new_tokens tokens ("length"). Up to num_slots texts are drawn in parallel. Raises UnusableLogitsError with the
+    prompt's index.
     """
     texts = _Texts(teacher, seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     batch = _Batch(teacher, prompts, texts, num_slots)
@@ -97,9 +99,10 @@ class _Texts:
             for first in range(0, len(texts), CHUNK_ROWS)
         ]
         ids, logprobs = torch.cat(drawn, dim=1).cpu().numpy()
+        require_distributions(logprobs, logits_RV, texts)
         self._ids[texts, steps], self._logprobs[texts, steps] = ids, logprobs
         self._lengths[texts] = steps + 1
-        self.is_done[texts] = (ids == self._teacher.tokenizer.eos_token_id) | (steps + 1 == self.max_new_tokens)
+        self.is_done[texts] = np.isin(ids, self._teacher.end_ids) | (steps + 1 == self.max_new_tokens)
 
     def _draw(self, logits_RV: Tensor, uniforms_R: Tensor) -> Tensor:
         """Draw ids; return ids and logprobs [2, R] as float64. That holds both exactly: one transfer, not two."""
@@ -114,7 +117,7 @@ class _Texts:
         return Completion(
             completion_ids=ids,
             completion_logprobs=self._logprobs[text, : len(ids)].copy(),
-            finish_reason="stop" if ids[-1] == self._teacher.tokenizer.eos_token_id else "length",
+            finish_reason="stop" if ids[-1] in self._teacher.end_ids else "length",
         )
 
 
@@ -183,6 +186,15 @@ class _Batch:
         if self._cache is not None and len(busy) <= (1 - _IDLE_SHARE) * len(self._slots):
             self._cache.keep(busy)
             self._slots = self._slots[busy]
+
+
+def require_distributions(logprobs_R: NDArray[np.float64], logits_RV: Tensor, texts_R: NDArray[np.int64]) -> None:
+    """Raise UnusableLogitsError if a row of logits is no distribution: then all of its log-probabilities are NaN.
+
+    logprobs_R: any one of each row. texts_R: the text that each row belongs to.
+    """
+    for row in np.flatnonzero(np.isnan(logprobs_R))[:1].tolist():
+        raise UnusableLogitsError(int(texts_R[row]), float(logits_RV[row].max()))
 
 
 def batches_by_length(prompts: list[NDArray[Any]], batch_rows: int) -> list[NDArray[np.int64]]:

@@ -100,6 +100,7 @@ def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig
         data=_absolute(config.data),
         out=config.out if is_remote_url(str(config.out)) else Path(config.out).absolute(),
         work_dir=config.work_dir and config.work_dir.absolute(),
+        chat_template=config.chat_template and config.chat_template.absolute(),
         device="cuda" if on_gpu else "cpu",
         quiet=True,
     )

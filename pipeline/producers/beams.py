@@ -15,9 +15,10 @@ from pipeline.corpus.blocks import PromptSet
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.decoding.beam_search import Finished, beam_search
 from pipeline.decoding.sampling import batches_by_length
-from pipeline.producers.prompts import PromptedProducer, take_prompts
+from pipeline.producers.prompts import PromptedProducer, naming_rows, take_prompts
 from pipeline.teacher.model import Teacher
 from storage.rows.beams import BeamRow, Candidate, encode, schema
+from storage.text.completions import completion_text
 
 # Prompts are sorted by length in windows of this many batches. Rows appear when their whole window is done.
 _WINDOW_BATCHES = 4
@@ -58,7 +59,9 @@ class BeamsProducer(PromptedProducer):
             prompts = prompt_set.prompt_ids[window : min(window + _WINDOW_BATCHES * batch_prompts, stop)]
             candidates: dict[int, list[Candidate]] = {}
             for indices in batches_by_length(prompts, batch_prompts):
-                candidates |= zip(indices.tolist(), self._search([prompts[i] for i in indices]), strict=True)
+                with naming_rows(self.kind, split, window + indices):
+                    found = self._search([prompts[i] for i in indices])
+                candidates |= zip(indices.tolist(), found, strict=True)
             for i, prompt_ids in enumerate(prompts):
                 yield BeamRow(
                     row_id=window + i,
@@ -76,14 +79,17 @@ class BeamsProducer(PromptedProducer):
             max_new_tokens=self._settings.max_new_tokens,
             length_penalty=self._settings.length_penalty,
         )
-        return [[self._candidate(f) for f in finished[: self._settings.num_candidates]] for finished in found]
+        return [
+            [self._candidate(prompt_ids, f) for f in finished[: self._settings.num_candidates]]
+            for prompt_ids, finished in zip(prompts, found, strict=True)
+        ]
 
-    def _candidate(self, finished: Finished) -> Candidate:
-        ends = finished.ids[-1] == self._teacher.tokenizer.eos_token_id
+    def _candidate(self, prompt_ids: NDArray[Any], finished: Finished) -> Candidate:
+        ends = finished.ids[-1] in self._teacher.end_ids
         return Candidate(
             candidate_ids=finished.ids,
             score=float(np.float32(finished.sum_logprob / len(finished.ids) ** self._settings.length_penalty)),
             sum_logprob=finished.sum_logprob,
             finish_reason="stop" if ends else "length",
-            text=self._teacher.decode(finished.ids),
+            text=completion_text(self._teacher.tokenizer, prompt_ids, finished.ids),
         )

@@ -34,8 +34,11 @@ class Producer(ABC):
 
     @classmethod
     @abstractmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
-        """Return the flags that decide how long rows are, and the tokens that the teacher must be able to read."""
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
+        """Return the flags that decide how long rows are, and the tokens that the teacher must be able to read.
+
+        num_beginning: tokens that every segment and prompt begins with.
+        """
 
     @classmethod
     @abstractmethod

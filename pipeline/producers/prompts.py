@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.blocks import Blocks, PromptSet, prompts_from_blocks, prompts_from_column
+from pipeline.corpus.blocks import PromptSet, prompts_from_blocks, prompts_from_column
 from pipeline.corpus.tokenization import TokenizedCorpus
-from pipeline.errors import NoPromptsError
+from pipeline.decoding.cache_check import choose_cache
+from pipeline.errors import NoPromptsError, TeacherOutputError, UnusableLogitsError
 from pipeline.producers.producer import Producer
 from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
 from pipeline.teacher.model import Teacher
@@ -23,9 +29,10 @@ class PromptedProducer(Producer):
         self._teacher, self._config, self._prompts, self._schema = teacher, config, prompts, row_schema
         self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        choose_cache(teacher, self.longest_prompt_tokens + config.prompt_settings[self.kind].max_new_tokens)
 
     @classmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
         """Return the flags that decide the tokens of prompt and continuation, and these tokens.
 
         Count 1 token for a prompt from a column: prompts that are too long are skipped.
@@ -33,7 +40,16 @@ class PromptedProducer(Producer):
         settings = config.prompt_settings[cls.kind]
         prompt_tokens = 1 if settings.prompt_column else settings.prompt_tokens
         flags = f"--{cls.kind}.prompt-tokens + --{cls.kind}.max-new-tokens"
-        return flags, prompt_tokens + settings.max_new_tokens
+        return flags, num_beginning + prompt_tokens + settings.max_new_tokens
+
+
+@contextlib.contextmanager
+def naming_rows(kind: str, split: str, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[None]:
+    """Raise TeacherOutputError in place of an UnusableLogitsError. rows: the row of each text that is being written."""
+    try:
+        yield
+    except UnusableLogitsError as error:
+        raise TeacherOutputError(kind, split, int(rows[error.index]), error.largest) from error
 
 
 def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, PromptSet]:
@@ -43,12 +59,14 @@ def take_prompts(kind: str, tokenized: TokenizedCorpus, config: PrecomputeConfig
     wanted = {"train": settings.num_prompts - num_validation, "validation": num_validation}
     if settings.prompt_column is None:
         prompts = {
-            split: prompts_from_blocks(Blocks(store, config.block_size), wanted[split], settings.prompt_tokens)
-            for split, store in tokenized.documents.items()
+            split: prompts_from_blocks(blocks, wanted[split], settings.prompt_tokens)
+            for split, blocks in tokenized.blocks.items()
         }
     else:
         stores = tokenized.prompts[settings.prompt_column]
-        prompts = {split: prompts_from_column(stores[split], wanted[split]) for split in SPLITS}
+        prompts = {
+            split: prompts_from_column(stores[split], wanted[split], tokenized.beginning_ids) for split in SPLITS
+        }
     if not len(prompts["train"]):
         skipped = tokenized.counts.num_prompts_skipped
         raise NoPromptsError(config.data, kind, settings.prompt_tokens, settings.prompt_column, skipped)

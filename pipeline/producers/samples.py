@@ -12,11 +12,12 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import PromptSet
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.decoding.sampling import stream_completions
-from pipeline.producers.prompts import PromptedProducer, take_prompts
+from pipeline.producers.prompts import PromptedProducer, naming_rows, take_prompts
 from pipeline.teacher.model import Teacher
 from storage.draws import hash_u64
 from storage.records.identity import SPLITS
 from storage.rows.samples import SampleRow, encode, schema
+from storage.text.completions import completion_text
 
 _SAMPLE_SEED = 6
 
@@ -62,15 +63,17 @@ class SamplesProducer(PromptedProducer):
             temperature=self._settings.temperature,
             top_p=self._settings.top_p,
         )
-        for i, completion in enumerate(completions):
-            yield SampleRow(
-                row_id=start + i,
-                prompt_id=prompt_set.prompt_id[prompt_index[i]],
-                sample_index=(start + i) % per_prompt,
-                prompt_ids=prompt_set.prompt_ids[prompt_index[i]],
-                completion_ids=completion.completion_ids,
-                completion_logprobs=completion.completion_logprobs,
-                text=self._teacher.decode(completion.completion_ids),
-                finish_reason=completion.finish_reason,
-                seed=int(seeds[i]),
-            )
+        with naming_rows(self.kind, split, range(start, stop)):
+            for i, completion in enumerate(completions):
+                prompt_ids = prompt_set.prompt_ids[prompt_index[i]]
+                yield SampleRow(
+                    row_id=start + i,
+                    prompt_id=prompt_set.prompt_id[prompt_index[i]],
+                    sample_index=(start + i) % per_prompt,
+                    prompt_ids=prompt_ids,
+                    completion_ids=completion.completion_ids,
+                    completion_logprobs=completion.completion_logprobs,
+                    text=completion_text(self._teacher.tokenizer, prompt_ids, completion.completion_ids),
+                    finish_reason=completion.finish_reason,
+                    seed=int(seeds[i]),
+                )

@@ -52,7 +52,7 @@ class SoftTargetsProducer(Producer):
             self.settings_of_text = {"is_wanted": True}
 
     @classmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
         """Return the flag for the tokens of a block that the teacher reads, and these tokens."""
         return "--block-size", config.block_size
 
@@ -62,14 +62,13 @@ class SoftTargetsProducer(Producer):
         train = tokenized.documents["train"]
         if train.is_wanted is not None and not train.is_wanted.any():
             raise NoWantedTargetError(config.data, train.num_tokens)
-        blocks = {split: Blocks(store, config.block_size) for split, store in tokenized.documents.items()}
         row_schema = schema(
             teacher.vocab_size,
             config.block_size,
             config.soft_targets.temperatures,
-            is_wanted=blocks["train"].marks_wanted,
+            is_wanted=tokenized.blocks["train"].marks_wanted,
         )
-        return cls(teacher, config, blocks, row_schema)
+        return cls(teacher, config, tokenized.blocks, row_schema)
 
     def num_rows(self, split: str) -> int:
         """Return the number of blocks in a split."""
@@ -103,21 +102,32 @@ class SoftTargetsProducer(Producer):
         input_ids = blocks.input_ids(start, stop)
         segment_lengths = [blocks.segment_lengths(block) for block in range(start, stop)]
         is_valid = _valid_targets(blocks, start, stop, segment_lengths)
-        hidden_NTD = self._teacher.hidden(input_ids[:, :-1], segment_lengths)
+        hidden_PD = self._hidden_at(is_valid, input_ids[:, :-1], segment_lengths)
         row_index, position = np.nonzero(is_valid)
         seed = self._config.seed
         uniforms = hash_uniform(seed, _TAIL_DRAW, SPLITS.index(split), start + row_index, position)
-        chunks = self._sparse_chunks(hidden_NTD[is_valid], input_ids[:, 1:][is_valid], uniforms)
+        chunks = self._sparse_chunks(hidden_PD, input_ids[:, 1:][is_valid], uniforms)
         wait_for_copies = self._teacher.mark_time()
 
         def encoded() -> pa.RecordBatch:
             wait_for_copies()
             parts = [chunk.flatten() for chunk in chunks]
+            _refuse_unusable(split, start, is_valid, parts)
             settings = self._config.soft_targets
             rows = _rows(start, input_ids, segment_lengths, is_valid, parts, settings.temperatures)
             return encode(rows, self._schema, settings.mantissa_bits)
 
         return encoded
+
+    def _hidden_at(
+        self, is_valid: NDArray[np.bool_], input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]
+    ) -> torch.Tensor:
+        """Return the hidden states [P, D] at the valid targets. Blocks without one cost no pass."""
+        rows = np.flatnonzero(is_valid.any(axis=1))
+        if not len(rows):
+            return torch.empty((0, 0), device=self._teacher.device)
+        hidden_NTD = self._teacher.hidden(input_ids_NT[rows], [segment_lengths[row] for row in rows])
+        return hidden_NTD[is_valid[rows]]
 
     def _sparse_chunks(
         self, hidden_PD: torch.Tensor, label_ids_P: NDArray[Any], uniforms_P: NDArray[np.float64]
@@ -202,6 +212,15 @@ def _of_rows(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.Re
         yield from pa.Table.from_batches(pending).combine_chunks().to_batches()
 
 
+def _refuse_unusable(split: str, start: int, is_valid: NDArray[np.bool_], parts: list[SparseTargets]) -> None:
+    """Raise TeacherOutputError for the first target without a distribution, or whose token has probability 0."""
+    row_index = start + np.nonzero(is_valid)[0]
+    for part in parts:
+        rows, row_index = row_index[: len(part.largest_logit)], row_index[len(part.largest_logit) :]
+        for position in np.flatnonzero(~np.isfinite(part.largest_logit) | ~np.isfinite(part.label_logprob))[:1]:
+            raise TeacherOutputError("soft_targets", split, int(rows[position]), float(part.largest_logit[position]))
+
+
 def _rows(
     start: int,
     input_ids: NDArray[Any],
@@ -213,8 +232,6 @@ def _rows(
     """Join the chunks and put them at the valid targets. Other targets get no entries, and zeros.
 
     There are no chunks when no target is valid.
-
-    Raises TeacherOutputError when an entropy is not finite.
     """
 
     def joined(arrays: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
@@ -225,9 +242,6 @@ def _rows(
         values[is_valid] = joined(arrays, dtype)
         return values
 
-    entropy = spread([part.entropy for part in parts], np.float32)
-    if not np.isfinite(entropy).all():
-        raise TeacherOutputError(start + int(np.flatnonzero(~np.isfinite(entropy).all(axis=1))[0]))
     return SoftTargetRows(
         row_id=np.arange(start, start + len(input_ids)),
         input_ids=input_ids,
@@ -238,7 +252,7 @@ def _rows(
         ids=joined([part.ids for part in parts], np.int64),
         logprobs=joined([part.logprobs for part in parts], np.float32),
         tail_logprob=spread([part.tail_logprob for part in parts], np.float32),
-        entropy=entropy,
+        entropy=spread([part.entropy for part in parts], np.float32),
         label_logprob=spread([part.label_logprob for part in parts], np.float32),
         tempered_tail_logmass={
             t: spread([part.tempered_tail_logmass[t] for part in parts], np.float32) for t in temperatures if t != 1.0

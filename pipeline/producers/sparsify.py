@@ -36,7 +36,8 @@ class SparseTargets:
     """Sparse targets of C positions: the fields of SoftTargetRows with all positions on one axis.
 
     head_size, tail_size [C]; ids [all E entries], head then tail per position, each ascending; logprobs [all H head
-    entries] nats; tail_logprob, entropy, label_logprob [C] nats; tempered_tail_logmass {temperature: [C]}.
+    entries] nats; tail_logprob, entropy, label_logprob [C] nats; largest_logit [C], not finite where there is no
+    distribution; tempered_tail_logmass {temperature: [C]}.
     """
 
     head_size: NDArray[np.int64]
@@ -46,6 +47,7 @@ class SparseTargets:
     tail_logprob: NDArray[np.float32]
     entropy: NDArray[np.float32]
     label_logprob: NDArray[np.float32]
+    largest_logit: NDArray[np.float32]
     tempered_tail_logmass: dict[float, NDArray[np.float32]]
 
 
@@ -54,7 +56,7 @@ class PaddedTargets:
     """Sparse targets of C positions on the teacher's device, padded where the masks are False.
 
     head_ids, head_logprobs, is_head [C, K], ids ascending; tail_ids, is_drawn [C, J], ids ascending;
-    tail_logprob, entropy, label_logprob [C] nats; tempered_tail_logmass {temperature: [C]}.
+    tail_logprob, entropy, label_logprob [C] nats; largest_logit [C]; tempered_tail_logmass {temperature: [C]}.
     """
 
     head_ids: Tensor
@@ -65,6 +67,7 @@ class PaddedTargets:
     tail_logprob: Tensor
     entropy: Tensor
     label_logprob: Tensor
+    largest_logit: Tensor
     tempered_tail_logmass: dict[float, Tensor]
 
     def to_host(self) -> PaddedTargets:
@@ -93,6 +96,7 @@ class PaddedTargets:
             tail_logprob=_numpy(self.tail_logprob),
             entropy=_numpy(self.entropy),
             label_logprob=_numpy(self.label_logprob),
+            largest_logit=_numpy(self.largest_logit),
             tempered_tail_logmass={t: _numpy(mass_C) for t, mass_C in self.tempered_tail_logmass.items()},
         )
 
@@ -111,8 +115,8 @@ def sparsify(
 
     uniforms_C: float64 in [0, 1), one per position, used when the tail is sampled. The head holds the top_k largest
     probabilities (ties: lower id first), but of these only the fewest whose sum reaches top_p. With a sampled tail, the
-    head also holds every probability ≥ tail_weight at temperatures[0], the temperature at which the tail is drawn. NaN
-    logits give NaN entropy.
+    head also holds every probability ≥ tail_weight at temperatures[0], the temperature at which the tail is drawn. Ids
+    with logit −∞ are in neither head nor tail. A row whose largest_logit is not finite has no meaning.
     """
     scan = scan_logits(logits_CV)
     shifted_CV, log_partition_C1 = scan.shifted_CV, scan.log_partition_C[:, None]
@@ -134,6 +138,7 @@ def sparsify(
         tail_logprob=_tail_logprob(scan, tail_sums_CB),
         entropy=scan.entropy_C.clamp(min=0),
         label_logprob=label_logprob_C,
+        largest_logit=scan.largest_C,
         tempered_tail_logmass={
             t: (shifted_CV / t).logsumexp(dim=1) - scan.log_partition_C / t for t in temperatures if t != 1.0
         },
@@ -159,6 +164,7 @@ def _choose_head(
         # Probabilities ≥ τ belong to the head: their inclusion probability p / τ would not be below 1.
         weights_CK = draw.shifted_CV.gather(1, ids_CK).exp().double()
         is_head_CK = is_head_CK | (weights_CK >= tail_weight * (1 - _SUM_ROUNDING) * draw.partition_C[:, None])
+    is_head_CK = is_head_CK & (values_CK[:, :num_candidates] > -torch.inf)
     order_CK = ids_CK.argsort(dim=1)
     return ids_CK.gather(1, order_CK), is_head_CK.gather(1, order_CK)
 
@@ -167,8 +173,9 @@ def _lower_ids_first(logits_CV: Tensor, values_CK: Tensor, ids_CK: Tensor) -> No
     """Put the lower ids of equal logits first in the top list, in place. topk returns ties in any order."""
     if values_CK.shape[1] < 2:
         return
-    # topk puts NaN first. The caller refuses such rows.
-    tied_C = (values_CK[:, 1:] == values_CK[:, :-1]).any(dim=1) & ~values_CK[:, 0].isnan()
+    # topk puts NaN first. The caller refuses such rows. Ids with −∞ are not in the head, in any order.
+    is_tied_CK = (values_CK[:, 1:] == values_CK[:, :-1]) & (values_CK[:, 1:] > -torch.inf)
+    tied_C = is_tied_CK.any(dim=1) & ~values_CK[:, 0].isnan()
     for c in tied_C.nonzero()[:, 0].tolist():
         smallest = values_CK[c, -1]
         candidates = (logits_CV[c] >= smallest).nonzero()[:, 0]

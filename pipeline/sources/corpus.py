@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import re
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,14 +25,13 @@ from pipeline.sources.directories import find_below
 from pipeline.sources.json_rows import json_rows
 from pipeline.sources.stdlib_corpus import stdlib_documents
 from pipeline.sources.tables import table_rows
+from pipeline.sources.turns import Conversation, Pair, turns_of
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
 
 STDLIB = "stdlib"
-# Long documents are tokenized in pieces of about this many characters.
-_PIECE_CHARS = 1 << 20
-# A cut changes no GPT-2 token before a single space or newline between two characters that are not white space.
-_CUT = re.compile(r"\S(?=[ \n]\S)")
+# Plain text is read in pieces of this many characters.
+_PIECE_CHARS = 1 << 18
 # Single rows may lack the text column. Stop after this many rows if none has it: the name is probably wrong.
 _MOST_ROWS_WITHOUT = 1000
 # The decoder replaces bytes that are not UTF-8 by this character.
@@ -40,22 +39,30 @@ _REPLACEMENT = "\ufffd"
 # Errors that datasets and its parsers raise for files that are cut short, empty or of another format.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[dict[str, Any]]
 # Returns the names of all columns (none when only the rows tell), and the rows. Raises what _UNREADABLE lists.
 OpenRows = Callable[[], tuple[list[str], Iterable[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document: its text in pieces, and its prompts by column (empty for plain text)."""
+    """One document: its text in pieces, cut anywhere, and its prompts by column (empty for plain text).
+
+    turns: what a row holds in place of a text; pieces is empty then. place: source and row, for messages about it.
+    """
 
     pieces: Iterable[str]
     prompts: dict[str, Prompt]
+    turns: Conversation | Pair | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A data source. Each call of `documents()` reads it from the beginning."""
+    """A data source. Each call of `documents()` reads it from the beginning.
+
+    Read the pieces of a document before you take the next document: plain text is split as it is read.
+    """
 
     source: str
     fingerprint: str
@@ -84,7 +91,7 @@ def _stdlib_corpus() -> Corpus:
         source="the docstrings of the Python standard library",
         fingerprint=digest.hexdigest(),
         licence="psfl",
-        documents=lambda: (Document(pieces=_cut(text), prompts={}) for text in stdlib_documents()),
+        documents=lambda: (Document(pieces=[text], prompts={}) for text in stdlib_documents()),
     )
 
 
@@ -123,7 +130,13 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _require_no_columns(config: PrecomputeConfig) -> None:
-    """Raise ConfigError when prompts are to come from a column: plain text has none."""
+    """Raise ConfigError when something is to come from a column: plain text has none."""
+    if config.marks_wanted:
+        flag, column = next(iter(config.document_columns.items()))
+        raise ConfigError(
+            f"{flag} {column}: --data {config.data} is plain text, which has no columns; "
+            "give jsonl, parquet or hub data"
+        )
     for kind, settings in config.prompt_settings.items():
         if kind in config.kinds and settings.prompt_column is not None:
             raise ConfigError(
@@ -181,33 +194,41 @@ def _json_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
 
 def _columns(config: PrecomputeConfig) -> set[str]:
     """Return the names of the columns that a run reads."""
-    return {config.text_column, config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
+    prompt_columns = {config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
+    return prompt_columns.union(config.document_columns.values())
 
 
 def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
     try:
-        number, has_column = 0, False
         column_names, rows = open_rows()
-        names = set(column_names)
+        number, names = 0, set(column_names)
         for number, row in enumerate(rows, 1):
             names |= row.keys()
-            if not has_column:
-                has_column = config.text_column in row
-                if number == _MOST_ROWS_WITHOUT and not has_column:
-                    break
-            text = row.get(config.text_column)
-            if not isinstance(text, str | None):
-                found = f"row {number} holds {type(text).__name__}, not text"
-                raise ColumnError(source, config.text_column, found, "--text-column")
-            prompts = {column: _prompt(source, row, column, number, names) for column in wanted if column}
-            yield Document(pieces=_cut(text or ""), prompts=prompts)
-        if number and not has_column:
-            raise ColumnError(source, config.text_column, f"not among {sorted(names)}", "--text-column")
+            if number == _MOST_ROWS_WITHOUT and not names.issuperset(config.document_columns.values()):
+                break
+            turns, place = turns_of(config, row), f"{source}: row {number}"
+            # With conversations and pairs, the tokenizer says which rows are bad: such rows may be skipped.
+            prompts: dict[str, Any] = {
+                c: row.get(c) if turns else _prompt(source, row, c, number, names) for c in wanted if c
+            }
+            pieces = [] if turns else [_text(config, source, row, number)]
+            yield Document(pieces=pieces, prompts=prompts, turns=turns, place=place)
+        for flag, column in config.document_columns.items():
+            if number and column not in names:
+                raise ColumnError(source, column, f"not among {sorted(names)}", flag)
     except TeachonceError:
         raise
     except _UNREADABLE as error:
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
+
+
+def _text(config: PrecomputeConfig, source: str, row: dict[str, Any], number: int) -> str:
+    text = row.get(config.text_column)
+    if not isinstance(text, str | None):
+        found = f"row {number} holds {type(text).__name__}, not text"
+        raise ColumnError(source, config.text_column, found, "--text-column")
+    return text or ""
 
 
 def _prompt(source: str, row: dict[str, Any], column: str, number: int, names: set[str]) -> Prompt:
@@ -228,28 +249,40 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[Document]:
     if separator is None:
         yield Document(pieces=_read_pieces(path), prompts={})
         return
-    separator = separator.replace("\\n", "\n")
-    rest = ""
-    for piece in _read_pieces(path):
+    parts = _split(_read_pieces(path), separator.replace("\\n", "\n"))
+    for _, part in itertools.groupby(parts, key=lambda part: part[0]):
+        yield Document(pieces=(text for _, text in part), prompts={})
+
+
+def _split(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
+    """Yield the text between separators in parts, each with the number of separators before it.
+
+    Hold back only what may be the beginning of a separator, so that a long text without any is never held as a whole.
+    """
+    number, rest = 0, ""
+    for piece in pieces:
         *whole, rest = (rest + piece).split(separator)
-        yield from (Document(pieces=_cut(text), prompts={}) for text in whole)
-    yield Document(pieces=_cut(rest), prompts={})
+        for text in whole:
+            yield number, text
+            number += 1
+        num_sure = max(0, len(rest) - len(separator) + 1)
+        yield number, rest[:num_sure]
+        rest = rest[num_sure:]
+    yield number, rest
 
 
 def _read_pieces(path: Path) -> Iterator[str]:
-    """Yield a text file in pieces, cut where no GPT-2 token changes. Raises NoSuchDataError.
+    """Yield a text file in pieces. Raises NoSuchDataError.
 
     Bytes that are not UTF-8 become U+FFFD. Print the number of U+FFFD that were read.
     """
-    rest, num_replaced = "", 0
+    num_replaced = 0
     try:
         refuse_utf16(path)
         with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", errors="replace") as file:
             while characters := file.read(_PIECE_CHARS):
                 num_replaced += characters.count(_REPLACEMENT)
-                *pieces, rest = _cut(rest + characters)
-                yield from pieces
-        yield rest
+                yield characters
     except OSError as error:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
     finally:  # runs also when the caller stops early
@@ -259,15 +292,3 @@ def _read_pieces(path: Path) -> Iterator[str]:
                 "unless the text itself holds them",
                 file=sys.stderr,
             )
-
-
-def _cut(text: str) -> list[str]:
-    """Cut a text into pieces of at most about _PIECE_CHARS characters, where it has places to cut."""
-    pieces = []
-    while len(text) > _PIECE_CHARS:
-        cut = _CUT.search(text, _PIECE_CHARS // 2)
-        if cut is None:
-            break
-        pieces.append(text[: cut.end()])
-        text = text[cut.end() :]
-    return [*pieces, text]

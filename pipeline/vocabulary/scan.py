@@ -23,6 +23,9 @@ class VocabularyScan:
     shifted_CV: float32 logits in nats minus the largest logit of their row. maxima_CB: largest logit of every block,
     not shifted. sums_CB: float32 sums of exp(shifted) over every block. partition_C: float64 sum of sums_CB; the
     probabilities are exp(shifted) / partition. log_partition_C: its logarithm, float32. entropy_C: float32 nats.
+    largest_C: largest logit of every row; a row for which it is not finite is no distribution.
+
+    A logit of −∞ is an id with probability 0.
     """
 
     shifted_CV: Tensor
@@ -31,6 +34,7 @@ class VocabularyScan:
     partition_C: Tensor
     log_partition_C: Tensor
     entropy_C: Tensor
+    largest_C: Tensor
 
 
 def scan_logits(logits_CV: Tensor) -> VocabularyScan:
@@ -56,6 +60,8 @@ def scan_logits(logits_CV: Tensor) -> VocabularyScan:
         torch.sum(rest_CW.exp(), dim=1, out=sums_CB[:, -1])
     partition_C = sums_CB.sum(dim=1, dtype=torch.float64)
     log_partition_C = partition_C.log()
+    largest_C = maxima_CB.amax(dim=1)
+    _mend_dots(dots_C, logits_CV, largest_C)
     return VocabularyScan(
         shifted_CV=logits_CV,
         maxima_CB=maxima_CB,
@@ -63,7 +69,16 @@ def scan_logits(logits_CV: Tensor) -> VocabularyScan:
         partition_C=partition_C,
         log_partition_C=log_partition_C.float(),
         entropy_C=(log_partition_C - dots_C / partition_C).float(),
+        largest_C=largest_C,
     )
+
+
+def _mend_dots(dots_C: Tensor, shifted_CV: Tensor, largest_C: Tensor) -> None:
+    """Compute Σ exp(shifted) · shifted again where logits of −∞ made it NaN: an id with probability 0 adds nothing."""
+    rows = (dots_C.isnan() & largest_C.isfinite()).nonzero()[:, 0]
+    for part in torch.split(rows, _rows_per_group(shifted_CV)):
+        shifted_GV = shifted_CV[part]
+        dots_C[part] = (shifted_GV.exp() * shifted_GV.masked_fill_(shifted_GV == -torch.inf, 0.0)).sum(dim=1)
 
 
 def _rows_per_group(logits_CV: Tensor) -> int:

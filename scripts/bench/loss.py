@@ -23,6 +23,7 @@ from scripts.bench.config import BenchConfig
 from scripts.support.caches import write_soft_targets_cache
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes
 from storage.tensors.matmul_precision import use_fast_matmul
+from storage.tensors.output_head import OutputHead
 from student.losses.batches import block_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
@@ -66,7 +67,7 @@ class Head:
     def ours(self, targets: SparseTargets, loss: HeadLoss, is_half: bool = False) -> tuple[Tensor, Tensor]:
         """Return the gradients of the mean of the weighted losses."""
         with self._autocast(is_half):
-            total = fused_head_loss(self._hidden, self._weight, targets, loss)[0] / len(targets)
+            total = fused_head_loss(self._hidden, OutputHead(weight_VD=self._weight), targets, loss)[0] / len(targets)
         return self._gradients(total)
 
     def _gradients(self, total: Tensor) -> tuple[Tensor, Tensor]:

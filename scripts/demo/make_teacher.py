@@ -34,13 +34,12 @@ from storage.draws import hash_permutation
 from storage.errors import ConfigError
 from storage.progress import Progress
 from storage.remote.directory import require_local
-from storage.rows.columns import token_type
 from storage.rows.segments import position_ids, valid_targets
 from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import num_parameters
 from student.losses.fused_head import fused_head_loss
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, output_head
 
 MIN_VOCAB_SIZE = 257
 
@@ -113,12 +112,16 @@ def make_teacher() -> int:
     texts = (piece for document in corpus.documents() for piece in document.pieces)
     trained = train_byte_level_bpe(texts, config.vocab_size)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS, bos_token=EOS)
-    dtype = token_type(len(tokenizer)).to_pandas_dtype()
     with tempfile.TemporaryDirectory() as work_dir:
         tokenized = tokenize_corpus(
-            corpus, tokenizer, reading, dtype=dtype, context_length=config.context, work_dir=Path(work_dir) / "work"
+            corpus,
+            tokenizer,
+            reading,
+            vocab_size=len(tokenizer),
+            context_length=config.context,
+            work_dir=Path(work_dir) / "work",
         )
-        model = train_model(Blocks(tokenized.documents["train"], config.block_size), tokenizer, config)
+        model = train_model(tokenized.blocks["train"], tokenizer, config)
     with publishing_path(config.out) as staged, refusals(config.out):
         tokenizer.save_pretrained(staged)
         model.save_pretrained(staged)
@@ -171,7 +174,7 @@ def _loss(model: Any, blocks: Blocks, rows: list[int]) -> torch.Tensor:
     hidden = hidden_states(model, torch.from_numpy(input_ids[:, :-1].copy()), torch.from_numpy(positions))
     labels = torch.from_numpy(input_ids[:, 1:][is_valid])
     hidden_PD = hidden[torch.from_numpy(is_valid)]
-    total, _, _ = fused_head_loss(hidden_PD, head_weight(model), SparseTargets.labels_only(labels), LABELS_ONLY)
+    total, _, _ = fused_head_loss(hidden_PD, output_head(model), SparseTargets.labels_only(labels), LABELS_ONLY)
     return total / len(labels)
 
 

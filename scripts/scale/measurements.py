@@ -16,7 +16,9 @@ from typing import NoReturn, cast
 import numpy as np
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.store_writing import TokenizationCounts
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import make_producers, planned_shards, shard_ranges
 from pipeline.producers.producer import Producer
@@ -119,7 +121,14 @@ def _producers(made_up: MadeUp) -> dict[str, Producer]:
     counts = TokenizationCounts(
         num_documents=1, num_documents_skipped=0, num_prompts_skipped=0, validation_is_end_of_text=False
     )
-    tokenized = TokenizedCorpus(documents=tokens_of(made_up), prompts={}, counts=counts)
+    documents = tokens_of(made_up)
+    tokenized = TokenizedCorpus(
+        documents=documents,
+        blocks={split: Blocks(store, BLOCK_SIZE) for split, store in documents.items()},
+        prompts={},
+        beginning_ids=(),
+        counts=counts,
+    )
     teacher = SimpleNamespace(vocab_size=VOCAB_SIZE)  # planning reads nothing else of the teacher
     return make_producers(cast(Teacher, teacher), tokenized, config)
 

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.blocks import Blocks
 from pipeline.job import lay_out, load_teacher_and_source
 from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.sparsify import SparseTargets, sparsify
@@ -77,7 +76,7 @@ class Positions:
         job = lay_out(loaded, work_dir)
         self._teacher = job.teacher
         self.vocab_size = job.teacher.vocab_size
-        blocks = Blocks(job.tokenized.documents["train"], config.block_size)
+        blocks = job.tokenized.blocks["train"]
         num_blocks = min(config.num_blocks, len(blocks))
         self.input_ids = np.asarray(blocks.input_ids(0, num_blocks), dtype=np.int64)
         with torch.inference_mode():

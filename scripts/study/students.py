@@ -21,6 +21,7 @@ from scripts.study.text import batch_indices
 from scripts.support.teachers import LABELS_ONLY, new_gpt2
 from storage.draws import hash_uniform
 from storage.progress import Progress
+from storage.tensors.output_head import OutputHead
 from student.losses.fused_head import fused_head_loss
 from student.losses.targets import SparseTargets
 
@@ -68,7 +69,9 @@ def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size:
             with _autocast(device):
                 hidden = model.base_model(ids[:, :-1]).last_hidden_state.flatten(0, 1)
                 targets = SparseTargets.labels_only(ids[:, 1:].reshape(-1))
-                loss = fused_head_loss(hidden, model.lm_head.weight, targets, LABELS_ONLY)[0] / len(hidden)
+                loss = fused_head_loss(hidden, OutputHead(weight_VD=model.lm_head.weight), targets, LABELS_ONLY)[
+                    0
+                ] / len(hidden)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -27,6 +27,11 @@ def save_random_teacher(directory: Path, **settings: Any) -> None:
     torch.manual_seed(0)
     config = GPT2Config(**({"bos_token_id": None, "eos_token_id": None} | settings))
     GPT2LMHeadModel(config).save_pretrained(directory)
+    save_byte_tokenizer(directory)
+
+
+def save_byte_tokenizer(directory: Path) -> None:
+    """Save a byte-level tokenizer without merges: the ids 0 to 255 are bytes, 256 is EOS."""
     vocabulary = {token: index for index, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), EOS])}
     tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS).save_pretrained(directory)

@@ -13,6 +13,10 @@ from urllib.parse import unquote, urlsplit
 from scripts.web.packages import VENDOR_FILES
 from storage.disk.safe_paths import safe_join
 from storage.errors import CacheError, ConfigError
+from storage.text.beginnings import beginning_ids
+from storage.text.ends import stated_ids
+from student.model.tokenizers import load_tokenizer
+from student.run_record import BEGINNING, read_run
 
 _PAGE = Path(__file__).parent
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/worker.js": "worker.js", "/style.css": "style.css"}
@@ -74,7 +78,18 @@ def describe(exported: Path) -> dict[str, Any]:
         "dtype": _DTYPES[found[0]],
         "bytes": (exported / "onnx" / found[0]).stat().st_size,
         "context_length": config.get("n_positions") or config.get("max_position_embeddings"),
+        **_framing(exported, config),
     }
+
+
+def _framing(exported: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the ids that begin texts and those that end them. Without run.json, the tokenizer says how they begin."""
+    tokenizer, run = load_tokenizer(exported), read_run(exported)
+    generation = exported / "generation_config.json"
+    stated = [config, json.loads(generation.read_text()) if generation.is_file() else {}]
+    ends = {tokenizer.eos_token_id, *(i for named in stated for i in stated_ids(named.get("eos_token_id")))} - {None}
+    beginning = run.get(BEGINNING, []) if run else list(beginning_ids(tokenizer, "auto"))
+    return {"beginning_ids": beginning, "end_ids": sorted(ends)}
 
 
 def _find_file(address: str, exported: Path, packages: Path) -> Path | None:

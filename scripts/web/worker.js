@@ -22,9 +22,9 @@ async function load(described) {
 }
 
 async function complete({ prompt, temperature, maxNewTokens }) {
-  const end = tokenizer.eos_token_id ?? model.config.eos_token_id ?? null;
-  const promptIds = tokenizer.encode(prompt, { add_special_tokens: false });
-  if (promptIds.length === 0) promptIds.push(end ?? 0);
+  const ends = student.end_ids;
+  const promptIds = [...student.beginning_ids, ...tokenizer.encode(prompt, { add_special_tokens: false })];
+  if (promptIds.length === 0) promptIds.push(ends[0] ?? 0);
   const room = student.context_length - promptIds.length;
   if (room < 1) throw new Error(`the text has ${promptIds.length} tokens, this student reads ${student.context_length}`);
 
@@ -49,12 +49,12 @@ async function complete({ prompt, temperature, maxNewTokens }) {
     inputIds = step.sequences;
     pastKeyValues = step.past_key_values;
     const id = Number(inputIds.data.at(-1));
-    if (id === end) {
+    if (ends.includes(id)) {
       reason = "end";
       break;
     }
     ids.push(id);
-    const text = tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
+    const text = completionText(promptIds, ids);
     postMessage({ type: "text", text, numTokens: ids.length, seconds: (performance.now() - started) / 1000 });
     await messages();
     if (isStopped) {
@@ -63,6 +63,18 @@ async function complete({ prompt, temperature, maxNewTokens }) {
     }
   }
   postMessage({ type: "done", reason });
+}
+
+// What decoding the whole adds to the decoded prompt (storage/text/completions.py).
+function completionText(promptIds, ids) {
+  const [before, whole] = [promptIds, [...promptIds, ...ids]].map(decoded);
+  let numCommon = 0;
+  while (numCommon < before.length && before[numCommon] === whole[numCommon]) numCommon += 1;
+  return whole.slice(numCommon);
+}
+
+function decoded(ids) {
+  return ids.length === 0 ? "" : tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
 }
 
 function int64(ids) {

@@ -19,6 +19,8 @@ def identity_of(source: Source, found: Survey, block_size: int, num_rows: dict[s
     """Return the identity of the cache. num_rows: blocks by split."""
     config, tokenizer = source.config, source.tokenizer
     per_shard = rows_per_shard(config.shard_tokens, block_size)
+    begins = bool(tokenizer.beginning_ids) and found.begins_alike
+    beginning: dict[str, object] = {"beginning_ids": tokenizer.beginning_ids} if begins else {}
     unknown = [name for name in MAY_BE_UNKNOWN if name != "label_logprob" or not found.knows_labels]
     return CacheIdentity(
         vocab_size=source.vocab_size,
@@ -36,7 +38,7 @@ def identity_of(source: Source, found: Survey, block_size: int, num_rows: dict[s
             "weights_sha256": None,
         },
         tokenizer={
-            "size": tokenizer.size, "eos_token_id": tokenizer.eos_token_id, "sha256": tokenizer.sha256,
+            "size": tokenizer.size, "eos_token_id": tokenizer.eos_token_id, "sha256": tokenizer.sha256, **beginning,
         },
         data={
             "source": config.source.name,

@@ -103,7 +103,7 @@ class Survey:
 
     num_tokens: tokens of each text with something to learn, in order. num_skipped: texts without. num_scaled: targets
     whose mass exceeded 1 by rounding. top_k: entries of the longest list. knows_labels: whether the log-probability of
-    every label is known.
+    every label is known. begins_alike: whether every text begins as the tokenizer begins texts.
     """
 
     num_tokens: array[int] = field(default_factory=lambda: array("q"))
@@ -112,9 +112,10 @@ class Survey:
     num_targets: int = 0
     top_k: int = 0
     knows_labels: bool = True
+    begins_alike: bool = True
 
-    def add(self, text: CheckedText) -> None:
-        """Count a text."""
+    def add(self, text: CheckedText, beginning_ids: list[int]) -> None:
+        """Count a text. beginning_ids: what the tokenizer puts before every text."""
         if not text.has_target:
             self.num_skipped += 1
             return
@@ -122,6 +123,7 @@ class Survey:
         self.num_scaled += text.num_scaled
         self.num_targets += int(text.is_wanted.sum())
         self.top_k = max(self.top_k, int(text.size.max()))
+        self.begins_alike &= text.input_ids[: len(beginning_ids)].tolist() == beginning_ids
         self.knows_labels &= not np.isnan(text.label_logprob).any()
 
 
@@ -130,7 +132,7 @@ def survey(source: Source) -> Survey:
     found = Survey()
     with Progress(None, "check", "texts", quiet=source.config.quiet) as bar:
         for text in source.texts():
-            found.add(text)
+            found.add(text, source.tokenizer.beginning_ids)
             bar.update(1)
     if not found.num_tokens:
         what = f"{found.num_skipped} texts, none of which has a target" if found.num_skipped else "no text"

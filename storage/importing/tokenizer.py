@@ -72,6 +72,13 @@ class ImportTokenizer:
         token = named.get("content") if isinstance(named, dict) else named
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
 
+    @functools.cached_property
+    def beginning_ids(self) -> list[int]:
+        """The ids, such as BOS, that the tokenizer puts before every text."""
+        plain = self._tokenizer.encode("x", add_special_tokens=False).ids
+        whole = self.encode("x")
+        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt, with the beginning that the tokenizer gives to every text."""
         return list(self._tokenizer.encode(text).ids)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import ConfigError, RecordError, first_line, is_unreadable_tokenizer
+from storage.errors import CacheError, ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
 from storage.records.identity import SPLITS, describe_teacher
 from storage.rows.kind import ToText
@@ -19,11 +19,13 @@ from storage.shards.shard import check_file
 def summarize(cache: Cache) -> dict[str, Any]:
     """Return the cache's identity without planned_shards, and what its shards add up to.
 
+    begins, ends: the tokens that every segment and prompt begins with, and those that end a text, as people read them.
     kinds: totals by kind and split (shards, rows, tokens, targets, bytes, bytes per token). teacher_perplexity and
     teacher_entropy_nats: by split, None for a split without soft targets, and where they are not known.
     """
     manifest = cache.manifest
     summary = {k: v for k, v in dataclasses.asdict(cache.identity).items() if k != "planned_shards"}
+    summary |= {"begins": _named(cache, cache.identity.beginning_ids), "ends": _named(cache, cache.identity.end_ids)}
     summary["kinds"] = {
         kind: {split: totals for split in SPLITS if (totals := _totals(cache, kind, split))} for kind in KINDS
     }
@@ -51,6 +53,12 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"data       {data['source']}",
         f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
     ]
+    if teacher.get("isolation", "packed") != "packed":
+        lines.append("isolation  the teacher read one document a row, because it cannot read packed documents apart")
+    if summary["begins"]:
+        lines.append(f"begins     every segment and prompt with {summary['begins']}")
+    if summary["ends"]:
+        lines.append(f"ends       a text at {summary['ends']}")
     for kind in KINDS.values():
         if kind.name in summary["config"]:
             lines += kind.describe_settings(summary["config"][kind.name], summary["temperatures"])
@@ -67,6 +75,15 @@ def render_summary(summary: dict[str, Any]) -> str:
                 f"in {totals['num_shards']} shards, {totals['bytes_per_token']} bytes/token"
             )
     return "\n".join(map(_printable, lines))
+
+
+def _named(cache: Cache, ids: tuple[int, ...]) -> str:
+    """Return tokens with their ids, without the tokens where the cache's tokenizer cannot be read."""
+    try:
+        to_text = _token_decoder(cache)
+    except CacheError:
+        return ", ".join(f"id {i}" for i in ids)
+    return ", ".join(f"{to_text(i)} (id {i})" for i in ids)
 
 
 def _printable(line: str) -> str:

@@ -120,7 +120,7 @@ class CacheIdentity:
     """Everything about a cache that is known before its first shard.
 
     teacher: id, revision, architecture, num_parameters, context_length, dtype, weights_bytes, weights_sha256.
-    tokenizer: size, sha256, eos_token_id.
+    tokenizer: size, sha256, eos_token_id, and where they are not the usual ones beginning_ids and end_ids (see below).
     data: source, fingerprint, licence, packing recipe, counts.
     config: the resolved settings of the block layout and of each kind.
     software: versions.
@@ -150,6 +150,17 @@ class CacheIdentity:
     def unknown_columns(self) -> tuple[str, ...]:
         """The columns of soft targets that the cache lacks, because whoever made its rows did not know them."""
         return soft_targets.unknown_columns(self.config.get("soft_targets", {}))
+
+    @property
+    def beginning_ids(self) -> tuple[int, ...]:
+        """Ids that every segment and every prompt begins with, () for none."""
+        return tuple(self.tokenizer.get("beginning_ids", ()))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text, () for none. A cache that does not state them has the tokenizer's own alone."""
+        eos = self.tokenizer.get("eos_token_id")
+        return tuple(self.tokenizer.get("end_ids", () if eos is None else (eos,)))
 
     def row_facts(self, kind: str) -> RowFacts:
         """Return what the cache states about the rows of a kind."""

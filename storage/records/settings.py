@@ -11,7 +11,7 @@ from typing import Any
 
 from storage.errors import RecordError
 from storage.rows.kinds import KINDS
-from storage.rows.setting_rules import LONGEST_ROW_TOKENS, Rule, either, of, whole
+from storage.rows.setting_rules import LONGEST_ROW_TOKENS, Rule, either, of, token_ids, whole
 
 
 def check_settings(content: dict[str, Any], vocab_size: int, path: Path) -> None:
@@ -61,4 +61,5 @@ def _rules(vocab_size: int) -> dict[tuple[str, ...], Rule]:
         rules["config", kind.name] = of(dict, "an object")
         rules |= {("config", kind.name, name): rule for name, rule in kind.setting_rules.items()}
     rules["tokenizer", "eos_token_id"] = either(whole(0, vocab_size - 1), None)
+    rules |= {("tokenizer", name): token_ids(vocab_size) for name in ("beginning_ids", "end_ids")}
     return rules

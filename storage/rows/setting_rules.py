@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 LONGEST_ROW_TOKENS = 1 << 20
+_MOST_IDS = 256
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -13,6 +14,15 @@ Rule = tuple[Callable[[Any], bool], str]
 def whole(least: int, most: int) -> Rule:
     """Expect a whole number from `least` to `most`, both included."""
     return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def token_ids(vocab_size: int) -> Rule:
+    """Expect a short list of ids inside the vocabulary."""
+    is_id, _ = whole(0, vocab_size - 1)
+    return (
+        lambda value: type(value) is list and len(value) <= _MOST_IDS and all(map(is_id, value)),
+        f"a list of up to {_MOST_IDS} ids below {vocab_size}",
+    )
 
 
 def number(above: float, below: float) -> Rule:

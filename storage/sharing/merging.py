@@ -26,15 +26,19 @@ from storage.writing.directory_destination import DirectoryDestination
 # Settings that may differ between sources: which text, how much of it, and the seed. All other settings decide what a
 # row means and must agree.
 SETTINGS_OF_DATA = (
+    "completion_column",
     "document_separator",
     "max_tokens",
+    "messages_column",
+    "on_bad_row",
+    "prompt_column",
     "seed",
     "shard_tokens",
     "text_column",
     "validation_fraction",
 )
 SETTINGS_OF_PROMPTS = ("num_prompts", "prompt_column")
-_DOCUMENT_COUNTS = ("num_documents", "num_documents_skipped", "num_prompts_skipped")
+_DOCUMENT_COUNTS = ("num_documents", "num_documents_skipped", "num_prompts_skipped", "num_bad_rows")
 # Facts about a teacher that may differ, because the same weights can be loaded from another place.
 _NAMES_OF_TEACHER = ("id", "revision")
 

@@ -31,6 +31,9 @@ class Destination(Protocol):
     def require_own(self) -> None:
         """Raise ConfigError when no cache can be written there."""
 
+    def published_plan(self) -> CacheIdentity | None:
+        """Return the plan of the cache; None when it is not begun."""
+
     def require_same_facts(self, facts: dict[str, Any]) -> None:
         """Raise CacheMismatchError when a plan is published and differs from `facts`, some fields of an identity."""
 

@@ -47,6 +47,10 @@ class DirectoryDestination:
                     f"--out {self.where}: not empty and not a cache (found {strangers[0]!r}); name another directory"
                 )
 
+    def published_plan(self) -> CacheIdentity | None:
+        """Return the plan on disk; None when there is none."""
+        return read_plan(self.directory) if self._is_begun() else None
+
     def require_same_facts(self, facts: dict[str, Any]) -> None:
         """Raise CacheMismatchError when there is a plan and it differs from what is known of this run."""
         if self._is_begun():

@@ -62,15 +62,20 @@ class RemoteDestination:
         """
         require_no_foreign_card(self._remote)
 
+    def published_plan(self) -> CacheIdentity | None:
+        """Return the plan at the URL; None when there is none."""
+        found = read_remote(self._remote, PLAN_NAME, read_plan)
+        return found[0] if found else None
+
     def require_same_facts(self, facts: dict[str, Any]) -> None:
         """Raise CacheMismatchError when a plan is published and differs from what is known of this run."""
-        begun = self._read_plan()
+        begun = self.published_plan()
         if begun is not None:
             require_same_facts(self.where, begun, facts)
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Put the plan unless there is one; return the plan at the URL. Raise CacheMismatchError when it differs."""
-        if self._read_plan() is None:
+        if self.published_plan() is None:
             with self._staging() as staging:
                 write_plan(staging, identity)
                 self._send(staging, file_record(staging, PLAN_NAME))
@@ -147,7 +152,7 @@ class RemoteDestination:
 
     def finished(self) -> Manifest | None:
         """Return the manifest of a cache to which nothing is to be added; None when it is not finished and whole."""
-        begun = self._read_plan()
+        begun = self.published_plan()
         return self._read_finished(begun, self._look_up_all(begun)) if begun else None
 
     def clean_up(self, *, is_done: bool) -> None:
@@ -180,7 +185,7 @@ class RemoteDestination:
 
         When two processes begin at the same time, the later plan replaces the earlier.
         """
-        begun = self._read_plan() or identity
+        begun = self.published_plan() or identity
         require_same_plan(self.where, begun, identity)
         return begun
 
@@ -200,10 +205,6 @@ class RemoteDestination:
             return None
         is_whole = all(self._remote.holds(file.path, file.num_bytes, file.sha256) for file in found[0].files)
         return found[0] if is_whole else None
-
-    def _read_plan(self) -> CacheIdentity | None:
-        found = read_remote(self._remote, PLAN_NAME, read_plan)
-        return found[0] if found else None
 
     def _content(self, path: str) -> bytes:
         content = self._remote.read_small(path, MAX_RECORD_BYTES)

@@ -22,8 +22,9 @@ from student.evaluation.ratios import ratio_with_error
 from student.evaluation.within_memory import in_parts
 from student.losses.batches import BlockBatch, block_batch
 from student.losses.targets import soft_target_settings
+from student.model.architecture import num_vocabulary_rows
 
-_NUM_TARGETS, _LABEL_NLL, _NUM_TEACHER, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT = range(8)
+_NUM_TARGETS, _LABEL_NLL, _NUM_TEACHER, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT, _LOST_MASS = range(9)
 
 
 def tail_weight_at_one(cache: Cache) -> float | None:
@@ -48,7 +49,13 @@ def measured_batches(
     num_blocks = num_held if max_blocks is None else min(num_held, max_blocks)
 
     def measure(rows: pa.RecordBatch) -> tuple[BlockBatch, PositionMeasures]:
-        batch = block_batch(rows, tail_weight=tail_weight, temperature=1.0, device=model.device)
+        batch = block_batch(
+            rows,
+            tail_weight=tail_weight,
+            temperature=1.0,
+            device=model.device,
+            num_rows=num_vocabulary_rows(model),
+        )
         return batch, measure_positions(model, batch, num_best)
 
     with Progress(num_blocks, "evaluate", "blocks", quiet=quiet) as bar:
@@ -69,6 +76,7 @@ def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64
         found.has_top1.float(),
         found.hits[:, 0].float(),
         found.hits.any(1).float(),
+        batch.lost_mass,
     ]
     values_PM = torch.stack(columns_MP, dim=1).cpu().double()
     sums_BM = torch.zeros(len(batch.is_valid), len(columns_MP), dtype=torch.float64)
@@ -107,7 +115,7 @@ def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None
         "kl_is_lower_bound": tail_weight is None,
         "top1_agreement": totals[_FIRST_HIT] / num_top1 if num_top1 else None,
         "num_targets": int(num_targets),
-    }
+    } | ({"lost_mass": totals[_LOST_MASS] / num_targets} if totals[_LOST_MASS] else {})
 
 
 def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:

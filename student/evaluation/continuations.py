@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from storage.draws import hash_u64
 from storage.progress import Progress
 from storage.reading.cache import Cache
 from storage.rows.samples import SampleRow, decode
+from student.losses.batches import require_rows
+from student.model.architecture import num_vocabulary_rows
 from student.token_loop import collect_texts, draw_tokens
 
 _CHOICE_SEED = 22
@@ -25,21 +27,22 @@ _BATCH_TOKENS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How a cache's samples were drawn. eos_token_id: None if no text ends before max_new_tokens."""
+    """How a cache's samples were drawn. end_ids: () if no text ends before max_new_tokens."""
 
     temperature: float
     top_p: float
     max_new_tokens: int
-    eos_token_id: int | None
+    end_ids: tuple[int, ...]
 
     @classmethod
     def of_cache(cls, cache: Cache) -> SamplingSettings:
         """Return the settings of a cache that holds samples; raise RecordError when it does not state them."""
+        cache.setting("tokenizer", "eos_token_id")
         return cls(
             temperature=float(cache.setting("config", "samples", "temperature")),
             top_p=float(cache.setting("config", "samples", "top_p")),
             max_new_tokens=cache.setting("config", "samples", "max_new_tokens"),
-            eos_token_id=cache.setting("tokenizer", "eos_token_id"),
+            end_ids=cache.identity.end_ids,
         )
 
 
@@ -67,13 +70,13 @@ def continue_prompts(
     batch_tokens: int = _BATCH_TOKENS,
     quiet: bool = True,
 ) -> list[NDArray[np.int64]]:
-    """Return the token ids of the student's text for each row's prompt, with the end-of-text token if it drew one.
+    """Return the token ids of the student's text for each row's prompt, with the end id if it drew one.
 
     Draw with the row's seed, as the teacher's text was drawn: a student that equals its teacher writes the same texts,
     and a difference is not chance alone. Prompts of similar length share a batch of at most batch_tokens tokens, or of
     one text. The size of a batch changes a text only where a rounding difference changes which token is drawn.
 
-    Raise BrokenStudentError when logits are not finite.
+    Raise BrokenStudentError when logits are not finite, and MissingRowError.
     """
     texts: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(rows)
     with Progress(len(rows), "continue", "texts", quiet=quiet) as bar:
@@ -84,9 +87,9 @@ def continue_prompts(
     return texts
 
 
-def without_end(completion_ids: NDArray[Any], eos_token_id: int | None) -> NDArray[Any]:
-    """Return a text's ids without the end-of-text token at its end, if there is one."""
-    return completion_ids[:-1] if completion_ids[-1] == eos_token_id else completion_ids
+def without_end(completion_ids: NDArray[Any], end_ids: Collection[int]) -> NDArray[Any]:
+    """Return a text's ids without the end id at its end, if there is one."""
+    return completion_ids[:-1] if completion_ids[-1] in end_ids else completion_ids
 
 
 def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
@@ -117,7 +120,9 @@ def _batches(rows: list[SampleRow], max_new_tokens: int, batch_tokens: int) -> I
 
 def _continue(model: Any, rows: list[SampleRow], settings: SamplingSettings) -> list[NDArray[np.int64]]:
     """Return the texts of one batch."""
+    for row in rows:
+        require_rows(row.prompt_ids, num_vocabulary_rows(model))
     prompts, seeds = [row.prompt_ids for row in rows], [row.seed for row in rows]
     steps = draw_tokens(model, prompts, seeds, temperature=settings.temperature, top_p=settings.top_p)
-    texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.eos_token_id)
+    texts = collect_texts(itertools.islice(steps, settings.max_new_tokens), settings.end_ids)
     return [np.array(ids, dtype=np.int64) for ids in texts]

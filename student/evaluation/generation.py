@@ -21,7 +21,7 @@ def measure_generation(
     with_self_bleu = has_sacrebleu()
     return {
         side: measure_texts(
-            [[without_end(ids, settings.eos_token_id).tolist() for ids in of_prompt] for of_prompt in texts],
+            [[without_end(ids, settings.end_ids).tolist() for ids in of_prompt] for of_prompt in texts],
             cache.identity.vocab_size,
             with_self_bleu=with_self_bleu,
         )

@@ -16,7 +16,7 @@ from student.losses.batches import BlockBatch
 from student.losses.divergences import forward_kl
 from student.losses.head_matmul import chunk_positions_on
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, output_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def measure_positions(model: Any, batch: BlockBatch, num_best: int) -> PositionM
     size = chunk_positions_on(hidden_PD.device)
     parts = []
     for start in range(0, max(1, len(hidden_PD)), size):  # one-token documents have no positions
-        logits_CV = hidden_PD[start : start + size].float() @ head_weight(model).T.float()
+        logits_CV = output_head(model).logits(hidden_PD[start : start + size].float())
         targets = batch.targets.slice(start, start + size)
         parts.append(_measure_chunk(torch.log_softmax(logits_CV, dim=1), targets, num_best))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

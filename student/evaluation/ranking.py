@@ -18,6 +18,7 @@ from student.evaluation.intervals import mean_intervals
 from student.evaluation.within_memory import in_parts
 from student.losses.batches import beam_batch
 from student.losses.scores import candidate_scores
+from student.model.architecture import num_vocabulary_rows
 
 _NAMES = (
     "selection_accuracy", "selection_chance",
@@ -33,7 +34,7 @@ def rank_prompts(model: Any, cache: Cache) -> NDArray[np.float64]:
         length_penalty = float(cache.setting("config", "beams", "length_penalty"))
 
         def rank(rows: pa.RecordBatch) -> list[list[float]]:
-            batch = beam_batch(rows, model.device)
+            batch = beam_batch(rows, model.device, num_vocabulary_rows(model))
             student_BN = candidate_scores(model, batch, length_penalty).double().cpu().numpy()
             teacher_BN = batch.teacher_scores.double().cpu().numpy()
             pairs = zip(student_BN, teacher_BN, teacher_BN > -np.inf, strict=True)

@@ -33,6 +33,9 @@ def _next_token(found: dict[str, Any]) -> list[str]:
         _line("top-1 agreement", _with_interval(found, "top1_agreement", ".3f")),
         _line("top-5 agreement", _with_interval(found, "top5_agreement", ".3f")),
     ]
+    if found.get("lost_mass"):
+        share = f"{100 * found['lost_mass']:.3g} %"
+        lines.append(f"  {share} of the teacher's probability is on ids without a row in the student, and left out")
     if found["kl_is_lower_bound"]:
         lines.append("  KL is a lower bound: the cache tells nothing about the inside of the teacher's tail")
     return lines

@@ -98,6 +98,8 @@ def evaluate_model(
     - kl_nats: mean KL(teacher‖student) per token, nats. With a sampled tail it is cross-entropy minus the teacher's
       entropy, which is unbiased. Otherwise it is the divergence on the head and the tail's mass, a lower bound.
     - kl_is_lower_bound: whether kl_nats is a lower bound
+    - lost_mass: share of the teacher's probability on stored ids for which the student has no row, absent when it is 0.
+      They are left out of kl_nats; without a sampled tail, they count as part of the tail there.
     - kl_standard_error: of kl_nats, with blocks as the independent draws, because positions that share a context are
       not independent; None for one block
     - top1_agreement: share of positions with a head where student and teacher have the same most probable token

@@ -19,6 +19,7 @@ from student.export.held_out import cached_sequences, text_sequences
 from student.export.model_card import data_of, licences_of, model_card
 from student.export.readers import require
 from student.export.trial import Trial, run_trial
+from student.model.framing import read_framing
 from student.model.loading import load_student
 from student.model.tokenizers import check_tokenizer, load_tokenizer
 from student.run_record import RUN_NAME, read_run
@@ -46,7 +47,8 @@ def export_student(config: ExportConfig) -> Trial:
         check_tokenizer(config.student, cache)
     else:
         assert config.text is not None
-        sequences = text_sequences(config.text, model, tokenizer, config.max_tokens)
+        framing = read_framing(config.student, model, tokenizer)
+        sequences = text_sequences(config.text, model, tokenizer, framing, config.max_tokens, str(config.student))
     with publishing_path(config.out) as staged:
         with refusals(config.out):
             write_export(config, model, tokenizer, staged, licences_of(data_of(run, cache)))
@@ -67,9 +69,10 @@ def write_export(config: ExportConfig, model: Any, tokenizer: Any, path: Path, l
         case "gguf":
             from student.export.gguf.file import check_gguf, write_gguf
 
-            check_gguf(model, tokenizer, str(config.student))
+            framing = read_framing(config.student, model, tokenizer)
+            check_gguf(model, tokenizer, framing, str(config.student))
             name = config.student.resolve().name
-            write_gguf(model, tokenizer, path, config.quantize, name=name, licences=licences)
+            write_gguf(model, tokenizer, framing, path, config.quantize, name=name, licences=licences)
         case "onnx":
             _write_onnx_directory(config, model, tokenizer, path)
         case _:
@@ -93,7 +96,7 @@ def _write_onnx_directory(config: ExportConfig, model: Any, tokenizer: Any, path
 
 
 def _write_companions(config: ExportConfig, tokenizer: Any, path: Path) -> None:
-    """Write the tokenizer and run.json, which selection reads."""
+    """Write the tokenizer and run.json, which says how texts begin and how selection scores."""
     tokenizer.save_pretrained(path)
     run = config.student / RUN_NAME
     if run.is_file():

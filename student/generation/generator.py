@@ -13,37 +13,42 @@ import numpy as np
 
 from storage.errors import ConfigError
 from storage.tensors.model_facts import context_length_of
+from storage.text.characters import text_ids
+from storage.text.completions import completion_text, stream_completion
 from student.config import SamplingConfig
 from student.errors import StudentContextError, require_unicode
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
+from student.generation.questions import question_ids
 from student.model.device import choose_device
+from student.model.framing import read_framing, require_known_ids
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from student.token_loop import collect_texts, draw_tokens
 
-# A decoder writes this for bytes that are not, or not yet, a whole character.
-_REPLACEMENT = "\ufffd"
-
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnCandidate(RankedCandidate):
-    """A drawn continuation. finish_reason: "stop" if it ended with the end-of-text token, else "length"."""
+    """A drawn continuation. finish_reason: "stop" if it ended with an end id, else "length"."""
 
     finish_reason: str
 
 
 class Generator:
-    """A student that is loaded once and continues any number of prompts. It completes text and does not chat."""
+    """A student that is loaded once and continues any number of prompts."""
 
-    def __init__(self, student: Path | str, *, device: str = "auto") -> None:
+    def __init__(self, student: Path | str, *, device: str = "auto", chat: bool = False) -> None:
         """Load the student in this directory.
 
-        Raise NoSuchStudentError when it cannot be loaded, CheckpointError when its run.json is damaged, and ConfigError
-        when the device does not exist.
+        chat: a prompt is what a user says; continue it as the student's chat template renders that.
+
+        Raise NoSuchStudentError when it cannot be loaded, CheckpointError when its run.json is damaged,
+        EndBeyondVocabularyError, and ConfigError when the device does not exist.
         """
         self._student = Path(student)
         self._model = load_student(self._student).to(choose_device(device)).eval()
         self._tokenizer = load_tokenizer(self._student)
+        self._chat = chat
+        self._framing = read_framing(self._student, self._model, self._tokenizer)
         self._length_penalty = trained_length_penalty(self._student)
 
     @property
@@ -52,8 +57,11 @@ class Generator:
         return context_length_of(self._model)
 
     def num_tokens(self, prompt: str) -> int:
-        """Return the number of tokens of a prompt; raise PromptError when it is not valid Unicode."""
-        return len(self._prompt_ids(prompt))
+        """Return the tokens of a prompt with its beginning.
+
+        Raise PromptError when it is not valid Unicode, and ChatPromptError when no chat template renders it.
+        """
+        return len(self._framing.begin(self._text_ids(prompt)))
 
     def stream(
         self,
@@ -75,7 +83,7 @@ class Generator:
         """
         config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         prompt_ids = self._fitting_ids(prompt, config, keep_end)
-        return self._pieces(self._steps(prompt_ids, config, 1))
+        return stream_completion(self._tokenizer, prompt_ids, self._until_end(self._steps(prompt_ids, config, 1)))
 
     def generate(
         self,
@@ -107,8 +115,8 @@ class Generator:
         """Return up to num_candidates different continuations, the one with the best score first.
 
         Draw them together, the i-th, counted from 0, as `stream` draws with seed + i. Rank them by the score that beam
-        selection trained: summed log-probability / length^length_penalty in nats at temperature 1, where an end-of-text
-        token that was drawn counts. Equal texts are one candidate with the best of their scores.
+        selection trained: summed log-probability / length^length_penalty in nats at temperature 1, where an end id that
+        was drawn counts. Equal texts are one candidate with the best of their scores.
 
         Raise as `stream` does. Raise ConfigError also for fewer than one candidate, and for temperature 0, at which all
         candidates would be equal.
@@ -119,27 +127,30 @@ class Generator:
         if temperature == 0:
             raise ConfigError("--candidates are drawn: expected a --temperature above 0, at which they can differ")
         prompt_ids = self._fitting_ids(prompt, config, keep_end)
-        drawn = collect_texts(self._steps(prompt_ids, config, num_candidates), self._tokenizer.eos_token_id)
+        drawn = collect_texts(self._steps(prompt_ids, config, num_candidates), self._framing.end_ids)
         scores = continuation_scores(self._model, prompt_ids, drawn, self._length_penalty)
         best: dict[str, DrawnCandidate] = {}
         for score, ids in sorted(zip(scores, drawn, strict=True), key=lambda scored: -scored[0]):
-            reason = "stop" if self._has_ended(ids) else "length"
-            text = self._decode(ids)
+            reason = "stop" if ids[-1] in self._framing.end_ids else "length"
+            text = completion_text(self._tokenizer, prompt_ids, ids)
             best.setdefault(text, DrawnCandidate(text=text, score=score, finish_reason=reason))
         return list(best.values())
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def _text_ids(self, prompt: str) -> list[int]:
         require_unicode(prompt)
-        eos = self._tokenizer.eos_token_id
-        return self._tokenizer(prompt, add_special_tokens=False)["input_ids"] or [0 if eos is None else eos]
+        if self._chat:
+            ids = self._framing.without_beginning(question_ids(self._tokenizer, prompt, str(self._student)))
+        else:
+            ids = text_ids(self._tokenizer, prompt)
+        return require_known_ids(ids, self._model, self._tokenizer, str(self._student))
 
     def _fitting_ids(self, prompt: str, config: SamplingConfig, keep_end: bool) -> list[int]:
-        ids = self._prompt_ids(prompt)
-        room = self.context_length - config.max_new_tokens
+        ids = self._text_ids(prompt)
+        room = self.context_length - config.max_new_tokens - len(self._framing.beginning_ids)
         if room < 1 or (len(ids) > room and not keep_end):
-            needed = len(ids) + config.max_new_tokens
+            needed = len(self._framing.begin(ids)) + config.max_new_tokens
             raise StudentContextError(str(self._student), self.context_length, needed, "prompt and --max-new-tokens")
-        return ids[-room:]
+        return self._framing.begin(ids[-room:])
 
     def _steps(self, prompt_ids: list[int], config: SamplingConfig, num_texts: int) -> Iterator[list[int]]:
         seeds = [config.seed + i for i in range(num_texts)]
@@ -147,27 +158,12 @@ class Generator:
         steps = draw_tokens(self._model, prompts, seeds, temperature=config.temperature, top_p=config.top_p)
         return islice(steps, config.max_new_tokens)
 
-    def _has_ended(self, ids: list[int]) -> bool:
-        return bool(ids) and ids[-1] == self._tokenizer.eos_token_id
-
-    def _pieces(self, steps: Iterator[list[int]]) -> Iterator[str]:
-        ids: list[int] = []
-        text, num_shown = "", 0
-        for tokens in steps:
-            ids += tokens
-            text = self._decode(ids)
-            num_whole = len(text.rstrip(_REPLACEMENT))
-            if num_whole > num_shown:
-                yield text[num_shown:num_whole]
-                num_shown = num_whole
-            if self._has_ended(ids):
-                break
-        if len(text) > num_shown:
-            yield text[num_shown:]
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+    def _until_end(self, steps: Iterator[list[int]]) -> Iterator[int]:
+        """Yield the tokens of one text up to its end, which is included."""
+        for (token,) in steps:
+            yield token
+            if token in self._framing.end_ids:
+                return
 
 
 def generation_speeds(

@@ -85,7 +85,7 @@ def _typed_lines() -> Iterator[str]:
     with suppress(ImportError):
         importlib.import_module("readline")
     _note(
-        "the student continues what you type; it does not chat\n"
+        "the student continues each line that you type, by itself\n"
         "Ctrl-C stops an answer; an empty line or Ctrl-D ends\n"
         f"{_SET} shows how text is drawn; {_SET} temperature 0.5 changes it"
     )

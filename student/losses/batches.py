@@ -16,6 +16,7 @@ from torch import Tensor
 
 from storage.rows import beams, samples, soft_targets
 from storage.rows.soft_targets import SoftTargetRows
+from student.errors import MissingRowError
 from student.losses.targets import SparseTargets
 
 
@@ -27,7 +28,8 @@ class BlockBatch:
     wanted;
     targets: the teacher's sparse targets of the P valid positions, in row-major order; entropy, label_logprob [P]
     float32: the teacher's entropy and its log-probability of the next token in nats, in the same order, None when the
-    cache lacks them.
+    cache lacks them; lost_mass [P] float32: the probability of entries that are left out, because the student has no
+    row for their ids. entropy is without what they add to it.
     """
 
     input_ids: Tensor
@@ -36,14 +38,15 @@ class BlockBatch:
     targets: SparseTargets
     entropy: Tensor | None
     label_logprob: Tensor | None
+    lost_mass: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextBatch:
     """Prompts with continuations. The padding is on the right, where a causal model does not see it.
 
-    input_ids, position_ids [N, T] int64; is_target [N, T] bool: positions that predict a token of the continuation;
-    label_ids [P] int64: those tokens, in row-major order.
+    input_ids, position_ids [N, T] int64: the position of padding is −1; is_target [N, T] bool: positions that predict a
+    token of the continuation; label_ids [P] int64: those tokens, in row-major order.
     """
 
     input_ids: Tensor
@@ -69,39 +72,68 @@ class BeamBatch:
 
 
 def block_batch(
-    batch: pa.RecordBatch, *, tail_weight: float | None, temperature: float, device: torch.device
+    batch: pa.RecordBatch,
+    *,
+    tail_weight: float | None,
+    temperature: float,
+    device: torch.device,
+    num_rows: int | None = None,
 ) -> BlockBatch:
     """Return a record batch of soft targets as tensors.
 
     tail_weight: that of the cache, None when the tail was not sampled; temperature: include the tail's tempered mass
-    at this temperature if the cache holds it.
+    at this temperature if the cache holds it; num_rows: rows of the student's vocabulary, None if it has one for every
+    id. Raise MissingRowError when it has none for a token of the text.
     """
-    return block_tensors(soft_targets.decode(batch), tail_weight=tail_weight, temperature=temperature, device=device)
+    rows = soft_targets.decode(batch)
+    return block_tensors(rows, tail_weight=tail_weight, temperature=temperature, device=device, num_rows=num_rows)
 
 
 def block_tensors(
-    rows: SoftTargetRows, *, tail_weight: float | None, temperature: float, device: torch.device
+    rows: SoftTargetRows,
+    *,
+    tail_weight: float | None,
+    temperature: float,
+    device: torch.device,
+    num_rows: int | None = None,
 ) -> BlockBatch:
     """Return decoded rows as tensors; the arguments are those of block_batch."""
     is_valid = rows.is_valid_target
+    require_rows(rows.input_ids, num_rows)
+    targets = _sparse_targets(rows, is_valid, tail_weight, temperature, device)
+    entropy = None if rows.entropy is None else _tensor(rows.entropy[is_valid], np.float32, device)
+    lost_mass = torch.zeros(len(targets), device=device)
+    if num_rows is not None and rows.ids.max(initial=0) >= num_rows:
+        targets, lost_mass, lost_entropy = targets.without_rows_from(num_rows, temperature)
+        entropy = None if entropy is None else entropy - lost_entropy
     return BlockBatch(
         input_ids=_tensor(rows.input_ids[:, :-1], np.int64, device),
         position_ids=_tensor(rows.positions[:, :-1], np.int64, device),
         is_valid=_tensor(is_valid, np.bool_, device),
-        targets=_sparse_targets(rows, is_valid, tail_weight, temperature, device),
-        entropy=None if rows.entropy is None else _tensor(rows.entropy[is_valid], np.float32, device),
+        targets=targets,
+        entropy=entropy,
         label_logprob=None if rows.label_logprob is None else _tensor(rows.label_logprob[is_valid], np.float32, device),
+        lost_mass=lost_mass,
     )
 
 
-def sample_batch(batch: pa.RecordBatch, device: torch.device) -> TextBatch:
-    """Return a record batch of sampled texts as tensors."""
+def require_rows(ids: NDArray[Any], num_rows: int | None) -> None:
+    """Raise MissingRowError when a student with num_rows rows has none for a token id; None: it has all."""
+    if num_rows is not None and (largest := int(ids.max(initial=0))) >= num_rows:
+        raise MissingRowError(largest, num_rows)
+
+
+def sample_batch(batch: pa.RecordBatch, device: torch.device, num_rows: int | None = None) -> TextBatch:
+    """Return a record batch of sampled texts as tensors; num_rows: as in block_batch. Raise MissingRowError."""
     rows = samples.decode(batch)
-    return _text_batch([row.prompt_ids for row in rows], [row.completion_ids for row in rows], device)
+    return _text_batch([row.prompt_ids for row in rows], [row.completion_ids for row in rows], device, num_rows)
 
 
-def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
-    """Return a record batch of prompts with their beam candidates as tensors."""
+def beam_batch(batch: pa.RecordBatch, device: torch.device, num_rows: int | None = None) -> BeamBatch:
+    """Return a record batch of prompts with their beam candidates as tensors; num_rows: as in block_batch.
+
+    Raise MissingRowError.
+    """
     rows = beams.decode(batch)
     owners = [b for b, row in enumerate(rows) for _ in row.candidates]
     candidates = [candidate for row in rows for candidate in row.candidates]
@@ -110,7 +142,7 @@ def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
     scores[owners, slots] = torch.tensor([candidate.score for candidate in candidates])
     ids = [candidate.candidate_ids for candidate in candidates]
     return BeamBatch(
-        texts=_text_batch([rows[b].prompt_ids for b in owners], ids, device),
+        texts=_text_batch([rows[b].prompt_ids for b in owners], ids, device, num_rows),
         prompt_index=torch.tensor(owners, dtype=torch.int64, device=device),
         slot=torch.tensor(slots, dtype=torch.int64, device=device),
         lengths=torch.tensor([len(candidate_ids) for candidate_ids in ids], dtype=torch.int64, device=device),
@@ -118,22 +150,28 @@ def beam_batch(batch: pa.RecordBatch, device: torch.device) -> BeamBatch:
     )
 
 
-def text_batch(prompt_ids: list[int], continuations: list[list[int]], device: torch.device) -> TextBatch:
-    """Return one prompt with several continuations as tensors."""
-    return _text_batch([np.array(prompt_ids)] * len(continuations), [np.array(c) for c in continuations], device)
+def text_batch(
+    prompt_ids: list[int], continuations: list[list[int]], device: torch.device, num_rows: int | None = None
+) -> TextBatch:
+    """Return one prompt with several continuations as tensors; num_rows: as in block_batch. Raise MissingRowError."""
+    prompts = [np.array(prompt_ids)] * len(continuations)
+    return _text_batch(prompts, [np.array(ids) for ids in continuations], device, num_rows)
 
 
-def _text_batch(prompts: list[NDArray[Any]], continuations: list[NDArray[Any]], device: torch.device) -> TextBatch:
+def _text_batch(
+    prompts: list[NDArray[Any]], continuations: list[NDArray[Any]], device: torch.device, num_rows: int | None
+) -> TextBatch:
     prompt_lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     lengths = prompt_lengths + np.array([len(continuation) for continuation in continuations], dtype=np.int64)
     ids = np.zeros((len(prompts), lengths.max(initial=1)), dtype=np.int64)
     for row, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         ids[row, : lengths[row]] = np.concatenate([prompt, continuation])
+    require_rows(ids, num_rows)
     place = np.arange(ids.shape[1] - 1)
     is_target = (place >= prompt_lengths[:, None] - 1) & (place < lengths[:, None] - 1)
     return TextBatch(
         input_ids=torch.from_numpy(ids[:, :-1].copy()).to(device),
-        position_ids=torch.from_numpy(place).expand(len(ids), -1).to(device),
+        position_ids=torch.from_numpy(np.where(place < lengths[:, None] - 1, place, -1)).to(device),
         is_target=torch.from_numpy(is_target).to(device),
         label_ids=torch.from_numpy(ids[:, 1:][is_target]).to(device),
     )

@@ -1,7 +1,7 @@
 """Compute the loss from hidden states without ever holding logits of [P, V].
 
 The forward pass takes the positions through the head in chunks. It overwrites each chunk's logits with their gradient
-and multiplies that into the gradients of the hidden states and of the head weight. The backward pass only scales these
+and multiplies that into the gradients of the hidden states and of the head. The backward pass only scales these
 (the idea of Liger's fused linear losses, Hsu et al. 2024).
 
 Shape legend: P positions, C positions of a chunk, D width, V vocabulary, K head entries, J tail draws, O = K + 1
@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from storage.tensors.output_head import OutputHead
 from student.losses.divergences import DIVERGENCES
-from student.losses.head_matmul import ChunkedHead, chunk_positions_on, matmul_dtype_of, softmax_, upcast
+from student.losses.head_matmul import (
+    ChunkedHead,
+    HeadGradients,
+    chunk_positions_on,
+    matmul_dtype_of,
+    softmax_,
+    upcast,
+)
 from student.losses.targets import SparseTargets
 
 
@@ -41,7 +49,7 @@ class HeadLoss:
 
 def fused_head_loss(
     hidden_PD: Tensor,
-    head_weight_VD: Tensor,
+    head: OutputHead,
     targets: SparseTargets,
     loss: HeadLoss,
     chunk_positions: int | None = None,
@@ -53,9 +61,10 @@ def fused_head_loss(
     input, else float32. The other two are float64 and carry none. The sum of the soft loss is at temperature T, without
     the factor T². The sum of a loss with weight 0 may be returned as 0.
     """
-    needs_gradient = torch.is_grad_enabled() and (hidden_PD.requires_grad or head_weight_VD.requires_grad)
+    leaves = (hidden_PD, head.weight_VD, head.bias_V)
+    needs_gradient = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
     chunk = chunk_positions or chunk_positions_on(hidden_PD.device)
-    total, soft_sum, label_sum = _FusedHead.apply(hidden_PD, head_weight_VD, targets, loss, chunk, needs_gradient)  # type: ignore[no-untyped-call]
+    total, soft_sum, label_sum = _FusedHead.apply(*leaves, head, targets, loss, chunk, needs_gradient)  # type: ignore[no-untyped-call]
     return total, soft_sum, label_sum
 
 
@@ -64,21 +73,25 @@ class _FusedHead(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_PD: Tensor,
-        head_weight_VD: Tensor,
+        _weight_VD: Tensor,
+        _bias_V: Tensor | None,
+        head: OutputHead,
         targets: SparseTargets,
         loss: HeadLoss,
         chunk: int,
         needs_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_hidden_PD = torch.empty_like(hidden_PD) if needs_gradient else None
-        grad_weight_VD = torch.zeros_like(head_weight_VD) if needs_gradient else None
+        """Take the head's weight and bias as arguments of their own too, because autograd looks at those alone."""
+        gradients = HeadGradients.to_fill(hidden_PD, head) if needs_gradient else None
         sums = hidden_PD.new_zeros(2, dtype=torch.float64)
-        head = ChunkedHead(hidden_PD, head_weight_VD, matmul_dtype=matmul_dtype_of(hidden_PD), chunk_positions=chunk)
-        for positions, logits_CV in head.chunks():
+        chunked = ChunkedHead(hidden_PD, head, matmul_dtype=matmul_dtype_of(hidden_PD), chunk_positions=chunk)
+        for positions, logits_CV in chunked.chunks():
             sums += _losses_to_gradient(logits_CV, targets.slice(positions.start, positions.stop), loss)
-            if grad_hidden_PD is not None and grad_weight_VD is not None:
-                head.add_gradients(positions, logits_CV, grad_hidden_PD, grad_weight_VD)
-        ctx.save_for_backward(grad_hidden_PD, grad_weight_VD)
+            if gradients is not None:
+                chunked.add_gradients(positions, logits_CV, gradients)
+        if gradients is not None:
+            # Saved, not kept in ctx: PyTorch then hands them over to the parameters without a copy.
+            ctx.save_for_backward(gradients.hidden_PD, gradients.weight_VD, gradients.bias_V)
         soft_sum, label_sum = sums
         soft_weight = loss.soft_weight * loss.temperature**2
         total = (soft_weight * soft_sum + loss.label_weight * label_sum).to(upcast(hidden_PD).dtype)
@@ -87,9 +100,9 @@ class _FusedHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_hidden_PD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_PD.mul_(grad_total), grad_weight_VD.mul_(grad_total), None, None, None, None
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if saved is None else saved.mul_(grad_total) for saved in ctx.saved_tensors)
+        return *gradients, *[None] * 5
 
 
 def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:

@@ -1,4 +1,4 @@
-"""Run the output head chunk by chunk: compute logits, and turn their gradient into those of states and weight.
+"""Run the output head chunk by chunk: compute logits, and turn their gradient into those of states, weight and bias.
 
 Shape legend: P positions, C positions of a chunk, G rows of a chunk, D width, V vocabulary.
 """
@@ -6,9 +6,12 @@ Shape legend: P positions, C positions of a chunk, G rows of a chunk, D width, V
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from storage.tensors.output_head import OutputHead
 
 # Smaller chunks spend too much time on adding up the head's gradient; larger ones need more memory.
 _CHUNK_POSITIONS = {"cpu": 512, "cuda": 4096}
@@ -21,23 +24,41 @@ def chunk_positions_on(device: torch.device) -> int:
     return _CHUNK_POSITIONS.get(device.type, 512)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadGradients:
+    """Gradients with respect to hidden_PD, weight_VD and bias_V of a head; bias_V is None for a head without bias."""
+
+    hidden_PD: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+    @classmethod
+    def to_fill(cls, hidden_PD: Tensor, head: OutputHead) -> HeadGradients:
+        """Return memory for the gradients. ChunkedHead.add_gradients writes hidden_PD and adds to the others."""
+        return cls(
+            hidden_PD=torch.empty_like(hidden_PD),
+            weight_VD=torch.zeros_like(head.weight_VD),
+            bias_V=None if head.bias_V is None else torch.zeros_like(head.bias_V),
+        )
+
+
 class ChunkedHead:
-    """Products of hidden states and head weight, in buffers that all chunks share.
+    """Logits of hidden states, in buffers that all chunks share.
 
     On a CPU, a new [C, V] tensor for every chunk would cost a third of a product's time in page faults. Products are
     computed in matmul_dtype. Logits are float64 for float64 input, else float32: the precision of the losses. Use this
     only where autograd does not record.
     """
 
-    def __init__(
-        self, hidden_PD: Tensor, head_weight_VD: Tensor, *, matmul_dtype: torch.dtype, chunk_positions: int
-    ) -> None:
+    def __init__(self, hidden_PD: Tensor, head: OutputHead, *, matmul_dtype: torch.dtype, chunk_positions: int) -> None:
         self._matmul_dtype = matmul_dtype
         self._hidden_PD = hidden_PD
-        self._weight_VD = head_weight_VD.to(matmul_dtype)
+        self._head = head
+        self._weight_VD = head.weight_VD.to(matmul_dtype)
         self._chunk = max(1, min(chunk_positions, len(hidden_PD)))
-        shape = self._chunk, len(head_weight_VD)
+        shape = self._chunk, len(head.weight_VD)
         self._logits_CV = hidden_PD.new_empty(shape, dtype=upcast(hidden_PD).dtype)
+        self._capped_CV = None if head.cap_nats is None else torch.empty_like(self._logits_CV)
         is_same = matmul_dtype == self._logits_CV.dtype
         self._product_CV = None if is_same else hidden_PD.new_empty(shape, dtype=matmul_dtype)
 
@@ -54,13 +75,21 @@ class ChunkedHead:
                 torch.mm(hidden_CD, self._weight_VD.T, out=logits_CV)
             else:
                 logits_CV.copy_(torch.mm(hidden_CD, self._weight_VD.T, out=self._product_CV[: len(hidden_CD)]))
+            self._head.finish_(logits_CV)
+            if self._capped_CV is not None:
+                self._capped_CV[: len(logits_CV)] = logits_CV
             yield positions, logits_CV
 
-    def add_gradients(self, positions: slice, grad_CV: Tensor, grad_hidden_PD: Tensor, grad_weight_VD: Tensor) -> None:
-        """Write grad_hidden_PD at `positions`, and add the chunk's part to grad_weight_VD.
+    def add_gradients(self, positions: slice, grad_CV: Tensor, gradients: HeadGradients) -> None:
+        """Write gradients.hidden_PD at `positions`, and add the chunk's part to the other gradients. Call this once.
 
-        grad_CV: gradient with respect to the chunk's logits, in the dtype of the logits.
+        grad_CV: gradient with respect to the logits of the chunk yielded last, in their dtype. It may be overwritten.
         """
+        capped_CV = None if self._capped_CV is None else self._capped_CV[: len(grad_CV)]
+        self._head.gradient_of_products_(grad_CV, capped_CV)
+        grad_hidden_PD, grad_weight_VD = gradients.hidden_PD, gradients.weight_VD
+        if gradients.bias_V is not None:
+            gradients.bias_V.add_(grad_CV.sum(0))
         if self._product_CV is not None:
             grad_CV = self._product_CV[: len(grad_CV)].copy_(grad_CV)
         hidden_CD = self._hidden_PD[positions].to(self._matmul_dtype)

@@ -13,13 +13,13 @@ from torch import Tensor
 from student.losses.batches import BeamBatch, BlockBatch, TextBatch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, output_head
 
 
 def candidate_scores(model: Any, batch: BeamBatch, length_penalty: float) -> Tensor:
     """Return the student's length-normalised scores [B, N] in nats, −inf where a prompt has fewer candidates."""
     hidden_PD = hidden_at(model, batch.texts, batch.texts.is_target)
-    logprobs_P = token_logprobs(hidden_PD, head_weight(model), batch.texts.label_ids)
+    logprobs_P = token_logprobs(hidden_PD, output_head(model), batch.texts.label_ids)
     owner_P = torch.repeat_interleave(torch.arange(len(batch.lengths), device=hidden_PD.device), batch.lengths)
     sums_L = logprobs_P.new_zeros(len(batch.lengths)).index_add(0, owner_P, logprobs_P)
     scores_L = length_normalised_scores(sums_L, batch.lengths, length_penalty)

@@ -5,7 +5,8 @@ Shape legend: P valid positions; K head entries and J tail draws, each the large
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +89,33 @@ class SparseTargets:
             tempered_tail_logmass=None if tempered is None else tempered[start:stop],
             label_ids=self.label_ids[start:stop],
         )
+
+    def without_rows_from(self, num_rows: int, temperature: float) -> tuple[SparseTargets, Tensor, Tensor]:
+        """Return the targets for a student whose vocabulary has num_rows rows, fewer than the teacher's.
+
+        Entries with other ids are left out: their mass in the head goes to the tail, and draws no longer stand for
+        anything, so that Σ q is that of the ids that are left. Return also the probability of these entries [P], and
+        what they add to the teacher's entropy [P]: −p log p for head entries, and −τ log τ for a draw with an unknown
+        p < τ, which in the mean is too little. temperature: that of tempered_tail_logmass.
+        """
+        is_lost_PK, is_lost_PJ = self.is_head & (self.head_ids >= num_rows), self.is_drawn & (self.tail_ids >= num_rows)
+        logprobs_PK = self.head_logprobs.masked_fill(~is_lost_PK, -torch.inf)
+        probs_PK, num_lost_P = logprobs_PK.exp(), is_lost_PJ.sum(1).to(logprobs_PK.dtype)
+        tau, tempered_P = self.tail_weight or 1.0, self.tempered_tail_logmass
+        targets = replace(
+            self,
+            head_ids=self.head_ids.masked_fill(is_lost_PK, 0),
+            is_head=self.is_head & ~is_lost_PK,
+            tail_logprob=torch.logaddexp(self.tail_logprob, logprobs_PK.logsumexp(1)),
+            tail_ids=self.tail_ids.masked_fill(is_lost_PJ, 0),
+            is_drawn=self.is_drawn & ~is_lost_PJ,
+            tempered_tail_logmass=(
+                None if tempered_P is None else tempered_P.logaddexp((logprobs_PK / temperature).logsumexp(1))
+            ),
+        )
+        mass_P = probs_PK.sum(1) + num_lost_P * tau
+        entropy_P = -torch.xlogy(probs_PK, probs_PK).sum(1) - num_lost_P * tau * math.log(tau)
+        return targets, mass_P, entropy_P
 
     def coarse_logprobs(self, temperature: float) -> Tensor:
         """Return the teacher's log-probabilities of the K head ids and of the tail [P, K + 1], −inf at padding.

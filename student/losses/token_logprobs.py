@@ -8,47 +8,64 @@ Shape legend: P positions, C positions of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student.losses.head_matmul import ChunkedHead, chunk_positions_on, matmul_dtype_of, softmax_, upcast
+from storage.tensors.output_head import OutputHead
+from student.losses.head_matmul import (
+    ChunkedHead,
+    HeadGradients,
+    chunk_positions_on,
+    matmul_dtype_of,
+    softmax_,
+    upcast,
+)
 
 
-def token_logprobs(hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
-    """Return log softmax(hidden · headᵀ) at the given tokens [P] in nats: float64 for float64 input, else float32."""
-    logprobs: Tensor = _TokenLogprobs.apply(hidden_PD, head_weight_VD, token_ids_P)  # type: ignore[no-untyped-call]
+def token_logprobs(hidden_PD: Tensor, head: OutputHead, token_ids_P: Tensor) -> Tensor:
+    """Return the logs of softmax(logits) at the given tokens [P] in nats: float64 for float64 input, else float32."""
+    logprobs: Tensor = _TokenLogprobs.apply(hidden_PD, head.weight_VD, head.bias_V, head, token_ids_P)  # type: ignore[no-untyped-call]
     return logprobs
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_PD: Tensor, head_weight_VD: Tensor, token_ids_P: Tensor) -> Tensor:
-        ctx.matmul_dtype = matmul_dtype_of(hidden_PD)
-        ctx.save_for_backward(hidden_PD, head_weight_VD, token_ids_P)
+    def forward(
+        ctx: Any,
+        hidden_PD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: OutputHead,
+        token_ids_P: Tensor,
+    ) -> Tensor:
+        ctx.head, ctx.matmul_dtype = head, matmul_dtype_of(hidden_PD)
+        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, token_ids_P)
         parts = [upcast(hidden_PD.new_empty(0))]
-        for positions, logits_CV in _head(hidden_PD, head_weight_VD, ctx.matmul_dtype).chunks():
+        for positions, logits_CV in _chunked(hidden_PD, head, ctx.matmul_dtype).chunks():
             token_logit_C1 = logits_CV.gather(1, token_ids_P[positions, None])
             parts.append((token_logit_C1 - softmax_(logits_CV))[:, 0])
         return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         """Use ∂ log s(y) / ∂z = onehot(y) − s, where s = softmax(z)."""
-        hidden_PD, head_weight_VD, token_ids_P = ctx.saved_tensors
-        grad_hidden_PD, grad_weight_VD = torch.empty_like(hidden_PD), torch.zeros_like(head_weight_VD)
-        head = _head(hidden_PD, head_weight_VD, ctx.matmul_dtype)
-        for positions, logits_CV in head.chunks():
+        hidden_PD, weight_VD, bias_V, token_ids_P = ctx.saved_tensors
+        head = replace(ctx.head, weight_VD=weight_VD, bias_V=bias_V)
+        gradients = HeadGradients.to_fill(hidden_PD, head)
+        chunked = _chunked(hidden_PD, head, ctx.matmul_dtype)
+        for positions, logits_CV in chunked.chunks():
             grad_C1 = grad_P[positions, None].to(logits_CV.dtype)
             softmax_(logits_CV, -grad_C1)
             logits_CV.scatter_add_(1, token_ids_P[positions, None], grad_C1)
-            head.add_gradients(positions, logits_CV, grad_hidden_PD, grad_weight_VD)
-        return grad_hidden_PD, grad_weight_VD, None
+            chunked.add_gradients(positions, logits_CV, gradients)
+        return gradients.hidden_PD, gradients.weight_VD, gradients.bias_V, None, None
 
 
-def _head(hidden_PD: Tensor, head_weight_VD: Tensor, matmul_dtype: torch.dtype) -> ChunkedHead:
+def _chunked(hidden_PD: Tensor, head: OutputHead, matmul_dtype: torch.dtype) -> ChunkedHead:
     chunk = chunk_positions_on(hidden_PD.device)
-    return ChunkedHead(hidden_PD, head_weight_VD, matmul_dtype=matmul_dtype, chunk_positions=chunk)
+    return ChunkedHead(hidden_PD, head, matmul_dtype=matmul_dtype, chunk_positions=chunk)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
-from storage.errors import first_line
+from storage.disk.json_files import read_json_object
+from storage.errors import UnusableModelError
 from storage.reading.cache import Cache
-from student.errors import UnknownPresetError
+from storage.tensors.checkpoints.blame import blaming_files
+from storage.tensors.checkpoints.first_passes import require_causal
+from storage.tensors.checkpoints.loading import build_model
+from storage.tensors.packing import Isolation
+from student.errors import BrokenStudentError, UnknownPresetError
+from student.model.architecture import output_head
+from student.model.enlarging import enlarge_weights
 from student.model.fitting import check_fits, load_fitting_student, longest_rows
+from student.model.isolation import isolation_of
+from student.model.loading import learn_all_embeddings, require_unquantized
 
 # Layers, width and heads of a GPT-2 architecture. distil is the shape of DistilGPT2.
 PRESETS: dict[str, dict[str, int]] = {
@@ -34,16 +40,52 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.manual_seed(seed)
     if preset in PRESETS:
-        model = transformers.AutoModelForCausalLM.from_config(_preset_config(preset, cache))
-    elif Path(preset).suffix == ".json":
-        model = _from_config_file(preset, cache)
+        settings = _preset_config(preset, cache).to_dict()
+    elif Path(preset).suffix == ".json" and not Path(preset).is_dir():
+        settings = _with_vocabulary(read_config_file(preset), cache)
     elif Path(preset).is_dir():
-        return load_fitting_student(Path(preset), cache)
+        model = load_fitting_student(Path(preset), cache)
+        _check_as_if_trained(model.config.to_dict(), cache, preset)
+        return model
     else:
         raise UnknownPresetError(preset, list(PRESETS))
-    check_fits(model, cache, preset)
+    isolation = _check_as_if_trained(settings, cache, preset)
+    model = _with_new_weights(settings, preset, seed)
+    model.isolation = isolation
+    output_head(model)  # find its form now: in a step, the passes that find it would disturb the gradients
+    return model
+
+
+def _check_as_if_trained(settings: dict[str, Any], cache: Cache, preset: str) -> Isolation:
+    """Return how the model will read packed documents.
+
+    Raise UnknownPresetError or the errors of check_fits for a model that would be refused when it is trained.
+
+    New weights are so small that a cap, a bias or a leak changes nothing yet. So what is checked is a model with large
+    weights, which is gone before the student is made.
+    """
+    model = _with_new_weights(settings, preset, seed=0).eval()
+    enlarge_weights(model)
+    try:
+        require_causal(model)
+        with blaming_files("", settings):
+            check_fits(model, cache, preset)
+    except UnusableModelError as error:
+        raise UnknownPresetError(preset, list(PRESETS), error.reason) from error
+    except BrokenStudentError as error:
+        raise UnknownPresetError(preset, list(PRESETS), "with large weights its logits are not finite") from error
+    return isolation_of(model)
+
+
+def _with_new_weights(settings: dict[str, Any], preset: str, seed: int) -> Any:
+    """Return a model as its settings describe it. Raise UnknownPresetError when they describe none."""
+    try:
+        require_unquantized(settings)
+        model = build_model(transformers, settings, seed)
+    except UnusableModelError as error:
+        raise UnknownPresetError(preset, list(PRESETS), error.reason) from error
+    learn_all_embeddings(model)
     return model
 
 
@@ -60,32 +102,36 @@ def _preset_config(preset: str, cache: Cache) -> transformers.GPT2Config:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=eos,
+        bos_token_id=_bos_token_id(cache),
         eos_token_id=eos,
         **PRESETS[preset],
     )
 
 
-def _from_config_file(path: str, cache: Cache) -> Any:
-    """Return a model with new weights as the file describes it.
+def _bos_token_id(cache: Cache) -> int | None:
+    """Return the id that texts begin with, else the end of the text before."""
+    bos: int | None = (*cache.identity.beginning_ids, cache.setting("tokenizer", "eos_token_id"))[0]
+    return bos
 
-    Take vocab_size, bos_token_id and eos_token_id from the cache where the file does not state them.
+
+def _with_vocabulary(stated: dict[str, Any], cache: Cache) -> dict[str, Any]:
+    """Return the settings of a config file with what it leaves open, or null, of the vocabulary from the cache.
+
+    A pad_token_id outside the vocabulary, as some architectures have by default, becomes None: padding is never read.
     """
     eos = cache.setting("tokenizer", "eos_token_id")
-    stated = read_config_file(path)
-    settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": eos, "eos_token_id": eos} | stated
-    try:
-        return transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(settings.pop("model_type", "gpt2"), **settings)
-        )
-    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UnknownPresetError(path, list(PRESETS), first_line(error)) from error
+    open_settings = {"vocab_size": cache.identity.vocab_size, "bos_token_id": _bos_token_id(cache), "eos_token_id": eos}
+    stated = {name: value for name, value in stated.items() if value is not None or name not in open_settings}
+    settings = {"model_type": "gpt2"} | open_settings | {"pad_token_id": None} | stated
+    pad, vocab_size = settings["pad_token_id"], settings["vocab_size"]
+    if isinstance(pad, int) and isinstance(vocab_size, int) and not 0 <= pad < vocab_size:
+        settings["pad_token_id"] = None
+    return settings
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Return what a config .json states, without nulls; raise UnknownPresetError when it is not a JSON object."""
+    """Return what a config .json states; raise UnknownPresetError when it is not a JSON object."""
     try:
-        content = json.loads(Path(path).read_bytes())
-        return {name: value for name, value in content.items() if value is not None}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UnknownPresetError(path, list(PRESETS), first_line(error)) from error
+        return read_json_object(Path(path))
+    except UnusableModelError as error:
+        raise UnknownPresetError(path, list(PRESETS), error.reason) from error

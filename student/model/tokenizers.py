@@ -7,8 +7,10 @@ from typing import Any
 
 import transformers
 
-from storage.errors import RecordError, first_line, is_unreadable_tokenizer
+from storage.errors import RecordError, UnusableModelError
 from storage.reading.cache import Cache
+from storage.tensors.checkpoints.config_file import require_sound_config_file
+from storage.text.tokenizer_files import load_tokenizer_files
 from student.errors import NoSuchStudentError, TokenizerMismatchError, VocabularyMismatchError
 from student.model.loading import AS_DATA
 
@@ -19,27 +21,27 @@ _FREE_PADDED_ROWS = 1024
 def load_tokenizer(directory: Path) -> Any:
     """Return the tokenizer saved in a student's directory; raise NoSuchStudentError when it cannot be loaded."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory, **AS_DATA)
-    except BaseException as error:
-        if not is_unreadable_tokenizer(error):
-            raise
-        raise NoSuchStudentError(str(directory), f"no tokenizer: {first_line(error)}") from error
+        require_sound_config_file(directory, transformers.CONFIG_MAPPING)
+        return load_tokenizer_files(transformers.AutoTokenizer, str(directory), **AS_DATA)
+    except UnusableModelError as error:
+        raise NoSuchStudentError(str(directory), error.reason) from error
 
 
 def load_cache_tokenizer(cache: Cache) -> Any:
     """Return the tokenizer that is stored with a cache.
 
     Raise MissingFileError, UnsafePathError or HashMismatchError when its files are not those that the cache was begun
-    with, RecordError when they are not a tokenizer, and VocabularyMismatchError when its ids do not fit the cache's
-    vocabulary.
+    with, RecordError when they are not a tokenizer, and VocabularyMismatchError when the cache's vocabulary is much
+    larger than the tokenizer's. Ids beyond the vocabulary may exist: the rows of a cache hold none.
     """
     directory = cache.checked_tokenizer_dir()
     try:
         tokenizer = load_tokenizer(directory)
     except NoSuchStudentError as error:
         raise RecordError(str(directory), error.reason) from error
-    vocab_size, used = cache.identity.vocab_size, max(tokenizer.get_vocab().values(), default=0) + 1
-    if not used <= vocab_size <= 2 * used + _FREE_PADDED_ROWS:
+    vocab_size = cache.identity.vocab_size
+    used = sum(token_id < vocab_size for token_id in tokenizer.get_vocab().values())
+    if vocab_size > 2 * used + _FREE_PADDED_ROWS:
         raise VocabularyMismatchError(str(directory), used, vocab_size)
     return tokenizer
 

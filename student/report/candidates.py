@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from storage.report.cache_rows import spread
 from storage.rows import beams
 from student.losses.batches import beam_batch
 from student.losses.scores import candidate_scores
+from student.model.architecture import num_vocabulary_rows
+from student.report.runs import TextOf
 
 _NUM_PROMPTS = 4
 
@@ -34,7 +36,7 @@ class RankedPrompt:
 
 
 @torch.inference_mode()
-def rank_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> list[RankedPrompt]:
+def rank_some_prompts(models: Sequence[Any], cache: Cache, text_of: TextOf) -> list[RankedPrompt]:
     """Rank a few prompts, spread over the first record batch of the validation split; return [] without prompts."""
     if not cache.num_rows("beams", "validation"):
         return []
@@ -44,11 +46,13 @@ def rank_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[[Any
     length_penalty = float(cache.setting("config", "beams", "length_penalty"))
     return [
         RankedPrompt(
-            prompt=decode(rows[place].prompt_ids),
+            prompt=text_of((), rows[place].prompt_ids),
             texts=[candidate.text for candidate in rows[place].candidates],
             teacher_scores=[candidate.score for candidate in rows[place].candidates],
             student_scores=[
-                candidate_scores(model, beam_batch(batch.slice(place, 1), model.device), length_penalty)[0].tolist()
+                candidate_scores(
+                    model, beam_batch(batch.slice(place, 1), model.device, num_vocabulary_rows(model)), length_penalty
+                )[0].tolist()
                 for model in models
             ],
         )

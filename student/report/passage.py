@@ -22,7 +22,8 @@ from storage.rows.soft_targets import SoftTargetRows
 from student.evaluation.positions import measure_positions
 from student.losses.batches import block_batch
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight, hidden_states
+from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
+from student.report.runs import TextOf
 
 _MOST_TARGETS = 160
 # Targets to show before the first valid one: the end of a prompt, or of what the user said.
@@ -69,7 +70,7 @@ class Passage:
 
 
 @torch.inference_mode()
-def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> Passage | None:
+def look_at_passage(models: Sequence[Any], cache: Cache, text_of: TextOf) -> Passage | None:
     """Predict the piece of a document with the most valid targets in the first record batch of the validation split.
 
     Begin at most _MOST_BEFORE targets before its first valid one. Return None without blocks, or when no piece has a
@@ -90,10 +91,15 @@ def look_at_passage(models: Sequence[Any], cache: Cache, decode: Callable[[Any],
     targets = batch.targets.slice(places.start, places.stop)
     known = batch.label_logprob
     probabilities = [None] * len(targets) if known is None else known[places].exp().tolist()
-    teachers = _teachers_opinions(targets, probabilities, decode)
-    students = [_students_opinions(model, chosen, places, targets, decode) for model in models]
     ids = soft_targets.decode(chosen).input_ids[0]
-    texts = [decode(ids[t : t + 1]) for t in [*shown_T, shown_T[-1] + 1]]
+    first, valid_T = shown_T[0], shown_T[is_valid_T[shown_T]]
+
+    def text_at(p: int, token_id: int) -> str:
+        return text_of(ids[first : valid_T[p] + 1], (token_id,))
+
+    teachers = _teachers_opinions(targets, probabilities, text_at)
+    students = [_students_opinions(model, chosen, places, targets, text_at) for model in models]
+    texts = [text_of(ids[first:t], ids[t : t + 1]) for t in [*shown_T, shown_T[-1] + 1]]
     predicted = iter(range(len(targets)))
     return Passage(
         first=texts[0],
@@ -129,33 +135,37 @@ def _choose_targets(rows: SoftTargetRows) -> tuple[int, NDArray[np.int64]]:
 
 
 def _teachers_opinions(
-    targets: SparseTargets, probabilities: Sequence[float | None], decode: Callable[[Any], str]
+    targets: SparseTargets, probabilities: Sequence[float | None], text_at: Callable[[int, int], str]
 ) -> list[Opinion]:
-    """Return the head's most probable entries: the cache has no probabilities of tokens outside the head."""
+    """Return the head's most probable entries: the cache has no probabilities of tokens outside the head.
+
+    text_at: the text of a token as the target's next one.
+    """
     opinions = []
     for p, probability in enumerate(probabilities):
         ids = targets.head_ids[p][targets.is_head[p]].numpy()
         logprobs = targets.head_logprobs[p][targets.is_head[p]].numpy()
         best = np.argsort(-logprobs, kind="stable")[:_ALTERNATIVES]
-        alternatives = [(decode(ids[b : b + 1]), float(np.exp(logprobs[b]))) for b in best]
+        alternatives = [(text_at(p, ids[b]), float(np.exp(logprobs[b]))) for b in best]
         opinions.append(Opinion(probability=probability, alternatives=alternatives))
     return opinions
 
 
 def _students_opinions(
-    model: Any, row: Any, places: slice, targets: SparseTargets, decode: Callable[[Any], str]
+    model: Any, row: Any, places: slice, targets: SparseTargets, text_at: Callable[[int, int], str]
 ) -> tuple[list[Opinion], list[float]]:
-    batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device)
+    num_rows = num_vocabulary_rows(model)
+    batch = block_batch(row, tail_weight=None, temperature=1.0, device=model.device, num_rows=num_rows)
     kl = measure_positions(model, batch, num_best=1).kl[places].tolist()
     hidden_PD = hidden_states(model, batch.input_ids, batch.position_ids)[batch.is_valid][places]
-    probs_PV = torch.softmax(hidden_PD.float() @ head_weight(model).T.float(), dim=1).cpu()
+    probs_PV = torch.softmax(output_head(model).logits(hidden_PD.float()), dim=1).cpu()
     best_PA, ids_PA = probs_PV.topk(min(_ALTERNATIVES, probs_PV.shape[1]), dim=1)
     label_P = probs_PV.gather(1, targets.label_ids[:, None])[:, 0]
     opinions = [
         Opinion(
             probability=float(label_P[p]),
             alternatives=[
-                (decode(np.array([token_id])), probability)
+                (text_at(p, token_id), probability)
                 for token_id, probability in zip(ids_PA[p].tolist(), best_PA[p].tolist(), strict=True)
             ],
         )

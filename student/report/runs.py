@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.rows.kinds import KINDS
 from student.report.training_log import TrainingLog
+
+# Returns the text of token ids that follow other token ids, special tokens shown.
+TextOf = Callable[[Any, Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)

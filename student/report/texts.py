@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from storage.pages.page import note, quotation
 from storage.pages.tables import Cell, table
 from storage.reading.cache import Cache
 from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts, without_end
-from student.report.runs import Run
+from student.report.runs import Run, TextOf
 
 _NUM_PROMPTS = 4
 # Key of a figure, its name on the page, and whether it is a share, to show in percent.
@@ -36,7 +36,7 @@ class Continuations:
     students: list[str]
 
 
-def continue_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[[Any], str]) -> list[Continuations]:
+def continue_some_prompts(models: Sequence[Any], cache: Cache, text_of: TextOf) -> list[Continuations]:
     """Draw one text per student for a few held-out prompts, with the cache's sampling settings; [] without samples."""
     if not cache.num_rows("samples", "validation"):
         return []
@@ -45,9 +45,9 @@ def continue_some_prompts(models: Sequence[Any], cache: Cache, decode: Callable[
     texts = [continue_prompts(model, rows, settings) for model in models]
     return [
         Continuations(
-            prompt=decode(row.prompt_ids),
+            prompt=text_of((), row.prompt_ids),
             teacher=row.text,
-            students=[decode(without_end(of_model[place], settings.eos_token_id)) for of_model in texts],
+            students=[text_of(row.prompt_ids, without_end(of_model[place], settings.end_ids)) for of_model in texts],
         )
         for place, row in enumerate(rows)
     ]

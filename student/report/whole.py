@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from storage.pages.markup import Markup, join
 from storage.pages.page import Section, page, publish_page, require_file_name
 from storage.pages.svg import require_matplotlib
 from storage.reading.cache import Cache, open_cache
+from storage.text.completions import completion_text
 from student.config import EvaluateConfig, ReportConfig
 from student.evaluation import evaluate_loaded
 from student.generation.generator import generation_speeds
@@ -25,7 +27,7 @@ from student.report.curves import calibration_charts, divergence_charts, trainin
 from student.report.headline import headline
 from student.report.passage import look_at_passage, passage_view
 from student.report.reproduction import cost_table, reproduction
-from student.report.runs import Run, distinct_names
+from student.report.runs import Run, TextOf, distinct_names
 from student.report.summary import summary_view, told_about
 from student.report.texts import continue_some_prompts, texts_view, variety_table
 from student.report.training_log import TrainingLog
@@ -58,7 +60,7 @@ def report(config: ReportConfig) -> int:
             distinct_names(config.students), config.students, settings, models, generation_speeds(models), strict=True
         )
     ]
-    content = report_page(config, cache, runs, models, _decoder(cache), _machine(device))
+    content = report_page(config, cache, runs, models, _text_of(cache), _machine(device))
     publish_page(config.out, content)
     return len(content)
 
@@ -68,17 +70,17 @@ def report_page(
     cache: Cache,
     runs: Sequence[Run],
     models: Sequence[Any],
-    decode: Callable[[Any], str],
+    text_of: TextOf,
     machine: str,
 ) -> bytes:
     """Return the HTML page. The bytes are the same for the same runs, models and cache.
 
-    models: the model of each run; decode: from token ids to text; machine: where speed was measured, in words.
+    models: the model of each run; text_of: from token ids to text; machine: where speed was measured, in words.
     """
     names, teacher = [run.name for run in runs], cache.identity.teacher
-    passage = look_at_passage(models, cache, decode)
-    candidates = rank_some_prompts(models, cache, decode)
-    texts = continue_some_prompts(models, cache, decode)
+    passage = look_at_passage(models, cache, text_of)
+    candidates = rank_some_prompts(models, cache, text_of)
+    texts = continue_some_prompts(models, cache, text_of)
     has_blocks = runs[0].measures["num_targets"]
     parts: list[tuple[str, str, Markup | None]] = [
         ("figures", "Teacher and student", headline(runs, teacher, machine)),
@@ -115,14 +117,8 @@ def _evaluation(config: ReportConfig, directory: Path) -> EvaluateConfig:
     )
 
 
-def _decoder(cache: Cache) -> Callable[[Any], str]:
-    tokenizer = load_cache_tokenizer(cache)
-
-    def decode(ids: Any) -> str:
-        text: str = tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-        return text
-
-    return decode
+def _text_of(cache: Cache) -> TextOf:
+    return functools.partial(completion_text, load_cache_tokenizer(cache), skip_special_tokens=False)
 
 
 def _machine(device: torch.device) -> str:

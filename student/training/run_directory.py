@@ -17,9 +17,10 @@ from storage.disk.files import TEMPORARY_PREFIX, may_replace, refusals
 from storage.errors import ConfigError, RecordError
 from storage.reading.cache import Cache, open_cache
 from storage.records.records import read_record, write_record
+from storage.text.ends import as_stated
 from student.config import TrainConfig
 from student.errors import CheckpointError, ForeignFileError
-from student.run_record import RUN_NAME, preset_facts, read_run, require_same_facts
+from student.run_record import BEGINNING, RUN_NAME, preset_facts, read_run, require_same_facts
 from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, is_sharded, remove_checkpoint
 from student.training.micro_batches import MICRO_BATCHES_NAME
 from student.training.run_log import LINE_BEGINNING, METRICS_NAME
@@ -100,8 +101,11 @@ def require_same_run(out: Path, run: dict[str, Any]) -> None:
 def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, run: dict[str, Any]) -> None:
     """Publish the student as a save_pretrained directory with its tokenizer.
 
-    run.json is renamed into place last and marks the student as finished.
+    run.json is renamed into place last and marks the student as finished. It states how texts begin; the generation
+    config states where they end.
     """
+    if cache.identity.end_ids:
+        model.generation_config.eos_token_id = as_stated(cache.identity.end_ids)
     staging = config.out / f"{TEMPORARY_PREFIX}student"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -113,7 +117,8 @@ def save_student(model: Any, tokenizer: Any, cache: Cache, config: TrainConfig, 
         shutil.rmtree(staging, ignore_errors=True)
         raise
     length_penalty = cache.identity.config.get("beams", {}).get("length_penalty")
-    facts = run | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
+    beginning = {BEGINNING: list(cache.identity.beginning_ids)}
+    facts = run | beginning | {"teacher": cache.identity.teacher, "length_penalty": length_penalty}
     with refusals(staging / RUN_NAME):
         (staging / RUN_NAME).write_text(json.dumps(facts, indent=1, sort_keys=True))
     names = sorted(path.name for path in staging.iterdir())

@@ -38,7 +38,7 @@ def wrap_teacher() -> Callable[..., Teacher]:
 
     def wrap(model: Any, eos_token_id: int | None = None) -> Teacher:
         tokenizer = SimpleNamespace(
-            eos_token_id=eos_token_id, decode=lambda ids, skip_special_tokens: " ".join(map(str, ids))
+            eos_token_id=eos_token_id, decode=lambda ids, skip_special_tokens: "".join(f"{i} " for i in ids)
         )
         return Teacher(
             model.eval().requires_grad_(False),

@@ -18,17 +18,16 @@ from pipeline.errors import (
     NoSuchDataError,
     NoSuchTeacherError,
     NoUsableTextError,
-    TeacherError,
 )
-from storage.errors import ConfigError
+from storage.errors import ConfigError, EndBeyondVocabularyError
 from tests.precomputed import precomputed
 
 
-def test_a_tokenizer_with_more_ids_than_the_teacher_knows_is_refused(
+def test_an_end_of_documents_that_the_teacher_has_no_row_for_is_refused(
     configure: Callable[..., PrecomputeConfig], helpers: ModuleType, tmp_path: Path
 ) -> None:
     teacher = helpers.make_teacher(tmp_path / "teacher", vocab_size=100)
-    with pytest.raises(TeacherError):
+    with pytest.raises(EndBeyondVocabularyError, match=r"id 256, as the end of text, .* below 100"):
         precompute(configure(tmp_path / "cache", teacher=str(teacher)))
 
 

@@ -17,6 +17,7 @@ def test_each_distinct_prompt_is_read_once_with_positions_of_its_own(
     make_student: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, read = make_student(), []
+    next(draw_tokens(model, [np.array([1])], [1], temperature=1.0, top_p=1.0))  # This tries out the key-value cache.
     original = model.forward
 
     def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **settings: Any) -> Any:
@@ -38,6 +39,6 @@ def test_texts_end_with_their_end_of_text_and_no_step_is_taken_after_the_last_of
             asked.append(tokens)
             yield tokens
 
-    assert collect_texts(steps(), 9) == [[1, 2, 9], [9], [9]]
+    assert collect_texts(steps(), [9]) == [[1, 2, 9], [9], [9]]
     assert len(asked) == 3
-    assert collect_texts(steps(), None) == [[1, 2, 9, 5], [9, 3, 9, 5], [9, 9, 4, 5]]
+    assert collect_texts(steps(), []) == [[1, 2, 9, 5], [9, 3, 9, 5], [9, 9, 4, 5]]

@@ -14,6 +14,7 @@ from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
 from student.export.config import Quantize
 from student.export.gguf.tokenizer import add_tokenizer, check_tokenizer
+from student.model.framing import Framing
 
 # llama.cpp has one GELU, which is GPT-2's approximation. transformers has these names for it.
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -27,7 +28,7 @@ _LAYER_PARTS = {
 }
 
 
-def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
+def check_gguf(model: Any, tokenizer: Any, framing: Framing, name: str) -> None:
     """Raise NotExportableError when llama.cpp's gpt2 cannot express the model or its tokenizer."""
     config = model.config
     if config.model_type != "gpt2":
@@ -37,11 +38,18 @@ def check_gguf(model: Any, tokenizer: Any, name: str) -> None:
         raise NotExportableError(name, "gguf", problem)
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
         raise NotExportableError(name, "gguf", "scales attention in another way than llama.cpp's gpt2")
-    check_tokenizer(tokenizer, name)
+    check_tokenizer(tokenizer, framing, name)
 
 
 def write_gguf(
-    model: Any, tokenizer: Any, path: Path, quantize: Quantize, *, name: str, licences: Sequence[str] = ()
+    model: Any,
+    tokenizer: Any,
+    framing: Framing,
+    path: Path,
+    quantize: Quantize,
+    *,
+    name: str,
+    licences: Sequence[str] = (),
 ) -> None:
     """Write the file: matrices in float16 or q8_0, vectors and position embeddings in float32.
 
@@ -59,7 +67,7 @@ def write_gguf(
     writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    add_tokenizer(writer, tokenizer, config.vocab_size)
+    add_tokenizer(writer, tokenizer, framing, config.vocab_size)
     for weight_name, weight in gguf_weights(model):
         _add_weight(writer, weight_name, weight, quantize)
     writer.write_header_to_file()

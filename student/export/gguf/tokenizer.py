@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from student.errors import NotExportableError
+from student.model.framing import Framing
 
 
-def check_tokenizer(tokenizer: Any, name: str) -> None:
+def check_tokenizer(tokenizer: Any, framing: Framing, name: str) -> None:
     """Raise NotExportableError unless llama.cpp would cut text into the same tokens.
 
     The tokenizer must be a BPE over bytes with GPT-2's split pattern, such as that of GPT-2 or of
@@ -31,9 +32,13 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     if tokenizer.eos_token_id is None:
         # Without an end of text in the file, llama.cpp takes llama's id, which is another token in this vocabulary.
         raise NotExportableError(name, "gguf", "has a tokenizer without an end-of-text token, which llama.cpp needs")
+    if len(framing.beginning_ids) > 1:
+        raise NotExportableError(name, "gguf", "begins texts with several tokens, and llama.cpp with one at most")
+    if len(framing.end_ids) > 2:
+        raise NotExportableError(name, "gguf", "ends texts with three tokens or more, and a GGUF file states two")
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+def add_tokenizer(writer: Any, tokenizer: Any, framing: Framing, vocab_size: int) -> None:
     """Write tokens, their types, merges and special ids. Mark the output's rows without a token as unused."""
     from gguf import TokenType
 
@@ -55,10 +60,13 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    end = tokenizer.eos_token_id
-    writer.add_bos_token_id(end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    end, *further_ends = framing.end_ids
+    bos = (*framing.beginning_ids, tokenizer.bos_token_id)[0]
+    writer.add_bos_token_id(end if bos is None else bos)
     writer.add_eos_token_id(end)
-    writer.add_add_bos_token(False)
+    for token_id in further_ends:
+        writer.add_eot_token_id(token_id)
+    writer.add_add_bos_token(bool(framing.beginning_ids))
 
 
 def _stated(tokenizer: Any) -> dict[str, Any]:

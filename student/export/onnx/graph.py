@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from storage.errors import first_line
 from storage.tensors.model_facts import num_parameters
 from student.errors import NotExportableError
-from student.model.architecture import head_weight
+from student.model.architecture import output_head
 
 # The opset that torch exports without a conversion. Every onnxruntime from 1.14 on reads it.
 OPSET = 18
@@ -39,6 +39,7 @@ class CachedForward(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        output_head(model)  # runs the model to find out what its head does, which the exporter cannot trace
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: KeyValues
@@ -56,7 +57,7 @@ class CachedForward(nn.Module):
             past_key_values=DynamicCache(past_key_values),
             use_cache=True,
         )
-        logits_BTV = output.last_hidden_state @ head_weight(self.model).T
+        logits_BTV = output_head(self.model).logits(output.last_hidden_state)
         return logits_BTV, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
 

@@ -14,6 +14,7 @@ from student.losses.batches import BeamBatch, beam_batch
 from student.losses.parts.part import LossPart
 from student.losses.scores import candidate_scores
 from student.losses.selection import selection_loss
+from student.model.architecture import num_vocabulary_rows
 
 
 class BeamsPart(LossPart[BeamBatch]):
@@ -34,7 +35,7 @@ class BeamsPart(LossPart[BeamBatch]):
 
     def batch(self, rows: pa.RecordBatch) -> BeamBatch:
         """Return prompts with all of their candidates."""
-        return beam_batch(rows, self._model.device)
+        return beam_batch(rows, self._model.device, num_vocabulary_rows(self._model))
 
     def num_targets(self, batch: BeamBatch) -> int:
         """Return the number of prompts."""

@@ -15,7 +15,7 @@ from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.parts.part import LossPart
 from student.losses.scores import hidden_at
 from student.losses.targets import SparseTargets
-from student.model.architecture import head_weight
+from student.model.architecture import num_vocabulary_rows, output_head
 
 _LABEL_LOSS = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0, soft_weight=0.0, label_weight=1.0)
 
@@ -36,7 +36,7 @@ class SamplesPart(LossPart[TextBatch]):
 
     def batch(self, rows: pa.RecordBatch) -> TextBatch:
         """Return prompts with their completions."""
-        return sample_batch(rows, self._model.device)
+        return sample_batch(rows, self._model.device, num_vocabulary_rows(self._model))
 
     def num_targets(self, batch: TextBatch) -> int:
         """Return the number of tokens of completions."""
@@ -50,5 +50,5 @@ class SamplesPart(LossPart[TextBatch]):
         """Return the next-token loss."""
         hidden_PD = hidden_at(self._model, batch, batch.is_target)
         targets = SparseTargets.labels_only(batch.label_ids)
-        total, _, label_sum = fused_head_loss(hidden_PD, head_weight(self._model), targets, _LABEL_LOSS)
+        total, _, label_sum = fused_head_loss(hidden_PD, output_head(self._model), targets, _LABEL_LOSS)
         return total * self._weight, {"samples_nats": label_sum}

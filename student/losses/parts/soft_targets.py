@@ -16,7 +16,7 @@ from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.parts.part import LossPart
 from student.losses.scores import hidden_at
 from student.losses.targets import soft_target_settings
-from student.model.architecture import head_weight
+from student.model.architecture import num_vocabulary_rows, output_head
 
 
 def resolve_head_loss(config: TrainConfig, cache: Cache, weights: Mapping[str, float]) -> HeadLoss:
@@ -68,6 +68,7 @@ class SoftTargetsPart(LossPart[BlockBatch]):
             tail_weight=self._settings.tail_weight,
             temperature=self._head_loss.temperature,
             device=self._model.device,
+            num_rows=num_vocabulary_rows(self._model),
         )
 
     def num_targets(self, batch: BlockBatch) -> int:
@@ -82,7 +83,7 @@ class SoftTargetsPart(LossPart[BlockBatch]):
         """Compute the soft loss and the next-token loss in one pass through the head."""
         hidden_PD = hidden_at(self._model, batch, batch.is_valid)
         total, soft_sum, label_sum = fused_head_loss(
-            hidden_PD, head_weight(self._model), batch.targets, self._head_loss
+            hidden_PD, output_head(self._model), batch.targets, self._head_loss
         )
         soft_name = "soft_targets_nats"
         if self._head_loss.unbiased and self._head_loss.temperature == 1.0 and batch.entropy is not None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
+from pipeline.corpus.blocks import prompts_from_column
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
-from pipeline.errors import ColumnError, NoUsableTextError
+from pipeline.errors import BadRowError, ChatTemplateError, NoUsableTextError
 from pipeline.sources.corpus import Corpus, Document, open_corpus
 
 EOS = 256
@@ -30,7 +30,12 @@ def tokenize(tokenizer: Any, tmp_path: Path) -> Callable[..., TokenizedCorpus]:
     numbers = itertools.count()
 
     def tokenize(
-        texts: list[Any] | Corpus, *, tokenizer: Any = tokenizer, context_length: int = 64, **changes: object
+        texts: list[Any] | Corpus,
+        *,
+        tokenizer: Any = tokenizer,
+        context_length: int = 64,
+        beginning_ids: tuple[int, ...] = (),
+        **changes: object,
     ) -> TokenizedCorpus:
         config = PrecomputeConfig(
             **({"teacher": "unused", "data": "made up", "out": tmp_path, "block_size": 8, "quiet": True} | changes)
@@ -40,7 +45,8 @@ def tokenize(tokenizer: Any, tmp_path: Path) -> Callable[..., TokenizedCorpus]:
             corpus,
             tokenizer,
             config,
-            dtype=np.uint16,
+            vocab_size=257,
+            beginning_ids=beginning_ids,
             context_length=context_length,
             work_dir=tmp_path / f"work-{next(numbers)}",
         )
@@ -234,7 +240,7 @@ def test_tokens_of_an_earlier_run_are_used_again(tokenizer: Any, tmp_path: Path)
 
     config = PrecomputeConfig(teacher="unused", data="made up", out=tmp_path, block_size=8, quiet=True)
     found = [
-        tokenize_corpus(corpus, tokenizer, config, dtype=np.uint16, context_length=64, work_dir=tmp_path / "work")
+        tokenize_corpus(corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=tmp_path / "work")
         for corpus in (
             corpus_of(["a document that is long enough"]),
             Corpus(source="", fingerprint="", licence=None, documents=never),
@@ -312,12 +318,50 @@ def test_chats_go_through_the_chat_template(tokenize: Callable[..., TokenizedCor
     assert prompts_of(tokenized, "chat") == [ids_of(chatty, "<user>Hi<assistant>Yes?<user>A>")]
 
 
+def test_a_chat_that_begins_with_bos_gets_no_second_one(
+    tokenize: Callable[..., TokenizedCorpus], teacher_dir: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    chatty = AutoTokenizer.from_pretrained(teacher_dir)
+    chatty.chat_template = "<|endoftext|>" + CHAT_TEMPLATE
+    chat = [{"role": "user", "content": "Hi"}]
+    settings = {"samples": SamplesConfig(prompt_column="chat", max_new_tokens=8), "validation_fraction": 0.0}
+    documents = [Document(pieces=["a long document"], prompts={"chat": prompt}) for prompt in (chat, "Hi")]
+    tokenized = tokenize(documents, tokenizer=chatty, beginning_ids=(256,), **settings)
+    prompts = prompts_from_column(tokenized.prompts["chat"]["train"], 9, tokenized.beginning_ids)
+    begun = [ids.tolist() for ids in prompts.prompt_ids]
+    assert begun == [[256, *ids_of(chatty, "<user>Hi>")], [256, *ids_of(chatty, "Hi")]]
+
+
+def test_a_beginning_takes_room_from_the_longest_prompt(tokenize: Callable[..., TokenizedCorpus]) -> None:
+    samples = SamplesConfig(prompt_column="ask", max_new_tokens=8)
+    documents = [Document(pieces=["a long document"], prompts={"ask": "x" * length}) for length in (6, 7, 8)]
+    for num_beginning in range(3):
+        tokenized = tokenize(documents, samples=samples, context_length=16, beginning_ids=(256,) * num_beginning)
+        assert tokenized.counts.num_prompts_skipped == num_beginning
+
+
 def test_chats_without_a_chat_template(tokenize: Callable[..., TokenizedCorpus]) -> None:
     documents = [Document(pieces=["a long document"], prompts={"chat": [{"role": "user", "content": "Hi"}]})]
-    with pytest.raises(ColumnError) as caught:
+    with pytest.raises(ChatTemplateError, match=r"no chat template; .* --chat-template FILE"):
         tokenize(documents, samples=SamplesConfig(prompt_column="chat", max_new_tokens=8))
-    assert caught.value.column == "chat"
-    assert "chat template" in str(caught.value)
+
+
+def test_a_bad_chat_among_prompts_stops_the_run_or_is_counted(
+    tokenize: Callable[..., TokenizedCorpus], teacher_dir: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    chatty = AutoTokenizer.from_pretrained(teacher_dir)
+    chatty.chat_template = "{{ raise_exception('no system here') }}"
+    chat = [{"role": "system", "content": "Hi"}]
+    documents = [Document(pieces=["a long document"], prompts={"chat": chat}, place="rows.jsonl: row 1")]
+    settings: dict[str, Any] = {"tokenizer": chatty, "samples": SamplesConfig(prompt_column="chat", max_new_tokens=8)}
+    with pytest.raises(BadRowError, match=r"--data rows\.jsonl: row 1, column 'chat': no system here; .*--on-bad-row"):
+        tokenize(documents, **settings)
+    counts = tokenize(documents, on_bad_row="skip", **settings).counts
+    assert (counts.num_bad_rows, counts.num_prompts_skipped) == (0, 1)
 
 
 def test_prompts_from_a_file_reach_the_store(

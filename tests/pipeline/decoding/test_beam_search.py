@@ -26,7 +26,7 @@ def search_of_transformers(
     teacher: Teacher, prompt: np.ndarray, *, num_beams: int, max_new_tokens: int, length_penalty: float
 ) -> dict[tuple[int, ...], float]:
     """Candidates with their scores, those that stand for nothing left out."""
-    eos = teacher.tokenizer.eos_token_id
+    ends = list(teacher.end_ids)
     teacher.model.generation_config = GenerationConfig()
     found = teacher.model.generate(
         input_ids=torch.from_numpy(prompt)[None],
@@ -37,15 +37,15 @@ def search_of_transformers(
             do_sample=False,
             max_new_tokens=max_new_tokens,
             length_penalty=length_penalty,
-            eos_token_id=eos,
-            pad_token_id=eos or 0,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
             output_scores=True,
             return_dict_in_generate=True,
         ),
     )
     candidates: dict[tuple[int, ...], float] = {}
     for ids, score in zip(found.sequences[:, len(prompt) :].tolist(), found.sequences_scores.tolist(), strict=True):
-        length = ids.index(eos) + 1 if eos in ids else len(ids)
+        length = next((place for place, token in enumerate(ids, 1) if token in ends), len(ids))
         if score > -1e6:
             candidates[tuple(ids[:length])] = score
     return candidates
@@ -74,6 +74,22 @@ def test_candidates_are_those_of_transformers(
             assert_same(found, search_of_transformers(teacher, prompt, **settings), length_penalty=length_penalty)
             endings |= {len(f.ids) for f in found}
     assert len(endings) > 3 if eos is not None else endings == {MAX_NEW_TOKENS}
+
+
+@pytest.mark.parametrize("ends", [(2, 0), (0, 1, 2), (1, 2, 3, 4)])
+def test_several_ends_end_candidates_as_in_transformers(
+    tiny_teacher: Callable[..., Teacher], ends: tuple[int, ...]
+) -> None:
+    for seed, (vocab_size, num_beams) in enumerate([(5, 3), (7, 4), (9, 2), (12, 6), (30, 4)]):
+        teacher = tiny_teacher(vocab_size, eos_token_id=ends[0], seed=seed)
+        teacher.end_ids = ends
+        settings: dict[str, Any] = {
+            "num_beams": num_beams, "max_new_tokens": MAX_NEW_TOKENS, "length_penalty": 1.0
+        }  # fmt: skip
+        prompts = prompts_of([4, 1, 9, 4, 2], vocab_size, seed)
+        for prompt, found in zip(prompts, beam_search(teacher, prompts, **settings), strict=True):
+            assert_same(found, search_of_transformers(teacher, prompt, **settings), length_penalty=1.0)
+            assert all(token not in ends for f in found for token in f.ids[:-1].tolist())
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2])

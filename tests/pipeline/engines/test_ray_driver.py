@@ -232,6 +232,9 @@ def test_a_worker_is_told_paths_that_hold_wherever_it_is(tmp_path: Path, monkeyp
     told = worker_config(config(teacher="gpt2", data="text.txt"), on_gpu=True)
     assert (told.teacher, told.data, told.out) == ("gpt2", str(tmp_path / "text.txt"), tmp_path / "o")
     assert (told.device, told.quiet, told.work_dir) == ("cuda", True, None)
+    chats = {"messages_column": "messages", "chat_template": Path("chat.jinja"), "chat_date": "2026-03-01"}
+    told = worker_config(config(**chats), on_gpu=False)
+    assert (told.chat_template, told.chat_date) == (tmp_path / "chat.jinja", "2026-03-01")
     told = worker_config(config(out="s3://bucket/cache", work_dir=Path("scratch")), on_gpu=False)
     assert (told.out, told.work_dir) == ("s3://bucket/cache", tmp_path / "scratch")
 

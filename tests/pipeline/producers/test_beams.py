@@ -79,7 +79,7 @@ def test_candidates_carry_the_teachers_own_scores(
     for row in rows:
         assert 2 <= len(row.candidates) <= 4
         check_candidates(row, teacher.model, forced_logprobs, length_penalty=length_penalty, eos=eos, max_new_tokens=6)
-        assert row.candidates[0].text == " ".join(map(str, ids_of(row)[0]))
+        assert row.candidates[0].text == "".join(f"{i} " for i in ids_of(row)[0])
     if eos is not None:
         assert any(candidate.finish_reason == "stop" for row in rows for candidate in row.candidates)
 
@@ -152,15 +152,18 @@ def test_generation_settings_shipped_with_a_teacher_do_not_bend_the_search(
     assert [ids_of(row) for row in found] == [ids_of(row) for row in expected]
 
 
-def test_a_tokenizer_without_end_of_text_is_not_stopped_by_the_models_own(
-    tiny_teacher: Callable[..., Teacher], search: Callable[..., list[BeamRow]]
+def test_a_tokenizer_without_end_of_text_is_stopped_by_the_models_own(
+    tiny_teacher: Callable[..., Teacher], wrap_teacher: Callable[..., Teacher], search: Callable[..., list[BeamRow]]
 ) -> None:
     teacher = tiny_teacher(9)
     settings = {"num_beams": 4, "num_candidates": 4, "max_new_tokens": 6}
-    expected = search(teacher, [[1, 3], [7, 8]], **settings)
-    teacher.model.generation_config.eos_token_id = ids_of(expected[0])[0][1]
-    found = search(teacher, [[1, 3], [7, 8]], **settings)
-    assert [ids_of(row) for row in found] == [ids_of(row) for row in expected]
+    end = ids_of(search(teacher, [[1, 3], [7, 8]], **settings)[0])[0][1]
+    teacher.model.generation_config.eos_token_id = [end]
+    for row in search(wrap_teacher(teacher.model), [[1, 3], [7, 8]], **settings):
+        for candidate in row.candidates:
+            ids = candidate.candidate_ids.tolist()
+            assert end not in ids[:-1]
+            assert candidate.finish_reason == ("stop" if ids[-1] == end else "length")
 
 
 def test_cached_beams_are_what_the_teacher_says(

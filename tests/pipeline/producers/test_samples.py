@@ -50,7 +50,7 @@ def test_rows_count_samples_of_one_prompt_after_the_other(make_producer: Callabl
     assert [row.sample_index for row in rows] == [0, 1, 2] * 5
     for i, row in enumerate(rows):
         assert row.prompt_ids.tolist() == PROMPTS[i // 3].tolist()
-        assert row.text == " ".join(map(str, row.completion_ids.tolist()))
+        assert row.text == "".join(f"{i} " for i in row.completion_ids)
         assert len(row.completion_ids) == len(row.completion_logprobs) <= 6
     assert len({row.seed for row in rows}) == 15
     assert [batch.num_rows for batch in producer.record_batches("train", 0, 15, 4)] == [4, 4, 4, 3]

@@ -172,14 +172,13 @@ def test_the_size_of_a_chunk_of_positions_changes_nothing(
 
 @pytest.mark.parametrize("tail_weight", [None, 0.05])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_refused(
+def test_logits_that_are_no_distribution_are_refused(
     make_producer: Callable[..., SoftTargetsProducer], value: float, tail_weight: float | None
 ) -> None:
     producer = make_producer(tail_weight=tail_weight)
     producer._teacher.model.transformer.ln_f.weight[0] = value
-    with pytest.raises(TeacherOutputError) as caught:
+    with pytest.raises(TeacherOutputError, match="soft_targets, train split, row 16: the teacher's logits contain"):
         rows_of(producer, 16, 32)
-    assert caught.value.row_id == 16
 
 
 def test_a_run_with_a_broken_teacher_leaves_no_shard(

@@ -198,11 +198,13 @@ def test_a_position_does_not_depend_on_the_rest_of_its_chunk() -> None:
 
 
 @pytest.mark.parametrize("tail_weight", [None, 0.05])
-def test_nan_logits_give_nan_entropy(tail_weight: float | None) -> None:
-    logits = make_logits("random", 3, 7)
-    logits[1, 2] = np.nan
-    found = run(logits, np.zeros(3, int), np.zeros(3), top_k=2, tail_weight=tail_weight, temperatures=(1.0,))
-    assert np.isnan(found.entropy).tolist() == [False, True, False]
+def test_rows_without_a_distribution_are_told_by_their_largest_logit(tail_weight: float | None) -> None:
+    logits = make_logits("random", 5, 7)
+    logits[1, 2], logits[2, 6], logits[3] = np.nan, np.inf, -np.inf
+    found = run(logits, np.zeros(5, int), np.zeros(5), top_k=2, tail_weight=tail_weight, temperatures=(1.0,))
+    np.testing.assert_array_equal(found.largest_logit[1:4], [np.nan, np.inf, -np.inf])
+    assert np.isfinite(found.largest_logit).tolist() == [True, False, False, False, True]
+    assert np.isfinite(found.entropy).tolist() == [True, False, False, False, True]
 
 
 class NoOperators(TorchDispatchMode):

@@ -49,13 +49,12 @@ class RatingsProducer(Producer):
         self._blocks, self._most_stars, self._schema = blocks, most_stars, row_schema
 
     @classmethod
-    def context_needed(cls, config: PrecomputeConfig) -> tuple[str, int]:
+    def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:
         return "--ratings", 2
 
     @classmethod
     def from_text(cls, teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> Producer:
         assert isinstance(config, RatedConfig)
-        blocks = {split: Blocks(store, config.block_size) for split, store in tokenized.documents.items()}
         facts = RowFacts(
             vocab_size=teacher.vocab_size,
             block_size=config.block_size,
@@ -63,7 +62,7 @@ class RatingsProducer(Producer):
             settings={},
             longest_prompt_tokens=None,
         )
-        return cls(blocks, config.ratings.most_stars, Ratings().schema(facts))
+        return cls(tokenized.blocks, config.ratings.most_stars, Ratings().schema(facts))
 
     def num_rows(self, split: str) -> int:
         return len(self._blocks[split])

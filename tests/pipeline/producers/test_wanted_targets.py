@@ -14,8 +14,9 @@ import pytest
 
 from pipeline import PrecomputeConfig, SoftTargetsConfig
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.store_writing import TokenizationCounts
 from pipeline.corpus.token_store import TokenStore, TokenWriter
-from pipeline.corpus.tokenization import TokenizationCounts, TokenizedCorpus
+from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.errors import NoWantedTargetError
 from pipeline.estimate import render_plan
 from pipeline.producers.soft_targets import SoftTargetsProducer
@@ -143,8 +144,10 @@ def flagged_run(
 
     monkeypatch.setattr(TokenWriter, "append", append)
     monkeypatch.setattr(
-        "pipeline.corpus.tokenization.TokenWriter",
-        lambda directory, dtype: TokenWriter(directory, dtype, marks_wanted=directory.name in ("train", "validation")),
+        "pipeline.corpus.document_writer.TokenWriter",
+        lambda directory, dtype, **_: TokenWriter(
+            directory, dtype, marks_wanted=directory.name in ("train", "validation")
+        ),
     )
     config = configure(tmp_path / "flagged-run")
     return config, precomputed(config)
@@ -184,7 +187,9 @@ def test_a_text_without_a_wanted_token_is_refused(
     counts = TokenizationCounts(
         num_documents=9, num_documents_skipped=0, num_prompts_skipped=0, validation_is_end_of_text=False
     )
-    tokenized = TokenizedCorpus(documents={"train": store, "validation": store}, prompts={}, counts=counts)
+    documents = {"train": store, "validation": store}
+    blocks = {split: Blocks(store, BLOCK_SIZE) for split in documents}
+    tokenized = TokenizedCorpus(documents=documents, blocks=blocks, prompts={}, beginning_ids=(), counts=counts)
     with pytest.raises(NoWantedTargetError, match="of 369 tokens to train on, none is of an assistant"):
         SoftTargetsProducer.from_text(tiny_teacher(30), tokenized, config)
 

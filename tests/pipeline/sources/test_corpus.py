@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pipeline import BeamsConfig, SamplesConfig
 from pipeline.errors import ColumnError, DataError, NoSuchDataError
@@ -251,46 +250,30 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(
     assert open_data(tmp_path / "one").fingerprint != prints[0]
 
 
-@pytest.fixture(scope="module")
-def byte_level_bpe() -> tuple[Tokenizer, str]:
-    """A byte-level tokenizer with merges, as GPT-2's, and prose full of places where a cut would show."""
-    rng = random.Random(0)
-    words = ["it's", "the", "teacher's", "12,345", "don't", "(once)", "—", "naïve", "漢字", "a", "end.", "'so'", "x=1"]
-    gaps = [" "] * 12 + ["\n", "\n\n", "  ", "   \n", "\t", " \n ", "\r\n", "\u00a0"]
-    text = "".join(rng.choice(words) + rng.choice(gaps) for _ in range(4000))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator([text], trainer)
-    return tokenizer, text
-
-
-@pytest.mark.parametrize("separator", [None, "<|never|>"])
-def test_a_long_text_in_pieces_tokenizes_as_in_one_piece(
-    open_data: Callable[..., Corpus],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    byte_level_bpe: tuple[Tokenizer, str],
-    separator: str | None,
+@pytest.mark.parametrize("separator", [None, "<|never|>", "<<<<"])
+def test_a_long_text_comes_in_pieces_also_when_no_separator_ends_it(
+    open_data: Callable[..., Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str | None
 ) -> None:
-    tokenizer, text = byte_level_bpe
-    text = text.replace("\r\n", "\n")
     monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", 64)
+    text = "<<<without_a_place_to_cut" * 400
     path = tmp_path / "a.txt"
     path.write_text(text)
-    [document] = open_data(path, document_separator=separator).documents()
-    pieces = list(document.pieces)
-    assert "".join(pieces) == text
-    assert len(pieces) > 200
-    assert max(map(len, pieces)) < 128
+    documents = [list(document.pieces) for document in open_data(path, document_separator=separator).documents()]
+    assert len(documents) == 1
+    assert "".join(documents[0]) == text
+    assert max(map(len, documents[0])) < 64 + len("<|never|>")
 
-    def ids(parts: list[str]) -> list[int]:
-        return [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False).ids]
 
-    assert ids(pieces) == ids([text])
-    assert ids([text[i : i + 64] for i in range(0, len(text), 64)]) != ids([text])
+@pytest.mark.parametrize("separator", ["ab", "aa", "aba", "\\n\\n", "\\n"])
+@pytest.mark.parametrize("piece_chars", [1, 2, 5])
+def test_separators_are_found_wherever_pieces_end(
+    read: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, piece_chars: int
+) -> None:
+    monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", piece_chars)
+    text = "".join(random.Random(0).choices("aab\n", k=300))
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    assert read(path, document_separator=separator) == text.split(separator.replace("\\n", "\n"))
 
 
 @pytest.fixture

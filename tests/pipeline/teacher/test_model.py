@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError
+from pipeline.errors import ContextTooShortError, NoSuchTeacherError, UnknownHeadError
 from pipeline.teacher.loading import hash_weights, load_teacher
 from pipeline.teacher.model import Teacher
+from storage.tensors.packing import Isolation
 
 SEGMENTS = [[32], [5, 27], [1, 1, 30], [10, 1, 9, 12], [31, 1]]
 
@@ -39,6 +40,24 @@ class ScaledHead(GPT2LMHeadModel):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
         output.logits = 3.0 * torch.tanh(output.logits / 3.0)
+        return output
+
+
+class ShortHead(GPT2LMHeadModel):
+    """Leaves out the last rows of the vocabulary."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits[..., :17]
+        return output
+
+
+class ReadsItsIds(GPT2LMHeadModel):
+    """Adds to the logits what no hidden state tells."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + 5.0 * (kwargs["input_ids"][..., None] == torch.arange(20))
         return output
 
 
@@ -87,49 +106,52 @@ def test_packed_documents_would_differ_if_they_were_not_isolated(teacher_dir: Pa
     assert (leaking.logits[0, 5:] - alone.logits[0]).abs().max() > 1.0
 
 
-def test_a_teacher_that_ignores_positions_is_found_out(
+def test_a_teacher_that_ignores_positions_gets_a_document_a_row(
     tiny_teacher: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tiny_teacher(50)
-    teacher.check_isolation()
+    teacher.choose_isolation(32)
+    assert teacher.isolation is Isolation.PACKED
     monkeypatch.setattr(teacher, "_body", IgnoresPositions(teacher.model.base_model))
-    with pytest.raises(LeakingTeacherError) as caught:
-        teacher.check_isolation()
-    assert caught.value.difference > 0.01
+    teacher.choose_isolation(32)
+    assert teacher.isolation is Isolation.ROWS
 
 
-def test_loading_checks_the_isolation(
+def test_loading_chooses_the_isolation_for_blocks_of_the_run(
     teacher_dir: Path, load: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(teacher_dir)
-    # Positions that do not start again tell the teacher of one long document.
-    monkeypatch.setattr("pipeline.teacher.model.position_ids", lambda lengths: np.arange(lengths.sum()))
-    with pytest.raises(LeakingTeacherError):
-        load(teacher_dir)
+    chosen = []
+    monkeypatch.setattr(Teacher, "choose_isolation", lambda self, block_size: chosen.append(block_size))
+    load(teacher_dir, block_size=40)
+    assert chosen == [40]
 
 
-def test_a_head_that_does_more_than_multiply_is_called_through_the_model(
-    wrap_teacher: Callable[..., Teacher],
+@pytest.mark.parametrize(("model_class", "num_logits"), [(ScaledHead, 20), (ShortHead, 17)])
+def test_a_head_that_no_formula_explains_is_run_by_its_own_code(
+    wrap_teacher: Callable[..., Teacher], model_class: type[GPT2LMHeadModel], num_logits: int
 ) -> None:
+    """It gets hidden states chunk by chunk, as every head does, and does not run the body again."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.6)
-    teacher = wrap_teacher(ScaledHead(config))
+    teacher = wrap_teacher(model_class(config))
     input_ids = np.arange(10)[None] % 7
     truth = teacher.model(input_ids=torch.from_numpy(input_ids)).logits[0]
+    plain = teacher.model.lm_head(teacher.model.transformer(torch.from_numpy(input_ids)).last_hidden_state[0])
+    assert plain.shape != truth.shape or (plain - truth).abs().max() > 0.1
+    assert teacher.vocab_size == num_logits
+    teacher.check_head()
+    teacher.choose_isolation(16)
+    with torch.inference_mode():
+        hidden = teacher.hidden(input_ids, [np.array([10])])[0]
+        assert hidden.shape == (10, 16)
+        for rows in (slice(0, 3), slice(3, 10)):
+            torch.testing.assert_close(teacher.logits(hidden[rows]), truth[rows], atol=1e-5, rtol=0)
 
-    def logits() -> Tensor:
-        return teacher.logits(teacher.hidden(input_ids, [np.array([10])])[0])
 
-    assert (logits() - truth).abs().max() > 0.1
-    teacher.use_whole_model_if_head_is_more_than_linear()
-    torch.testing.assert_close(logits(), truth, atol=1e-5, rtol=0)
-    teacher.check_isolation()
-
-
-def test_a_plain_head_stays_apart_from_the_body(tiny_teacher: Callable[..., Teacher]) -> None:
-    teacher = tiny_teacher(20)
-    teacher.use_whole_model_if_head_is_more_than_linear()
-    assert teacher.hidden(np.arange(6)[None], [np.array([6])]).shape == (1, 6, 16)
+def test_logits_that_do_not_follow_from_the_hidden_states(wrap_teacher: Callable[..., Teacher]) -> None:
+    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.6)
+    with pytest.raises(UnknownHeadError, match="tiny"):
+        wrap_teacher(ReadsItsIds(config)).check_head()
 
 
 def test_logits_of_a_bfloat16_teacher_are_float32(teacher_dir: Path, load: Callable[..., Teacher]) -> None:

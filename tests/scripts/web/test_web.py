@@ -128,7 +128,10 @@ def test_nothing_else_is_given_out(address: str, path: str) -> None:
 def test_the_page_learns_what_it_runs(address: str, exported: Path) -> None:
     facts = json.loads(ask(address, "/student.json").read())
     num_bytes = (exported / "onnx" / "model.onnx").stat().st_size
-    assert facts == {"name": "student <b>", "dtype": "fp32", "bytes": num_bytes, "context_length": 512}
+    assert facts == {
+        "name": "student <b>", "dtype": "fp32", "bytes": num_bytes, "context_length": 512, "beginning_ids": [],
+        "end_ids": [256],
+    }  # fmt: skip
 
 
 def test_another_directory_and_a_taken_port_are_one_line(exported: Path, student_dir: Path, address: str) -> None:

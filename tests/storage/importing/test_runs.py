@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 
 from storage import open_cache, verify_cache
 from storage.errors import CacheMismatchError, ConfigError, StoppedError
@@ -176,3 +178,19 @@ def test_more_rows_than_the_tokenizer_has_ids(imported: Import, dump: Path) -> N
     assert (cache.identity.vocab_size, cache.identity.tokenizer["size"]) == (300, 257)
     assert (cache.identity.tokenizer["eos_token_id"], cache.identity.teacher["id"]) == (256, "made up")
     assert open_cache(cache.path).checked_tokenizer_dir()
+
+
+def test_a_beginning_is_stated_when_every_text_has_it(
+    imported: Import, made_up: MadeUpTeacher, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, directory)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    begin = "<|endoftext|>"
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 256)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    texts = [[256, *made_up.text(5, n)] for n in range(3)]
+    for others, expected in (([], (256,)), ([made_up.text(5, 9)], ())):
+        path = write_lines(tmp_path / "dump.jsonl", [vllm_row(made_up, ids, 3) for ids in [*texts, *others]])
+        cache = imported(path, "topk-jsonl", tokenizer=directory, out=tmp_path / f"cache-{len(others)}")
+        assert cache.identity.beginning_ids == expected

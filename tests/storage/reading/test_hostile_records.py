@@ -169,6 +169,10 @@ RECORDS = (
             "context as text": inside("teacher", context_length="64"),
             "end of text below zero": inside("tokenizer", eos_token_id=-1),
             "end of text outside the vocabulary": inside("tokenizer", eos_token_id=50),
+            "a beginning outside the vocabulary": inside("tokenizer", beginning_ids=[50]),
+            "a beginning that is no list": inside("tokenizer", beginning_ids=1),
+            "a beginning without an end": inside("tokenizer", beginning_ids=[1] * 300),
+            "ends that are no ids": inside("tokenizer", end_ids=[True, "2"]),
         },
     )
     | cases(

@@ -76,7 +76,7 @@ def test_fewer_tokens_than_five(make_student: Callable[..., Any]) -> None:
     ids = torch.tensor([[0, 1]])
     batch = BlockBatch(
         input_ids=ids, position_ids=ids, is_valid=ids >= 0, targets=targets,
-        entropy=torch.zeros(2), label_logprob=torch.zeros(2),
+        entropy=torch.zeros(2), label_logprob=torch.zeros(2), lost_mass=torch.zeros(2),
     )  # fmt: skip
     found = measure_positions(make_student(vocab_size=3), batch, 5)
     assert found.hits.shape == (2, 3)

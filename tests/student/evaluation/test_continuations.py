@@ -29,7 +29,7 @@ def naive_text(model: Any, row: SampleRow, settings: SamplingSettings) -> list[i
         logits = model(input_ids=torch.tensor([ids + text]), use_cache=False).logits[0, -1].double().numpy()
         uniform = float(hash_uniform(np.uint64(row.seed), step))
         text.append(naive_draw(logits, uniform, settings.temperature, settings.top_p))
-        if text[-1] == settings.eos_token_id:
+        if text[-1] in settings.end_ids:
             break
     return text
 
@@ -47,7 +47,7 @@ def make_rows(num_rows: int, vocab_size: int = 257) -> list[SampleRow]:
     ]  # fmt: skip
 
 
-SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, eos_token_id=256)
+SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, end_ids=(256,))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
@@ -56,7 +56,7 @@ def test_texts_equal_the_naive_ones_in_any_batch(
     make_student: Callable[..., Any], batch_tokens: int, temperature: float, top_p: float
 ) -> None:
     model, rows = make_student(), make_rows(9)
-    settings = SamplingSettings(temperature=temperature, top_p=top_p, max_new_tokens=12, eos_token_id=256)
+    settings = SamplingSettings(temperature=temperature, top_p=top_p, max_new_tokens=12, end_ids=(256,))
     found = continue_prompts(model, rows, settings, batch_tokens=batch_tokens)
     expected = [naive_text(model, row, settings) for row in rows]
     assert [text.tolist() for text in found] == expected
@@ -70,7 +70,7 @@ def test_texts_stop_at_the_end_of_text_and_only_there(make_student: Callable[...
     assert [text.tolist() for text in found] == [naive_text(model, row, SETTINGS) for row in rows]
     assert {text[-1] == 256 for text in found} == {len(text) < 12 for text in found} == {True, False}
     assert all(256 not in text[:-1] for text in found)
-    endless = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, eos_token_id=None)
+    endless = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, end_ids=())
     assert {len(text) for text in continue_prompts(model, rows, endless)} == {12}
 
 
@@ -92,7 +92,7 @@ def test_the_teacher_itself_writes_the_cached_texts_again(
     )
     cache = make_cache(kinds=("samples",), samples=samples, max_tokens=None)
     settings = SamplingSettings.of_cache(cache)
-    assert settings == SamplingSettings(temperature=temperature, top_p=top_p, max_new_tokens=12, eos_token_id=256)
+    assert settings == SamplingSettings(temperature=temperature, top_p=top_p, max_new_tokens=12, end_ids=(256,))
     rows = [row for prompt in choose_prompts(cache, 1000) for row in prompt]
     found = continue_prompts(GPT2LMHeadModel.from_pretrained(teacher_dir).eval(), rows, settings)
     assert [text.tolist() for text in found] == [row.completion_ids.tolist() for row in rows]

@@ -233,7 +233,7 @@ def test_a_student_of_other_rows_is_told_of(
 def test_what_cannot_be_evaluated(
     cache: Cache, teacher_dir: Path, make_student: Callable[..., Any], tmp_path: Path
 ) -> None:
-    make_student(vocab_size=300).save_pretrained(tmp_path / "other")
+    make_student(vocab_size=200).save_pretrained(tmp_path / "other")
     with pytest.raises(NoSuchStudentError):
         evaluate(EvaluateConfig(student=tmp_path / "nothing", cache=cache.path, quiet=True))
     with pytest.raises(VocabularyMismatchError):

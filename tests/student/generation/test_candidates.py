@@ -16,6 +16,7 @@ from storage import Cache
 from student.errors import BrokenStudentError, CandidatesError, CheckpointError, PromptError, StudentContextError
 from student.generation.candidates import rank_candidates, read_candidates, trained_length_penalty
 from student.losses.selection import length_normalised_scores, selection_loss
+from student.model.framing import Framing
 
 NONE = -math.inf
 
@@ -96,7 +97,7 @@ def test_fewer_than_two_candidates_are_refused(tmp_path: Path, content: str, fou
 
 def test_a_prompt_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(PromptError, match="character 2"):
-        rank_candidates(None, None, "a \udcff", ["b", "c"], 1.0)
+        rank_candidates(None, None, FRAMING, "a \udcff", ["b", "c"], 1.0)
 
 
 def test_a_candidates_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -104,6 +105,9 @@ def test_a_candidates_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.txt", tmp_path, tmp_path / "binary"):
         with pytest.raises(CandidatesError, match=f"{path.name}: cannot be read"):
             read_candidates(path)
+
+
+FRAMING = Framing(beginning_ids=(), end_ids=(256,))
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ def test_ranked_candidates_carry_the_students_own_scores(
 ) -> None:
     model, prompt = make_student(), "the teacher"
     texts = [" ran once", " knew", " learns from it alone", "x"]
-    ranked = rank_candidates(model, tokenizer, prompt, texts, length_penalty)
+    ranked = rank_candidates(model, tokenizer, FRAMING, prompt, texts, length_penalty)
     ids = tokenizer([prompt, *texts], add_special_tokens=False)["input_ids"]
     expected = {
         text: naive_score(model, ids[0], candidate, length_penalty)
@@ -137,16 +141,16 @@ def test_ranked_candidates_carry_the_students_own_scores(
 
 
 def test_an_empty_prompt_can_be_continued(make_student: Callable[..., Any], tokenizer: Any) -> None:
-    ranked = rank_candidates(make_student(), tokenizer, "", ["a", "b"], 1.0)
+    ranked = rank_candidates(make_student(), tokenizer, FRAMING, "", ["a", "b"], 1.0)
     assert {candidate.text for candidate in ranked} == {"a", "b"}
 
 
 def test_a_candidate_longer_than_the_context_is_an_error_of_its_own(
     make_student: Callable[..., Any], tokenizer: Any
 ) -> None:
-    rank_candidates(make_student(), tokenizer, "x" * 30, ["y" * 35, "z"], 1.0)
+    rank_candidates(make_student(), tokenizer, FRAMING, "x" * 30, ["y" * 35, "z"], 1.0)
     with pytest.raises(StudentContextError) as caught:
-        rank_candidates(make_student(), tokenizer, "x" * 30, ["y" * 36, "z"], 1.0)
+        rank_candidates(make_student(), tokenizer, FRAMING, "x" * 30, ["y" * 36, "z"], 1.0)
     assert caught.value.context_length == 64
 
 
@@ -155,7 +159,7 @@ def test_scores_that_are_no_numbers_rank_nothing(make_student: Callable[..., Any
     with torch.no_grad():
         model.transformer.ln_f.bias.fill_(math.nan)
     with pytest.raises(BrokenStudentError):
-        rank_candidates(model, tokenizer, "x", ["y", "z"], 1.0)
+        rank_candidates(model, tokenizer, FRAMING, "x", ["y", "z"], 1.0)
 
 
 def test_the_length_penalty_is_that_of_the_training_run(tmp_path: Path) -> None:

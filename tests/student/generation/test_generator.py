@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -19,11 +20,13 @@ from pipeline.config import PrecomputeConfig
 from pipeline.decoding.sampling import stream_completions
 from pipeline.teacher.loading import load_teacher
 from storage.errors import ConfigError
+from storage.text.completions import completion_text
 from student import Generator
 from student.errors import BrokenStudentError, NoSuchStudentError, PromptError, StudentContextError
 from student.generation import generator as generator_module
 from student.generation.generator import generation_speeds
 from student.model.tokenizers import load_tokenizer
+from student.token_loop import collect_texts, draw_tokens
 
 EOS = 256
 
@@ -84,7 +87,7 @@ def teachers_texts(directory: Path, prompt: str, num_texts: int, **settings: Any
     teacher = load_teacher(PrecomputeConfig(teacher=str(directory), data="", out=directory, device="cpu"))
     prompts, seeds = [np.array(ids_of(directory, prompt))] * num_texts, np.arange(num_texts, dtype=np.uint64)
     completions = stream_completions(teacher, prompts, seeds, num_slots=num_texts, **settings)
-    return [teacher.decode(completion.completion_ids) for completion in completions]
+    return [completion_text(teacher.tokenizer, prompts[0], c.completion_ids) for c in completions]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -190,6 +193,7 @@ def test_a_piece_comes_before_the_next_token_is_drawn(
 def test_the_prompt_is_read_once_and_then_one_token_at_a_time(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    generator.generate("x", max_new_tokens=1)  # The first text tries out the key-value cache.
     lengths = []
     model = generator._model
     original = model.forward
@@ -282,9 +286,14 @@ def test_of_a_prompt_too_long_the_end_is_read_when_asked(generator: Generator) -
 
 def test_an_empty_prompt_is_continued_from_the_end_of_text(generator: Generator, saved: Path) -> None:
     assert generator.num_tokens("") == 1
-    assert generator.generate("", seed=1, max_new_tokens=9) == generator.generate(
-        "<|endoftext|>", seed=1, max_new_tokens=9
-    )
+    steps = draw_tokens(generator._model, [np.array([EOS])], [1], temperature=1.0, top_p=1.0)
+    [drawn] = collect_texts(itertools.islice(steps, 9), (EOS,))
+    settings = {"max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "seed": 1}
+    assert generator.generate("", **settings) == completion_text(generator._tokenizer, [EOS], drawn)
+
+
+def test_a_control_token_that_a_prompt_spells_out_is_characters(generator: Generator) -> None:
+    assert generator.num_tokens("<|endoftext|>") == len("<|endoftext|>")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from storage.tensors.output_head import OutputHead
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
 
@@ -34,6 +35,17 @@ class Problem:
     teacher_logits: Tensor
     heads: list[list[int]]
     drawn: list[list[int]]
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = self.scale * (hidden @ weight.T + (0.0 if bias is None else bias))
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def leaves(self) -> list[Tensor]:
+        """Hidden states, weight and, if there is one, bias."""
+        return [t.clone().requires_grad_() for t in (self.hidden, self.weight, self.bias) if t is not None]
 
     def to(self, dtype: torch.dtype) -> Problem:
         targets = self.targets
@@ -46,6 +58,7 @@ class Problem:
             self,
             hidden=self.hidden.to(dtype),
             weight=self.weight.to(dtype),
+            bias=None if self.bias is None else self.bias.to(dtype),
             targets=dataclasses.replace(targets, **converted),
         )
 
@@ -126,13 +139,12 @@ def coarse(probs: Tensor, head: list[int]) -> Tensor:
     return torch.cat([probs[head], probs[rest].sum()[None]]) if rest else probs[head]
 
 
-def dense_losses(problem: Problem, hidden: Tensor, weight: Tensor, loss: HeadLoss) -> tuple[Tensor, Tensor]:
+def dense_losses(problem: Problem, logits: Tensor, loss: HeadLoss) -> tuple[Tensor, Tensor]:
     """Sums over positions of the soft loss at T (without T²) and of the next-token loss."""
-    logits = hidden @ weight.T
     student, plain = torch.softmax(logits / loss.temperature, dim=1), torch.log_softmax(logits, dim=1)
     teacher = torch.softmax(problem.teacher_logits / loss.temperature, dim=1)
     soft, labels = logits.new_zeros(()), logits.new_zeros(())
-    for c in range(len(hidden)):
+    for c in range(len(logits)):
         labels = labels - plain[c, problem.targets.label_ids[c]]
         if loss.unbiased:
             q = torch.zeros_like(teacher[c])
@@ -146,21 +158,20 @@ def dense_losses(problem: Problem, hidden: Tensor, weight: Tensor, loss: HeadLos
     return soft, labels
 
 
-def dense(problem: Problem, loss: HeadLoss) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Total, soft sum, label sum, and the total's gradients of hidden and weight."""
-    hidden, weight = problem.hidden.clone().requires_grad_(), problem.weight.clone().requires_grad_()
-    soft, labels = dense_losses(problem, hidden, weight, loss)
+def dense(problem: Problem, loss: HeadLoss) -> tuple[Tensor, ...]:
+    """Total, soft sum, label sum, and the total's gradients of hidden, weight and, if there is one, bias."""
+    leaves = problem.leaves()
+    soft, labels = dense_losses(problem, problem.logits(*leaves[:2], leaves[2] if leaves[2:] else None), loss)
     total = loss.soft_weight * loss.temperature**2 * soft + loss.label_weight * labels
-    gradients = torch.autograd.grad(total, (hidden, weight))
+    gradients = torch.autograd.grad(total, leaves)
     return total.detach(), soft.detach(), labels.detach(), *gradients
 
 
-def fused(
-    problem: Problem, loss: HeadLoss, chunk: int | None = None, upstream: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    hidden, weight = problem.hidden.clone().requires_grad_(), problem.weight.clone().requires_grad_()
-    total, soft, labels = fused_head_loss(hidden, weight, problem.targets, loss, chunk)
-    gradients = torch.autograd.grad(upstream * total, (hidden, weight))
+def fused(problem: Problem, loss: HeadLoss, chunk: int | None = None, upstream: float = 1.0) -> tuple[Tensor, ...]:
+    leaves = hidden, weight, *bias = problem.leaves()
+    head = OutputHead(weight_VD=weight, bias_V=bias[0] if bias else None, scale=problem.scale, cap_nats=problem.cap)
+    total, soft, labels = fused_head_loss(hidden, head, problem.targets, loss, chunk)
+    gradients = torch.autograd.grad(upstream * total, leaves)
     return total.detach(), soft, labels, *gradients
 
 
@@ -170,15 +181,16 @@ def assert_gradients_close(found: Tensor, expected: Tensor, tolerance: float = 1
 
 
 def assert_same(problem: Problem, loss: HeadLoss, chunk: int | None = None) -> None:
-    total, soft, labels, hidden_gradient, weight_gradient = fused(problem, loss, chunk)
+    total, soft, labels, *gradients = fused(problem, loss, chunk)
     expected = dense(problem, loss)
     torch.testing.assert_close(total, expected[0], rtol=1e-9, atol=1e-12)
     if loss.soft_weight:
         torch.testing.assert_close(soft, expected[1], rtol=1e-9, atol=1e-12)
     if loss.label_weight:
         torch.testing.assert_close(labels, expected[2], rtol=1e-9, atol=1e-12)
-    assert_gradients_close(hidden_gradient, expected[3])
-    assert_gradients_close(weight_gradient, expected[4])
+    assert len(gradients) == len(expected[3:])
+    for gradient, wanted in zip(gradients, expected[3:], strict=True):
+        assert_gradients_close(gradient, wanted)
 
 
 LOSSES = {
@@ -199,6 +211,54 @@ def test_values_and_gradients_equal_the_dense_truth(
         problem = make_problem(num_positions, HEADS[heads], temperature=temperature)
         loss = HeadLoss(**LOSSES[name], temperature=temperature, soft_weight=weights[0], label_weight=weights[1])
         assert_same(problem, loss, chunk)
+
+
+# A bias alone (phi), a scale (cohere, granite), a cap that the logits reach (gemma2), all at once.
+SHAPES: dict[str, tuple[bool, float, float | None]] = {
+    "bias": (True, 1.0, None), "scale": (False, 0.0625, None), "cap": (False, 1.0, 2.0), "all": (True, 1.7, 3.0)
+}  # fmt: skip
+
+
+def with_head(problem: Problem, shape: str) -> Problem:
+    has_bias, scale, cap = SHAPES[shape]
+    bias = torch.randn(VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) if has_bias else None
+    return dataclasses.replace(problem, bias=bias, scale=scale, cap=cap)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.7, 0.3), (0.0, 2.0)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_bias_scale_and_cap_are_part_of_the_loss_and_of_its_gradient(
+    name: str, shape: str, temperature: float, weights: tuple[float, float]
+) -> None:
+    loss = HeadLoss(**LOSSES[name], temperature=temperature, soft_weight=weights[0], label_weight=weights[1])
+    for num_positions, chunk in ((1, None), (11, 4)):
+        problem = with_head(make_problem(num_positions, HEADS["varied"], temperature=temperature), shape)
+        assert_same(problem, loss, chunk)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_capped_head_in_other_precisions(name: str) -> None:
+    problem = with_head(make_problem(64, HEADS["varied"]), "all")
+    loss = HeadLoss(**LOSSES[name], temperature=1.0, soft_weight=1.0, label_weight=0.1)
+    exact, single = dense(problem, loss), fused(problem.to(torch.float32), loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = fused(problem.to(torch.float32), loss)
+    for found, tolerance in ((single, 1e-5), (half, 0.03)):
+        for value, expected in zip(found[:3], exact[:3], strict=True):
+            torch.testing.assert_close(value.double(), expected.double(), rtol=tolerance, atol=0)
+        for gradient, expected in zip(found[3:], exact[3:], strict=True):
+            assert_gradients_close(gradient.double(), expected, tolerance)
+
+
+def test_a_bias_that_alone_learns() -> None:
+    problem = with_head(make_problem(7, HEADS["varied"]), "bias")
+    loss = HeadLoss(**LOSSES["unbiased"], temperature=1.0, soft_weight=1.0, label_weight=0.5)
+    bias = problem.bias.clone().requires_grad_()
+    head = OutputHead(weight_VD=problem.weight, bias_V=bias)
+    fused_head_loss(problem.hidden, head, problem.targets, loss)[0].backward()
+    assert_gradients_close(bias.grad, dense(problem, loss)[5])
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 11, 12, 1000])
@@ -232,13 +292,14 @@ def test_without_gradients_the_values_are_the_same(name: str) -> None:
     loss = HeadLoss(**LOSSES[name], temperature=1.0, soft_weight=1.0, label_weight=0.5)
     expected = fused(problem, loss)
     with torch.no_grad():
-        found = fused_head_loss(problem.hidden.clone().requires_grad_(), problem.weight, problem.targets, loss)
+        head = OutputHead(weight_VD=problem.weight)
+        found = fused_head_loss(problem.hidden.clone().requires_grad_(), head, problem.targets, loss)
     for value, wanted in zip(found, expected[:3], strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-13, atol=0)
     for hidden_learns, weight_learns in ((True, False), (False, True)):
         hidden = problem.hidden.clone().requires_grad_(hidden_learns)
         weight = problem.weight.clone().requires_grad_(weight_learns)
-        fused_head_loss(hidden, weight, problem.targets, loss)[0].backward()
+        fused_head_loss(hidden, OutputHead(weight_VD=weight), problem.targets, loss)[0].backward()
         assert (hidden.grad is not None, weight.grad is not None) == (hidden_learns, weight_learns)
         learnt, index = (hidden.grad, 3) if hidden_learns else (weight.grad, 4)
         assert_gradients_close(learnt, expected[index], 1e-13)
@@ -331,7 +392,7 @@ def test_the_expected_gradient_of_a_sampled_tail_is_that_of_full_distillation(
     loss = HeadLoss(divergence="forward_kl", unbiased=True, temperature=temperature, soft_weight=1.0, label_weight=0.0)
     # One position for each draw, so that the hidden gradient has a row for each; the weight's adds them up.
     repeated = hidden.repeat(len(draws), 1).requires_grad_()
-    fused_head_loss(repeated, weight, targets, loss)[0].backward()
+    fused_head_loss(repeated, OutputHead(weight_VD=weight), targets, loss)[0].backward()
     found = (shares[:, None] * repeated.grad).sum(0)
     full = hidden.clone().requires_grad_()
     full_loss = -(probs * torch.log_softmax((full @ weight.T)[0] / temperature, dim=0)).sum() * temperature**2

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from storage.tensors.output_head import OutputHead
 from student.losses import head_matmul
-from student.losses.head_matmul import ChunkedHead, softmax_
+from student.losses.head_matmul import ChunkedHead, HeadGradients, softmax_
 
 
 @pytest.mark.parametrize("offset", [0.0, -100.0, 3000.0])
@@ -46,15 +47,17 @@ def test_chunks_cover_all_positions(
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(num_positions, 6, generator=generator), torch.randn(11, 6, generator=generator)
     upstream = torch.randn(num_positions, 11, generator=generator)
-    grad_hidden, grad_weight = torch.full_like(hidden, torch.nan), torch.zeros_like(weight)
-    head = ChunkedHead(hidden, weight, matmul_dtype=matmul_dtype, chunk_positions=chunk)
+    plain = OutputHead(weight_VD=weight)
+    gradients = HeadGradients.to_fill(hidden, plain)
+    gradients.hidden_PD.fill_(torch.nan)
+    head = ChunkedHead(hidden, plain, matmul_dtype=matmul_dtype, chunk_positions=chunk)
     found = [torch.empty(0, 11)]
     for positions, logits in head.chunks():
         found.append(logits.clone())
         logits.copy_(upstream[positions])
-        head.add_gradients(positions, logits, grad_hidden, grad_weight)
+        head.add_gradients(positions, logits, gradients)
     expected = (hidden.double() @ weight.double().T, upstream.double() @ weight.double())
     close = {"rtol": tolerance, "atol": 2 * tolerance}
     torch.testing.assert_close(torch.cat(found).double(), expected[0], **close)
-    torch.testing.assert_close(grad_hidden.double(), expected[1], **close)
-    torch.testing.assert_close(grad_weight.double(), upstream.double().T @ hidden.double(), **close)
+    torch.testing.assert_close(gradients.hidden_PD.double(), expected[1], **close)
+    torch.testing.assert_close(gradients.weight_VD.double(), upstream.double().T @ hidden.double(), **close)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from storage.tensors.output_head import OutputHead
 from student.losses.token_logprobs import token_logprobs
 
 
@@ -23,11 +24,15 @@ def dense(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return torch.log_softmax(hidden @ weight.T, dim=1)[torch.arange(len(ids)), ids]
 
 
+def plain(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    return token_logprobs(hidden, OutputHead(weight_VD=weight), ids)
+
+
 @pytest.mark.parametrize("num_positions", [1, 2, 511, 512, 513, 1100])
 def test_values_and_gradients_equal_the_dense_truth(num_positions: int) -> None:
     hidden, weight, ids, upstream = make(num_positions)
     results = []
-    for function in (token_logprobs, dense):
+    for function in (plain, dense):
         leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         values = function(*leaves, ids)
         results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), leaves)))
@@ -38,7 +43,7 @@ def test_values_and_gradients_equal_the_dense_truth(num_positions: int) -> None:
 def test_a_loss_that_is_not_a_plain_sum_gets_its_gradient() -> None:
     hidden, weight, ids, _ = make(9)
     results = []
-    for function in (token_logprobs, dense):
+    for function in (plain, dense):
         leaf = hidden.clone().requires_grad_()
         scores = function(leaf, weight, ids).reshape(3, 3).sum(1)
         results.append(torch.autograd.grad(-torch.log_softmax(scores, 0)[1], leaf)[0])
@@ -48,12 +53,12 @@ def test_a_loss_that_is_not_a_plain_sum_gets_its_gradient() -> None:
 def test_other_precisions_stay_close() -> None:
     hidden, weight, ids, upstream = make(64, torch.float32)
     exact = dense(hidden.double(), weight.double(), ids)
-    single = token_logprobs(hidden, weight, ids)
+    single = plain(hidden, weight, ids)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
     leaf = hidden.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = token_logprobs(leaf, weight, ids)
+        half = plain(leaf, weight, ids)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.double().detach(), exact, rtol=0.03, atol=0.05)
     (half * upstream).sum().backward()
@@ -61,3 +66,19 @@ def test_other_precisions_stay_close() -> None:
     (dense(expected_leaf, weight.double(), ids) * upstream.double()).sum().backward()
     largest = float(expected_leaf.grad.abs().max())
     torch.testing.assert_close(leaf.grad.double(), expected_leaf.grad, rtol=0, atol=0.03 * largest)
+
+
+def test_bias_scale_and_cap_get_the_gradient_of_autograd() -> None:
+    hidden, weight, ids, upstream = make(600)
+    bias = torch.randn(13, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for is_ours in (True, False):
+        leaves = h, w, b = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+        if is_ours:
+            values = token_logprobs(h, OutputHead(weight_VD=w, bias_V=b, scale=0.8, cap_nats=1.5), ids)
+        else:
+            logits = 1.5 * torch.tanh(0.8 * (h @ w.T + b) / 1.5)
+            values = torch.log_softmax(logits, dim=1)[torch.arange(len(ids)), ids]
+        results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), leaves)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)

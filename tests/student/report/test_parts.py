@@ -28,7 +28,7 @@ from tests.student.report.test_runs import make_run
 HOSTILE = '</span><script>alert("x")</script>'
 
 
-def token_name(ids: Any) -> str:
+def token_name(before: Any, ids: Any) -> str:
     return " ".join(f"t{i}" for i in ids)
 
 
@@ -73,7 +73,7 @@ def test_the_passage_is_what_the_rows_and_the_model_say(
 
 def test_the_passage_escapes_tokens_and_names(cache: Cache, make_student: Callable[..., Any]) -> None:
     models = [make_student(seed) for seed in (0, 1)]
-    passage = look_at_passage(models, cache, lambda ids: HOSTILE)
+    passage = look_at_passage(models, cache, lambda before, ids: HOSTILE)
     assert passage is not None
     view = passage_view(passage, ["a", HOSTILE])
     assert "<script" not in view
@@ -113,7 +113,8 @@ def test_places_of_scores() -> None:
 def test_candidates_are_scored_as_the_model_scores_them(cache: Cache, make_student: Callable[..., Any]) -> None:
     models = [make_student(seed) for seed in (0, 1)]
     found = rank_some_prompts(models, cache, token_name)
-    rows = {token_name(row.prompt_ids): row for row in decode_beams(next(cache.record_batches("beams", "validation")))}
+    stored = decode_beams(next(cache.record_batches("beams", "validation")))
+    rows = {token_name((), row.prompt_ids): row for row in stored}
     assert 1 <= len(found) <= 4
     for ranked in found:
         row = rows[ranked.prompt]
@@ -135,7 +136,7 @@ def test_candidates_are_scored_as_the_model_scores_them(cache: Cache, make_stude
 
 
 def test_texts_stand_beside_those_of_the_teacher(cache: Cache, make_student: Callable[..., Any]) -> None:
-    found = continue_some_prompts([make_student()], cache, lambda ids: HOSTILE)
+    found = continue_some_prompts([make_student()], cache, lambda before, ids: HOSTILE)
     cached = {row["text"] for batch in cache.record_batches("samples", "validation") for row in batch.to_pylist()}
     assert found
     assert {item.teacher for item in found} <= cached

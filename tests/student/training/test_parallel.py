@@ -177,6 +177,27 @@ def test_several_processes_train_as_one_does(
     AutoModelForCausalLM.from_pretrained(out)
 
 
+def test_a_bias_of_the_head_learns_in_several_processes(
+    launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    """Weight and bias of the head get their gradients from the loss, not from the head's own forward pass."""
+    shape = {
+        "vocab_size": 257, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "attention_dropout": 0.0,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "eos_token_id": 256,
+    }  # fmt: skip
+    preset = tmp_path / "phi.json"
+    preset.write_text(json.dumps({"model_type": "phi"} | shape))
+    biases = []
+    for name in ("ddp", "fsdp"):
+        out = tmp_path / name
+        ended = launch(2, *train_arguments(out, "--parallelism", name, "--preset", preset))
+        assert ended.exit_codes == [0, 0], ended.messages(0)
+        biases.append(AutoModelForCausalLM.from_pretrained(out).lm_head.bias.detach())
+    assert biases[0].abs().mean() > 1e-3
+    torch.testing.assert_close(*biases, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_a_process_without_a_wanted_target_waits_for_the_others(
     launch: Launch,

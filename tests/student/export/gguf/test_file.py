@@ -17,11 +17,14 @@ from student.export.config import TOLERANCES_NATS
 from student.export.gguf.file import check_gguf, write_gguf
 from student.export.gguf.reader import GgufReader, gelu
 from student.export.readers import Reader
+from student.model.framing import Framing
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from tests.student.export.comparing import TEXT, assert_steps_equal_a_whole, kl_nats, student_logits
 
 Export = Callable[..., Path]
+
+NO_BOS = Framing(beginning_ids=(), end_ids=(0,))
 
 
 def open_with(reader: str, path: Path) -> Reader:
@@ -101,10 +104,32 @@ def test_names_and_licences_are_text_alone(odd_student: Path, tmp_path: Path) ->
     """A stranger's cache may state anything: no control characters for a terminal, nothing that UTF-8 cannot hold."""
     path = tmp_path / "named.gguf"
     named = {"name": "ein Schüler\x1b[31m", "licences": ["mit", "cc-by-4.0", "\ud800"]}
-    write_gguf(load_student(odd_student), load_tokenizer(odd_student), path, "none", **named)
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), NO_BOS, path, "none", **named)
     fields = GGUFReader(path).fields
     assert fields["general.name"].contents() == "ein Schüler\\x1b[31m"
     assert fields["general.license"].contents() == "mit AND cc-by-4.0 AND \\ud800"
+
+
+@pytest.mark.parametrize(("beginning", "ends"), [((), (0,)), ((5,), (0, 7))])
+def test_a_file_says_how_texts_begin_and_end(
+    odd_student: Path, tmp_path: Path, beginning: tuple[int, ...], ends: tuple[int, ...]
+) -> None:
+    framing, path = Framing(beginning_ids=beginning, end_ids=ends), tmp_path / "framed.gguf"
+    write_gguf(load_student(odd_student), load_tokenizer(odd_student), framing, path, "none", name="student")
+    fields = GGUFReader(path).fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() == bool(beginning)
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == (*beginning, 0)[0]
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
+    assert ("tokenizer.ggml.eot_token_id" in fields) == (len(ends) > 1)
+
+
+@pytest.mark.parametrize(("beginning", "ends"), [((1, 2), (0,)), ((), (0, 1, 2))])
+def test_what_a_file_cannot_say_is_refused(
+    odd_student: Path, beginning: tuple[int, ...], ends: tuple[int, ...]
+) -> None:
+    framing = Framing(beginning_ids=beginning, end_ids=ends)
+    with pytest.raises(NotExportableError, match="texts with"):
+        check_gguf(load_student(odd_student), load_tokenizer(odd_student), framing, "student")
 
 
 def test_rows_that_32_does_not_divide_stay_in_float16(odd_student: Path, exported: Export) -> None:
@@ -133,7 +158,7 @@ def test_a_student_that_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     student = save_student("odd", **changes)
     with pytest.raises(NotExportableError, match=problem):
-        check_gguf(load_student(student), load_tokenizer(student), "student")
+        check_gguf(load_student(student), load_tokenizer(student), NO_BOS, "student")
 
 
 def test_another_architecture_is_refused(odd_student: Path) -> None:
@@ -141,7 +166,7 @@ def test_another_architecture_is_refused(odd_student: Path) -> None:
         vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     with pytest.raises(NotExportableError, match="is a llama model, expected gpt2; export it as onnx"):
-        check_gguf(LlamaForCausalLM(config), load_tokenizer(odd_student), "student")
+        check_gguf(LlamaForCausalLM(config), load_tokenizer(odd_student), NO_BOS, "student")
 
 
 @pytest.mark.parametrize("kind", ["words", "prefix", "pattern", "no merges", "no end"])
@@ -152,4 +177,4 @@ def test_another_tokenizer_is_refused(odd_student: Path, kind: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "prefix", use_regex=kind != "pattern")
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=None if kind == "no end" else "<end>")
     with pytest.raises(NotExportableError, match="tokenizer"):
-        check_gguf(load_student(odd_student), wrapped, "student")
+        check_gguf(load_student(odd_student), wrapped, NO_BOS, "student")

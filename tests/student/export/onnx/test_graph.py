@@ -22,6 +22,7 @@ from student.export.onnx.int8 import quantize_rows
 from student.export.onnx.reader import OnnxReader
 from student.export.readers import onnx_file
 from student.model.loading import load_student
+from tests.heads import make_model
 from tests.student.export.comparing import assert_steps_equal_a_whole, kl_nats
 
 Export = Callable[..., Path]
@@ -164,6 +165,18 @@ def test_other_architectures_keep_their_own_heads(tmp_path: Path, ids: list[int]
         expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(reader.read(ids), expected, atol=5e-5)
     assert_steps_equal_a_whole(reader, ids, 5e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "phi"])
+def test_a_cap_and_a_bias_are_in_the_graph(tmp_path: Path, ids: list[int], model_type: str) -> None:
+    model = make_model(model_type, 251, head_size=0.5)
+    model.set_attn_implementation("eager")
+    graph.write_onnx(model, model_type, tmp_path / "model.onnx")
+    reader = OnnxReader(tmp_path / "model.onnx")
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(reader.read(ids), expected, atol=5e-5 * np.abs(expected).max())
+    assert_steps_equal_a_whole(reader, ids, 5e-5 * np.abs(expected).max())
 
 
 def test_a_student_beyond_one_file_is_refused(

@@ -1,0 +1,57 @@
+"""Load a tokenizer from files that may hold anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from storage.disk.json_files import read_json_object
+from storage.errors import UnusableModelError, first_line, is_unreadable_tokenizer
+
+_JSON_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+NEEDS_OWN_CODE = (
+    "it needs code of its own (auto_map), and code from a checkpoint never runs: save it as a class that "
+    "transformers has"
+)
+
+
+def load_tokenizer_files(auto_tokenizer: Any, where: str, **options: Any) -> Any:
+    """Return the tokenizer of a directory or hub id. Run no code from there, and ask nothing.
+
+    auto_tokenizer: transformers' AutoTokenizer. Raise UnusableModelError.
+    """
+    try:
+        return auto_tokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except BaseException as error:
+        if not is_unreadable_tokenizer(error):
+            raise
+        raise UnusableModelError(f"no tokenizer: {_reason(error, Path(where))}") from error
+
+
+def _reason(error: BaseException, directory: Path) -> str:
+    """Return why the tokenizer's files cannot be used, with the name of the file that is to blame."""
+    found = {}
+    try:
+        for name in _JSON_FILES:
+            if (directory / name).exists():
+                found[name] = read_json_object(directory / name)
+    except UnusableModelError as broken:
+        return broken.reason
+    if "trust_remote_code" in str(error) or "auto_map" in found.get("tokenizer_config.json", {}):
+        return NEEDS_OWN_CODE
+    return _reason_of_the_fast_tokenizer(directory / "tokenizer.json") or first_line(error)
+
+
+def _reason_of_the_fast_tokenizer(path: Path) -> str | None:
+    """Return why tokenizer.json is none, None when it is one or is not there."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        return None
+    try:
+        Tokenizer.from_file(str(path))
+    except BaseException as error:
+        if not is_unreadable_tokenizer(error):
+            raise
+        return f"{path.name}: {first_line(error)}"
+    return None
