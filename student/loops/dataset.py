@@ -38,7 +38,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
     - tail_ids [B, T, J] int32, is_drawn [B, T, J] bool, tail_weight [B] float32: ids drawn from the tail, and the
       probability that each stands for. They are missing unless the tail was drawn at `temperature`.
     - tail_logmass_at_… [B, T] float32, for a temperature T other than 1: log Σ p^(1/T) over the tail.
-    - entropy [B, T] float32: the teacher's entropy at temperature 1, in nats.
+    - entropy [B, T] float32: the teacher's entropy at temperature 1, in nats; missing where the cache does not know it.
 
     and for samples input_ids, position_ids and labels alone; labels are the tokens of the completion, and texts are
     padded on the right. K, J (and T for samples) are the largest of the batch. What the body gives at position t is
