@@ -18,7 +18,7 @@ TeachonceError
     ├── TokenBeyondVocabularyError a text holds a token that the teacher has no row for
     ├── ContextTooShortError   a block or prompt is longer than the teacher can read
     ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
-    ├── LeakingTeacherError    the teacher does not isolate packed documents
+    ├── LeakingTeacherError    the teacher is not causal, so nothing keeps documents apart
     ├── TeacherMemoryError     one row does not fit into memory
     └── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
@@ -184,13 +184,12 @@ class UnknownHeadError(TeacherError):
 
 
 class LeakingTeacherError(TeacherError):
-    """A packed document's hidden states depend on the document before it, by a relative `difference`."""
+    """A token's hidden state depends on tokens after it, or on other rows of a pass."""
 
-    def __init__(self, teacher: str, difference: float) -> None:
-        self.difference = difference
+    def __init__(self, teacher: str) -> None:
         super().__init__(
-            f"--teacher {teacher}: a document packed behind another gets other hidden states than alone "
-            f"(largest difference {difference:.3g}); this architecture cannot isolate documents by position"
+            f"--teacher {teacher}: its hidden states change with tokens that come later, or with other texts beside "
+            "it; expected a causal language model; give another --teacher"
         )
 
 

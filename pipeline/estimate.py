@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.notices import tokenization_notices
+from pipeline.decoding.cache_check import SLOWER_WAY
 from pipeline.framing import framing_lines
 from pipeline.job import Job
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from pipeline.producers.producer import Producer
 from storage.records.identity import SPLITS
 from storage.shards.shard import ipc_write_options
+from storage.tensors.packing import Isolation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,13 @@ def render_plan(job: Job) -> str:
         )
     if job.tokenized.counts.num_documents_skipped:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
+    if job.teacher.isolation is not Isolation.PACKED:
+        lines.append("isolation     this teacher cannot read packed documents apart: it gets one document a row")
     lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
     lines += framing_lines(job)
     estimates = estimate(job)
+    if job.teacher.reads_whole_texts:
+        lines.append(f"drawing       {SLOWER_WAY}")
     for e in estimates:
         lines.append(
             f"{e.kind:<14}{e.num_rows:>12,} rows in {e.num_shards} shards, about {e.estimated_bytes / 1e6:,.1f} MB "

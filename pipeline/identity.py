@@ -15,6 +15,7 @@ from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from pipeline.teacher.loading import quantization_of
 from storage.records.identity import CacheIdentity
+from storage.tensors.packing import Isolation
 
 
 def facts_of(loaded: Loaded) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
             "weights_bytes": teacher.weights_bytes,
             "weights_sha256": teacher.weights_sha256,
             **({"quantization": quantization} if quantization else {}),
+            **({} if teacher.isolation is Isolation.PACKED else {"isolation": teacher.isolation.value}),
         },
         "tokenizer": _tokenizer_facts(loaded),
         "data": {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import PromptSet, prompts_from_blocks, prompts_from_column
 from pipeline.corpus.tokenization import TokenizedCorpus
+from pipeline.decoding.cache_check import choose_cache
 from pipeline.errors import NoPromptsError, TeacherOutputError, UnusableLogitsError
 from pipeline.producers.producer import Producer
 from pipeline.teacher.batch_size import DEFAULT_BATCH_TOKENS
@@ -28,6 +29,7 @@ class PromptedProducer(Producer):
         self._teacher, self._config, self._prompts, self._schema = teacher, config, prompts, row_schema
         self._batch_tokens = config.batch_tokens or DEFAULT_BATCH_TOKENS
         self.longest_prompt_tokens = max(map(len, (ids for s in prompts.values() for ids in s.prompt_ids)), default=0)
+        choose_cache(teacher, self.longest_prompt_tokens + config.prompt_settings[self.kind].max_new_tokens)
 
     @classmethod
     def context_needed(cls, config: PrecomputeConfig, num_beginning: int) -> tuple[str, int]:

@@ -44,7 +44,7 @@ def load_tokenizer(config: PrecomputeConfig) -> Any:
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:
-    """Load the teacher onto its device, hash its weights, and check that it isolates packed documents.
+    """Load the teacher onto its device, hash its weights, and choose how it isolates packed documents.
 
     Raises NoSuchTeacherError, UnknownHeadError, LeakingTeacherError or MissingExtraError.
     """
@@ -73,7 +73,7 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
     )
     with _loading(config), blaming_files(config.teacher, {}):
         teacher.check_head()
-        teacher.check_isolation()
+        teacher.choose_isolation(config.block_size)
     return teacher
 
 

@@ -19,18 +19,20 @@ from torch import Tensor, nn
 
 from pipeline.errors import ContextTooShortError, LeakingTeacherError, UnknownHeadError
 from storage.rows.segments import position_ids
-from storage.tensors.model_facts import context_length_of, num_parameters
+from storage.tensors.isolation import find_isolation, is_rounding
+from storage.tensors.model_facts import body_of, context_length_of, num_parameters
 from storage.tensors.output_head import HeadCode, OutputHead, output_head_of, same_logits
-from storage.tensors.packing import packed_hidden_states, packing_leak
+from storage.tensors.packing import Isolation, isolated_hidden_states
+from storage.tensors.whole_texts import read_whole_texts
 from storage.text.ends import end_ids
-
-# Rounding makes smaller relative differences than these between hidden states of a document alone and packed. A leak
-# makes far larger ones.
-_LEAK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 class Teacher:
-    """A loaded teacher in evaluation mode on its device."""
+    """A loaded teacher in evaluation mode on its device.
+
+    isolation: how it runs packed blocks. reads_whole_texts: whether it reads a text anew for each token that it draws,
+    because keys and values in a cache do not give what the whole text gives (see decoding/cache_check).
+    """
 
     def __init__(
         self,
@@ -52,7 +54,9 @@ class Teacher:
         self.weights_sha256 = weights_sha256
         self.weights_bytes = weights_bytes
         self.context_length = context_length_of(model)
-        self._body: nn.Module = model.base_model
+        self.isolation = Isolation.PACKED
+        self.reads_whole_texts = False
+        self._body: nn.Module = body_of(model)
         head = output_head_of(model)
         self._head: OutputHead | HeadCode = HeadCode(model) if head is None else _in_float32(head)
         self.vocab_size: int = self._num_logits()
@@ -64,12 +68,16 @@ class Teacher:
         return num_parameters(self.model)
 
     def hidden(self, input_ids_NT: NDArray[Any], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
-        """Return the last hidden states [N, T, D] of packed blocks. Each document attends only to itself."""
+        """Return the last hidden states [N, T, D] of packed blocks: for each document what it gets alone."""
         positions = np.stack([position_ids(lengths)[: input_ids_NT.shape[1]] for lengths in segment_lengths])
-        return packed_hidden_states(self._body, self.to_device(input_ids_NT), self.to_device(positions))
+        return isolated_hidden_states(
+            self._body, self.to_device(input_ids_NT), self.to_device(positions), self.isolation
+        )
 
     def last_hidden(self, input_ids_NT: Tensor, attention_mask_NT: Tensor, positions_NT: Tensor, cache: Any) -> Tensor:
         """Append left-padded tokens to a key-value cache and return the hidden state [N, D] of the last position."""
+        if self.reads_whole_texts:
+            return read_whole_texts(self.last_of_rows, input_ids_NT, attention_mask_NT, cache)
         output = self._body(
             input_ids=input_ids_NT,
             attention_mask=attention_mask_NT,
@@ -78,6 +86,11 @@ class Teacher:
             use_cache=True,
         )
         hidden: Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    def last_of_rows(self, input_ids_NL: Tensor) -> Tensor:
+        """Return the hidden state [N, D] after the last token of texts of one length, without a cache."""
+        hidden: Tensor = self._body(input_ids=input_ids_NL, use_cache=False).last_hidden_state[:, -1]
         return hidden
 
     def logits(self, hidden_CD: Tensor, buffer_CV: Tensor | None = None) -> Tensor:
@@ -118,12 +131,25 @@ class Teacher:
         if not same_logits(found, expected):
             raise UnknownHeadError(self.name)
 
-    def check_isolation(self) -> None:
-        """Raise LeakingTeacherError when hidden states of a packed document differ from those of the document alone."""
+    def choose_isolation(self, block_size: int) -> None:
+        """Find out how to run blocks of block_size tokens so that no document changes another's hidden states.
+
+        Raises LeakingTeacherError when there is no way, because the teacher is not causal.
+        """
         with torch.inference_mode():
-            difference = packing_leak(self.hidden, vocab_size=self.vocab_size, context_length=self.context_length)
-        if difference > _LEAK_TOLERANCE[self.dtype]:
-            raise LeakingTeacherError(self.name, difference)
+            found = find_isolation(
+                self._body,
+                vocab_size=self.vocab_size,
+                num_tokens=min(block_size, self.context_length),
+                device=self.device,
+            )
+        if found is None:
+            raise LeakingTeacherError(self.name)
+        self.isolation = found
+
+    def is_rounding(self, found_ND: Tensor, expected_ND: Tensor, again: Callable[[], Tensor]) -> bool:
+        """Return whether rounding explains the difference of hidden states. again: computes the expected ones anew."""
+        return is_rounding(self._body, found_ND, expected_ND, again)
 
     def _num_logits(self) -> int:
         if isinstance(self._head, OutputHead):

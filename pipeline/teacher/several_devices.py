@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from storage.errors import MissingExtraError
+from storage.tensors.model_facts import body_of
 
 
 def require_accelerate() -> None:
@@ -48,7 +49,7 @@ def gather_ends(model: Any) -> torch.device:
         output.last_hidden_state = output.last_hidden_state.to(device)
         return output
 
-    model.base_model.register_forward_hook(bring_back)
+    body_of(model).register_forward_hook(bring_back)
     return device
 
 

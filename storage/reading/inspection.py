@@ -54,6 +54,8 @@ def render_summary(summary: dict[str, Any]) -> str:
         f"data       {data['source']}",
         f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
     ]
+    if teacher.get("isolation", "packed") != "packed":
+        lines.append("isolation  the teacher read one document a row, because it cannot read packed documents apart")
     if summary["begins"]:
         lines.append(f"begins     every segment and prompt with {summary['begins']}")
     if summary["ends"]:

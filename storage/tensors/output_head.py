@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from storage.tensors.model_facts import bodies_of
+
 # Names that configurations of transformers give to a factor of the logits (or to its inverse), and to a soft cap.
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -77,11 +79,7 @@ class HeadCode:
     def __init__(self, model: Any) -> None:
         """Run the body on one token. Its output is the form in which the model's code gets hidden states."""
         self._model = model
-        # In models that wrap a decoder, the forward pass calls the decoder, not the wrapper.
-        parts = (model.base_model, model.get_decoder(), getattr(model, "model", None))
-        # Some models call the matrix of their head decoder.
-        no_bodies = {None, model, model.get_output_embeddings()}
-        self._bodies = [part for part in dict.fromkeys(parts) if part not in no_bodies]
+        self._bodies = bodies_of(model)
         self._output = self._bodies[0](input_ids=self._ids(1), use_cache=False)
 
     @property

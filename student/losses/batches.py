@@ -45,8 +45,8 @@ class BlockBatch:
 class TextBatch:
     """Prompts with continuations. The padding is on the right, where a causal model does not see it.
 
-    input_ids, position_ids [N, T] int64; is_target [N, T] bool: positions that predict a token of the continuation;
-    label_ids [P] int64: those tokens, in row-major order.
+    input_ids, position_ids [N, T] int64: the position of padding is −1; is_target [N, T] bool: positions that predict a
+    token of the continuation; label_ids [P] int64: those tokens, in row-major order.
     """
 
     input_ids: Tensor
@@ -171,7 +171,7 @@ def _text_batch(
     is_target = (place >= prompt_lengths[:, None] - 1) & (place < lengths[:, None] - 1)
     return TextBatch(
         input_ids=torch.from_numpy(ids[:, :-1].copy()).to(device),
-        position_ids=torch.from_numpy(place).expand(len(ids), -1).to(device),
+        position_ids=torch.from_numpy(np.where(place < lengths[:, None] - 1, place, -1)).to(device),
         is_target=torch.from_numpy(is_target).to(device),
         label_ids=torch.from_numpy(ids[:, 1:][is_target]).to(device),
     )

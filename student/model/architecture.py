@@ -7,26 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from storage.rows.segments import position_ids
-from storage.tensors.model_facts import context_length_of
+from storage.tensors.model_facts import body_of, context_length_of
 from storage.tensors.output_head import OutputHead, output_head_of
-from storage.tensors.packing import packed_hidden_states, packing_leak, relative_difference
+from storage.tensors.packing import isolated_hidden_states, relative_difference
 from student.errors import ArchitectureError, BrokenStudentError
+from student.model.isolation import choose_isolation, isolation_of
 
 # Largest relative difference that check_architecture accepts as rounding.
 _TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def check_architecture(model: Any, name: str) -> None:
-    """Raise ArchitectureError unless an OutputHead gives the model's logits, and packed documents are isolated.
+def check_architecture(model: Any, name: str, num_tokens: int) -> None:
+    """Raise ArchitectureError unless an OutputHead gives the model's logits, and no text changes another's.
 
-    Raise it also when the model does not take positions. Raise BrokenStudentError when the logits are not finite.
+    num_tokens: length of the longest rows that the model will read. Choose how it reads packed documents of such rows.
+    Raise BrokenStudentError when the logits are not finite.
 
     The losses call the body and compute the logits themselves. If the model's head did something else, they would train
     another function than the model computes.
@@ -34,10 +33,8 @@ def check_architecture(model: Any, name: str) -> None:
     was_training = model.training
     model.eval()
     try:
+        isolation = choose_isolation(model, num_tokens)
         logits, from_head = _logits_of_model_and_head(model)
-        leak = _packing_leak(model)
-    except TypeError as error:
-        raise ArchitectureError(name, "does not take positions") from error
     finally:
         model.train(was_training)
     if not bool(logits.isfinite().all()):
@@ -45,8 +42,8 @@ def check_architecture(model: Any, name: str) -> None:
     # Written with `not` so that NaN is refused too.
     if from_head is None or not relative_difference(from_head, logits) <= _TOLERANCE:
         raise ArchitectureError(name, "has an output head that is more than a matrix, a bias, a scale and a soft cap")
-    if not leak <= _TOLERANCE:
-        raise ArchitectureError(name, "lets packed documents see each other")
+    if isolation is None:
+        raise ArchitectureError(name, "lets tokens see those that come later, or other texts of a batch")
 
 
 def _logits_of_model_and_head(model: Any) -> tuple[Tensor, Tensor | None]:
@@ -59,20 +56,12 @@ def _logits_of_model_and_head(model: Any) -> tuple[Tensor, Tensor | None]:
     return logits, None if head is None else head.logits(hidden_TD)
 
 
-def _packing_leak(model: Any) -> float:
-    def hidden_of(ids: NDArray[np.int64], segment_lengths: list[NDArray[np.int64]]) -> Tensor:
-        positions = np.stack([position_ids(lengths) for lengths in segment_lengths])
-        return hidden_states(model, *(torch.from_numpy(array).to(model.device) for array in (ids, positions)))
-
-    return packing_leak(hidden_of, vocab_size=num_vocabulary_rows(model), context_length=context_length_of(model))
-
-
 def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
     """Return the last hidden states [N, T, D].
 
-    A segment begins where the positions start again at 0. No segment attends to another.
+    A segment begins where the positions start again at 0. No segment attends to another. Positions of −1 are padding.
     """
-    return packed_hidden_states(model.base_model, input_ids_NT, position_ids_NT)
+    return isolated_hidden_states(body_of(model), input_ids_NT, position_ids_NT, isolation_of(model))
 
 
 def output_head(model: Any) -> OutputHead:

@@ -43,9 +43,10 @@ def check_fits(model: Any, cache: Cache, name: str) -> None:
     num_rows = num_vocabulary_rows(model)
     if num_rows < cache.identity.vocab_size and num_rows < (needed := num_token_ids(cache)):
         raise VocabularyMismatchError(name, num_rows, needed)
-    check_architecture(model, name)
+    longest = longest_rows(cache)
+    check_architecture(model, name, max(longest.values(), default=1))
     context_length = context_length_of(model)
-    for what, needed in longest_rows(cache).items():
+    for what, needed in longest.items():
         if needed > context_length:
             raise StudentContextError(name, context_length, needed, what)
 

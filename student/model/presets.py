@@ -13,9 +13,11 @@ from storage.reading.cache import Cache
 from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import build_model
+from storage.tensors.packing import Isolation
 from student.errors import BrokenStudentError, UnknownPresetError
 from student.model.enlarging import enlarge_weights
 from student.model.fitting import check_fits, load_fitting_student, longest_rows
+from student.model.isolation import isolation_of
 from student.model.loading import learn_all_embeddings, require_unquantized
 
 # Layers, width and heads of a GPT-2 architecture. distil is the shape of DistilGPT2.
@@ -47,12 +49,16 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
         return model
     else:
         raise UnknownPresetError(preset, list(PRESETS))
-    _check_as_if_trained(settings, cache, preset)
-    return _with_new_weights(settings, preset, seed)
+    isolation = _check_as_if_trained(settings, cache, preset)
+    model = _with_new_weights(settings, preset, seed)
+    model.isolation = isolation
+    return model
 
 
-def _check_as_if_trained(settings: dict[str, Any], cache: Cache, preset: str) -> None:
-    """Raise UnknownPresetError or the errors of check_fits for a model that would be refused when it is trained.
+def _check_as_if_trained(settings: dict[str, Any], cache: Cache, preset: str) -> Isolation:
+    """Return how the model will read packed documents.
+
+    Raise UnknownPresetError or the errors of check_fits for a model that would be refused when it is trained.
 
     New weights are so small that a cap, a bias or a leak changes nothing yet. So what is checked is a model with large
     weights, which is gone before the student is made.
@@ -67,6 +73,7 @@ def _check_as_if_trained(settings: dict[str, Any], cache: Cache, preset: str) ->
         raise UnknownPresetError(preset, list(PRESETS), error.reason) from error
     except BrokenStudentError as error:
         raise UnknownPresetError(preset, list(PRESETS), "with large weights its logits are not finite") from error
+    return isolation_of(model)
 
 
 def _with_new_weights(settings: dict[str, Any], preset: str, seed: int) -> Any:

@@ -13,8 +13,10 @@ from torch.distributed.tensor import DTensor
 from storage.progress import tell
 from storage.reading.cache import Cache
 from storage.tensors.memory import is_out_of_memory
+from storage.tensors.packing import Isolation
 from student.config import TrainConfig
-from student.errors import StudentMemoryError
+from student.errors import ArchitectureError, StudentMemoryError
+from student.model.isolation import isolation_of
 from student.model.presets import build_student
 from student.processes import Processes
 from student.training.micro_batches import remember_micro_batches
@@ -106,9 +108,13 @@ def make_learner(
 ) -> Learner:
     """Return the learner before its first step. Raise StudentError when the student does not fit the cache."""
     model = build_student(config.preset, cache, config.seed).to(device).train()
+    processes = processes or Processes()
+    if config.parallelism == "fsdp" and processes.world_size > 1 and isolation_of(model) is not Isolation.PACKED:
+        # Processes have unlike numbers of documents, and fsdp gathers weights in every pass of all of them.
+        raise ArchitectureError(config.preset, "reads one document a row, and so --parallelism fsdp cannot train it")
     if config.gradient_checkpointing:
         # Later versions of transformers have a new name for gradient_checkpointing_enable.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    parallel = ParallelModel(model, config.parallelism, processes or Processes())
+    parallel = ParallelModel(model, config.parallelism, processes)
     optimizer = make_optimizer(model, config)
     return Learner(parallel=parallel, optimizer=optimizer, objective=Objective(parallel, cache, config), config=config)

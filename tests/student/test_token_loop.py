@@ -17,6 +17,7 @@ def test_each_distinct_prompt_is_read_once_with_positions_of_its_own(
     make_student: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, read = make_student(), []
+    next(draw_tokens(model, [np.array([1])], [1], temperature=1.0, top_p=1.0))  # This tries out the key-value cache.
     original = model.forward
 
     def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **settings: Any) -> Any:

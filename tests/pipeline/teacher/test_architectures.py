@@ -1,4 +1,4 @@
-"""Teachers other than GPT-2: rotary positions, grouped heads, sliding windows, soft caps, and some that cannot pack."""
+"""Teachers other than GPT-2: rotary positions, grouped heads, sliding windows and soft caps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline import BeamsConfig, SamplesConfig
-from pipeline.errors import LeakingTeacherError
 from storage import Cache, verify_cache
 from storage.rows import beams, samples
 
@@ -27,10 +26,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": SIZES | {"sliding_window": 4},
     "gemma2": SIZES | {"head_dim": 16, "sliding_window": 4, "final_logit_softcapping": 3.0},
     "granite": SIZES | {"logits_scaling": 4.0},
-}
-CANNOT_PACK: dict[str, dict[str, Any]] = {
-    "bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.25},
-    "mamba": {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.25},
 }
 
 
@@ -83,17 +78,3 @@ def test_a_cache_holds_what_the_model_itself_says(
         for candidate in beam.candidates:
             expected = forced_logprobs(model, beam.prompt_ids, candidate.candidate_ids)
             assert candidate.sum_logprob == pytest.approx(expected.sum(), abs=2e-3)
-
-
-@pytest.mark.parametrize("model_type", CANNOT_PACK)
-def test_a_teacher_that_cannot_isolate_documents_is_refused(
-    make_teacher: Callable[..., tuple[Path, Any]],
-    helpers: ModuleType,
-    text_file: Path,
-    tmp_path: Path,
-    model_type: str,
-) -> None:
-    directory, _ = make_teacher(model_type, CANNOT_PACK[model_type])
-    with pytest.raises(LeakingTeacherError):
-        helpers.precomputed(helpers.tiny_config(directory, text_file, tmp_path / "cache"))
-    assert not (tmp_path / "cache").exists()

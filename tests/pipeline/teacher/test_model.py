@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.errors import ContextTooShortError, LeakingTeacherError, NoSuchTeacherError, UnknownHeadError
+from pipeline.errors import ContextTooShortError, NoSuchTeacherError, UnknownHeadError
 from pipeline.teacher.loading import hash_weights, load_teacher
 from pipeline.teacher.model import Teacher
+from storage.tensors.packing import Isolation
 
 SEGMENTS = [[32], [5, 27], [1, 1, 30], [10, 1, 9, 12], [31, 1]]
 
@@ -105,25 +106,24 @@ def test_packed_documents_would_differ_if_they_were_not_isolated(teacher_dir: Pa
     assert (leaking.logits[0, 5:] - alone.logits[0]).abs().max() > 1.0
 
 
-def test_a_teacher_that_ignores_positions_is_found_out(
+def test_a_teacher_that_ignores_positions_gets_a_document_a_row(
     tiny_teacher: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tiny_teacher(50)
-    teacher.check_isolation()
+    teacher.choose_isolation(32)
+    assert teacher.isolation is Isolation.PACKED
     monkeypatch.setattr(teacher, "_body", IgnoresPositions(teacher.model.base_model))
-    with pytest.raises(LeakingTeacherError) as caught:
-        teacher.check_isolation()
-    assert caught.value.difference > 0.01
+    teacher.choose_isolation(32)
+    assert teacher.isolation is Isolation.ROWS
 
 
-def test_loading_checks_the_isolation(
+def test_loading_chooses_the_isolation_for_blocks_of_the_run(
     teacher_dir: Path, load: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(teacher_dir)
-    # Positions that do not start again tell the teacher of one long document.
-    monkeypatch.setattr("pipeline.teacher.model.position_ids", lambda lengths: np.arange(lengths.sum()))
-    with pytest.raises(LeakingTeacherError):
-        load(teacher_dir)
+    chosen = []
+    monkeypatch.setattr(Teacher, "choose_isolation", lambda self, block_size: chosen.append(block_size))
+    load(teacher_dir, block_size=40)
+    assert chosen == [40]
 
 
 @pytest.mark.parametrize(("model_class", "num_logits"), [(ScaledHead, 20), (ShortHead, 17)])
@@ -140,7 +140,7 @@ def test_a_head_that_no_formula_explains_is_run_by_its_own_code(
     assert plain.shape != truth.shape or (plain - truth).abs().max() > 0.1
     assert teacher.vocab_size == num_logits
     teacher.check_head()
-    teacher.check_isolation()
+    teacher.choose_isolation(16)
     with torch.inference_mode():
         hidden = teacher.hidden(input_ids, [np.array([10])])[0]
         assert hidden.shape == (10, 16)

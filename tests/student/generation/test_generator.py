@@ -193,6 +193,7 @@ def test_a_piece_comes_before_the_next_token_is_drawn(
 def test_the_prompt_is_read_once_and_then_one_token_at_a_time(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    generator.generate("x", max_new_tokens=1)  # The first text tries out the key-value cache.
     lengths = []
     model = generator._model
     original = model.forward

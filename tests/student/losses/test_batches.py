@@ -102,7 +102,7 @@ def check_texts(batch: Any, sequences: list[tuple[list[int], list[int]]]) -> Non
         whole = prompt + continuation
         kept = min(len(whole), longest - 1)
         assert batch.input_ids[row, :kept].tolist() == whole[:kept]
-        assert batch.position_ids[row].tolist() == list(range(longest - 1))
+        assert batch.position_ids[row].tolist() == [t if t < len(whole) - 1 else -1 for t in range(longest - 1)]
         expected = [len(prompt) - 1 <= t < len(whole) - 1 for t in range(longest - 1)]
         assert batch.is_target[row].tolist() == expected
         assert [whole[t + 1] for t, is_target in enumerate(expected) if is_target] == continuation
