@@ -39,8 +39,8 @@ def body_of(model: Any) -> Any:
 def bodies_of(model: Any) -> list[Any]:
     """Return the parts of the model that its forward pass may call for hidden states.
 
-    In models that wrap a decoder, the forward pass calls the decoder, not the wrapper. In some, the matrix of the
-    head is called decoder.
+    In models that wrap a decoder, the forward pass calls the decoder, not the wrapper. Some models call the matrix of
+    their head decoder.
     """
     parts = (model.base_model, model.get_decoder(), getattr(model, "model", None))
     no_bodies = {None, model, model.get_output_embeddings()}

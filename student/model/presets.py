@@ -15,6 +15,7 @@ from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import build_model
 from storage.tensors.packing import Isolation
 from student.errors import BrokenStudentError, UnknownPresetError
+from student.model.architecture import output_head
 from student.model.enlarging import enlarge_weights
 from student.model.fitting import check_fits, load_fitting_student, longest_rows
 from student.model.isolation import isolation_of
@@ -52,6 +53,7 @@ def build_student(preset: str, cache: Cache, seed: int) -> Any:
     isolation = _check_as_if_trained(settings, cache, preset)
     model = _with_new_weights(settings, preset, seed)
     model.isolation = isolation
+    output_head(model)  # find its form now: in a step, the passes that find it would disturb the gradients
     return model
 
 
