@@ -37,8 +37,8 @@ def _head(found: Mapping[str, Found]) -> list[str]:
         "with what the model says of each text alone, in float64: soft targets, samples and beams of a teacher; the "
         "gradient, `evaluate` and greedy texts of a student that was trained from a config .json.",
         "",
-        "`a document a row`: the model cannot keep packed documents apart, so each gets a row of its own. A family"
-        " that is refused is refused before any work, with the line that stands here.",
+        "`a document a row`: the model cannot keep packed documents apart, so it reads each in a row of its own. What"
+        " is stored is the same. A family that is refused is refused before any work, with the line that stands here.",
         "",
         "This page is written by `python -m scripts.models --page docs/models.md`, here with transformers "
         f"{transformers.__version__}; `pytest -m models` holds it.",
