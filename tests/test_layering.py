@@ -54,6 +54,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("generation",),
         ("export",),
         ("report",),
+        ("loops",),
         ("cli", "__init__"),
     ),
 }

@@ -96,12 +96,17 @@ def block_tensors(
     temperature: float,
     device: torch.device,
     num_rows: int | None = None,
+    at_all_positions: bool = False,
 ) -> BlockBatch:
-    """Return decoded rows as tensors; the arguments are those of block_batch."""
+    """Return decoded rows as tensors; the arguments are those of block_batch.
+
+    at_all_positions: return the targets of all N·T positions in place of the P valid ones.
+    """
     is_valid = rows.is_valid_target
+    is_chosen = np.ones_like(is_valid) if at_all_positions else is_valid
     require_rows(rows.input_ids, num_rows)
-    targets = _sparse_targets(rows, is_valid, tail_weight, temperature, device)
-    entropy = None if rows.entropy is None else _tensor(rows.entropy[is_valid], np.float32, device)
+    targets = _sparse_targets(rows, is_chosen, tail_weight, temperature, device)
+    entropy = None if rows.entropy is None else _tensor(rows.entropy[is_chosen], np.float32, device)
     lost_mass = torch.zeros(len(targets), device=device)
     if num_rows is not None and rows.ids.max(initial=0) >= num_rows:
         targets, lost_mass, lost_entropy = targets.without_rows_from(num_rows, temperature)
@@ -112,7 +117,9 @@ def block_tensors(
         is_valid=_tensor(is_valid, np.bool_, device),
         targets=targets,
         entropy=entropy,
-        label_logprob=None if rows.label_logprob is None else _tensor(rows.label_logprob[is_valid], np.float32, device),
+        label_logprob=None
+        if rows.label_logprob is None
+        else _tensor(rows.label_logprob[is_chosen], np.float32, device),
         lost_mass=lost_mass,
     )
 
@@ -179,12 +186,12 @@ def _text_batch(
 
 def _sparse_targets(
     rows: SoftTargetRows,
-    is_valid: NDArray[np.bool_],
+    is_chosen: NDArray[np.bool_],
     tail_weight: float | None,
     temperature: float,
     device: torch.device,
 ) -> SparseTargets:
-    head_size, tail_size = rows.head_size[is_valid], rows.tail_size[is_valid]
+    head_size, tail_size = rows.head_size[is_chosen], rows.tail_size[is_chosen]
     head_starts = _starts(head_size + tail_size)
     is_head, is_drawn = _is_entry(head_size), _is_entry(tail_size)
     tempered = rows.tempered_tail_logmass.get(temperature)
@@ -192,12 +199,12 @@ def _sparse_targets(
         head_ids=_tensor(_pad(rows.ids, head_starts, is_head), np.int32, device),
         head_logprobs=_tensor(_pad(rows.logprobs.astype(np.float32), _starts(head_size), is_head), np.float32, device),
         is_head=_tensor(is_head, np.bool_, device),
-        tail_logprob=_tensor(rows.tail_logprob[is_valid], np.float32, device),
+        tail_logprob=_tensor(rows.tail_logprob[is_chosen], np.float32, device),
         tail_ids=_tensor(_pad(rows.ids, head_starts + head_size, is_drawn), np.int32, device),
         is_drawn=_tensor(is_drawn, np.bool_, device),
         tail_weight=tail_weight,
-        tempered_tail_logmass=None if tempered is None else _tensor(tempered[is_valid], np.float32, device),
-        label_ids=_tensor(rows.input_ids[:, 1:][is_valid], np.int64, device),
+        tempered_tail_logmass=None if tempered is None else _tensor(tempered[is_chosen], np.float32, device),
+        label_ids=_tensor(rows.input_ids[:, 1:][is_chosen], np.int64, device),
     )
 
 

@@ -29,12 +29,9 @@ def resolve_head_loss(config: TrainConfig, cache: Cache, weights: Mapping[str, f
     unbiased, temperature = False, 1.0
     if weights["soft_targets"]:
         settings, temperature = soft_target_settings(cache), config.temperature
-        unbiased = (
-            config.loss == "forward_kl" and settings.tail_weight is not None and temperature == settings.temperatures[0]
-        )
-        served = sorted({1.0, *settings.temperatures})
-        if temperature not in served:
-            raise TemperatureError(temperature, config.loss, served)
+        unbiased = config.loss == "forward_kl" and settings.is_sampled_at(temperature)
+        if temperature not in settings.served_temperatures:
+            raise TemperatureError(temperature, config.loss, settings.served_temperatures)
     return HeadLoss(
         divergence=config.loss,
         unbiased=unbiased,
