@@ -54,7 +54,7 @@ def render_plan(job: Job) -> str:
         lines.append(f"{'skipped':<12}{job.tokenized.counts.num_documents_skipped:>14,} documents without text")
     if job.teacher.isolation is not Isolation.PACKED:
         lines.append("isolation     this teacher cannot read packed documents apart: it gets one document a row")
-    lines += tokenization_notices(job.config.data, job.tokenized.counts.facts())
+    lines += tokenization_notices(job.config, job.tokenized.counts.facts())
     lines += framing_lines(job)
     estimates = estimate(job)
     if job.teacher.reads_whole_texts:

@@ -48,6 +48,9 @@ def load_teacher_and_source(config: PrecomputeConfig) -> Loaded:
     """
     teacher = load_teacher(config)
     begins = beginning_ids(teacher.tokenizer, config.bos)
+    if begins != beginning_ids(teacher.tokenizer, "auto"):
+        # The cache and its students get this tokenizer: it shall begin texts as they do, whoever uses it.
+        teacher.tokenizer.add_bos_token = config.bos == "always"
     _require_fit(teacher, config, begins)
     return Loaded(config=config, teacher=teacher, beginning_ids=begins, corpus=open_corpus(config))
 

@@ -90,7 +90,7 @@ def _write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
 
 def _tell(config: PrecomputeConfig, begun: Begun) -> None:
     """Print on standard error what a user should know of how the text was tokenized."""
-    for line in tokenization_notices(config.data, begun.identity.data):
+    for line in tokenization_notices(config, begun.identity.data):
         print(line, file=sys.stderr)
 
 

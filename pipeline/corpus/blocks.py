@@ -157,18 +157,12 @@ def prompts_from_blocks(blocks: Blocks, num_prompts: int, prompt_tokens: int) ->
 def prompts_from_column(store: TokenStore, num_prompts: int, beginning_ids: Sequence[int] = ()) -> PromptSet:
     """Return the first num_prompts prompts of a column, each with its beginning. prompt_id counts them from 0.
 
-    The store holds them without it; see `without_beginning`.
+    The store holds them without it; see storage.text.beginnings.
     """
     count = min(num_prompts, len(store.ends))
     beginning = np.array(beginning_ids, dtype=store.tokens.dtype)
     prompt_ids = [np.concatenate([beginning, store.document(i)]) for i in range(count)]
     return PromptSet(prompt_id=list(range(count)), prompt_ids=prompt_ids)
-
-
-def without_beginning(ids: NDArray[Any], beginning_ids: Sequence[int]) -> NDArray[Any]:
-    """Return the ids of a text without the beginning, which a chat template may have written already."""
-    num_beginning = len(beginning_ids)
-    return ids[num_beginning:] if num_beginning and ids[:num_beginning].tolist() == list(beginning_ids) else ids
 
 
 def _first_long_segment(segment_lengths: NDArray[np.int64], num_tokens: int) -> int | None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config import PrecomputeConfig
+
 _MOST_NAMED = 3
 
 
-def tokenization_notices(source: str, facts: Mapping[str, Any]) -> list[str]:
+def tokenization_notices(config: PrecomputeConfig, facts: Mapping[str, Any]) -> list[str]:
     """Return one line for each fact of TokenizationCounts that a user may want to act on."""
-    lines = []
+    source, lines = config.data, []
     if num_bad_rows := facts.get("num_bad_rows"):
         lines.append(f"--data {source}: bad rows skipped: {num_bad_rows:,}")
     if spelt_out := facts.get("num_control_tokens"):
+        most_frequent = _by_count(spelt_out)[0][0]
+        remedy = f" If one separates the documents of a text file, name it: --document-separator '{most_frequent}'"
         lines.append(
-            f"--data {source}: the text spells out {_named(spelt_out)}; they were read as characters. If one "
-            f"separates the documents of a text file, name it: --document-separator '{_by_count(spelt_out)[0][0]}'"
+            f"--data {source}: the text spells out {_named(spelt_out)}; they were read as characters."
+            f"{'' if config.document_separator or config.marks_wanted else remedy}"
         )
     if in_chats := facts.get("num_chat_control_tokens"):
         lines.append(
@@ -41,4 +45,4 @@ def _named(counts: Mapping[str, int]) -> str:
 
 
 def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: -item[1])
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

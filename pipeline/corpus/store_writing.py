@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.blocks import without_beginning
 from pipeline.corpus.document_writer import DocumentWriter, Piece
 from pipeline.corpus.token_store import TokenWriter
 from pipeline.corpus.tokenized_rows import RowTokenizer
@@ -21,6 +20,7 @@ from pipeline.sources.corpus import Corpus
 from storage.progress import Progress
 from storage.records.identity import SPLITS
 from storage.rows.columns import token_type
+from storage.text.beginnings import without_beginning
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class RowTokenizer:
         return isinstance(turns, Conversation) or (isinstance(turns, Pair) and isinstance(turns.prompt, list))
 
     def prompt_ids(self, document: Document, column: str, prompt: Prompt) -> list[int] | None:
-        """Return the token ids of a text, or of a rendered chat; None for a bad one that is to be skipped.
+        """Return the token ids of a text, or of a rendered chat; None without a question, or for a bad row to skip.
 
         Raises BadRowError and ChatTemplateError.
         """
@@ -63,9 +63,11 @@ class RowTokenizer:
             return self.texts.prompt_ids(prompt)
         try:
             question = question_of(prompt)
+            if not question:  # the assistant speaks first, so there is an answer to learn and nothing to continue
+                return None
             text = self._template.render(question, add_generation_prompt=True)
         except RefusedChatError as error:
-            self._skip_or_raise(document, column, error)
+            self._skip_or_raise(document, [column], error)
             return None
         self.texts.count_in_chat(question)
         return self._flagged.rendered_ids(text)
@@ -75,7 +77,7 @@ class RowTokenizer:
         try:
             ids, is_wanted = self._flagged_ids(document.turns)
         except RefusedChatError as error:
-            self._skip_or_raise(document, " and ".join(self._config.document_columns.values()), error)
+            self._skip_or_raise(document, [*self._config.document_columns.values()], error)
             return None
         return iter([Piece(np.array(ids, dtype=np.int64), is_wanted)])
 
@@ -89,6 +91,7 @@ class RowTokenizer:
         self.texts.count_in_chat(messages)
         return self._flagged.rendered(text, spans)
 
-    def _skip_or_raise(self, document: Document, column: str, error: RefusedChatError) -> None:
+    def _skip_or_raise(self, document: Document, columns: list[str], error: RefusedChatError) -> None:
         if self._config.on_bad_row == "stop":
-            raise BadRowError(f"{document.place}, column {column!r}", error.reason) from error
+            named = f"column{'s' * (len(columns) - 1)} {' and '.join(map(repr, columns))}"
+            raise BadRowError(f"{document.place}, {named}", error.reason) from error

@@ -167,7 +167,7 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
 
     try:
         return str(huggingface_hub.dataset_info(name).sha)
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
 
 
@@ -200,12 +200,14 @@ def _columns(config: PrecomputeConfig) -> set[str]:
 
 def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
     wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
+    # A conversation or a pair has to be in every row, unless bad rows are skipped.
+    most_without = 1 if config.marks_wanted and config.on_bad_row == "stop" else _MOST_ROWS_WITHOUT
     try:
         column_names, rows = open_rows()
         number, names = 0, set(column_names)
         for number, row in enumerate(rows, 1):
             names |= row.keys()
-            if number == _MOST_ROWS_WITHOUT and not names.issuperset(config.document_columns.values()):
+            if number == most_without and not names.issuperset(config.document_columns.values()):
                 break
             turns, place = turns_of(config, row), f"{source}: row {number}"
             # With conversations and pairs, the tokenizer says which rows are bad: such rows may be skipped.

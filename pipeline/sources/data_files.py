@@ -29,7 +29,7 @@ UNREAD = {
 _READ_BYTES = 1 << 16
 # Archives of texts are often compressed with windows of 2^27 to 2^31 bytes (zstd --long), which most readers refuse.
 _LARGEST_WINDOW_BYTES = 1 << 31
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?", re.ASCII)
 
 
 def format_of(path: Path) -> str | None:

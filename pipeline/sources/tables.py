@@ -24,18 +24,26 @@ _ARROW_FILE_MAGIC = b"ARROW1"
 def table_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the names of all columns, and the rows in order with those of `columns` that the file has.
 
-    Raises OSError or pyarrow.ArrowInvalid (a ValueError) for other bytes, also while the rows are read.
+    Raises OSError or pyarrow.ArrowInvalid (a ValueError) for other bytes, also while the rows are read, and ValueError
+    when two columns have one of the names.
     """
     if path.suffix.lower() != suffix_of(path):
         raise OSError(f"{suffix_of(path)} inside {path.suffix} cannot be read in parts; decompress the file")
     if suffix_of(path) == ".parquet":
         file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
         names = file.schema_arrow.names
-        kept = [name for name in names if name in set(columns)]
+        kept = _kept(names, columns)
         return names, _rows(file.iter_batches(batch_size=_BATCH_ROWS, columns=kept), kept)
     reader, batches = _arrow_batches(path)
-    kept = [name for name in reader.schema.names if name in set(columns)]
+    kept = _kept(reader.schema.names, columns)
     return reader.schema.names, _rows(batches, kept)
+
+
+def _kept(names: list[str], columns: Iterable[str]) -> list[str]:
+    kept = [name for name in names if name in set(columns)]
+    if len(set(kept)) < len(kept):
+        raise ValueError(f"several columns have one name, {max(kept, key=kept.count)!r}; rename all but one")
+    return kept
 
 
 def _arrow_batches(path: Path) -> tuple[Any, Iterator[pa.RecordBatch]]:

@@ -5,11 +5,16 @@ A model that was trained with them says little of use without them, wherever in 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from storage.errors import NoBosTokenError
 
 Bos = Literal["auto", "always", "never"]
+_Ids = TypeVar("_Ids", list[int], NDArray[Any])
 
 
 def beginning_ids(tokenizer: Any, bos: Bos) -> tuple[int, ...]:
@@ -28,3 +33,9 @@ def beginning_ids(tokenizer: Any, bos: Bos) -> tuple[int, ...]:
     plain: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
     starts = [i for i in range(len(framed) - len(plain) + 1) if framed[i : i + len(plain)] == plain]
     return tuple(framed[: starts[0]]) if plain and starts else ()
+
+
+def without_beginning(ids: _Ids, beginning_ids: Sequence[int]) -> _Ids:
+    """Return the ids of a text without the beginning, which a chat template may have written already."""
+    num_beginning = len(beginning_ids)
+    return ids[num_beginning:] if np.array_equal(ids[:num_beginning], beginning_ids) else ids

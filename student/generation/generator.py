@@ -13,6 +13,7 @@ import numpy as np
 
 from storage.errors import ConfigError
 from storage.tensors.model_facts import context_length_of
+from storage.text.beginnings import without_beginning
 from storage.text.characters import text_ids
 from storage.text.completions import completion_text, stream_completion
 from student.config import SamplingConfig
@@ -139,7 +140,8 @@ class Generator:
     def _text_ids(self, prompt: str) -> list[int]:
         require_unicode(prompt)
         if self._chat:
-            ids = self._framing.without_beginning(question_ids(self._tokenizer, prompt, str(self._student)))
+            rendered = question_ids(self._tokenizer, prompt, str(self._student))
+            ids = without_beginning(rendered, self._framing.beginning_ids)
         else:
             ids = text_ids(self._tokenizer, prompt)
         return require_known_ids(ids, self._model, self._tokenizer, str(self._student))

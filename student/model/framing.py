@@ -25,11 +25,6 @@ class Framing:
         """Return a prompt's ids, given those of its text. A prompt of nothing begins with an end of text."""
         return [*self.beginning_ids, *text_ids] or [self.end_ids[0] if self.end_ids else 0]
 
-    def without_beginning(self, ids: list[int]) -> list[int]:
-        """Return a prompt's ids without the beginning, which a chat template may have written already."""
-        num_beginning = len(self.beginning_ids)
-        return ids[num_beginning:] if tuple(ids[:num_beginning]) == self.beginning_ids else ids
-
 
 def read_framing(student: Path, model: Any, tokenizer: Any) -> Framing:
     """Return the framing of the student in a directory, with its model and tokenizer, which are loaded already.

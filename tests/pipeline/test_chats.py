@@ -20,7 +20,7 @@ import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from pipeline import PrecomputeConfig, SoftTargetsConfig, run
-from pipeline.errors import BadRowError, ChatTemplateError
+from pipeline.errors import BadRowError, ChatTemplateError, ColumnError
 from pipeline.estimate import render_plan
 from pipeline.run import plan_only
 from storage import Cache, verify_cache
@@ -225,6 +225,11 @@ def test_bad_rows(
     assert cache.rows_sha256 == chat_cache.rows_sha256
     assert cache.identity.data["num_bad_rows"] == 3
     assert cache.identity.config["on_bad_row"] == "skip"
+
+
+def test_a_mistyped_column_is_named_beside_all_there_are(configure_chats: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ColumnError, match=r"'mesages': not among \['messages'\]; name the right one with --messages-"):
+        precomputed(configure_chats(tmp_path / "cache", messages_column="mesages"))
 
 
 def test_several_templates(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import student
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig, precompute
@@ -165,6 +166,21 @@ def test_bos_can_be_left_out_and_asked_for(
         precompute(configured(llama, "cache", bos="never"))
     with pytest.raises(NoBosTokenError):
         precompute(configured(teacher_dir, "no-bos", bos="always"))
+
+
+@pytest.mark.parametrize(("bos", "begins"), [("never", []), ("always", [1])])
+def test_the_tokenizer_of_the_cache_begins_texts_as_its_rows(
+    llama: Path, configured: Callable[..., PrecomputeConfig], tmp_path: Path, bos: str, begins: list[int]
+) -> None:
+    teacher = shutil.copytree(llama, tmp_path / "teacher")
+    tokenizer = sentencepiece_bpe()
+    if bos == "always":
+        tokenizer.add_bos_token = False
+    tokenizer.save_pretrained(teacher)
+    plain = tokenizer("the cat", add_special_tokens=False)["input_ids"]
+    cache = precomputed(configured(teacher, f"bos-{bos}", bos=bos, kinds=("soft_targets",)))
+    assert list(cache.identity.beginning_ids) == begins
+    assert AutoTokenizer.from_pretrained(cache.tokenizer_dir)("the cat")["input_ids"] == [*begins, *plain]
 
 
 def test_a_teacher_without_a_beginning_has_a_cache_as_ever(cache: Cache) -> None:

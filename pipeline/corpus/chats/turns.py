@@ -34,11 +34,14 @@ def messages_of(turns: Conversation | Pair) -> tuple[list[Message], int]:
 
 
 def question_of(messages: Any) -> list[Message]:
-    """Return the messages before the answer that ends a conversation. Raises RefusedChatError."""
-    question = checked_messages(messages)
+    """Return the messages before the answer that ends a conversation; none where it begins with that answer.
+
+    Raises RefusedChatError.
+    """
+    question = checked_messages(messages) if messages != [] else []
     while question and question[-1]["role"] == "assistant":
         question = question[:-1]
-    return checked_messages(question)
+    return question
 
 
 def checked_messages(messages: Any) -> list[Message]:

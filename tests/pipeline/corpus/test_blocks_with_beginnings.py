@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import PrecomputeConfig
-from pipeline.corpus.blocks import (
-    Blocks,
-    block_starts,
-    prompts_from_blocks,
-    prompts_from_column,
-    without_beginning,
-)
+from pipeline.corpus.blocks import Blocks, block_starts, prompts_from_blocks, prompts_from_column
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.validation_split import hold_out_end
 from storage.records.identity import SPLITS
@@ -139,9 +133,6 @@ def test_prompts_begin_and_count_the_tokens_of_the_text(make_store: MakeStore) -
 def test_prompts_of_a_column_begin_once(make_store: MakeStore) -> None:
     prompts = prompts_from_column(make_store([3, 2]), 5, [1, 2])
     assert [ids.tolist() for ids in prompts.prompt_ids] == [[1, 2, 100, 101, 102], [1, 2, 103, 104]]
-    assert without_beginning(np.array([1, 2, 100]), [1, 2]).tolist() == [100]
-    assert without_beginning(np.array([1, 100]), [1, 2]).tolist() == [1, 100]
-    assert without_beginning(np.array([100]), []).tolist() == [100]
 
 
 def test_the_end_that_is_held_out_inside_a_document_is_marked(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -27,16 +26,23 @@ def corpus_of(documents: Iterable[Document]) -> Corpus:
     return Corpus(source="made up", fingerprint="", licence=None, documents=lambda: iter(documents))
 
 
+def unused_config(**changes: Any) -> PrecomputeConfig:
+    return PrecomputeConfig(teacher="unused", data="a.txt", out="unused", **changes)
+
+
 @pytest.fixture
 def tokenize(tmp_path: Path) -> Callable[..., TokenizedCorpus]:
     """Tokenizes documents, with nothing held out."""
 
     def tokenize(tokenizer: Any, *documents: Document, **changes: Any) -> TokenizedCorpus:
-        config = PrecomputeConfig(
-            teacher="unused", data="a.txt", out=tmp_path, block_size=2, validation_fraction=0, quiet=True, **changes
-        )
+        config = unused_config(block_size=2, validation_fraction=0, quiet=True, **changes)
         return tokenize_corpus(
-            corpus_of(documents), tokenizer, config, dtype=np.uint16, context_length=64, work_dir=tmp_path / "work"
+            corpus_of(documents),
+            tokenizer,
+            config,
+            vocab_size=len(tokenizer),
+            context_length=64,
+            work_dir=tmp_path / "work",
         )
 
     return tokenize
@@ -78,7 +84,7 @@ def test_a_template_reads_them_in_messages_as_control_tokens(
     found = tokenize(chatty, document, samples=SamplesConfig(prompt_column="chat", max_new_tokens=8))
     assert found.counts.num_chat_control_tokens == {END: 1}
     assert found.counts.num_control_tokens == {}
-    [notice] = tokenization_notices("a.jsonl", found.counts.facts())
+    [notice] = tokenization_notices(unused_config(), found.counts.facts())
     assert f"messages of chats spell out {END} 1 time;" in notice
 
 
@@ -91,8 +97,17 @@ def test_a_document_that_begins_with_a_token_of_its_own_is_not_skipped(
     found = tokenize(tokenizer, Document(pieces=["q" * 1_000 + " the teacher once knew"], prompts={}))
     assert found.counts.num_documents_skipped == 0
     assert found.counts.num_inexact_cuts > 0
-    [notice] = tokenization_notices("a.txt", found.counts.facts())
+    [notice] = tokenization_notices(unused_config(), found.counts.facts())
     assert notice.startswith(f"--data a.txt: {found.counts.num_inexact_cuts} cuts of long documents")
+
+
+def test_a_separator_is_proposed_where_it_may_be_missing() -> None:
+    facts = {"num_control_tokens": {"<b>": 2, END: 3, "<a>": 2}}
+    read = f"--data a.txt: the text spells out {END} 3 times, <a> 2 times, <b> 2 times; they were read as characters."
+    remedy = f" If one separates the documents of a text file, name it: --document-separator '{END}'"
+    assert tokenization_notices(unused_config(), facts) == [read + remedy]
+    assert tokenization_notices(unused_config(document_separator=END), facts) == [read]
+    assert tokenization_notices(unused_config(prompt_column="p", completion_column="c"), facts) == [read]
 
 
 def test_a_run_tells_them_once_and_its_plan_too(

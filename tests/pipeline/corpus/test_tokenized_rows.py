@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline import PrecomputeConfig
+from pipeline import PrecomputeConfig, SamplesConfig
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.errors import BadRowError
@@ -115,6 +116,26 @@ def test_a_bad_row_stops_the_run_and_is_named(tokenize: Callable[..., TokenizedC
         "mend the row, take it out, or give --on-bad-row skip$",
     ):
         tokenize(documents, messages_column="messages")
+
+
+def test_both_columns_of_a_bad_pair_are_named(tokenize: Callable[..., TokenizedCorpus]) -> None:
+    with pytest.raises(BadRowError, match=r"row 1, columns 'p' and 'c': the completion is nothing, expected text"):
+        tokenize([row(Pair("Who?", None))], prompt_column="p", completion_column="c")
+
+
+def test_a_conversation_that_the_assistant_begins_is_taught_and_gives_no_prompt(
+    tokenize: Callable[..., TokenizedCorpus],
+) -> None:
+    question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}
+    documents = [
+        dataclasses.replace(row(Conversation(turns)), prompts={"messages": turns})
+        for turns in ([answer], [question, answer])
+    ]
+    short = SamplesConfig(max_new_tokens=1)
+    tokenized = tokenize(documents, messages_column="messages", kinds=("samples",), samples=short)
+    assert len(wanted_of(tokenized.documents["train"])) == 2
+    assert len(tokenized.prompts["messages"]["train"].ends) == 1
+    assert tokenized.counts.num_prompts_skipped == 1
 
 
 def test_bad_rows_are_skipped_and_counted(tokenize: Callable[..., TokenizedCorpus]) -> None:

@@ -114,7 +114,7 @@ def test_a_saved_file_that_is_missing(read: Callable[..., list[str]], tmp_path: 
 
 @pytest.mark.parametrize(
     "name",
-    ["d/c.csv", "d/unknown", "corpus.text", "data/my.jsonl.zst", "~/texts", "a/b/c", "/nowhere", "./x", "x.tar"],
+    ["d/c.csv", "d/unknown", "corpus.text", "data/my.jsonl.zst", "~/texts", "a/b/c", "/nowhere", "./x", "x.tar", "né"],
 )
 def test_a_mistyped_path_is_not_looked_up_on_the_hub(
     read: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -126,6 +126,12 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(
     (tmp_path / "d").mkdir()
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(NoSuchDataError, match="no such file or directory"):
+        read(name)
+
+
+@pytest.mark.parametrize("name", ["a--b", "a..b"])
+def test_a_name_that_the_hub_does_not_allow(read: Callable[..., list[str]], name: str) -> None:
+    with pytest.raises(NoSuchDataError, match=r"has no commit on the hub: (Repo id|Cannot have)"):
         read(name)
 
 

@@ -90,6 +90,19 @@ def test_a_column_that_is_no_text(
     assert found in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name(read: Callable[..., list[str]], tmp_path: Path, suffix: str) -> None:
+    text = pa.array(["one"])
+    table = pa.table([text, text, text, text], names=["text", "text", "other", "other"])
+    if suffix == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as sink:
+            sink.write_table(table)
+    with pytest.raises(NoSuchDataError, match="several columns have one name, 'text'; rename all but one"):
+        read(tmp_path / f"a.{suffix}")
+
+
 def test_a_prompt_column_that_is_missing_is_named_beside_all_there_are(
     open_data: Callable[..., Corpus], tmp_path: Path
 ) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import processors
 
 from storage.errors import NoBosTokenError
-from storage.text.beginnings import beginning_ids
+from storage.text.beginnings import beginning_ids, without_beginning
 from tests.storage.text.tokenizer_families import FAMILIES, byte_level, sentencepiece_bpe, unigram, word_piece
 
 
@@ -46,3 +47,11 @@ def test_bos_that_is_not_named_is_refused_in_one_line(family: str) -> None:
     if tokenizer.bos_token_id is None:
         with pytest.raises(NoBosTokenError, match=r"^--bos always: the tokenizer names no BOS token .*auto or never$"):
             beginning_ids(tokenizer, "always")
+
+
+def test_a_beginning_that_is_written_already_is_left_out_once() -> None:
+    assert without_beginning(np.array([1, 2, 1, 2, 100]), [1, 2]).tolist() == [1, 2, 100]
+    assert without_beginning([1, 2, 100], (1, 2)) == [100]
+    assert without_beginning([1, 100], (1, 2)) == [1, 100]
+    assert without_beginning([1], (1, 2)) == [1]
+    assert without_beginning([100], ()) == [100]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from student import Generator
 from student.errors import ChatPromptError
-from student.model.framing import Framing
+from student.run_record import RUN_NAME
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -29,11 +31,12 @@ def test_control_tokens_of_the_template_are_control_tokens(saved: Path) -> None:
     assert Generator(saved, device="cpu", chat=True).num_tokens("Who?") == 1 + len(RENDERED)
 
 
-def test_a_beginning_that_the_template_writes_is_not_doubled() -> None:
-    framing = Framing(beginning_ids=(7, 8), end_ids=())
-    assert framing.begin(framing.without_beginning([7, 8, 1])) == [7, 8, 1]
-    assert framing.begin(framing.without_beginning([7, 1])) == [7, 8, 7, 1]
-    assert Framing(beginning_ids=(), end_ids=()).without_beginning([1]) == [1]
+def test_a_beginning_that_the_template_writes_is_not_doubled(saved: Path) -> None:
+    (saved / "chat_template.jinja").write_text(TEMPLATE)
+    beginning_ids = AutoTokenizer.from_pretrained(saved)(RENDERED[:2])["input_ids"]
+    (saved / RUN_NAME).write_text(json.dumps({"beginning_ids": beginning_ids}))
+    assert Generator(saved, device="cpu", chat=True).num_tokens("Who?") == len(RENDERED)
+    assert Generator(saved, device="cpu").num_tokens(RENDERED) == 2 + len(RENDERED)
 
 
 @pytest.mark.parametrize(
