@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,36 @@ from student.export.config import ExportConfig
 if TYPE_CHECKING:
     from student.export.trial import Trial
     from student.generation.generator import Generator
+    from student.loops.dataset import CacheDataset
+    from student.loops.loss import distillation_loss, distillation_loss_from_logits
+    from student.loops.trainer import DistillationTrainer
+    from student.model.architecture import hidden_states
 
 __all__ = [
+    "CacheDataset",
+    "DistillationTrainer",
     "EvaluateConfig",
     "ExportConfig",
     "Generator",
     "MixConfig",
     "TrainConfig",
+    "distillation_loss",
+    "distillation_loss_from_logits",
     "evaluate",
     "export_student",
+    "hidden_states",
     "train",
 ]
+
+# The modules of these names import torch.
+_LAZY = {
+    "CacheDataset": "student.loops.dataset",
+    "DistillationTrainer": "student.loops.trainer",
+    "Generator": "student.generation.generator",
+    "distillation_loss": "student.loops.loss",
+    "distillation_loss_from_logits": "student.loops.loss",
+    "hidden_states": "student.model.architecture",
+}
 
 
 def train(config: TrainConfig) -> Path:
@@ -46,9 +66,7 @@ def export_student(config: ExportConfig) -> Trial:
 
 
 def __getattr__(name: str) -> Any:
-    """Import Generator at its first use, because its module imports torch."""
-    if name != "Generator":
+    """Import a name of _LAZY at its first use."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from student.generation.generator import Generator
-
-    return Generator
+    return getattr(importlib.import_module(_LAZY[name]), name)

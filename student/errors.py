@@ -29,6 +29,7 @@ TeachonceError
     ├── NoHeldOutRowsError        a cache without rows to measure a student on
     ├── HeldOutTextError          no text to compare an exported file on
     ├── DisagreementError         an exported file that does not compute what the student computes
+    ├── OtherTokensError          an exported file whose tokenizer cuts text otherwise than the student's
     └── RuntimeFailedError        the library that runs an exported file ended without an answer
 ```
 """
@@ -90,7 +91,7 @@ class ArchitectureError(StudentError):
 
     def __init__(self, student: str, problem: str) -> None:
         self.problem = problem
-        super().__init__(f"{student}: this architecture {problem}; use a GPT-2 or Llama shaped student")
+        super().__init__(f"{student}: this architecture {problem}; use one of those in docs/models.md")
 
 
 class StudentContextError(StudentError):
@@ -309,6 +310,17 @@ class DisagreementError(StudentError):
         super().__init__(
             f"{out}: not kept: run by its own runtime it is {kl_nats:.3g} nats/token (KL) from the student, "
             f"allowed are {tolerance_nats:g}; export without --quantize, or report a bug if that is what you did"
+        )
+
+
+class OtherTokensError(StudentError):
+    """An exported file whose tokenizer cuts text otherwise than the student's, and which was removed."""
+
+    def __init__(self, out: str, expected: str, found: str) -> None:
+        self.expected, self.found = expected, found
+        super().__init__(
+            f"{out}: not kept: its runtime cuts held-out text into {found!r} where the student's tokenizer gives "
+            f"{expected!r}; export it as safetensors, and report this"
         )
 
 

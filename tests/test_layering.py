@@ -26,6 +26,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("reading",),
         ("writing",),
         ("sharing",),
+        ("importing",),
         ("pages",),
         ("report",),
         ("tensors",),
@@ -53,6 +54,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("generation",),
         ("export",),
         ("report",),
+        ("loops",),
         ("cli", "__init__"),
     ),
 }

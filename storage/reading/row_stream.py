@@ -64,29 +64,34 @@ class RowStream:
         """Number of rows in an epoch."""
         return sum(shard.num_rows for shard in self._shards)
 
-    def batches(self, start: StreamState | None = None) -> Iterator[StreamBatch]:
-        """Yield batches from `start` on, without end."""
+    def batches(self, start: StreamState | None = None, *, every: int = 1) -> Iterator[StreamBatch]:
+        """Yield batches from `start` on, without end.
+
+        every: 1 for all batches; n for the first and then every n-th, as n processes that take turns need.
+        """
         state = start or StreamState()
-        reading = ReadAhead(self._cache, self._shards, self._order, self._is_mine)
+        reading = ReadAhead(self._cache, self._shards, self._order, functools.partial(self._is_mine, every))
         rows = reading.rows_from(state.epoch, state.position)
         num_mine = len(range(self._rank, self._batch_rows, self._world_size))
         while True:
-            state = self._advance(state)
-            yield StreamBatch(rows=self._joined(list(islice(rows, num_mine))), next_state=state)
+            yield StreamBatch(rows=self._joined(list(islice(rows, num_mine))), next_state=self.after(state, 1))
+            state = self.after(state, every)
 
-    def _is_mine(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def after(self, state: StreamState, num_batches: int) -> StreamState:
+        """Return the state of the stream `num_batches` global batches after `state`."""
+        epochs, position = divmod(state.position + num_batches * self._batch_rows, self.num_rows)
+        return StreamState(epoch=state.epoch + epochs, position=position)
+
+    def _is_mine(self, every: int, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether this reader gets each row. `rows` are counted from the beginning of a global batch."""
-        is_mine: NDArray[np.bool_] = rows % self._batch_rows % self._world_size == self._rank
+        batches, rows_of_batch = np.divmod(rows, self._batch_rows)
+        is_mine: NDArray[np.bool_] = (batches % every == 0) & (rows_of_batch % self._world_size == self._rank)
         return is_mine
 
     def _joined(self, rows: list[pa.RecordBatch]) -> pa.RecordBatch:
         if not rows:
             return pa.RecordBatch.from_pylist([], schema=self._schema)
         return pa.concat_batches(rows, memory_pool=BATCH_MEMORY)
-
-    def _advance(self, state: StreamState) -> StreamState:
-        epochs, position = divmod(state.position + self._batch_rows, self.num_rows)
-        return StreamState(epoch=state.epoch + epochs, position=position)
 
     def _order(self, epoch: int) -> EpochOrder:
         rows = self._cache.identity.record_batch_rows

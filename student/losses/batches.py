@@ -27,17 +27,17 @@ class BlockBatch:
     input_ids, position_ids [N, T] int64; is_valid [N, T] bool: positions whose next token is in the same document and
     wanted;
     targets: the teacher's sparse targets of the P valid positions, in row-major order; entropy, label_logprob [P]
-    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order; lost_mass [P]
-    float32: the probability of entries that are left out, because the student has no row for their ids. entropy is
-    without what they add to it.
+    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order, None when the
+    cache lacks them; lost_mass [P] float32: the probability of entries that are left out, because the student has no
+    row for their ids. entropy is without what they add to it.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     is_valid: Tensor
     targets: SparseTargets
-    entropy: Tensor
-    label_logprob: Tensor
+    entropy: Tensor | None
+    label_logprob: Tensor | None
     lost_mass: Tensor
 
 
@@ -96,23 +96,30 @@ def block_tensors(
     temperature: float,
     device: torch.device,
     num_rows: int | None = None,
+    at_all_positions: bool = False,
 ) -> BlockBatch:
-    """Return decoded rows as tensors; the arguments are those of block_batch."""
+    """Return decoded rows as tensors; the arguments are those of block_batch.
+
+    at_all_positions: return the targets of all N·T positions in place of the P valid ones.
+    """
     is_valid = rows.is_valid_target
+    is_chosen = np.ones_like(is_valid) if at_all_positions else is_valid
     require_rows(rows.input_ids, num_rows)
-    targets = _sparse_targets(rows, is_valid, tail_weight, temperature, device)
-    entropy = _tensor(rows.entropy[is_valid], np.float32, device)
-    lost_mass = torch.zeros_like(entropy)
+    targets = _sparse_targets(rows, is_chosen, tail_weight, temperature, device)
+    entropy = None if rows.entropy is None else _tensor(rows.entropy[is_chosen], np.float32, device)
+    lost_mass = torch.zeros(len(targets), device=device)
     if num_rows is not None and rows.ids.max(initial=0) >= num_rows:
         targets, lost_mass, lost_entropy = targets.without_rows_from(num_rows, temperature)
-        entropy -= lost_entropy
+        entropy = None if entropy is None else entropy - lost_entropy
     return BlockBatch(
         input_ids=_tensor(rows.input_ids[:, :-1], np.int64, device),
         position_ids=_tensor(rows.positions[:, :-1], np.int64, device),
         is_valid=_tensor(is_valid, np.bool_, device),
         targets=targets,
         entropy=entropy,
-        label_logprob=_tensor(rows.label_logprob[is_valid], np.float32, device),
+        label_logprob=None
+        if rows.label_logprob is None
+        else _tensor(rows.label_logprob[is_chosen], np.float32, device),
         lost_mass=lost_mass,
     )
 
@@ -179,12 +186,12 @@ def _text_batch(
 
 def _sparse_targets(
     rows: SoftTargetRows,
-    is_valid: NDArray[np.bool_],
+    is_chosen: NDArray[np.bool_],
     tail_weight: float | None,
     temperature: float,
     device: torch.device,
 ) -> SparseTargets:
-    head_size, tail_size = rows.head_size[is_valid], rows.tail_size[is_valid]
+    head_size, tail_size = rows.head_size[is_chosen], rows.tail_size[is_chosen]
     head_starts = _starts(head_size + tail_size)
     is_head, is_drawn = _is_entry(head_size), _is_entry(tail_size)
     tempered = rows.tempered_tail_logmass.get(temperature)
@@ -192,12 +199,12 @@ def _sparse_targets(
         head_ids=_tensor(_pad(rows.ids, head_starts, is_head), np.int32, device),
         head_logprobs=_tensor(_pad(rows.logprobs.astype(np.float32), _starts(head_size), is_head), np.float32, device),
         is_head=_tensor(is_head, np.bool_, device),
-        tail_logprob=_tensor(rows.tail_logprob[is_valid], np.float32, device),
+        tail_logprob=_tensor(rows.tail_logprob[is_chosen], np.float32, device),
         tail_ids=_tensor(_pad(rows.ids, head_starts + head_size, is_drawn), np.int32, device),
         is_drawn=_tensor(is_drawn, np.bool_, device),
         tail_weight=tail_weight,
-        tempered_tail_logmass=None if tempered is None else _tensor(tempered[is_valid], np.float32, device),
-        label_ids=_tensor(rows.input_ids[:, 1:][is_valid], np.int64, device),
+        tempered_tail_logmass=None if tempered is None else _tensor(tempered[is_chosen], np.float32, device),
+        label_ids=_tensor(rows.input_ids[:, 1:][is_chosen], np.int64, device),
     )
 
 

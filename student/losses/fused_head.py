@@ -86,7 +86,7 @@ class _FusedHead(torch.autograd.Function):
         sums = hidden_PD.new_zeros(2, dtype=torch.float64)
         chunked = ChunkedHead(hidden_PD, head, matmul_dtype=matmul_dtype_of(hidden_PD), chunk_positions=chunk)
         for positions, logits_CV in chunked.chunks():
-            sums += _losses_to_gradient(logits_CV, targets.slice(positions.start, positions.stop), loss)
+            sums += losses_to_gradient(logits_CV, targets.slice(positions.start, positions.stop), loss)
             if gradients is not None:
                 chunked.add_gradients(positions, logits_CV, gradients)
         if gradients is not None:
@@ -105,7 +105,7 @@ class _FusedHead(torch.autograd.Function):
         return *gradients, *[None] * 5
 
 
-def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
+def losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
     """Overwrite a chunk's logits with the gradient of the weighted sum; return [soft sum, label sum], float64."""
     if loss.soft_weight == 0.0 or (loss.unbiased and loss.temperature == 1.0):
         return _unbiased_with_labels(logits_CV, targets, loss)
@@ -128,7 +128,7 @@ def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLos
 
 
 def _unbiased_with_labels(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
-    """Compute −Σ q log s and −log s_label at T = 1 from one softmax; return as _losses_to_gradient does.
+    """Compute −Σ q log s and −log s_label at T = 1 from one softmax; return as losses_to_gradient does.
 
     With w = soft_weight · q + label_weight · onehot(label), the gradient is (Σ w) s − w.
     """

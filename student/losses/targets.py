@@ -25,6 +25,15 @@ class SoftTargetSettings:
     tail_weight: float | None
     temperatures: tuple[float, ...]
 
+    @property
+    def served_temperatures(self) -> list[float]:
+        """Temperatures that losses may have."""
+        return sorted({1.0, *self.temperatures})
+
+    def is_sampled_at(self, temperature: float) -> bool:
+        """Return whether the tail was sampled from the teacher's distribution at this temperature."""
+        return self.tail_weight is not None and temperature == self.temperatures[0]
+
 
 def soft_target_settings(cache: Cache) -> SoftTargetSettings:
     """Return the settings of a cache that holds soft targets; raise RecordError when it does not state them."""
@@ -38,9 +47,9 @@ class SparseTargets:
     """Padded targets; a mask is False at the padding.
 
     head_ids, head_logprobs (nats), is_head (mask) [P, K]; tail_logprob [P] nats, −inf for an empty tail; tail_ids,
-    is_drawn (mask) [P, J]: draws from the tail; tail_weight: probability that each draw stands for, None when the tail
-    was not sampled; tempered_tail_logmass [P]: log Σ_tail p^(1/T), needed for a temperature T other than 1, else None;
-    label_ids [P] int64: the next tokens.
+    is_drawn (mask) [P, J]: draws from the tail; tail_weight: probability that each draw stands for, a number or [P, 1],
+    None when the tail was not sampled; tempered_tail_logmass [P]: log Σ_tail p^(1/T), needed for a temperature T other
+    than 1, else None; label_ids [P] int64: the next tokens.
 
     head_ids and tail_ids are int32 or int64. An int32 batch is faster to make and needs half the bytes on its way to a
     GPU. `slice` returns int64, which gather needs.
@@ -52,7 +61,7 @@ class SparseTargets:
     tail_logprob: Tensor
     tail_ids: Tensor
     is_drawn: Tensor
-    tail_weight: float | None
+    tail_weight: float | Tensor | None
     tempered_tail_logmass: Tensor | None
     label_ids: Tensor
 
@@ -77,7 +86,7 @@ class SparseTargets:
 
     def slice(self, start: int, stop: int) -> SparseTargets:
         """Return the targets of positions [start, stop), with ids in int64."""
-        tempered = self.tempered_tail_logmass
+        tempered, weight = self.tempered_tail_logmass, self.tail_weight
         return SparseTargets(
             head_ids=self.head_ids[start:stop].long(),
             head_logprobs=self.head_logprobs[start:stop],
@@ -85,7 +94,7 @@ class SparseTargets:
             tail_logprob=self.tail_logprob[start:stop],
             tail_ids=self.tail_ids[start:stop].long(),
             is_drawn=self.is_drawn[start:stop],
-            tail_weight=self.tail_weight,
+            tail_weight=weight[start:stop] if isinstance(weight, Tensor) else weight,
             tempered_tail_logmass=None if tempered is None else tempered[start:stop],
             label_ids=self.label_ids[start:stop],
         )
@@ -101,6 +110,7 @@ class SparseTargets:
         is_lost_PK, is_lost_PJ = self.is_head & (self.head_ids >= num_rows), self.is_drawn & (self.tail_ids >= num_rows)
         logprobs_PK = self.head_logprobs.masked_fill(~is_lost_PK, -torch.inf)
         probs_PK, num_lost_P = logprobs_PK.exp(), is_lost_PJ.sum(1).to(logprobs_PK.dtype)
+        assert not isinstance(self.tail_weight, Tensor)
         tau, tempered_P = self.tail_weight or 1.0, self.tempered_tail_logmass
         targets = replace(
             self,

@@ -29,12 +29,9 @@ def resolve_head_loss(config: TrainConfig, cache: Cache, weights: Mapping[str, f
     unbiased, temperature = False, 1.0
     if weights["soft_targets"]:
         settings, temperature = soft_target_settings(cache), config.temperature
-        unbiased = (
-            config.loss == "forward_kl" and settings.tail_weight is not None and temperature == settings.temperatures[0]
-        )
-        served = sorted({1.0, *settings.temperatures})
-        if temperature not in served:
-            raise TemperatureError(temperature, config.loss, served)
+        unbiased = config.loss == "forward_kl" and settings.is_sampled_at(temperature)
+        if temperature not in settings.served_temperatures:
+            raise TemperatureError(temperature, config.loss, settings.served_temperatures)
     return HeadLoss(
         divergence=config.loss,
         unbiased=unbiased,
@@ -86,9 +83,9 @@ class SoftTargetsPart(LossPart[BlockBatch]):
             hidden_PD, output_head(self._model), batch.targets, self._head_loss
         )
         soft_name = "soft_targets_nats"
-        if self._head_loss.unbiased and self._head_loss.temperature == 1.0:
+        if self._head_loss.unbiased and self._head_loss.temperature == 1.0 and batch.entropy is not None:
             soft_sum = soft_sum - batch.entropy.double().sum()
-        elif self._head_loss.unbiased:  # The cache holds no entropy of tempered distributions.
+        elif self._head_loss.unbiased:  # The cache holds no entropy of these distributions, such as tempered ones.
             soft_name = "soft_targets_cross_entropy_nats"
         sums = {"soft_targets": (soft_name, soft_sum), "labels": ("labels_nats", label_sum)}
         return total, dict(named for part, named in sums.items() if self._weights[part])

@@ -38,7 +38,7 @@ def test_a_checkpoint_of_broken_files_is_one_line_with_the_reason(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", MODELS.keys() - ONLY_WEIGHTS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - ONLY_WEIGHTS))
 def test_a_broken_config_file_is_one_line_with_the_reason(
     saved: Path, cache: Cache, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
