@@ -86,7 +86,8 @@ def is_rounding(body: nn.Module, found_PD: Tensor, expected_PD: Tensor, again: C
     root mean square over a whole position separates them better than the largest of V differences.
     """
     difference_P = _root_mean_square(found_PD, expected_PD)
-    allowed_P = _NEGLIGIBLE * _root_mean_square(expected_PD, torch.zeros_like(expected_PD))
+    finite_PD = expected_PD.masked_fill(expected_PD.isinf(), 0.0)  # logits of −inf are no measure of the others
+    allowed_P = _NEGLIGIBLE * _root_mean_square(finite_PD, torch.zeros_like(finite_PD))
     if bool((difference_P <= allowed_P).all()):
         return True
     noise_P = torch.zeros_like(difference_P)

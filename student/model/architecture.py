@@ -25,7 +25,7 @@ def check_architecture(model: Any, name: str, num_tokens: int) -> None:
     """Raise ArchitectureError unless an OutputHead gives the model's logits, and no text changes another's.
 
     num_tokens: length of the longest rows that the model will read. Choose how it reads packed documents of such rows.
-    Raise BrokenStudentError when the logits are not finite.
+    Raise BrokenStudentError when the logits are no distribution.
 
     The losses call the body and compute the logits themselves. If the model's head did something else, they would train
     another function than the model computes.
@@ -37,8 +37,12 @@ def check_architecture(model: Any, name: str, num_tokens: int) -> None:
         logits, from_head = _logits_of_model_and_head(model)
     finally:
         model.train(was_training)
-    if not bool(logits.isfinite().all()):
+    if not bool(logits.amax(1).isfinite().all()):
         raise BrokenStudentError(name)
+    if bool((logits == -torch.inf).any()):
+        raise ArchitectureError(
+            name, "gives some tokens probability 0 (logits of -infinity), and losses need one of each"
+        )
     if isolation is None:
         raise ArchitectureError(name, "lets tokens see later tokens, or other texts of a batch")
     if from_head is None or not same_logits(from_head, logits, _TOLERANCE):

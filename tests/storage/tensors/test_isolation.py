@@ -46,6 +46,12 @@ def test_nothing_is_said_of_nan() -> None:
     assert is_causal(body, torch.arange(5), 11)
 
 
+def test_impossible_ids_do_not_hide_a_difference_of_the_others() -> None:
+    body, expected = Sums(packs=False), torch.tensor([[1.0, 2.0, -torch.inf]])
+    assert is_rounding(body, expected.clone(), expected, expected.clone)
+    assert not is_rounding(body, torch.tensor([[1.0, 2.1, -torch.inf]]), expected, expected.clone)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 7])
 def test_another_last_token_tells_a_causal_model(num_tokens: int) -> None:
     ids = torch.arange(num_tokens)
