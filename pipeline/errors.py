@@ -188,8 +188,8 @@ class LeakingTeacherError(TeacherError):
 
     def __init__(self, teacher: str) -> None:
         super().__init__(
-            f"--teacher {teacher}: its hidden states change with tokens that come later, or with other texts beside "
-            "it; expected a causal language model; give another --teacher"
+            f"--teacher {teacher}: its hidden states change with later tokens, or with other texts beside it; expected "
+            "a causal language model, and no model of masked or whole texts; give another --teacher"
         )
 
 

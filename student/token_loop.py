@@ -42,7 +42,7 @@ def draw_tokens(
     the same texts. Texts drawn together differ from texts drawn alone only where a rounding difference changes which
     token is drawn.
 
-    Raise BrokenStudentError when logits are not finite.
+    Raise BrokenStudentError when logits are no distribution.
     """
     seeds_N = np.array(seeds, dtype=np.uint64)
     distinct, rows = distinct_prompts(prompts)
@@ -54,7 +54,8 @@ def draw_tokens(
     past.batch_select_indices(rows_N)
     logits_NV, mask_NL = logits_UV[rows_N], mask_UT[rows_N]
     for step in itertools.count():
-        if not bool(logits_NV.isfinite().all()):
+        # A logit of −inf is a token of probability 0. The largest one is NaN or infinite if no distribution is there.
+        if not bool(logits_NV.amax(1).isfinite().all()):
             raise BrokenStudentError(model.name_or_path)
         if temperature == 0:
             ids_N = logits_NV.argmax(1)

@@ -22,7 +22,6 @@ from storage.errors import ConfigError, UnusableModelError
 from storage.tensors.checkpoints.adapters import merged
 from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.checkpoints.config_file import require_sound_config_file
-from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
@@ -60,20 +59,19 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         model = merged(model).eval()
         _require_dtype_fits(model, config)
         device = gather_ends(model) if config.device_map else _move(model, device, dtype)
-        require_causal(model)
     name = Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
-    teacher = Teacher(
-        model,
-        tokenizer,
-        device,
-        name=name,
-        revision=config.revision,
-        weights_sha256=weights_sha256,
-        weights_bytes=weights_bytes,
-    )
     with _loading(config), blaming_files(config.teacher, {}):
-        teacher.check_head()
-        teacher.choose_isolation(config.block_size)
+        teacher = Teacher(
+            model,
+            tokenizer,
+            device,
+            name=name,
+            revision=config.revision,
+            weights_sha256=weights_sha256,
+            weights_bytes=weights_bytes,
+        )
+        teacher.check_head(config.teacher)
+        teacher.choose_isolation(config.block_size, config.teacher)
     return teacher
 
 

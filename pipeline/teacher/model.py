@@ -122,19 +122,22 @@ class Teacher:
         if num_tokens > self.context_length:
             raise ContextTooShortError(setting, num_tokens, self.context_length)
 
-    def check_head(self) -> None:
-        """Raise UnknownHeadError unless body and head together give the logits of the whole model on a few tokens."""
+    def check_head(self, where: str) -> None:
+        """Raise UnknownHeadError unless body and head together give the logits of the whole model on a few tokens.
+
+        where: the teacher's directory or hub id, for the message.
+        """
         ids = self.to_device(np.arange(8)[None] % self.vocab_size)
         with torch.inference_mode():
             expected = self.model(input_ids=ids, use_cache=False).logits[0].float()
             found = self.logits(self._body(input_ids=ids, use_cache=False).last_hidden_state[0])
         if not same_logits(found, expected):
-            raise UnknownHeadError(self.name)
+            raise UnknownHeadError(where)
 
-    def choose_isolation(self, block_size: int) -> None:
+    def choose_isolation(self, block_size: int, where: str) -> None:
         """Find out how to run blocks of block_size tokens so that no document changes another's hidden states.
 
-        Raises LeakingTeacherError when there is no way, because the teacher is not causal.
+        where: as in check_head. Raises LeakingTeacherError when there is no way, because the teacher is not causal.
         """
         with torch.inference_mode():
             found = find_isolation(
@@ -144,7 +147,7 @@ class Teacher:
                 device=self.device,
             )
         if found is None:
-            raise LeakingTeacherError(self.name)
+            raise LeakingTeacherError(where)
         self.isolation = found
 
     def is_rounding(self, found_ND: Tensor, expected_ND: Tensor, again: Callable[[], Tensor]) -> bool:

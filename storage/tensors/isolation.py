@@ -41,16 +41,12 @@ def find_isolation(body: Any, *, vocab_size: int, num_tokens: int, device: torch
     ids_NT = torch.from_numpy(ids).to(device)
     positions_NT = torch.from_numpy(np.array([np.concatenate(list(map(np.arange, ls))) for ls in lengths_of_blocks]))
     documents = list(torch.split(ids_NT.flatten(), [length for ls in lengths_of_blocks for length in ls]))
-
-    def alone(texts: list[Tensor]) -> Tensor:
-        return torch.cat([body(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in texts])
-
-    expected_PD = alone(documents)
+    again = functools.partial(_alone, body, documents)
+    expected_PD = again()
     if bool(expected_PD.isnan().any()):
         return Isolation.PACKED
-    if not _is_causal(body, alone, documents[0], vocab_size):
+    if not is_causal(body, documents[0], vocab_size):
         return None
-    again = functools.partial(alone, documents)
     for isolation in Isolation:
         # Pad all rows to the longest: more than any pass of a run.
         share = 0.0 if isolation is Isolation.ROWS else None
@@ -63,6 +59,24 @@ def find_isolation(body: Any, *, vocab_size: int, num_tokens: int, device: torch
     return None
 
 
+@torch.no_grad()
+def is_causal(body: Any, ids_T: Tensor, vocab_size: int) -> bool:
+    """Return whether another last token leaves the hidden states before it as they are, but for rounding.
+
+    Return True when they are NaN: then nothing can be compared.
+    """
+    changed_T = ids_T.clone()
+    changed_T[-1] = (changed_T[-1] + 1) % vocab_size
+
+    def before_last() -> Tensor:
+        return _alone(body, [ids_T])[:-1]
+
+    expected_TD = before_last()
+    if bool(expected_TD.isnan().any()):
+        return True
+    return is_rounding(body, _alone(body, [changed_T])[:-1], expected_TD, before_last)
+
+
 def is_rounding(body: nn.Module, found_PD: Tensor, expected_PD: Tensor, again: Callable[[], Tensor]) -> bool:
     """Return whether rounding in the run's dtype explains the difference between two hidden states at each position.
 
@@ -72,7 +86,8 @@ def is_rounding(body: nn.Module, found_PD: Tensor, expected_PD: Tensor, again: C
     root mean square over a whole position separates them better than the largest of V differences.
     """
     difference_P = _root_mean_square(found_PD, expected_PD)
-    allowed_P = _NEGLIGIBLE * _root_mean_square(expected_PD, torch.zeros_like(expected_PD))
+    finite_PD = expected_PD.masked_fill(expected_PD.isinf(), 0.0)  # logits of −inf are no measure of the others
+    allowed_P = _NEGLIGIBLE * _root_mean_square(finite_PD, torch.zeros_like(finite_PD))
     if bool((difference_P <= allowed_P).all()):
         return True
     noise_P = torch.zeros_like(difference_P)
@@ -100,14 +115,9 @@ def _short_lengths(num_tokens: int) -> list[int]:
     return [length for length in lengths if length]
 
 
-def _is_causal(body: nn.Module, alone: Callable[[list[Tensor]], Tensor], document: Tensor, vocab_size: int) -> bool:
-    changed = document.clone()
-    changed[-1] = (changed[-1] + 1) % vocab_size
-
-    def before_last() -> Tensor:
-        return alone([document])[:-1]
-
-    return is_rounding(body, alone([changed])[:-1], before_last(), before_last)
+def _alone(body: Any, documents: list[Tensor]) -> Tensor:
+    """Return the hidden states [P, D] of documents, each in a pass of its own."""
+    return torch.cat([body(input_ids=ids_T[None], use_cache=False).last_hidden_state[0] for ids_T in documents])
 
 
 def _root_mean_square(found_PD: Tensor, expected_PD: Tensor) -> Tensor:

@@ -56,13 +56,6 @@ def isolated_hidden_states(
     return _in_rows(body, input_ids_NT, position_ids_NT.cpu().numpy().ravel(), shortest_share)
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Return max |found − expected| / max(1, max |expected|), computed in float32; NaN when either holds NaN."""
-    found, expected = found.float(), expected.float()
-    scale = max(float(expected.abs().max()), 1.0)
-    return float((found - expected).abs().max()) / scale
-
-
 def _packed(body: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:
     """transformers separates documents by position ids when it gets neither an attention mask nor a key-value cache.
 

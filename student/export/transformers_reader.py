@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.cache_utils import DynamicCache
 
 from student.export.logits import Logits
 
@@ -25,11 +24,12 @@ class TransformersReader:
 
     def reset(self) -> None:
         """Forget the sequence."""
-        self._past = DynamicCache()
+        self._past = None  # models make a cache of their own kind
 
     @torch.inference_mode()
     def read(self, input_ids: Sequence[int]) -> Logits:
         """Read the next T ids; return their logits [T, V]."""
         output = self._model(input_ids=torch.tensor([input_ids]), past_key_values=self._past, use_cache=True)
+        self._past = getattr(output, "past_key_values", None)
         logits_TV: Logits = output.logits[0].float().numpy()
         return logits_TV

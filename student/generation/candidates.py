@@ -84,7 +84,7 @@ def continuation_scores(
     """Return the student's score of each continuation of the prompt in nats. All arguments are token ids.
 
     Raise StudentContextError when a continuation does not fit into the student's context after the prompt, and
-    BrokenStudentError when a score is not finite.
+    BrokenStudentError when a score is NaN. A candidate with a token of probability 0 has score −inf.
     """
     needed = len(prompt_ids) + max(map(len, continuations)) - 1
     if needed > context_length_of(model):
@@ -95,7 +95,7 @@ def continuation_scores(
     lengths = torch.tensor([len(ids) for ids in continuations])
     sums = torch.stack([part.sum() for part in torch.split(logprobs_P, lengths.tolist())])
     scores_N = length_normalised_scores(sums.cpu(), lengths, length_penalty)
-    if not bool(scores_N.isfinite().all()):
+    if bool(scores_N.isnan().any()):
         raise BrokenStudentError(model.name_or_path)
     scores: list[float] = scores_N.tolist()
     return scores

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from storage.tensors.model_facts import body_of, context_length_of
-from storage.tensors.output_head import OutputHead, output_head_of
-from storage.tensors.packing import isolated_hidden_states, relative_difference
+from storage.tensors.output_head import OutputHead, output_head_of, same_logits
+from storage.tensors.packing import isolated_hidden_states
 from student.errors import ArchitectureError, BrokenStudentError
 from student.model.isolation import choose_isolation, isolation_of
 
@@ -25,7 +25,7 @@ def check_architecture(model: Any, name: str, num_tokens: int) -> None:
     """Raise ArchitectureError unless an OutputHead gives the model's logits, and no text changes another's.
 
     num_tokens: length of the longest rows that the model will read. Choose how it reads packed documents of such rows.
-    Raise BrokenStudentError when the logits are not finite.
+    Raise BrokenStudentError when the logits are no distribution.
 
     The losses call the body and compute the logits themselves. If the model's head did something else, they would train
     another function than the model computes.
@@ -37,13 +37,16 @@ def check_architecture(model: Any, name: str, num_tokens: int) -> None:
         logits, from_head = _logits_of_model_and_head(model)
     finally:
         model.train(was_training)
-    if not bool(logits.isfinite().all()):
+    if not bool(logits.amax(1).isfinite().all()):
         raise BrokenStudentError(name)
-    # Written with `not` so that NaN is refused too.
-    if from_head is None or not relative_difference(from_head, logits) <= _TOLERANCE:
-        raise ArchitectureError(name, "has an output head that is more than a matrix, a bias, a scale and a soft cap")
+    if bool((logits == -torch.inf).any()):
+        raise ArchitectureError(
+            name, "gives some tokens probability 0 (logits of -infinity), and losses need one of each"
+        )
     if isolation is None:
-        raise ArchitectureError(name, "lets tokens see those that come later, or other texts of a batch")
+        raise ArchitectureError(name, "lets tokens see later tokens, or other texts of a batch")
+    if from_head is None or not same_logits(from_head, logits, _TOLERANCE):
+        raise ArchitectureError(name, "has an output head that is more than a matrix, a bias, a scale and a soft cap")
 
 
 def _logits_of_model_and_head(model: Any) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 # Logits of trained models reach tens of nats, where caps bend them.
 _LOGIT_DEVIATION_NATS = 20.0
@@ -14,14 +13,14 @@ _LOGIT_DEVIATION_NATS = 20.0
 
 @torch.no_grad()
 def enlarge_weights(model: Any, seed: int = 0) -> None:
-    """Replace all parameters by random ones that are as large as in trained models.
+    """Replace all parameters of a model, or of its body, by random ones that are as large as in trained models.
 
     Matrices about keep the size of what they multiply: their entries have the deviation 1/√(shorter side). Those of the
     head are larger, so that logits have a deviation of about 20 nats. Vectors get a deviation of 0.5 around what they
     were. The same seed gives the same weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    head: Tensor = model.get_output_embeddings().weight
+    head: Any = getattr(getattr(model, "get_output_embeddings", lambda: None)(), "weight", None)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter is head:

@@ -59,6 +59,9 @@ def _broken_weights(directory: Path) -> str | None:
 
 
 def _named_setting(settings: dict[str, Any], value: object) -> str | None:
-    """Return the setting that has this value, as "name is 'value'"; None when no setting has it."""
-    names = [name for name, found in settings.items() if found == value and isinstance(value, str)]
-    return f"{names[0]} is {value!r}" if names else None
+    """Return the setting, of the config or of one in it, that has this value, as "name is 'value'"; None for none."""
+    if not isinstance(value, str):
+        return None
+    names = [name for name, found in settings.items() if found == value]
+    parts = (_named_setting(found, value) for found in settings.values() if isinstance(found, dict))
+    return f"{names[0]} is {value!r}" if names else next(filter(None, parts), None)

@@ -30,12 +30,12 @@ def require_sound_config(settings: dict[str, Any], known_types: Any) -> None:
     settings: the content of config.json. known_types: the model types of the installed transformers.
     """
     _require_known_type(settings, known_types)
-    # transformers fetches an attention of that form, which is code, from the hub.
-    if "/" in str(settings.get("attn_implementation")):
-        raise UnusableModelError(NEEDS_OWN_CODE.replace("auto_map", "attn_implementation"))
+    _require_own_attention(settings)
     quantization = settings.get("quantization_config")
-    if not isinstance(quantization, dict | None):
-        raise UnusableModelError(f"quantization_config is {quantization!r} in its config, expected an object")
+    if not isinstance(quantization, dict | None) or quantization == {}:
+        raise UnusableModelError(
+            f"quantization_config is {quantization!r} in its config, expected an object that names quant_method"
+        )
     for name, value in _numbers(settings):
         least = 1 if name in _SIZES else 0 if _COUNT.fullmatch(name) else None
         if least is not None and value < least:
@@ -64,6 +64,18 @@ def _require_known_type(settings: dict[str, Any], known_types: Any) -> None:
     raise UnusableModelError(
         f"model_type is {model_type!r} in its config, expected an architecture of the installed transformers"
     )
+
+
+def _require_own_attention(settings: dict[Any, Any]) -> None:
+    """Raise UnusableModelError when a config, or one in it, names an attention at the hub.
+
+    transformers fetches an attention of the form owner/name, which is code. Its setters take the name with underscores.
+    """
+    for name, value in settings.items():
+        if "attn_implementation" in str(name) and "/" in str(value):
+            raise UnusableModelError(NEEDS_OWN_CODE.replace("auto_map", str(name)))
+        if isinstance(value, dict):
+            _require_own_attention(value)
 
 
 def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:

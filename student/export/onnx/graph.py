@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from storage.errors import first_line
-from storage.tensors.model_facts import num_parameters
+from storage.tensors.model_facts import body_of, context_length_of, num_parameters, rescaled_beyond
 from student.errors import NotExportableError
 from student.model.architecture import output_head
 
@@ -50,7 +50,7 @@ class CachedForward(nn.Module):
         key_S = torch.arange(num_past + num_new)
         is_seen_BTS = (key_S <= query_T1) & (attention_mask[:, None, :] > 0)
         bias_B1TS = torch.where(is_seen_BTS, 0.0, torch.finfo(torch.float32).min)[:, None]
-        output = self.model.base_model(
+        output = body_of(self.model)(
             input_ids=input_ids,
             attention_mask=bias_B1TS,
             position_ids=position_ids,
@@ -64,8 +64,10 @@ class CachedForward(nn.Module):
 def write_onnx(model: Any, name: str, path: Path) -> None:
     """Write the float32 graph of a student as one file.
 
-    Raises NotExportableError for a graph over 2 GiB, and for a model that torch's exporter cannot express.
+    Raises NotExportableError for a graph over 2 GiB, and for a model that CachedForward or torch's exporter cannot
+    express.
     """
+    _require_plain_attention(model, name)
     if 4 * num_parameters(model) > _MOST_BYTES:
         raise NotExportableError(name, "onnx", f"has {num_parameters(model):,} parameters, and the file holds 2 GiB")
     import onnxscript.optimizer
@@ -75,6 +77,27 @@ def write_onnx(model: Any, name: str, path: Path) -> None:
         program = _exported(model, name)
         onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_MOST_FOLDED)
     save_plain(program.model_proto, path)
+
+
+def _require_plain_attention(model: Any, name: str) -> None:
+    """Raise NotExportableError unless each layer sees the keys and values of all tokens before, at any length."""
+    layers = getattr(getattr(_read_one_token(model), "past_key_values", None), "layers", ())
+    context_length, rescaled = context_length_of(model), rescaled_beyond(model)
+    windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+    problem = None
+    if not layers or not all(_has_keys_of_tokens(layer) for layer in layers):
+        problem = "has layers without keys and values of their own for each token"
+    elif min(windows, default=context_length) < context_length:
+        problem = f"has layers that see {min(windows)} tokens of its {context_length}"
+    elif 0 < rescaled < context_length:
+        problem = f"reads texts of more than {rescaled} tokens with other positions than shorter ones"
+    if problem is not None:
+        raise NotExportableError(name, "onnx", f"{problem}; export it as safetensors")
+
+
+def _has_keys_of_tokens(layer: Any) -> bool:
+    keys = getattr(layer, "keys", None)
+    return isinstance(keys, Tensor) and keys.ndim == 4 and keys.shape[2] == 1
 
 
 def _exported(model: Any, name: str) -> torch.onnx.ONNXProgram:
@@ -137,11 +160,14 @@ def _example_inputs(model: Any) -> tuple[Tensor, Tensor, Tensor, KeyValues]:
     )
 
 
-@torch.no_grad()
 def _empty_key_values(model: Any) -> KeyValues:
     """Return the keys and values of one token, layer by layer. Their shapes give heads and widths for any model."""
-    output = model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
-    return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+    return [(layer.keys, layer.values) for layer in _read_one_token(model).past_key_values.layers]
+
+
+@torch.no_grad()
+def _read_one_token(model: Any) -> Any:
+    return body_of(model)(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
 
 
 def _key_value_names(model: Any, prefix: str) -> list[str]:

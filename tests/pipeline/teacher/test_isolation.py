@@ -14,7 +14,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
-from pipeline.errors import NoSuchTeacherError
+from pipeline.errors import LeakingTeacherError
 from pipeline.estimate import render_plan
 from pipeline.run import plan_only
 from storage import Cache, verify_cache
@@ -136,6 +136,6 @@ def test_a_model_that_sees_later_tokens_is_refused_before_any_work(
 ) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     config = configure_for(BertLMHeadModel(BertConfig(vocab_size=257, **sizes)))
-    with pytest.raises(NoSuchTeacherError, match="its logits depend on later tokens"):
+    with pytest.raises(LeakingTeacherError, match="its hidden states change with later tokens"):
         helpers.precomputed(config)
     assert not config.out.exists()

@@ -110,10 +110,10 @@ def test_a_teacher_that_ignores_positions_gets_a_document_a_row(
     tiny_teacher: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tiny_teacher(50)
-    teacher.choose_isolation(32)
+    teacher.choose_isolation(32, "tiny")
     assert teacher.isolation is Isolation.PACKED
     monkeypatch.setattr(teacher, "_body", IgnoresPositions(teacher.model.base_model))
-    teacher.choose_isolation(32)
+    teacher.choose_isolation(32, "tiny")
     assert teacher.isolation is Isolation.ROWS
 
 
@@ -121,7 +121,7 @@ def test_loading_chooses_the_isolation_for_blocks_of_the_run(
     teacher_dir: Path, load: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = []
-    monkeypatch.setattr(Teacher, "choose_isolation", lambda self, block_size: chosen.append(block_size))
+    monkeypatch.setattr(Teacher, "choose_isolation", lambda self, block_size, where: chosen.append(block_size))
     load(teacher_dir, block_size=40)
     assert chosen == [40]
 
@@ -139,8 +139,8 @@ def test_a_head_that_no_formula_explains_is_run_by_its_own_code(
     plain = teacher.model.lm_head(teacher.model.transformer(torch.from_numpy(input_ids)).last_hidden_state[0])
     assert plain.shape != truth.shape or (plain - truth).abs().max() > 0.1
     assert teacher.vocab_size == num_logits
-    teacher.check_head()
-    teacher.choose_isolation(16)
+    teacher.check_head("tiny")
+    teacher.choose_isolation(16, "tiny")
     with torch.inference_mode():
         hidden = teacher.hidden(input_ids, [np.array([10])])[0]
         assert hidden.shape == (10, 16)
@@ -151,7 +151,7 @@ def test_a_head_that_no_formula_explains_is_run_by_its_own_code(
 def test_logits_that_do_not_follow_from_the_hidden_states(wrap_teacher: Callable[..., Teacher]) -> None:
     config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.6)
     with pytest.raises(UnknownHeadError, match="tiny"):
-        wrap_teacher(ReadsItsIds(config)).check_head()
+        wrap_teacher(ReadsItsIds(config)).check_head("tiny")
 
 
 def test_logits_of_a_bfloat16_teacher_are_float32(teacher_dir: Path, load: Callable[..., Teacher]) -> None:

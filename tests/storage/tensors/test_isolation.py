@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storage.tensors.isolation import find_isolation, is_rounding, unless_refused
+from storage.tensors.isolation import find_isolation, is_causal, is_rounding, unless_refused
 from storage.tensors.packing import Isolation
 from tests.storage.tensors.bodies import Acausal, Leaking, OfBatch, OfLongest, Sums
 
@@ -43,6 +43,20 @@ def test_nothing_is_said_of_nan() -> None:
     body = Sums(packs=False)
     body.weight.data.fill_(torch.nan)
     assert find_isolation(body, vocab_size=11, num_tokens=32, device=CPU) is Isolation.PACKED
+    assert is_causal(body, torch.arange(5), 11)
+
+
+def test_impossible_ids_do_not_hide_a_difference_of_the_others() -> None:
+    body, expected = Sums(packs=False), torch.tensor([[1.0, 2.0, -torch.inf]])
+    assert is_rounding(body, expected.clone(), expected, expected.clone)
+    assert not is_rounding(body, torch.tensor([[1.0, 2.1, -torch.inf]]), expected, expected.clone)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7])
+def test_another_last_token_tells_a_causal_model(num_tokens: int) -> None:
+    ids = torch.arange(num_tokens)
+    assert is_causal(Sums(packs=False), ids, 11)
+    assert is_causal(Acausal(packs=False), ids, 11) == (num_tokens == 1)
 
 
 class Layers(nn.Module):

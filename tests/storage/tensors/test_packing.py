@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storage.tensors.packing import Isolation, isolated_hidden_states, relative_difference
+from storage.tensors.packing import Isolation, isolated_hidden_states
 from tests.storage.tensors.bodies import Sums
 
 # Each block's documents, and the tokens of padding at its end.
@@ -66,15 +64,6 @@ def test_a_pass_of_packed_blocks_is_one_pass_with_their_positions() -> None:
     body, positions = Sums(packs=True), positions_of([([2, 3], 0), ([4], 1)])
     isolated_hidden_states(body, torch.zeros_like(positions), positions, Isolation.PACKED)
     assert body.shapes == [(2, 5)]
-
-
-def test_the_difference_is_relative_to_the_largest_value_but_not_to_one_below_1() -> None:
-    expected = torch.tensor([0.5, -8.0])
-    assert relative_difference(torch.tensor([2.5, -8.0]), expected) == 0.25
-    assert relative_difference(torch.tensor([0.25, 0.0]), torch.tensor([0.5, 0.0])) == 0.25
-    assert relative_difference(expected.bfloat16(), expected.double()) == 0
-    assert math.isnan(relative_difference(torch.tensor([math.nan, -8.0]), expected))
-    assert math.isnan(relative_difference(expected, torch.tensor([math.nan, -8.0])))
 
 
 def test_the_sums_of_these_tests_are_kept_apart_by_positions() -> None:

@@ -139,7 +139,12 @@ MODELS: dict[str, tuple[Break, str]] = {
     "more layers than weights": (change_json("config.json", n_layer=3), "weights lack transformer.h."),
     "generation settings are a list": (write("generation_config.json", b"[]"), "generation_config.json"),
     "quantised": (change_json("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
+    "quantised by nothing": (change_json("config.json", quantization_config={}), "quantization_config"),
     "own attention": (change_json("config.json", attn_implementation="stranger/attention"), "attn_implementation"),
+    "own attention by its inner name": (
+        change_json("config.json", text_config={"_attn_implementation": "stranger/attention"}),
+        "_attn_implementation",
+    ),
     "own code": (own_code, "auto_map"),
     "masked model": (foreign("bert", TINY_BERT, AutoModelForMaskedLM), "later tokens"),
     "sequence to sequence": (foreign("t5", TINY_T5, AutoModelForSeq2SeqLM), "is_encoder_decoder"),

@@ -22,6 +22,7 @@ from student.export.onnx.int8 import quantize_rows
 from student.export.onnx.reader import OnnxReader
 from student.export.readers import onnx_file
 from student.model.loading import load_student
+from tests import odd_models
 from tests.heads import make_model
 from tests.student.export.comparing import assert_steps_equal_a_whole, kl_nats
 
@@ -177,6 +178,23 @@ def test_a_cap_and_a_bias_are_in_the_graph(tmp_path: Path, ids: list[int], model
         expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(reader.read(ids), expected, atol=5e-5 * np.abs(expected).max())
     assert_steps_equal_a_whole(reader, ids, 5e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("mamba", {}, "without keys and values of their own"),
+        ("lfm2", {}, "without keys and values of their own"),
+        ("phi3", {}, "more than 16 tokens with other positions"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "see 4 tokens of its 64"),
+    ],
+)
+def test_layers_that_do_not_see_all_keys_and_values_are_refused(
+    tmp_path: Path, name: str, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(NotExportableError, match=f"{words}.*; export it as safetensors"):
+        graph.write_onnx(odd_models.make_model(name, **changes), name, tmp_path / "onnx" / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_student_beyond_one_file_is_refused(
