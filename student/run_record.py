@@ -41,7 +41,9 @@ def _preset_sha256(preset: str) -> str | None:
     if preset in PRESETS or not path.exists():
         return None
     if path.suffix == ".json":
-        content = json.dumps(read_config_file(preset), sort_keys=True)
+        # Earlier versions read a null as a setting that is not stated. Their runs go on, so the hash leaves nulls out.
+        stated = {name: value for name, value in read_config_file(preset).items() if value is not None}
+        content = json.dumps(stated, sort_keys=True)
     else:
         files = {file for pattern in _STUDENT_FILES for file in path.glob(pattern) if file.is_file()}
         content = "".join(f"{file.name} {sha256_file(file)}\n" for file in sorted(files))

@@ -25,6 +25,7 @@ def example() -> SparseTargets:
         tail_logprob=np.array([np.log(np.float32(0.29)), -np.inf], np.float32),
         entropy=np.zeros(2, np.float32),
         label_logprob=np.zeros(2, np.float32),
+        largest_logit=np.zeros(2, np.float32),
         tempered_tail_logmass={},
     )
 
