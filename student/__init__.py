@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from student.generation.generator import Generator
     from student.loops.dataset import CacheDataset
     from student.loops.loss import distillation_loss, distillation_loss_from_logits
+    from student.loops.trainer import DistillationTrainer
+    from student.model.architecture import hidden_states
 
 __all__ = [
     "CacheDataset",
+    "DistillationTrainer",
     "EvaluateConfig",
     "ExportConfig",
     "Generator",
@@ -26,15 +29,18 @@ __all__ = [
     "distillation_loss_from_logits",
     "evaluate",
     "export_student",
+    "hidden_states",
     "train",
 ]
 
 # The modules of these names import torch.
 _LAZY = {
     "CacheDataset": "student.loops.dataset",
+    "DistillationTrainer": "student.loops.trainer",
     "Generator": "student.generation.generator",
     "distillation_loss": "student.loops.loss",
     "distillation_loss_from_logits": "student.loops.loss",
+    "hidden_states": "student.model.architecture",
 }
 
 

@@ -14,6 +14,7 @@ TeachonceError
     ├── UnbatchedKindError        a kind of rows that does not fit into a plain dictionary of tensors
     ├── BatchShapeError           hidden states or logits whose shape is not that of the batch
     ├── BatchTemperatureError     a loss at another temperature than its batch was made for
+    ├── AdapterError              an adapter that the losses would not see
     ├── RunMismatchError          a rerun differs from the run that it would resume
     ├── PresetChangedError        a rerun's preset has other content than that of the run that it would resume
     ├── ForeignFileError          something that is not a run's has a name that the run needs
@@ -161,6 +162,17 @@ class BatchTemperatureError(StudentError):
         super().__init__(
             f"temperature is {temperature:g}, the batch was made for {found}; "
             f"make it by CacheDataset(…, temperature={temperature:g})"
+        )
+
+
+class AdapterError(StudentError):
+    """An adapter of a PEFT model that changes what the losses read or run themselves."""
+
+    def __init__(self, student: str, problem: str) -> None:
+        self.problem = problem
+        super().__init__(
+            f"{student}: its adapter {problem}, which the losses do not see; "
+            "adapt weights of the body alone, as LoRA does without the head in target_modules and modules_to_save"
         )
 
 

@@ -27,8 +27,8 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
     An item is a whole batch: this rank's rows of a global batch. With B rows of T positions, it holds for soft_targets
 
     - input_ids [B, T] int64, position_ids [B, T] int64: what the model's body reads. Positions start again at 0 at each
-      document of a block. transformers keeps documents apart by them if it gets neither an attention mask nor a
-      key-value cache: `model.base_model(input_ids=…, position_ids=…, use_cache=False)`.
+      document of a block. `student.hidden_states` keeps documents apart in every model; a body with plain attention
+      does so by itself if it gets neither an attention mask nor a key-value cache.
     - labels [B, T] int64: the token after position t, and −100 where nothing is to be learnt: the next token is in
       another document, or unwanted. Labels are shifted already, so do not give them to a model of transformers, which
       would shift them again.
@@ -86,10 +86,11 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
         if (rank is None) != (world_size is None):
             raise ConfigError("rank and world_size belong together: give both, or none to ask torch.distributed")
         self._path, self._local_copy = str(cache), local_copy
-        self._cache, self._opened_by = open_cache(cache, local_copy=local_copy), os.getpid()
+        self.cache, self._opened_by = open_cache(cache, local_copy=local_copy), os.getpid()
+        self.batch_rows = batch_rows
         self._kind, self._split, self._seed, self._shuffle = kind, split, seed, shuffle
-        self._batch_rows, self._rank, self._world_size = batch_rows, rank, world_size
-        self._tensors = BATCHES[kind](self._cache, temperature, num_vocabulary_rows)
+        self._rank, self._world_size = rank, world_size
+        self._tensors = BATCHES[kind](self.cache, temperature, num_vocabulary_rows)
         self._num_epochs = num_epochs
         self._stream = self._stream_of(0, 1)
         # Epoch and position where iterations begin. In shared memory, so that workers that stay see a later one.
@@ -109,7 +110,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
         """
         if self._num_epochs is None:
             raise TypeError("a CacheDataset without num_epochs has no end, and so no length")
-        return -(-self._num_epochs * self.num_rows // self._batch_rows)
+        return -(-self._num_epochs * self.num_rows // self.batch_rows)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Return this reader's batches from the beginning, or from where load_state_dict says.
@@ -142,13 +143,13 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
             self._resumed = self._next = found
 
     def state_after(self, num_batches: int) -> dict[str, int]:
-        """Return the state after the first num_batches global batches of an iteration that begins at the beginning."""
-        return vars(self._stream.after(StreamState(), num_batches)).copy()
+        """Return the state after the first num_batches global batches of an iteration."""
+        return vars(self._stream.after(self._read_begin(), num_batches)).copy()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a new process needs. Workers that are not forked do not know torch.distributed's rank."""
         rank, world_size = self._reader()
-        return vars(self) | {"_cache": None, "_stream": None, "_rank": rank, "_world_size": world_size}
+        return vars(self) | {"cache": None, "_stream": None, "_rank": rank, "_world_size": world_size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -157,8 +158,8 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
 
     def _batches(self, begin: StreamState, num_workers: int) -> Iterator[dict[str, Tensor]]:
         rank, world_size = self._reader()
-        if world_size > self._batch_rows:
-            raise ConfigError(f"batch_rows is {self._batch_rows}, expected at least 1 for each of {world_size} ranks")
+        if world_size > self.batch_rows:
+            raise ConfigError(f"batch_rows is {self.batch_rows}, expected at least 1 for each of {world_size} ranks")
         stream = self._stream_of(rank, world_size).batches(begin, every=num_workers)
         with contextlib.closing(stream):  # type: ignore[type-var]
             while self._num_epochs is None or begin.epoch < self._num_epochs:
@@ -182,7 +183,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
             self._cache_here(),
             self._kind,
             self._split,
-            batch_rows=self._batch_rows,
+            batch_rows=self.batch_rows,
             seed=self._seed,
             rank=rank,
             world_size=world_size,
@@ -192,5 +193,5 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
     def _cache_here(self) -> Cache:
         """Return the cache, opened by this process: threads that download shards do not survive a fork."""
         if self._opened_by != os.getpid():
-            self._cache, self._opened_by = open_cache(self._path, local_copy=self._local_copy), os.getpid()
-        return self._cache
+            self.cache, self._opened_by = open_cache(self._path, local_copy=self._local_copy), os.getpid()
+        return self.cache

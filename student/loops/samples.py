@@ -23,5 +23,7 @@ class SampleTensors:
         """Return the tensors; raise MissingRowError."""
         batch = sample_batch(rows, torch.device("cpu"), self._num_vocabulary_rows)
         labels = torch.full_like(batch.input_ids, IGNORED_LABEL).masked_scatter(batch.is_target, batch.label_ids)
-        # A copy, because all rows of position_ids share their memory.
-        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids.contiguous(), "labels": labels}
+        # Padding goes on with the positions of its text: a body that looks positions up has none for −1.
+        places = torch.arange(labels.shape[1]).expand_as(labels)
+        positions = torch.where(batch.position_ids < 0, places, batch.position_ids)
+        return {"input_ids": batch.input_ids, "position_ids": positions, "labels": labels}
