@@ -14,7 +14,7 @@ from tyro.conf import Positional
 class Settings:
     """Train a student by a recipe; run again, it goes on after its last checkpoint."""
 
-    recipe: Positional[Literal["plain", "with_accelerate", "with_lightning", "with_trl"]]
+    recipe: Positional[Literal["plain", "with_accelerate", "with_lightning", "with_trainer", "with_trl"]]
     """File of this folder."""
     cache: Positional[str]
     """Directory or URL of a cache."""

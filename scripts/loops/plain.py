@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.loops.shared import optimizer_and_schedule
-from student import CacheDataset, distillation_loss
+from student import CacheDataset, distillation_loss, hidden_states
 
 
 def train(cache: str, start: str, out: str, max_steps: int, batch_rows: int, save_every: int) -> None:
@@ -21,9 +21,8 @@ def train(cache: str, start: str, out: str, max_steps: int, batch_rows: int, sav
             part.load_state_dict(state)
     for step, batch in zip(range(schedule.last_epoch, max_steps), rows, strict=False):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        body = model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-        head = model.get_output_embeddings().weight
-        distillation_loss(body.last_hidden_state, head, batch, label_weight=0.1).backward()
+        hidden = hidden_states(model, batch["input_ids"], batch["position_ids"])
+        distillation_loss(hidden, model.get_output_embeddings().weight, batch, label_weight=0.1).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,14 +1,16 @@
 """What the recipes share: a model with its loss, and the optimizer and learning rates of `teachonce-student train`."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import get_last_checkpoint
 
-from student import distillation_loss
+from student import distillation_loss, hidden_states
 
 
 class Student(torch.nn.Module):
@@ -20,9 +22,9 @@ class Student(torch.nn.Module):
 
     def forward(self, batch: dict[str, Tensor], num_targets: Tensor) -> Tensor:
         """Return the loss of a batch in nats: the sum over its wanted targets, divided by num_targets."""
-        body = self.model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        hidden = hidden_states(self.model, batch["input_ids"], batch["position_ids"])
         head = self.model.get_output_embeddings().weight
-        return distillation_loss(body.last_hidden_state, head, batch, label_weight=0.1, num_targets=num_targets)
+        return distillation_loss(hidden, head, batch, label_weight=0.1, num_targets=num_targets)
 
 
 def num_targets_in(batch: dict[str, Tensor]) -> Tensor:
@@ -44,3 +46,9 @@ def optimizer_and_schedule(model: torch.nn.Module, max_steps: int) -> tuple[torc
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
     return optimizer, LambdaLR(optimizer, share_of_peak)
+
+
+def last_checkpoint(out: str) -> str | None:
+    """Return the last checkpoint of a Trainer in a directory that may not be there yet."""
+    found: str | None = get_last_checkpoint(out) if Path(out).is_dir() else None
+    return found

@@ -1,4 +1,4 @@
-"""Several processes: accelerate launch --num_processes 2 -m scripts.loops with_accelerate CACHE START OUT."""
+"""Several processes: torchrun --nproc-per-node 2 -m scripts.loops with_accelerate CACHE START OUT."""
 
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from student import CacheDataset
 def train(cache: str, start: str, out: str, max_steps: int, batch_rows: int, save_every: int) -> None:
     """Train the model in `start`; called again in any number of processes, go on after the last checkpoint."""
     accelerator = Accelerator()
-    student, rows = Student(start), CacheDataset(cache, batch_rows=batch_rows)
+    student, (rank, size) = Student(start), (accelerator.process_index, accelerator.num_processes)
+    rows = CacheDataset(cache, batch_rows=batch_rows, rank=rank, world_size=size)
     optimizer, schedule = optimizer_and_schedule(student, max_steps)
     wrapped, optimizer = accelerator.prepare(student, optimizer)  # not the rows: each process reads its own
     accelerator.register_for_checkpointing(schedule, rows)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from scripts.loops.shared import num_targets_in, optimizer_and_schedule
+from scripts.loops.shared import last_checkpoint, num_targets_in, optimizer_and_schedule
 from student import CacheDataset, distillation_loss_from_logits
 
 
@@ -34,6 +33,6 @@ def train(cache: str, start: str, out: str, max_steps: int, batch_rows: int, sav
     asked_for = datasets.load_dataset(cache, "soft_targets", split="train", streaming=True)  # is not read
     optimizers = optimizer_and_schedule(model, max_steps)
     learner = Learner(model, args, None, asked_for, processing_class=tokenizer, optimizers=optimizers)
-    learner.rows = CacheDataset(cache, batch_rows=batch_rows)
-    learner.train(resume_from_checkpoint=get_last_checkpoint(out))
+    learner.rows = CacheDataset(cache, batch_rows=batch_rows, rank=args.process_index, world_size=args.world_size)
+    learner.train(resume_from_checkpoint=last_checkpoint(out))
     learner.save_model(out)

@@ -1,4 +1,4 @@
-"""The recipe for several processes: two end with the weights of train, and three go on where one was stopped."""
+"""Recipes in several processes: two end with the weights of train, and three go on where one was stopped."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def rows_of(directory: Path, run: str, world_size: int) -> list[Rows]:
     return [[parts[i % world_size][i // world_size] for i in range(BATCH_ROWS)] for parts in steps]
 
 
+@pytest.mark.parametrize("run", ["two", "trainer"])
 def test_two_processes_end_with_the_weights_of_train(
-    directory: Path, rows_of_steps: list[Rows], ours: Path, assert_same_weights: Callable[..., None]
+    directory: Path, run: str, rows_of_steps: list[Rows], ours: Path, assert_same_weights: Callable[..., None]
 ) -> None:
-    assert rows_of(directory, "two", 2) == rows_of_steps
-    assert_same_weights(directory / "two", ours)
+    assert rows_of(directory, run, 2) == rows_of_steps
+    assert_same_weights(directory / run, ours)
 
 
 def test_three_processes_go_on_where_one_was_stopped(

@@ -17,6 +17,7 @@ PACKAGES = {
     "plain": (),
     "with_accelerate": ("accelerate",),
     "with_lightning": ("lightning",),
+    "with_trainer": ("accelerate",),
     "with_trl": ("accelerate", "trl"),
 }
 

@@ -15,6 +15,7 @@ LOSSES = {
     "plain": "scripts.loops.plain.distillation_loss",
     "with_accelerate": "scripts.loops.shared.distillation_loss",
     "with_lightning": "scripts.loops.shared.distillation_loss",
+    "with_trainer": "student.loops.trainer.distillation_loss",
     "with_trl": "scripts.loops.with_trl.distillation_loss_from_logits",
 }
 Rows = list[list[int]]
@@ -25,8 +26,8 @@ class Stop(Exception):
 
 
 @contextmanager
-def watched(recipe: str, stop_at_step: int | None = None) -> Iterator[list[Rows]]:
-    """Yield the input_ids of every step as they come; raise Stop in the loss of a step, counted from 0."""
+def watched(recipe: str, stop_at_step: int = -1) -> Iterator[list[Rows]]:
+    """Yield the input_ids of every step as they come; raise Stop in the loss of a step, counted from 0 (−1: of none)."""
     steps: list[Rows] = []
     loss = resolve_name(LOSSES[recipe])
 
