@@ -12,7 +12,8 @@ import tyro
 from tyro.conf import Positional
 
 from storage.command import EXIT_BAD_INPUT, run_command
-from storage.progress import Progress
+from storage.importing.config import ImportConfig
+from storage.progress import Progress, tell
 from storage.reading.cache import open_cache
 from storage.reading.inspection import render_head, render_summary, summarize
 from storage.reading.verification import verify_cache
@@ -202,6 +203,57 @@ def compact(cache: Positional[Path], out: Path, zstd_level: int = COMPACT_ZSTD_L
     return 0
 
 
+def export(
+    cache: Positional[Path],
+    out: Path,
+    format: Literal["topk-parquet"] = "topk-parquet",
+    alignment: Literal["next", "same"] = "next",
+    ids_column: str = "ids",
+    logprobs_column: str = "logprobs",
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None,
+    quiet: bool = False,
+) -> int:
+    """Write soft targets for trainers that know only top-k lists, and say what is lost.
+
+    Args:
+        cache: Directory of the cache.
+        out: Directory to make, with a Parquet file for each shard and the tokenizer.
+        format: topk-parquet: columns input_ids, labels (-100 where nothing is taught), ids and logprobs.
+        alignment: What the lists at position t are about: next, token t + 1, as a model's logits; same, token t.
+        ids_column: Name of the column with a list of ids per position.
+        logprobs_column: Name of the column with their log-probabilities.
+        top_k: Give every position this many entries, the most probable ones, filled up by ids with -1e9; None gives
+            each position what the cache has.
+        quiet: Show no progress.
+    """
+    from storage.sharing.topk_export import export_topk
+    from storage.sharing.topk_rows import TopkLayout
+
+    require_local(cache, out)
+    layout = TopkLayout(alignment=alignment, ids_column=ids_column, logprobs_column=logprobs_column, top_k=top_k)
+    with Progress(_cache_bytes(cache), "export", "bytes", quiet=quiet) as bar:
+        lost = export_topk(cache, out, layout, bar.update)
+    tell(f"{out}: {lost.describe()}")
+    print(f"{out}: {lost.num_targets:,} targets as {format}")
+    return 0
+
+
+def import_cache(config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> int:
+    """Make a cache of targets that another tool wrote: dumps of vLLM and its like, top-k Parquet, DistillKit's sets."""
+    from storage.importing.run import import_cache as run
+
+    done = run(config)
+    for remark in done.remarks:
+        tell(f"{config.source}: {remark}")
+    num_rows = sum(shard.num_rows for shard in done.cache.manifest.shards)
+    found = done.found
+    print(
+        f"{config.out}: imported {len(found.num_tokens):,} texts, {found.num_targets:,} targets of at most "
+        f"{found.top_k} ids: {len(done.cache.manifest.shards)} shards, {num_rows:,} rows"
+    )
+    return 0
+
+
 def _cache_bytes(cache: Path) -> int:
     manifest = open_cache(cache).manifest
     return sum(s.shard_bytes for s in manifest.shards) + sum(f.file_bytes for f in manifest.files)
@@ -220,5 +272,7 @@ def main() -> None:
         "pull": pull,
         "merge": merge,
         "compact": compact,
+        "import": import_cache,
+        "export": export,
     }
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="teachonce-cache", description=__doc__))

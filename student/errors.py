@@ -10,11 +10,6 @@ TeachonceError
     ├── ArchitectureError         a model that the losses cannot call, or whose packed documents see each other
     ├── StudentContextError       a row longer than the student's context
     ├── TemperatureError          a temperature that the cache cannot serve
-    │   └── UnservedTemperatureError  the same, asked for in Python
-    ├── UnbatchedKindError        a kind of rows that does not fit into a plain dictionary of tensors
-    ├── BatchShapeError           hidden states or logits whose shape is not that of the batch
-    ├── BatchTemperatureError     a loss at another temperature than its batch was made for
-    ├── AdapterError              an adapter that the losses would not see
     ├── RunMismatchError          a rerun differs from the run that it would resume
     ├── PresetChangedError        a rerun's preset has other content than that of the run that it would resume
     ├── ForeignFileError          something that is not a run's has a name that the run needs
@@ -34,6 +29,7 @@ TeachonceError
     ├── NoHeldOutRowsError        a cache without rows to measure a student on
     ├── HeldOutTextError          no text to compare an exported file on
     ├── DisagreementError         an exported file that does not compute what the student computes
+    ├── OtherTokensError          an exported file whose tokenizer cuts text otherwise than the student's
     └── RuntimeFailedError        the library that runs an exported file ended without an answer
 ```
 """
@@ -117,62 +113,6 @@ class TemperatureError(StudentError):
         super().__init__(
             f"--temperature {temperature:g} with --loss {loss}: this cache serves "
             f"{', '.join(f'{t:g}' for t in served)}; precompute with --soft-targets.temperatures {temperature:g}"
-        )
-
-
-class UnservedTemperatureError(TemperatureError):
-    """A temperature asked for in Python that the cache cannot serve."""
-
-    def __init__(self, where: str, temperature: float, served: list[float]) -> None:
-        self.temperature, self.served = temperature, served
-        StudentError.__init__(
-            self,
-            f"{where}: temperature is {temperature:g}, this cache serves {', '.join(f'{t:g}' for t in served)}; "
-            f"take one of these, or precompute with --soft-targets.temperatures {temperature:g}",
-        )
-
-
-class UnbatchedKindError(StudentError):
-    """A kind whose rows do not fit into a plain dictionary of tensors."""
-
-    def __init__(self, kind: str, offered: list[str]) -> None:
-        self.kind, self.offered = kind, offered
-        super().__init__(
-            f"kind {kind!r}: expected one of {', '.join(offered)}; "
-            "candidates of beams, several to a prompt, are read by teachonce-student train"
-        )
-
-
-class BatchShapeError(StudentError):
-    """Hidden states or logits whose first two sizes are not those of the batch's labels."""
-
-    def __init__(self, what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-        self.what, self.found, self.expected = what, found, expected
-        super().__init__(
-            f"{what}: have the shape {list(found)}, expected {[*expected, '…']}; "
-            "give what the model returns at all positions: the batch's labels are shifted already"
-        )
-
-
-class BatchTemperatureError(StudentError):
-    """A loss at another temperature than its batch was made for."""
-
-    def __init__(self, temperature: float, found: str) -> None:
-        self.temperature = temperature
-        super().__init__(
-            f"temperature is {temperature:g}, the batch was made for {found}; "
-            f"make it by CacheDataset(…, temperature={temperature:g})"
-        )
-
-
-class AdapterError(StudentError):
-    """An adapter of a PEFT model that changes what the losses read or run themselves."""
-
-    def __init__(self, student: str, problem: str) -> None:
-        self.problem = problem
-        super().__init__(
-            f"{student}: its adapter {problem}, which the losses do not see; "
-            "adapt weights of the body alone, as LoRA does without the head in target_modules and modules_to_save"
         )
 
 
@@ -370,6 +310,17 @@ class DisagreementError(StudentError):
         super().__init__(
             f"{out}: not kept: run by its own runtime it is {kl_nats:.3g} nats/token (KL) from the student, "
             f"allowed are {tolerance_nats:g}; export without --quantize, or report a bug if that is what you did"
+        )
+
+
+class OtherTokensError(StudentError):
+    """An exported file whose tokenizer cuts text otherwise than the student's, and which was removed."""
+
+    def __init__(self, out: str, expected: str, found: str) -> None:
+        self.expected, self.found = expected, found
+        super().__init__(
+            f"{out}: not kept: its runtime cuts held-out text into {found!r} where the student's tokenizer gives "
+            f"{expected!r}; export it as safetensors, and report this"
         )
 
 

@@ -26,6 +26,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("reading",),
         ("writing",),
         ("sharing",),
+        ("importing",),
         ("pages",),
         ("report",),
         ("tensors",),

@@ -80,6 +80,8 @@ def _sums(batch: BlockBatch) -> Iterator[float]:
     targets = batch.targets
     for tensor in (batch.input_ids, batch.position_ids, batch.is_valid, targets.head_ids, targets.tail_ids):
         yield int(tensor.sum())
+    assert batch.entropy is not None
+    assert batch.label_logprob is not None
     for tensor in (targets.head_logprobs, targets.tail_logprob, batch.entropy, batch.label_logprob):
         yield float(tensor.double().sum())  # exact in any order, because the values are float16
 

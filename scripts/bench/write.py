@@ -131,7 +131,7 @@ def _produced(identity: CacheIdentity, batch: int) -> SoftTargetRows:
     return dataclasses.replace(
         rows,
         ids=rows.ids.astype(np.int64),
-        entropy=rows.entropy.astype(np.float32),
+        entropy=None if rows.entropy is None else rows.entropy.astype(np.float32),
         **values,
     )
 

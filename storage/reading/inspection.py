@@ -10,7 +10,7 @@ import numpy as np
 
 from storage.errors import CacheError, ConfigError, RecordError, first_line, is_unreadable_tokenizer
 from storage.reading.cache import Cache
-from storage.records.identity import SPLITS
+from storage.records.identity import SPLITS, describe_teacher
 from storage.rows.kind import ToText
 from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
@@ -21,7 +21,7 @@ def summarize(cache: Cache) -> dict[str, Any]:
 
     begins, ends: the tokens that every segment and prompt begins with, and those that end a text, as people read them.
     kinds: totals by kind and split (shards, rows, tokens, targets, bytes, bytes per token). teacher_perplexity and
-    teacher_entropy_nats: by split, None for a split without soft targets.
+    teacher_entropy_nats: by split, None for a split without soft targets, and where they are not known.
     """
     manifest = cache.manifest
     summary = {k: v for k, v in dataclasses.asdict(cache.identity).items() if k != "planned_shards"}
@@ -49,8 +49,7 @@ def render_summary(summary: dict[str, Any]) -> str:
     """Return the summary of `summarize` as text."""
     teacher, data = summary["teacher"], summary["data"]
     lines = [
-        f"teacher    {teacher['id']} ({teacher['architecture']}, {teacher['num_parameters']:,} parameters, "
-        f"{teacher['dtype']})",
+        f"teacher    {teacher['id']} ({describe_teacher(teacher)})",
         f"data       {data['source']}",
         f"vocabulary {summary['vocab_size']:,} entries, blocks of {summary['block_size']} targets",
     ]
@@ -64,9 +63,10 @@ def render_summary(summary: dict[str, Any]) -> str:
         if kind.name in summary["config"]:
             lines += kind.describe_settings(summary["config"][kind.name], summary["temperatures"])
     for split, perplexity in summary["teacher_perplexity"].items():
+        entropy = summary["teacher_entropy_nats"][split]
         if perplexity is not None:
-            entropy = summary["teacher_entropy_nats"][split]
-            lines.append(f"{split:<10} teacher perplexity {perplexity:.2f}, mean entropy {entropy:.3f} nats")
+            mean = "mean entropy not known" if entropy is None else f"mean entropy {entropy:.3f} nats"
+            lines.append(f"{split:<10} teacher perplexity {perplexity:.2f}, {mean}")
     for kind_name, splits in summary["kinds"].items():
         for split, totals in splits.items():
             lines.append(

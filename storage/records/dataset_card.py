@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from storage.records.identity import SPLITS, CacheIdentity, ShardRecord
+from storage.records.identity import NOT_STATED, SPLITS, CacheIdentity, ShardRecord, describe_teacher
 from storage.rows.kinds import KINDS
+from storage.rows.soft_targets import MAY_BE_UNKNOWN
 
 
 def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> str:
@@ -51,8 +52,7 @@ def dataset_card(identity: CacheIdentity, shards: tuple[ShardRecord, ...]) -> st
 A teachonce cache: a teacher language model ran once over this text, and these shards are what it said.
 Students are distilled from them without the teacher.
 
-- Teacher: `{teacher["id"]}` ({teacher["architecture"]}, {teacher["num_parameters"]:,} parameters,
-  run in {teacher["dtype"]}), sha256 of weights `{teacher["weights_sha256"]}`
+{_teacher_lines(identity)}
 - Vocabulary: {identity.vocab_size:,} entries; the tokenizer is in `tokenizer/`
 {data_lines}
 - Written by: {", ".join(f"{name} {version}" for name, version in identity.software.items())}
@@ -82,6 +82,18 @@ Configuration:
 {json.dumps(identity.config, indent=1, sort_keys=True)}
 ```
 """
+
+
+def _teacher_lines(identity: CacheIdentity) -> str:
+    teacher = identity.teacher
+    if teacher["architecture"] == NOT_STATED:
+        unknown = " and ".join(MAY_BE_UNKNOWN[name] for name in identity.unknown_columns)
+        lines = f"- Teacher: `{teacher['id']}`, {describe_teacher(teacher)}"
+        return f"{lines}\n- Not known: {unknown}" if unknown else lines
+    return (
+        f"- Teacher: `{teacher['id']}` ({teacher['architecture']}, {teacher['num_parameters']:,} parameters,\n"
+        f"  run in {teacher['dtype']}), sha256 of weights `{teacher['weights_sha256']}`"
+    )
 
 
 def _patterns(kind: str, split: str, num_shards: int) -> str | list[str]:

@@ -22,9 +22,11 @@ from storage.rows.kinds import KINDS
 
 FORMAT_NAME = "teachonce-cache"
 # The newest version. A cache has the lowest that its kinds need, so that older readers read it, too.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PLAN_NAME = "plan.json"
 SPLITS = ("train", "validation")
+# The teacher's architecture and dtype in a cache that was imported, whose source says nothing of them.
+NOT_STATED = "unknown"
 
 _SHARD_PATH = re.compile(r"([a-z_]+)/(train|validation)-([0-9]{5,9})-of-([0-9]{5,9})\.arrow")
 _MAX_VOCAB_SIZE = 1 << 31
@@ -75,7 +77,7 @@ class ShardRecord:
     num_tokens: number of stored input, prompt, completion and candidate tokens.
     num_targets: number of valid targets (soft_targets), completion tokens (samples) or candidates (beams).
     entropy_sum_nats, label_nll_sum_nats: sums over valid targets, which give the teacher's entropy and perplexity
-    without opening a shard; 0 for kinds other than soft_targets.
+    without opening a shard; 0 for kinds other than soft_targets, and where the cache lacks their column.
     """
 
     path: str
@@ -145,6 +147,11 @@ class CacheIdentity:
         return soft_targets.mantissa_bits(self.config.get("soft_targets", {}))
 
     @property
+    def unknown_columns(self) -> tuple[str, ...]:
+        """The columns of soft targets that the cache lacks, because whoever made its rows did not know them."""
+        return soft_targets.unknown_columns(self.config.get("soft_targets", {}))
+
+    @property
     def beginning_ids(self) -> tuple[int, ...]:
         """Ids that every segment and every prompt begins with, () for none."""
         return tuple(self.tokenizer.get("beginning_ids", ()))
@@ -192,6 +199,13 @@ class CacheIdentity:
             for num_shards in [self.planned_shards.get(kind, {}).get(split, 0)]
             for index in range(num_shards)
         ]
+
+
+def describe_teacher(teacher: dict[str, Any]) -> str:
+    """Return a teacher's architecture, size and number format, as far as the cache knows them."""
+    if teacher["architecture"] == NOT_STATED:
+        return "not described: its targets were imported"
+    return f"{teacher['architecture']}, {teacher['num_parameters']:,} parameters, {teacher['dtype']}"
 
 
 def parse_shard_path(path: str, where: str) -> ShardKey:

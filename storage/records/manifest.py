@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,11 @@ class Manifest:
         return tuple(shard for shard in self.shards if shard.path.startswith(prefix))
 
     def teacher_perplexity(self, split: str) -> float | None:
-        """Return exp of the teacher's mean next-token loss over a split's valid targets; None when there are none."""
-        mean = _mean_nats(self.shards_of("soft_targets", split), "label_nll_sum_nats")
+        """Return exp of the teacher's mean next-token loss over a split's valid targets.
+
+        None when there are none, or when the cache lacks label_logprob.
+        """
+        mean = self._mean_nats(split, "label_logprob", "label_nll_sum_nats")
         if mean is None:
             return None
         try:
@@ -62,15 +64,15 @@ class Manifest:
     def teacher_entropy_nats(self, split: str) -> float | None:
         """Return the mean entropy of the teacher's next-token distribution over a split's valid targets.
 
-        None when there are none.
+        None when there are none, or when the cache lacks entropy.
         """
-        return _mean_nats(self.shards_of("soft_targets", split), "entropy_sum_nats")
+        return self._mean_nats(split, "entropy", "entropy_sum_nats")
 
-
-def _mean_nats(shards: Iterable[ShardRecord], field: str) -> float | None:
-    counted = [(getattr(shard, field), shard.num_targets) for shard in shards]
-    num_targets = sum(count for _, count in counted)
-    return math.fsum(total for total, _ in counted) / num_targets if num_targets else None
+    def _mean_nats(self, split: str, column: str, field: str) -> float | None:
+        counted = [(getattr(shard, field), shard.num_targets) for shard in self.shards_of("soft_targets", split)]
+        num_targets = sum(count for _, count in counted)
+        is_known = num_targets and column not in self.identity.unknown_columns
+        return math.fsum(total for total, _ in counted) / num_targets if is_known else None
 
 
 def write_manifest(cache_dir: Path, manifest: Manifest) -> None:

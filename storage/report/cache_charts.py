@@ -24,8 +24,9 @@ def soft_targets_charts(seen: SoftTargetsSeen) -> Markup:
     return join(
         [
             _coverage_note(seen.coverage, "blocks"),
+            *([note("The cache does not know the teacher's entropy.")] if seen.entropy is None else []),
             grid(
-                _entropy_chart(seen),
+                *([] if seen.entropy is None else [_entropy_chart(seen.entropy)]),
                 _entries_chart("head-size", "Entries of the head", "exact probabilities", seen.head_size),
                 _entries_chart("tail-size", "Draws from the tail", "sampled tokens", seen.tail_size),
                 _head_mass_chart(seen),
@@ -35,15 +36,15 @@ def soft_targets_charts(seen: SoftTargetsSeen) -> Markup:
     )
 
 
-def _entropy_chart(seen: SoftTargetsSeen) -> Markup:
-    edges = np.linspace(0.0, max(float(seen.entropy.max()), 1e-3), _ENTROPY_BINS + 1)
-    shares = _shares(seen.entropy, edges)
+def _entropy_chart(entropy: Floats) -> Markup:
+    edges = np.linspace(0.0, max(float(entropy.max()), 1e-3), _ENTROPY_BINS + 1)
+    shares = _shares(entropy, edges)
     return histogram(
         Chart(
             key="entropy",
             title="How unsure the teacher is",
             caption=f"Entropy of the teacher's next-token distribution: left it is sure, right it is guessing. Half of "
-            f"all positions lie below {_quantile(seen.entropy, 0.5):.2f} nats.",
+            f"all positions lie below {_quantile(entropy, 0.5):.2f} nats.",
             x_label="entropy, nats",
             y_label="share of positions",
             columns=("from, nats", "to, nats", "share of positions"),

@@ -16,6 +16,7 @@ from storage.pages.svg import require_matplotlib
 from storage.pages.tables import Cell, facts, table, tiles
 from storage.reading.cache import Cache, open_cache
 from storage.reading.inspection import summarize
+from storage.records.identity import NOT_STATED
 from storage.records.manifest import MANIFEST_NAME
 from storage.records.settings import flatten
 from storage.report.cache_charts import beams_charts, samples_charts, soft_targets_charts
@@ -66,7 +67,8 @@ def _lead(summary: dict[str, Any]) -> Markup:
     parts = [
         KINDS[kind].holds.format(count(_total(splits, KINDS[kind].counted))) for kind, splits in kinds.items() if splits
     ]
-    sentence = f"A teacher with {count(teacher['num_parameters'])} parameters ran once over this text. Its cache holds "
+    size_of = f" with {count(teacher['num_parameters'])} parameters" if teacher["architecture"] != NOT_STATED else ""
+    sentence = f"A teacher{size_of} ran once over this text. Its cache holds "
     sentence += (
         f"{', '.join(parts) or 'no rows'} in {size(num_bytes)}. Students are trained from it without the teacher."
     )
@@ -114,11 +116,12 @@ def _contents(summary: dict[str, Any]) -> Markup:
 
 def _settings(cache: Cache, summary: dict[str, Any]) -> Markup:
     teacher, data, identity = summary["teacher"], summary["data"], cache.identity
+    is_described = teacher["architecture"] != NOT_STATED
     provenance: list[tuple[str, Cell]] = [
         ("Teacher", teacher["id"]),
         ("Revision", _plain(teacher.get("revision"))),
         ("Architecture", teacher["architecture"]),
-        ("Parameters", teacher["num_parameters"]),
+        ("Parameters", teacher["num_parameters"] if is_described else _plain(None)),
         ("Run in", teacher["dtype"]),
         ("Context", _plain(teacher.get("context_length"))),
         ("sha256 of its weights", code(teacher.get("weights_sha256"))),

@@ -43,10 +43,13 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetsSeen:
-    """For each valid target [P]: entropy in nats, entries of the head and of the tail, probability outside the head."""
+    """For each valid target [P]: entropy in nats, entries of the head and of the tail, probability outside the head.
+
+    entropy is None when the cache lacks it.
+    """
 
     coverage: Coverage
-    entropy: Floats
+    entropy: Floats | None
     head_size: Floats
     tail_size: Floats
     tail_mass: Floats
@@ -77,15 +80,16 @@ def look_at_soft_targets(cache: Cache) -> SoftTargetsSeen | None:
     for batch in reader.batches():
         rows = soft_targets.decode(batch)
         is_valid = rows.is_valid_target
-        entropy.append(rows.entropy[is_valid].astype(np.float64))
+        if rows.entropy is not None:
+            entropy.append(rows.entropy[is_valid].astype(np.float64))
         head_size.append(rows.head_size[is_valid].astype(np.float64))
         tail_size.append(rows.tail_size[is_valid].astype(np.float64))
         tail_mass.append(np.exp(rows.tail_logprob[is_valid].astype(np.float64)))
-    if not sum(map(len, entropy)):
+    if not sum(map(len, head_size)):
         return None
     return SoftTargetsSeen(
         coverage=reader.coverage(),
-        entropy=np.concatenate(entropy),
+        entropy=np.concatenate(entropy) if entropy else None,
         head_size=np.concatenate(head_size),
         tail_size=np.concatenate(tail_size),
         tail_mass=np.concatenate(tail_mass),

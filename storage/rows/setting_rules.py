@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 LONGEST_ROW_TOKENS = 1 << 20
@@ -39,6 +39,14 @@ def either(rule: Rule, other: object) -> Rule:
     """Expect what `rule` allows, or `other`, which must be None: the message calls it null."""
     is_right, expected = rule
     return lambda value: value is other or is_right(value), f"{expected}, or null"
+
+
+def some_of(names: Sequence[str]) -> Rule:
+    """Expect a list of some of `names`, in their order."""
+    return (
+        lambda value: isinstance(value, list) and value == [name for name in names if name in value],
+        f"a list of some of {', '.join(names)}, in this order",
+    )
 
 
 def of(expected: type, name: str) -> Rule:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from storage.rows import columns, soft_targets
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
 from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
-from storage.rows.setting_rules import either, number, of, whole
+from storage.rows.setting_rules import either, number, of, some_of, whole
 from storage.rows.soft_target_rules import check
 
 _ALTERNATIVES = 4
@@ -35,12 +35,18 @@ class SoftTargets(Kind):
         "tail_weight": either(number(0, 1), None),
         "mantissa_bits": whole(1, FLOAT16_MANTISSA_BITS),
         "is_wanted": of(bool, "true or false"),
+        "unknown_columns": some_of(tuple(soft_targets.MAY_BE_UNKNOWN)),
     }
 
     def schema(self, facts: RowFacts) -> pa.Schema:
         """Return the columns. Each temperature other than 1 adds one, and so does the setting is_wanted."""
-        is_wanted = soft_targets.has_is_wanted(facts.settings)
-        return soft_targets.schema(facts.vocab_size, facts.block_size, facts.temperatures, is_wanted=is_wanted)
+        return soft_targets.schema(
+            facts.vocab_size,
+            facts.block_size,
+            facts.temperatures,
+            is_wanted=soft_targets.has_is_wanted(facts.settings),
+            unknown_columns=soft_targets.unknown_columns(facts.settings),
+        )
 
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
         """Raise RowError unless every row obeys the rules. The bound on the mass depends on the mantissa bits."""
@@ -61,18 +67,23 @@ class SoftTargets(Kind):
         yield SizeLimit(column="tail_size", num_tokens=columns.fixed(batch, "tail_size"), most=most_drawn)
 
     def statistics(self, batch: pa.RecordBatch) -> BatchStats:
-        """Return the number of valid targets, and over them the sums of the teacher's entropy and next-token loss."""
+        """Return the number of valid targets, and over them the sums of the teacher's entropy and next-token loss.
+
+        A sum is 0 when its column is not known.
+        """
         rows = soft_targets.decode(batch)
         valid = rows.is_valid_target
         return BatchStats(
             num_tokens=rows.input_ids.size,
             num_targets=int(valid.sum()),
-            entropy_sum_nats=float(rows.entropy[valid].astype(np.float64).sum()),
-            label_nll_sum_nats=-float(rows.label_logprob[valid].astype(np.float64).sum()),
+            entropy_sum_nats=_sum(rows.entropy, valid),
+            label_nll_sum_nats=-_sum(rows.label_logprob, valid),
         )
 
     def format_version(self, settings: Mapping[str, Any]) -> int:
-        """Return 2 for rows with the column is_wanted, else 1."""
+        """Return 3 for rows that lack a column, else 2 for rows with the column is_wanted, else 1."""
+        if soft_targets.unknown_columns(settings):
+            return 3
         return 2 if soft_targets.has_is_wanted(settings) else 1
 
     def describe_row(self, settings: Mapping[str, Any]) -> str:
@@ -90,6 +101,8 @@ class SoftTargets(Kind):
         lines = [f"targets    the top {settings.get('top_k')} and {tail}; losses at temperature {served}"]
         if soft_targets.has_is_wanted(settings):
             lines.append("           only wanted targets, as the column is_wanted says")
+        if unknown := soft_targets.unknown_columns(settings):
+            lines.append(f"           not known: {', '.join(soft_targets.MAY_BE_UNKNOWN[name] for name in unknown)}")
         return lines
 
     def show(self, batch: pa.RecordBatch, to_text: ToText) -> Iterator[str]:
@@ -109,9 +122,17 @@ class SoftTargets(Kind):
                 logprobs = rows.logprobs[first_logprob : first_logprob + head].astype(np.float32)
                 best = np.argsort(-logprobs, kind="stable")[:_ALTERNATIVES]
                 alternatives = "  ".join(f"{to_text(ids[b])} {np.exp(logprobs[b]):.3f}" for b in best)
-                label, tail = (float(np.exp(np.float32(x[r, t]))) for x in (rows.label_logprob, rows.tail_logprob))
+                label, tail = (_probability(x, r, t) for x in (rows.label_logprob, rows.tail_logprob))
+                entropy = "not known" if rows.entropy is None else f"{rows.entropy[r, t]:.2f} nats"
                 yield (
                     f"  {t:>4} {to_text(rows.input_ids[r, t]):>14} → {to_text(rows.input_ids[r, t + 1]):<14}"
-                    f" {label:.3f} | {alternatives} | tail {tail:.3f}"
-                    f" in {rows.tail_size[r, t]} draws, entropy {rows.entropy[r, t]:.2f} nats"
+                    f" {label} | {alternatives} | tail {tail} in {rows.tail_size[r, t]} draws, entropy {entropy}"
                 )
+
+
+def _sum(values_RT: NDArray[Any] | None, valid_RT: NDArray[np.bool_]) -> float:
+    return 0.0 if values_RT is None else float(values_RT[valid_RT].astype(np.float64).sum())
+
+
+def _probability(logprob_RT: NDArray[Any] | None, r: int, t: Any) -> str:
+    return "?" if logprob_RT is None else f"{float(np.exp(np.float32(logprob_RT[r, t]))):.3f}"

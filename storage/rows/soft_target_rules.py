@@ -77,7 +77,8 @@ def _check_invalid_targets(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_],
 
 def _scalars(rows: SoftTargetRows) -> dict[str, NDArray[Any]]:
     """Return the values per target [R, T] by column."""
-    plain = {name: getattr(rows, name) for name in ("tail_logprob", "entropy", "label_logprob")}
+    stated = {"tail_logprob": rows.tail_logprob, "entropy": rows.entropy, "label_logprob": rows.label_logprob}
+    plain = {name: values_RT for name, values_RT in stated.items() if values_RT is not None}
     return plain | {tempered_column(t): logmass for t, logmass in rows.tempered_tail_logmass.items()}
 
 
@@ -124,11 +125,14 @@ def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     logprob_bits = rows.logprobs.view(np.uint16)
     is_negative = logprob_bits - np.uint16(0x8000) < 0x7C00
     _require(is_negative | (logprob_bits == 0), where, "logprobs", "a value is not a finite number ≤ 0")
-    for name, values in (("tail_logprob", rows.tail_logprob), ("label_logprob", rows.label_logprob)):
-        _require(values <= 0, where, name, "a value is NaN or above 0")
-    _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
+    _require(rows.tail_logprob <= 0, where, "tail_logprob", "a value is NaN or above 0")
+    if rows.label_logprob is not None:
+        _require(rows.label_logprob <= 0, where, "label_logprob", "a value is NaN or above 0")
+        _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
     for temperature, logmass in rows.tempered_tail_logmass.items():
         _require(logmass < np.inf, where, tempered_column(temperature), "a value is NaN or infinite")
+    if rows.entropy is None:
+        return
     entropy = rows.entropy.astype(np.float32)
     most = np.log(vocab_size) * 1.001 + 1e-3
     _require((entropy >= 0) & (entropy <= most), where, "entropy", f"a value is outside 0 to {most:.2f} nats")

@@ -5,7 +5,7 @@ Shape legend: R rows, T targets per block, P = R·T positions, H head entries, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from storage.rows import columns
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_float16
 from storage.rows.segments import position_ids
 
+# The columns that a cache lacks when whoever made its rows did not know them, in the order of the schema, in words.
+MAY_BE_UNKNOWN = {"entropy": "the teacher's entropy", "label_logprob": "the teacher's probability of the next token"}
+
 
 def tempered_column(temperature: float) -> str:
     """Return the name of the column with the log of the tail's tempered mass at `temperature`."""
@@ -24,11 +27,17 @@ def tempered_column(temperature: float) -> str:
 
 
 def schema(
-    vocab_size: int, block_size: int, temperatures: tuple[float, ...] = (1.0,), *, is_wanted: bool = False
+    vocab_size: int,
+    block_size: int,
+    temperatures: tuple[float, ...] = (1.0,),
+    *,
+    is_wanted: bool = False,
+    unknown_columns: Sequence[str] = (),
 ) -> pa.Schema:
     """Return the columns of a soft_targets shard.
 
     Each of `temperatures` other than 1 adds one column, and so does is_wanted: some targets may be unwanted.
+    unknown_columns: those of MAY_BE_UNKNOWN that the rows lack.
     """
     token = columns.token_type(vocab_size)
     per_target = columns.required_fixed_list(pa.float16(), block_size)
@@ -46,8 +55,7 @@ def schema(
             columns.required("ids", columns.required_list(token)),
             columns.required("logprobs", columns.required_list(pa.float16())),
             columns.required("tail_logprob", per_target),
-            columns.required("entropy", per_target),
-            columns.required("label_logprob", per_target),
+            *[columns.required(name, per_target) for name in MAY_BE_UNKNOWN if name not in unknown_columns],
             *[columns.required(name, per_target) for name in tempered],
         ]
     )
@@ -60,7 +68,8 @@ class SoftTargetRows:
     row_id [R]; input_ids [R, T+1]; segment_lengths: R arrays, in tokens; is_wanted [R, T]: whether the teacher should
     teach the target, None when every target is wanted; head_size, tail_size [R, T], in entries;
     ids [E]: position by position, the head and then the tail, each ascending; logprobs [H] in nats, one per head id;
-    tail_logprob, entropy, label_logprob [R, T] in nats; tempered_tail_logmass {temperature: [R, T]} in nats.
+    tail_logprob, entropy, label_logprob [R, T] in nats, the last two None when they are not known;
+    tempered_tail_logmass {temperature: [R, T]} in nats.
     """
 
     row_id: NDArray[np.int64]
@@ -72,8 +81,8 @@ class SoftTargetRows:
     ids: NDArray[Any]
     logprobs: NDArray[Any]
     tail_logprob: NDArray[Any]
-    entropy: NDArray[Any]
-    label_logprob: NDArray[Any]
+    entropy: NDArray[Any] | None
+    label_logprob: NDArray[Any] | None
     tempered_tail_logmass: dict[float, NDArray[Any]]
 
     def __len__(self) -> int:
@@ -122,7 +131,9 @@ def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> p
             case "input_ids" | "is_wanted" | "head_size" | "tail_size":
                 return columns.to_fixed(getattr(rows, field.name), field.type)
             case name:
-                return columns.to_fixed(round_float16(scalars[name], 10), field.type)
+                values = scalars[name]
+                assert values is not None, f"the schema has {name}, the rows have not"
+                return columns.to_fixed(round_float16(values, 10), field.type)
 
     return pa.RecordBatch.from_arrays([column(field) for field in row_schema], schema=row_schema)
 
@@ -135,20 +146,24 @@ def decode(batch: pa.RecordBatch) -> SoftTargetRows:
         row_id=columns.plain(batch, "row_id"),
         input_ids=columns.fixed(batch, "input_ids"),
         segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1])[: batch.num_rows],
-        is_wanted=columns.fixed(batch, "is_wanted") if "is_wanted" in batch.schema.names else None,
+        is_wanted=_fixed_if_known(batch, "is_wanted"),
         head_size=columns.fixed(batch, "head_size").astype(np.int64),
         tail_size=columns.fixed(batch, "tail_size").astype(np.int64),
         ids=columns.ragged(batch, "ids")[0],
         logprobs=columns.ragged(batch, "logprobs")[0],
         tail_logprob=columns.fixed(batch, "tail_logprob"),
-        entropy=columns.fixed(batch, "entropy"),
-        label_logprob=columns.fixed(batch, "label_logprob"),
+        entropy=_fixed_if_known(batch, "entropy"),
+        label_logprob=_fixed_if_known(batch, "label_logprob"),
         tempered_tail_logmass={
             float(name.removeprefix(prefix)): columns.fixed(batch, name)
             for name in batch.schema.names
             if name.startswith(prefix)
         },
     )
+
+
+def _fixed_if_known(batch: pa.RecordBatch, name: str) -> NDArray[Any] | None:
+    return columns.fixed(batch, name) if name in batch.schema.names else None
 
 
 def head_mask(rows: SoftTargetRows) -> NDArray[np.bool_]:
@@ -168,6 +183,15 @@ def _entries_per_row(sizes_RT: NDArray[np.int64]) -> NDArray[np.int64]:
 def has_is_wanted(settings: Mapping[str, Any]) -> bool:
     """Return whether a cache with these settings has the column is_wanted. A cache that does not say so has not."""
     return settings.get("is_wanted") is True
+
+
+def unknown_columns(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns that a cache with these settings lacks. A cache that does not say so lacks none.
+
+    settings: perhaps unchecked.
+    """
+    stated = settings.get("unknown_columns", [])
+    return tuple(name for name in MAY_BE_UNKNOWN if name in stated) if isinstance(stated, list) else ()
 
 
 def mantissa_bits(settings: Mapping[str, Any]) -> int:

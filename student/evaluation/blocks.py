@@ -24,13 +24,17 @@ from student.losses.batches import BlockBatch, block_batch
 from student.losses.targets import soft_target_settings
 from student.model.architecture import num_vocabulary_rows
 
-_NUM_TARGETS, _LABEL_NLL, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT, _LOST_MASS = range(8)
+_NUM_TARGETS, _LABEL_NLL, _NUM_TEACHER, _TEACHER_NLL, _KL, _NUM_TOP1, _FIRST_HIT, _ANY_HIT, _LOST_MASS = range(9)
 
 
 def tail_weight_at_one(cache: Cache) -> float | None:
-    """Return the probability that each sampled tail entry stands for; None without a tail sampled at temperature 1."""
+    """Return the probability that each sampled tail entry stands for; None without a tail sampled at temperature 1.
+
+    None, too, when the cache lacks the entropy, without which the cross-entropy over such a tail is no KL.
+    """
     settings = soft_target_settings(cache)
-    return settings.tail_weight if settings.temperatures[0] == 1.0 else None
+    is_of_use = settings.temperatures[0] == 1.0 and "entropy" not in cache.identity.unknown_columns
+    return settings.tail_weight if is_of_use else None
 
 
 def measured_batches(
@@ -62,10 +66,12 @@ def measured_batches(
 
 def block_sums(batch: BlockBatch, found: PositionMeasures) -> NDArray[np.float64]:
     """Return sums over the positions of each block, float64 [B, M]."""
+    ones_P, teacher_logprob_P = torch.ones_like(found.kl), batch.label_logprob
     columns_MP = [
-        torch.ones_like(found.kl),
+        ones_P,
         found.label_nll,
-        -batch.label_logprob,
+        ones_P * (teacher_logprob_P is not None),
+        torch.zeros_like(ones_P) if teacher_logprob_P is None else -teacher_logprob_P,
         found.kl,
         found.has_top1.float(),
         found.hits[:, 0].float(),
@@ -91,16 +97,19 @@ def block_of_position(batch: BlockBatch) -> torch.Tensor:
 
 
 def block_figures(sums_BM: NDArray[np.float64] | None, tail_weight: float | None) -> dict[str, Any]:
-    """Return the figures that `evaluate_model` names. All are None when the sums are None."""
+    """Return the figures that `evaluate_model` names. All are None when the sums are None.
+
+    teacher_perplexity is None, too, when the cache lacks the teacher's probability of the next token.
+    """
     names = ("perplexity", "teacher_perplexity", "kl_nats", "kl_standard_error", "kl_is_lower_bound", "top1_agreement")
     if sums_BM is None:
         return dict.fromkeys((*names, "num_targets"), None)
     totals = sums_BM.sum(0).tolist()
-    num_targets, num_top1 = totals[_NUM_TARGETS], totals[_NUM_TOP1]
+    num_targets, num_teacher, num_top1 = totals[_NUM_TARGETS], totals[_NUM_TEACHER], totals[_NUM_TOP1]
     mean_kl, standard_error = ratio_with_error(*torch.from_numpy(sums_BM[:, [_KL, _NUM_TARGETS]]).unbind(1))
     return {
         "perplexity": _perplexity(totals[_LABEL_NLL] / num_targets),
-        "teacher_perplexity": _perplexity(totals[_TEACHER_NLL] / num_targets),
+        "teacher_perplexity": _perplexity(totals[_TEACHER_NLL] / num_teacher) if num_teacher else None,
         "kl_nats": mean_kl,
         "kl_standard_error": standard_error,
         "kl_is_lower_bound": tail_weight is None,
@@ -116,7 +125,7 @@ def block_details(sums_BM: NDArray[np.float64] | None) -> dict[str, Any]:
     """
     over = {
         "perplexity": (_LABEL_NLL, _NUM_TARGETS),
-        "teacher_perplexity": (_TEACHER_NLL, _NUM_TARGETS),
+        "teacher_perplexity": (_TEACHER_NLL, _NUM_TEACHER),
         "kl_nats": (_KL, _NUM_TARGETS),
         "top1_agreement": (_FIRST_HIT, _NUM_TOP1),
         "top5_agreement": (_ANY_HIT, _NUM_TOP1),

@@ -33,16 +33,20 @@ class Breakdowns:
         """Add one batch of whole blocks."""
         block_P, kl_P = block_of_position(batch), found.kl.cpu()
         self._by_position.add(_doubling_bin(batch.position_ids[batch.is_valid].cpu()), kl_P, block_P)
-        # The cache rounds entropies, so one may exceed log V.
-        entropy_bin_P = (batch.entropy.cpu() / _ENTROPY_BIN_NATS).long().clamp(max=len(self._by_entropy) - 1)
-        self._by_entropy.add(entropy_bin_P, kl_P, block_P)
+        if batch.entropy is not None:
+            # The cache rounds entropies, so one may exceed log V.
+            entropy_bin_P = (batch.entropy.cpu() / _ENTROPY_BIN_NATS).long().clamp(max=len(self._by_entropy) - 1)
+            self._by_entropy.add(entropy_bin_P, kl_P, block_P)
         self._calibration["student"].add(found.confidence.cpu(), found.is_right.cpu(), block_P)
         has_top1_P = found.has_top1.cpu()
         teachers = found.teacher_confidence.cpu()[has_top1_P], found.teacher_is_right.cpu()[has_top1_P]
         self._calibration["teacher"].add(*teachers, block_P[has_top1_P])
 
     def figures(self) -> dict[str, Any]:
-        """Return kl_by_position, kl_by_entropy and calibration, without empty bins."""
+        """Return kl_by_position, kl_by_entropy and calibration, without empty bins.
+
+        kl_by_entropy is None when the cache lacks the entropy.
+        """
         return {
             "kl_by_position": [
                 {"first_position": first, "last_position": last} | _kl_of(self._by_position, index)
@@ -53,7 +57,8 @@ class Breakdowns:
                 {"low_nats": index * _ENTROPY_BIN_NATS, "high_nats": (index + 1) * _ENTROPY_BIN_NATS}
                 | _kl_of(self._by_entropy, index)
                 for index in _filled(self._by_entropy)
-            ],
+            ]
+            or None,
             "calibration": {side: calibration.figures() for side, calibration in self._calibration.items()},
         }
 

@@ -55,6 +55,7 @@ def measure_positions(model: Any, batch: BlockBatch, num_best: int) -> PositionM
         parts.append(_measure_chunk(torch.log_softmax(logits_CV, dim=1), targets, num_best))
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if batch.targets.tail_weight is not None:
+        assert batch.entropy is not None, "a sampled tail gives a KL only together with the entropy"
         whole["kl"] = whole["kl"] - batch.entropy
     return PositionMeasures(**whole)
 

@@ -62,14 +62,11 @@ def _kl_bins(found: dict[str, Any]) -> list[str]:
     if not found["num_targets"]:
         return []
     by_position = {_span(b["first_position"], b["last_position"]): b for b in found["kl_by_position"]}
+    lines = ["KL by position in the document's piece", *_bin_lines(by_position), ""]
+    if found["kl_by_entropy"] is None:
+        return [*lines, "KL by the teacher's entropy: not known, for the cache does not know the entropy"]
     by_entropy = {f"{b['low_nats']:.1f} to {b['high_nats']:.1f} nats": b for b in found["kl_by_entropy"]}
-    return [
-        "KL by position in the document's piece",
-        *_bin_lines(by_position),
-        "",
-        "KL by the teacher's entropy",
-        *_bin_lines(by_entropy),
-    ]
+    return [*lines, "KL by the teacher's entropy", *_bin_lines(by_entropy)]
 
 
 def _bin_lines(bins: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -53,7 +53,7 @@ def evaluate_loaded(model: Any, cache: Cache, config: EvaluateConfig) -> dict[st
     - num_blocks: blocks measured
     - top5_agreement: share of positions with a head where the teacher's most probable token is among the student's five
     - kl_by_position: KL by the position in the document's piece, that is, by how much the model has read
-    - kl_by_entropy: KL by the teacher's entropy
+    - kl_by_entropy: KL by the teacher's entropy, None when the cache does not know that
     - calibration: expected calibration error of "student" and "teacher" (see student.evaluation.calibration)
     - mean_reciprocal_rank: mean over prompts of 1 / the rank of the teacher's best candidate in the student's ranking
     - mean_reciprocal_rank_chance: the same for a random ranking
@@ -93,7 +93,8 @@ def evaluate_model(
 
     - num_parameters: parameters of the student
     - num_targets: valid positions measured
-    - perplexity, teacher_perplexity: of student and teacher, on the same real tokens
+    - perplexity, teacher_perplexity: of student and teacher, on the same real tokens; the teacher's is None when the
+      cache does not know its probabilities of them
     - kl_nats: mean KL(teacher‖student) per token, nats. With a sampled tail it is cross-entropy minus the teacher's
       entropy, which is unbiased. Otherwise it is the divergence on the head and the tail's mass, a lower bound.
     - kl_is_lower_bound: whether kl_nats is a lower bound

@@ -1,4 +1,4 @@
-"""The divergence of an exported file from its student, token by token.
+"""The divergence of an exported file from its student, token by token, and of the ways in which they cut text.
 
 Legend: T tokens of a sequence that have a next token, V vocabulary.
 """
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from storage.progress import Progress
-from student.errors import BrokenStudentError
+from storage.text.characters import CharacterTokenizer
+from student.errors import BrokenStudentError, OtherTokensError
 from student.export.child import LoneReader
 from student.export.held_out import Sequences
 from student.export.logits import Logits
@@ -57,6 +58,29 @@ def measure_agreement(model: Any, reader: LoneReader, sequences: Sequences, *, q
             parts.append(compare(expected_TV, reader.logits(ids_S[:-1].tolist()), ids_S[1:]))
             bar.update(1)
     return pool(parts)
+
+
+def check_tokens(tokenizer: Any, reader: LoneReader, sequences: Sequences, out: str) -> None:
+    """Raise OtherTokensError when student and exported file cut the text of a sequence into different tokens.
+
+    Special tokens are left out of the text, and spaces at its beginning: some tokenizers put a space there only where
+    none is, and llama.cpp always does.
+    """
+    characters = CharacterTokenizer(tokenizer)
+    for ids_S in sequences:
+        text = tokenizer.decode(ids_S, skip_special_tokens=True, clean_up_tokenization_spaces=False).lstrip(" ")
+        expected, found = characters.ids(text), reader.tokenize(text)
+        if expected != found:
+            raise OtherTokensError(out, *_difference(tokenizer, expected, found))
+
+
+def _difference(tokenizer: Any, expected: list[int], found: list[int]) -> tuple[str, str]:
+    """Return the tokens of two lists from the first that differs, at most three of each, as text."""
+    start = next(
+        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(map(len, (expected, found)))
+    )
+    first, second = (tokenizer.convert_ids_to_tokens(ids[start : start + 3]) for ids in (expected, found))
+    return " ".join(map(str, first)), " ".join(map(str, second))
 
 
 def compare(expected_TV: Logits, found_TV: Logits, label_ids_T: NDArray[np.int64]) -> Agreement:

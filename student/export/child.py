@@ -67,6 +67,12 @@ class LoneReader:
             raise self._failure()
         return np.frombuffer(data, dtype=np.float32).reshape(shape)
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids that the file's own tokenizer makes of a text. For files that hold one."""
+        self._ask({"text": text})
+        ids: list[int] = self._line()["ids"]
+        return ids
+
     def _ask(self, request: dict[str, Any]) -> None:
         assert self._process.stdin
         try:

@@ -32,8 +32,8 @@ def export_student(config: ExportConfig) -> Trial:
 
     Raises ConfigError when --out exists, MissingExtraError, NoSuchStudentError, CheckpointError for a damaged run.json,
     BrokenStudentError, NotExportableError, VocabularyMismatchError, TokenizerMismatchError, HeldOutTextError or a
-    CacheError; RuntimeFailedError or DisagreementError when the written file does not work. After an error, no file is
-    left.
+    CacheError; RuntimeFailedError, DisagreementError or OtherTokensError when the written file does not work. After an
+    error, no file is left.
     """
     require(f"--format {config.format}", *_PACKAGES[config.format])
     if config.out.exists():
@@ -49,10 +49,14 @@ def export_student(config: ExportConfig) -> Trial:
         assert config.text is not None
         framing = read_framing(config.student, model, tokenizer)
         sequences = text_sequences(config.text, model, tokenizer, framing, config.max_tokens, str(config.student))
+    if config.format == "gguf":
+        from student.export.gguf.file import check_lengths
+
+        check_lengths(model, max(map(len, sequences)), str(config.student))
     with publishing_path(config.out) as staged:
         with refusals(config.out):
             write_export(config, model, tokenizer, staged, licences_of(data_of(run, cache)))
-        trial = run_trial(config, model, staged, sequences)
+        trial = run_trial(config, model, tokenizer, staged, sequences)
         if staged.is_dir():
             with refusals(config.out):
                 card = model_card(run, cache, trial, config.out.name)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from storage.reading.cache import Cache
+from storage.records.identity import NOT_STATED
 from student.export.trial import Trial
 
 
@@ -55,9 +56,14 @@ def _origin(run: dict[str, Any]) -> str:
     teacher = run.get("teacher")
     if not isinstance(teacher, dict):
         return "No record of its training was found beside this model."
+    described = (
+        f"{_code(teacher.get('architecture'))}, {_code(teacher.get('num_parameters'))} parameters, "
+        f"sha256 of weights {_code(teacher.get('weights_sha256'))}"
+    )
+    if teacher.get("architecture") == NOT_STATED:
+        described = "not described: its targets were imported"
     return (
-        f"Distilled by teachonce from {_code(teacher.get('id'))} ({_code(teacher.get('architecture'))}, "
-        f"{_code(teacher.get('num_parameters'))} parameters, sha256 of weights {_code(teacher.get('weights_sha256'))}) "
+        f"Distilled by teachonce from {_code(teacher.get('id'))} ({described}) "
         f"in {_code(run.get('max_steps'))} steps, preset {_code(run.get('preset'))}, loss {_code(run.get('loss'))}."
     )
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from storage.errors import MissingExtraError
 from student.export.logits import Logits
@@ -20,6 +20,14 @@ class Reader(Protocol):
 
     def read(self, input_ids: Sequence[int]) -> Logits:
         """Read the next T ids of the sequence; return the logits [T, V] after each of them."""
+
+
+@runtime_checkable
+class TextReader(Reader, Protocol):
+    """A reader of a file that holds its tokenizer."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a text, without special tokens around it."""
 
 
 @dataclass(frozen=True, kw_only=True)

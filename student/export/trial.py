@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.tensors.model_facts import context_length_of
 from student.errors import DisagreementError
-from student.export.agreement import Agreement, measure_agreement
+from student.export.agreement import Agreement, check_tokens, measure_agreement
 from student.export.child import LoneReader
 from student.export.config import ExportConfig
 from student.export.held_out import Sequences
@@ -76,17 +76,19 @@ class Trial:
         ]  # fmt: skip
 
 
-def run_trial(config: ExportConfig, model: Any, exported: Path, sequences: Sequences) -> Trial:
+def run_trial(config: ExportConfig, model: Any, tokenizer: Any, exported: Path, sequences: Sequences) -> Trial:
     """Time greedy continuations of the first sequence, compare on all sequences, and time the student in the same way.
 
     Raises RuntimeFailedError when the runtime fails on the file, DisagreementError when the file computes something
-    else than the student.
+    else than the student, OtherTokensError when it holds a tokenizer that cuts the text of the sequences otherwise.
     """
     prompt_ids = sequences[0][:_PROMPT_TOKENS].tolist()
     num_new = min(_NEW_TOKENS, context_length_of(model) - len(prompt_ids))
     with LoneReader(exported, config.out) as reader:
         speed = reader.speed(prompt_ids, num_new)
         agreement = measure_agreement(model, reader, sequences, quiet=config.quiet)
+        if config.format == "gguf":
+            check_tokens(tokenizer, reader, sequences, str(config.out))
         runtime = reader.runtime
     if not agreement.is_within(config.tolerance_nats):
         raise DisagreementError(str(config.out), agreement.kl_nats, config.tolerance_nats)

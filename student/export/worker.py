@@ -4,7 +4,8 @@
 
 The process first writes a line of JSON with the runtime's name. Then it reads one request per line of standard input,
 as JSON. The answer to {"ids": […]} is a line of JSON with the shape [T, V], followed by the bytes of T · V float32
-logits. The answer to {"prompt_ids": […], "num_new": N} is a line of JSON with the fields of Speed.
+logits. The answer to {"prompt_ids": […], "num_new": N} is a line of JSON with the fields of Speed. The answer to
+{"text": …} is a line of JSON with its ids, by the tokenizer in the file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from student.export.readers import Reader, greedy_ids, runtime_of
+from student.export.readers import Reader, TextReader, greedy_ids, runtime_of
 
 _ROUNDS = 3
 _STATUS = Path("/proc/self/status")
@@ -56,6 +57,9 @@ def main() -> None:
             reader.reset()
             logits_TV = np.ascontiguousarray(reader.read(request["ids"]), dtype=np.float32)
             _answer(answers, {"shape": logits_TV.shape}, logits_TV.tobytes())
+        elif "text" in request:
+            assert isinstance(reader, TextReader)
+            _answer(answers, {"ids": reader.tokenize(request["text"])})
         else:
             tokens_per_second = _decoding_rate(reader, **request)
             speed = Speed(

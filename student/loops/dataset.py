@@ -17,7 +17,7 @@ from storage.errors import ConfigError
 from storage.reading.cache import Cache, open_cache
 from storage.reading.remote_cache import LocalCopy
 from storage.reading.row_stream import RowStream, StreamState
-from student.errors import UnbatchedKindError
+from student.loops.errors import UnbatchedKindError
 from student.loops.kinds import BATCHES
 
 
@@ -38,7 +38,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
     - tail_ids [B, T, J] int32, is_drawn [B, T, J] bool, tail_weight [B] float32: ids drawn from the tail, and the
       probability that each stands for. They are missing unless the tail was drawn at `temperature`.
     - tail_logmass_at_… [B, T] float32, for a temperature T other than 1: log Σ p^(1/T) over the tail.
-    - entropy [B, T] float32: the teacher's entropy at temperature 1, in nats.
+    - entropy [B, T] float32: the teacher's entropy at temperature 1, in nats; missing where the cache does not know it.
 
     and for samples input_ids, position_ids and labels alone; labels are the tokens of the completion, and texts are
     padded on the right. K, J (and T for samples) are the largest of the batch. What the body gives at position t is
@@ -87,7 +87,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
             raise ConfigError("rank and world_size belong together: give both, or none to ask torch.distributed")
         self._path, self._local_copy = str(cache), local_copy
         self.cache, self._opened_by = open_cache(cache, local_copy=local_copy), os.getpid()
-        self.batch_rows = batch_rows
+        self.batch_rows, self.num_vocabulary_rows = batch_rows, num_vocabulary_rows
         self._kind, self._split, self._seed, self._shuffle = kind, split, seed, shuffle
         self._rank, self._world_size = rank, world_size
         self._tensors = BATCHES[kind](self.cache, temperature, num_vocabulary_rows)

@@ -1,25 +1,4 @@
-"""Distillation losses for anyone's loop: from hidden states, or from logits.
-
-Both return, in nats, the mean over the batch's wanted targets of
-
-    T² · soft loss + label_weight · next-token loss.
-
-p is the teacher's distribution at a position and s the student's, both at temperature T: p ∝ p₁^(1/T), s = softmax(z/T)
-of the student's logits z. The next-token loss is −log softmax(z) at the label, always at temperature 1. The soft loss
-is
-
-- forward_kl, where the batch has tail_ids: −Σ q log s, where q is p on the head and tail_weight on each id drawn from
-  the tail. E[q] = p, so in expectation it is the cross-entropy −Σ p log s over the whole vocabulary, which is
-  KL(p‖s) + H(p), and its gradient is that of full distillation. At T = 1, subtract the mean of the batch's `entropy`
-  at wanted positions to get the KL. (Inclusion of ids in proportion to p is systematic sampling, Madow 1949.)
-- otherwise a divergence between the distributions over the head's ids and one more outcome, all other ids. It is at
-  most the divergence over the whole vocabulary. forward_kl: KL(P‖Q); reverse_kl: KL(Q‖P) (MiniLLM, Gu et al. 2024,
-  equation 1); jsd: ½ KL(P‖M) + ½ KL(Q‖M), M = ½ (P + Q) (GKD, Agarwal et al. 2024, equation 2); skew_kl: KL(P‖M),
-  M = 0.1 P + 0.9 Q (DistiLLM, Ko et al. 2024, equation 3).
-
-The factor T² keeps gradients at the same scale for all T (Hinton et al. 2015, section 2). A batch of samples has labels
-alone; its loss is the mean of the next-token loss, whatever the other settings.
-"""
+"""Distillation losses for anyone's loop: from hidden states, or from logits."""
 
 from __future__ import annotations
 
@@ -29,7 +8,7 @@ from torch import Tensor
 
 from storage.rows.soft_targets import tempered_column
 from storage.tensors.output_head import OutputHead
-from student.errors import BatchShapeError, BatchTemperatureError
+from student.loops.errors import BatchShapeError, BatchTemperatureError
 from student.losses.divergences import Divergence
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.logits_loss import logits_loss
@@ -54,6 +33,26 @@ def distillation_loss(
     logit_cap: float | None = None,
 ) -> Tensor:
     """Return the loss from hidden states, a scalar in nats, without ever holding logits of [B·T, V].
+
+    The loss is, in nats, the mean over the batch's wanted targets of
+
+        T² · soft loss + label_weight · next-token loss.
+
+    p is the teacher's distribution at a position and s the student's, both at temperature T: p ∝ p₁^(1/T), and
+    s = softmax(z/T) of the student's logits z. The next-token loss is −log softmax(z) at the label, always at
+    temperature 1. The soft loss is
+
+    - forward_kl, where the batch has tail_ids: −Σ q log s. Here q is p on the head, and tail_weight on each id drawn
+      from the tail (systematic sampling, Madow 1949). E[q] = p, so in expectation it is the cross-entropy −Σ p log s
+      over the whole vocabulary, KL(p‖s) + H(p), with the gradient of full distillation. At T = 1, subtract the mean of
+      the batch's `entropy` at wanted positions to get the KL.
+    - otherwise a divergence between the distributions over the head's ids and one more outcome, all other ids. It is at
+      most the divergence over the whole vocabulary. forward_kl: KL(P‖Q); reverse_kl: KL(Q‖P) (MiniLLM, Gu et al. 2024,
+      equation 1); jsd: ½ KL(P‖M) + ½ KL(Q‖M), M = ½ (P + Q) (GKD, Agarwal et al. 2024, equation 2); skew_kl: KL(P‖M),
+      M = 0.1 P + 0.9 Q (DistiLLM, Ko et al. 2024, equation 3).
+
+    The factor T² keeps gradients at the same scale for all T (Hinton et al. 2015, section 2). A batch of samples has
+    labels alone; its loss is the mean of the next-token loss, whatever the other settings.
 
     hidden [B, T, D]: what the model's body returns for input_ids and position_ids, after its last norm;
     head_weight [V, D]: weight of the output head, `model.get_output_embeddings().weight`; batch: an item of

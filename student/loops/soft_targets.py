@@ -8,7 +8,7 @@ from torch import Tensor
 
 from storage.reading.cache import Cache
 from storage.rows.soft_targets import decode, tempered_column
-from student.errors import UnservedTemperatureError
+from student.loops.errors import UnservedTemperatureError
 from student.loops.loss import IGNORED_LABEL
 from student.losses.batches import block_tensors
 from student.losses.targets import soft_target_settings
@@ -43,8 +43,9 @@ class SoftTargetTensors:
             "head_logprobs": targets.head_logprobs,
             "is_head": targets.is_head,
             "tail_logprob": targets.tail_logprob,
-            "entropy": batch.entropy,
         }
+        if batch.entropy is not None:
+            of_positions["entropy"] = batch.entropy
         if targets.tempered_tail_logmass is not None and self._temperature != 1.0:
             of_positions[tempered_column(self._temperature)] = targets.tempered_tail_logmass
         of_rows = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}

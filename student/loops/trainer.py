@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from storage.errors import ConfigError
-from student.errors import AdapterError, CheckpointError
+from student.errors import CheckpointError
 from student.loops.dataset import CacheDataset
+from student.loops.errors import AdapterError, IdsBeyondStudentError
 from student.loops.loss import IGNORED_LABEL, distillation_loss
 from student.losses.divergences import Divergence
 from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
@@ -68,7 +69,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
         Raise ConfigError, the errors of CacheDataset, the errors of a student that does not fit the cache
         (VocabularyMismatchError, StudentContextError, ArchitectureError, BrokenStudentError, TokenizerMismatchError),
-        and AdapterError for a PEFT model whose adapter is not in the body.
+        IdsBeyondStudentError for a CacheDataset that holds ids beyond the student's vocabulary, and AdapterError for a
+        PEFT model whose adapter is not in the body.
         """
         args = copy.copy(args) if args is not None else TrainingArguments()
         if args.n_gpu > 1:
@@ -130,6 +132,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch on this process's device. Trainer's own way rounds it to bfloat16 for DeepSpeed."""
+        return {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
+
     def _loss(self, batch: dict[str, Tensor], num_targets: Tensor | None) -> Tensor:
         head = output_head(self._base)
         return distillation_loss(
@@ -158,6 +164,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if hasattr(head, "base_layer") or hasattr(head, "modules_to_save"):
             raise AdapterError(name, "changes its output head")
         check_fits(self._base, dataset.cache, name)
+        num_rows, vocab_size = num_vocabulary_rows(self._base), dataset.cache.identity.vocab_size
+        if num_rows < min(vocab_size, dataset.num_vocabulary_rows or vocab_size):
+            raise IdsBeyondStudentError(name, num_rows, vocab_size)
         check_tokenizer(Path(name), dataset.cache)
 
     def _loader(self, dataset: CacheDataset) -> DataLoader[Any]:

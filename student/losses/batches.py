@@ -27,17 +27,17 @@ class BlockBatch:
     input_ids, position_ids [N, T] int64; is_valid [N, T] bool: positions whose next token is in the same document and
     wanted;
     targets: the teacher's sparse targets of the P valid positions, in row-major order; entropy, label_logprob [P]
-    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order; lost_mass [P]
-    float32: the probability of entries that are left out, because the student has no row for their ids. entropy is
-    without what they add to it.
+    float32: the teacher's entropy and its log-probability of the next token in nats, in the same order, None when the
+    cache lacks them; lost_mass [P] float32: the probability of entries that are left out, because the student has no
+    row for their ids. entropy is without what they add to it.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     is_valid: Tensor
     targets: SparseTargets
-    entropy: Tensor
-    label_logprob: Tensor
+    entropy: Tensor | None
+    label_logprob: Tensor | None
     lost_mass: Tensor
 
 
@@ -106,18 +106,20 @@ def block_tensors(
     is_chosen = np.ones_like(is_valid) if at_all_positions else is_valid
     require_rows(rows.input_ids, num_rows)
     targets = _sparse_targets(rows, is_chosen, tail_weight, temperature, device)
-    entropy = _tensor(rows.entropy[is_chosen], np.float32, device)
-    lost_mass = torch.zeros_like(entropy)
+    entropy = None if rows.entropy is None else _tensor(rows.entropy[is_chosen], np.float32, device)
+    lost_mass = torch.zeros(len(targets), device=device)
     if num_rows is not None and rows.ids.max(initial=0) >= num_rows:
         targets, lost_mass, lost_entropy = targets.without_rows_from(num_rows, temperature)
-        entropy -= lost_entropy
+        entropy = None if entropy is None else entropy - lost_entropy
     return BlockBatch(
         input_ids=_tensor(rows.input_ids[:, :-1], np.int64, device),
         position_ids=_tensor(rows.positions[:, :-1], np.int64, device),
         is_valid=_tensor(is_valid, np.bool_, device),
         targets=targets,
         entropy=entropy,
-        label_logprob=_tensor(rows.label_logprob[is_chosen], np.float32, device),
+        label_logprob=None
+        if rows.label_logprob is None
+        else _tensor(rows.label_logprob[is_chosen], np.float32, device),
         lost_mass=lost_mass,
     )
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from storage.pages.charts import Axes, Chart, Line, lines
-from storage.pages.markup import Markup
-from storage.pages.page import grid
+from storage.pages.markup import Markup, join
+from storage.pages.page import grid, note
 from storage.pages.tables import Cell
 from student.report.runs import Run
 from student.report.training_log import Curve, Point
@@ -124,7 +124,9 @@ def _line(name: str, colour: int, points: list[Point]) -> Line:
 
 
 def divergence_charts(runs: Sequence[Run]) -> Markup:
-    """Return charts of KL by position and by the teacher's entropy."""
+    """Return charts of KL by position and, where the cache knows it, by the teacher's entropy."""
+    if any(run.measures["kl_by_entropy"] is None for run in runs):
+        return join([grid(_by_position(runs)), note("The cache does not know the teacher's entropy.")])
     return grid(_by_position(runs), _by_entropy(runs))
 
 

@@ -21,7 +21,7 @@ def headline(runs: Sequence[Run], teacher: dict[str, Any], machine: str) -> Mark
     notes = _notes(first, machine)
     marks = {name: str(number) for number, name in enumerate(notes, 1)}
     rows: list[list[Cell]] = [
-        ["Parameters", whole(teacher["num_parameters"]), *[_parameters(run, teacher) for run in runs]],
+        ["Parameters", whole(teacher["num_parameters"] or None), *[_parameters(run, teacher) for run in runs]],
         ["Weights", size(teacher.get("weights_bytes")), *[size(run.measures["model_bytes"]) for run in runs]],
         [_marked("Tokens/s, batch 1", marks), ABSENT, *[decimal(run.tokens_per_second, 0) for run in runs]],
         [

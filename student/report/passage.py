@@ -39,9 +39,12 @@ Alternative = tuple[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Opinion:
-    """One model's prediction of a token: the token's probability, and the most probable tokens with theirs."""
+    """One model's prediction of a token: the token's probability, and the most probable tokens with theirs.
 
-    probability: float
+    The teacher's probability of the token is None when the cache lacks it.
+    """
+
+    probability: float | None
     alternatives: list[Alternative]
 
 
@@ -86,14 +89,15 @@ def look_at_passage(models: Sequence[Any], cache: Cache, text_of: TextOf) -> Pas
     num_before = int(is_valid_T[: shown_T[0]].sum())
     places = slice(num_before, num_before + int(is_valid_T[shown_T].sum()))
     targets = batch.targets.slice(places.start, places.stop)
-    label_logprob = batch.label_logprob[places]
+    known = batch.label_logprob
+    probabilities = [None] * len(targets) if known is None else known[places].exp().tolist()
     ids = soft_targets.decode(chosen).input_ids[0]
     first, valid_T = shown_T[0], shown_T[is_valid_T[shown_T]]
 
     def text_at(p: int, token_id: int) -> str:
         return text_of(ids[first : valid_T[p] + 1], (token_id,))
 
-    teachers = _teachers_opinions(targets, label_logprob.exp().tolist(), text_at)
+    teachers = _teachers_opinions(targets, probabilities, text_at)
     students = [_students_opinions(model, chosen, places, targets, text_at) for model in models]
     texts = [text_of(ids[first:t], ids[t : t + 1]) for t in [*shown_T, shown_T[-1] + 1]]
     predicted = iter(range(len(targets)))
@@ -131,7 +135,7 @@ def _choose_targets(rows: SoftTargetRows) -> tuple[int, NDArray[np.int64]]:
 
 
 def _teachers_opinions(
-    targets: SparseTargets, probabilities: list[float], text_at: Callable[[int, int], str]
+    targets: SparseTargets, probabilities: Sequence[float | None], text_at: Callable[[int, int], str]
 ) -> list[Opinion]:
     """Return the head's most probable entries: the cache has no probabilities of tokens outside the head.
 
@@ -271,7 +275,8 @@ def _column(name: str, opinion: Opinion, kl: float | None, real: str) -> Markup:
         )
         for text, probability in opinion.alternatives
     ]
-    foot = f"gave it {percent(opinion.probability)}" + ("" if kl is None else f", KL {kl:.2f}")
+    gave = "its chance is not known" if opinion.probability is None else f"gave it {percent(opinion.probability)}"
+    foot = gave + ("" if kl is None else f", KL {kl:.2f}")
     return element("span", element("b", name), *entries, element("span", foot, class_="foot"), class_="opinion")
 
 

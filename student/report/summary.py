@@ -76,6 +76,11 @@ def _prediction(measures: dict[str, Any]) -> str | None:
     perplexity, teachers = measures["perplexity"], measures["teacher_perplexity"]
     if perplexity is None:
         return None
+    if teachers is None:
+        return (
+            f"On held-out text its perplexity is {decimal(perplexity, 1)}; "
+            "the cache does not know the teacher's probabilities of that text."
+        )
     ratio = perplexity / teachers
     verdict = next((words for most, words in _VERDICTS if ratio <= most), _WORST_VERDICT)
     is_alike = abs(ratio - 1) < _ALIKE

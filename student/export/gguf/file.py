@@ -1,8 +1,8 @@
-"""Write a GPT-2-architecture student as a GGUF file for llama.cpp: weights, shape and tokenizer in one file."""
+"""Write a student as a GGUF file for llama.cpp: weights, shape and tokenizer in one file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,45 @@ from numpy.typing import NDArray
 
 from storage.pages.markup import visible
 from storage.tensors.model_facts import num_parameters
+from storage.tensors.output_head import output_head_of
 from student.errors import NotExportableError
 from student.export.config import Quantize
+from student.export.gguf.architecture import Architecture, Weights
+from student.export.gguf.gpt2 import GPT2
+from student.export.gguf.llama import LLAMA, QWEN2, attention_window
 from student.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from student.model.framing import Framing
 
-# llama.cpp has one GELU, which is GPT-2's approximation. transformers has these names for it.
-_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-_LAYER_PARTS = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
+# llama.cpp's architectures by transformers' model_type.
+_ARCHITECTURES = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": QWEN2}
 
 
 def check_gguf(model: Any, tokenizer: Any, framing: Framing, name: str) -> None:
-    """Raise NotExportableError when llama.cpp's gpt2 cannot express the model or its tokenizer."""
-    config = model.config
-    if config.model_type != "gpt2":
-        raise NotExportableError(name, "gguf", f"is a {config.model_type} model, expected gpt2; export it as onnx")
-    if config.activation_function not in _ACTIVATIONS:
-        problem = f"has activation {config.activation_function!r}, llama.cpp's gpt2 has {_ACTIVATIONS[0]!r} alone"
+    """Raise NotExportableError when llama.cpp would compute something else than the model, or cut text otherwise."""
+    model_type = model.config.model_type
+    if model_type not in _ARCHITECTURES:
+        expected = ", ".join(_ARCHITECTURES)
+        raise NotExportableError(
+            name, "gguf", f"is a {model_type} model, expected one of {expected}; export it as onnx"
+        )
+    problem = _architecture(model).problem(model) or _head_problem(model)
+    if problem:
         raise NotExportableError(name, "gguf", problem)
-    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        raise NotExportableError(name, "gguf", "scales attention in another way than llama.cpp's gpt2")
     check_tokenizer(tokenizer, framing, name)
+
+
+def check_lengths(model: Any, longest: int, name: str) -> None:
+    """Raise NotExportableError when the model's window of attention is shorter than the `longest` text, in tokens.
+
+    llama.cpp would let the end of such a text attend to its beginning, which the model does not.
+    """
+    window = attention_window(model.config)
+    if window is not None and longest > window:
+        problem = (
+            f"attends to the last {window} tokens alone, which llama.cpp ignores, and a held-out text has {longest}; "
+            "export it as safetensors"
+        )
+        raise NotExportableError(name, "gguf", problem)
 
 
 def write_gguf(
@@ -58,16 +69,11 @@ def write_gguf(
     """
     from gguf import GGUFWriter
 
-    config = model.config
-    writer = GGUFWriter(path, "gpt2")
+    architecture = _architecture(model)
+    writer = GGUFWriter(path, architecture.name)
     _add_description(writer, num_parameters(model), quantize, name, licences)
-    writer.add_context_length(config.n_positions)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
-    writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    add_tokenizer(writer, tokenizer, framing, config.vocab_size)
+    architecture.add_shape(writer, model.config)
+    add_tokenizer(writer, tokenizer, framing, model.config.vocab_size, name)
     for weight_name, weight in gguf_weights(model):
         _add_weight(writer, weight_name, weight, quantize)
     writer.write_header_to_file()
@@ -76,23 +82,19 @@ def write_gguf(
     writer.close()
 
 
-def gguf_weights(model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield the weights under llama.cpp's names, matrices as [out, in].
+def gguf_weights(model: Any) -> Weights:
+    """Yield the weights under llama.cpp's names, matrices as [out, in]."""
+    return _architecture(model).weights(model)
 
-    A tied head is left out: llama.cpp then uses the embedding.
-    """
-    weights = {name: weight.detach().float().cpu().numpy() for name, weight in model.state_dict().items()}
-    yield "token_embd.weight", weights["transformer.wte.weight"]
-    yield "position_embd.weight", weights["transformer.wpe.weight"]
-    for layer in range(model.config.n_layer):
-        for part, theirs in _LAYER_PARTS.items():
-            weight = weights[f"transformer.h.{layer}.{part}.weight"]
-            yield f"blk.{layer}.{theirs}.weight", weight.T  # Conv1D stores [in, out]; .T leaves vectors as they are
-            yield f"blk.{layer}.{theirs}.bias", weights[f"transformer.h.{layer}.{part}.bias"]
-    yield "output_norm.weight", weights["transformer.ln_f.weight"]
-    yield "output_norm.bias", weights["transformer.ln_f.bias"]
-    if not model.config.tie_word_embeddings:
-        yield "output.weight", weights["lm_head.weight"]
+
+def _head_problem(model: Any) -> str | None:
+    head = output_head_of(model)
+    is_matrix = head is not None and head.bias_V is None and head.scale == 1.0 and head.cap_nats is None
+    return None if is_matrix else "has an output head that is more than a matrix, which llama.cpp has no place for"
+
+
+def _architecture(model: Any) -> Architecture:
+    return _ARCHITECTURES[model.config.model_type]
 
 
 def _add_description(writer: Any, num_weights: int, quantize: Quantize, name: str, licences: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from student.export.logits import Logits
 
+_FIRST_CONTEXT = 256  # tokens, more than a greedy continuation has
+
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_nothing(level: int, text: bytes, data: object) -> None:
@@ -18,7 +20,10 @@ def _log_nothing(level: int, text: bytes, data: object) -> None:
 
 
 class LlamaReader:
-    """Reads a sequence with llama.cpp on the CPU, with keys and values in float16, which is llama.cpp's default."""
+    """Reads a sequence with llama.cpp on the CPU, with keys and values in float16, which is llama.cpp's default.
+
+    A sequence that is read in pieces can have 256 tokens, one that is read at once as many as the model has places for.
+    """
 
     def __init__(self, path: Path) -> None:
         llama_cpp.llama_log_set(_log_nothing, ctypes.c_void_p())
@@ -30,12 +35,17 @@ class LlamaReader:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise RuntimeError("llama.cpp cannot load the file")
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = llama_cpp.llama_model_n_ctx_train(self._model)
-        params.n_threads = params.n_threads_batch = 1
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._open_context(min(_FIRST_CONTEXT, llama_cpp.llama_model_n_ctx_train(self._model)))
+
+    def _open_context(self, num_tokens: int) -> None:
+        """Make room for a sequence of so many tokens. Its size, not the model's longest one, decides about memory."""
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = num_tokens
+        params.n_threads = params.n_threads_batch = 1
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._num_places = num_tokens
         self.reset()
 
     def reset(self) -> None:
@@ -46,6 +56,9 @@ class LlamaReader:
     def read(self, input_ids: Sequence[int]) -> Logits:
         """Read the next T ids; return their logits [T, V]."""
         num_new = len(input_ids)
+        if num_new > self._num_places and self._num_seen == 0:
+            llama_cpp.llama_free(self._context)
+            self._open_context(num_new)
         batch = llama_cpp.llama_batch_init(num_new, 0, 1)
         try:
             batch.n_tokens = num_new

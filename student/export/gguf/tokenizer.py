@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as llama.cpp's "gpt2" vocabulary."""
+"""A tokenizer in a GGUF file: tokens, their types, merges or scores, special ids."""
 
 from __future__ import annotations
 
@@ -6,29 +6,18 @@ import json
 from typing import Any
 
 from student.errors import NotExportableError
+from student.export.gguf.byte_level import read_byte_level
+from student.export.gguf.sentencepiece import byte_token, read_sentencepiece
+from student.export.gguf.vocabulary import Vocabulary, refusal
 from student.model.framing import Framing
+
+# Scores that llama.cpp's converter gives. Neither is ever compared: no merge makes such a token.
+_ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
 
 
 def check_tokenizer(tokenizer: Any, framing: Framing, name: str) -> None:
-    """Raise NotExportableError unless llama.cpp would cut text into the same tokens.
-
-    The tokenizer must be a BPE over bytes with GPT-2's split pattern, such as that of GPT-2 or of
-    scripts/demo/make_teacher.py.
-    """
-    stated = _stated(tokenizer)
-    model, splitter = stated["model"], stated["pre_tokenizer"] or {}
-    is_gpt2 = (
-        model["type"] == "BPE"
-        and not model.get("byte_fallback")
-        and stated["normalizer"] is None
-        and splitter.get("type") == "ByteLevel"
-        and splitter.get("use_regex", True)
-        and not splitter.get("add_prefix_space")
-    )
-    if not is_gpt2:
-        raise NotExportableError(name, "gguf", "has a tokenizer other than GPT-2's byte-level BPE")
-    if not model["merges"]:
-        raise NotExportableError(name, "gguf", "has a tokenizer without merges, which llama.cpp does not read")
+    """Raise NotExportableError unless llama.cpp would cut text into the same tokens."""
+    _read(tokenizer, name)
     if tokenizer.eos_token_id is None:
         # Without an end of text in the file, llama.cpp takes llama's id, which is another token in this vocabulary.
         raise NotExportableError(name, "gguf", "has a tokenizer without an end-of-text token, which llama.cpp needs")
@@ -38,28 +27,61 @@ def check_tokenizer(tokenizer: Any, framing: Framing, name: str) -> None:
         raise NotExportableError(name, "gguf", "ends texts with three tokens or more, and a GGUF file states two")
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, framing: Framing, vocab_size: int) -> None:
-    """Write tokens, their types, merges and special ids. Mark the output's rows without a token as unused."""
+def add_tokenizer(writer: Any, tokenizer: Any, framing: Framing, vocab_size: int, name: str) -> None:
+    """Write the tokenizer of a student that check_tokenizer lets pass. Rows without a token are marked as unused."""
+    vocabulary = _read(tokenizer, name)
+    text_of = {i: text for text, i in tokenizer.get_vocab().items()}
+    types = _types(tokenizer, vocabulary, text_of)
+    texts = [text_of.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(texts)
+    writer.add_token_types([types.get(i, _token_type("UNUSED")) for i in range(vocab_size)])
+    if vocabulary.model == "llama":
+        writer.add_token_scores([_score(i, text, vocabulary, types) for i, text in enumerate(texts)])
+        writer.add_add_space_prefix(vocabulary.adds_space)
+    else:
+        writer.add_token_merges(vocabulary.merges)
+    _add_special_ids(writer, tokenizer, framing)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _read(tokenizer: Any, name: str) -> Vocabulary:
+    if not tokenizer.is_fast:
+        raise refusal(name, "it is written in Python, expected one with a tokenizer.json")
+    stated = _stated(tokenizer)
+    for token in stated["added_tokens"]:
+        if not token["special"] and (token["lstrip"] or token["rstrip"] or token["single_word"]):
+            raise refusal(name, f"its added token {token['content']!r} takes spaces beside it, or whole words alone")
+    return (read_sentencepiece if stated["model"].get("byte_fallback") else read_byte_level)(stated, name)
+
+
+def _types(tokenizer: Any, vocabulary: Vocabulary, text_of: dict[int, str]) -> dict[int, int]:
+    """Return the type of each id that has a token."""
+    types = dict.fromkeys(text_of, _token_type("NORMAL"))
+    if vocabulary.model == "llama":
+        types |= {tokenizer.get_vocab()[byte_token(byte)]: _token_type("BYTE") for byte in range(256)}
+    for token in _stated(tokenizer)["added_tokens"]:
+        types[token["id"]] = _token_type("CONTROL" if token["special"] else "USER_DEFINED")
+    if vocabulary.model == "llama" and tokenizer.unk_token_id is not None:
+        types[tokenizer.unk_token_id] = _token_type("UNKNOWN")
+    return types
+
+
+def _token_type(name: str) -> int:
     from gguf import TokenType
 
-    stated = _stated(tokenizer)
-    added = {token["id"]: token for token in stated["added_tokens"]}
-    text_of = {i: text for text, i in tokenizer.get_vocab().items()}
-    tokens, types = [], []
-    for i in range(vocab_size):
-        tokens.append(text_of.get(i, f"[PAD{i}]"))
-        if i not in text_of:
-            types.append(TokenType.UNUSED)
-        elif i in added:
-            types.append(TokenType.CONTROL if added[i]["special"] else TokenType.USER_DEFINED)
-        else:
-            types.append(TokenType.NORMAL)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stated["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
+    return int(TokenType[name])
+
+
+def _score(i: int, text: str, vocabulary: Vocabulary, types: dict[int, int]) -> float:
+    if i not in types:
+        return _UNUSED_SCORE
+    return vocabulary.scores.get(text, _ADDED_SCORE)
+
+
+def _add_special_ids(writer: Any, tokenizer: Any, framing: Framing) -> None:
     end, *further_ends = framing.end_ids
     bos = (*framing.beginning_ids, tokenizer.bos_token_id)[0]
     writer.add_bos_token_id(end if bos is None else bos)
@@ -67,6 +89,10 @@ def add_tokenizer(writer: Any, tokenizer: Any, framing: Framing, vocab_size: int
     for token_id in further_ends:
         writer.add_eot_token_id(token_id)
     writer.add_add_bos_token(bool(framing.beginning_ids))
+    if tokenizer.unk_token_id is not None:
+        writer.add_unk_token_id(tokenizer.unk_token_id)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
 
 
 def _stated(tokenizer: Any) -> dict[str, Any]:

@@ -83,9 +83,9 @@ class SoftTargetsPart(LossPart[BlockBatch]):
             hidden_PD, output_head(self._model), batch.targets, self._head_loss
         )
         soft_name = "soft_targets_nats"
-        if self._head_loss.unbiased and self._head_loss.temperature == 1.0:
+        if self._head_loss.unbiased and self._head_loss.temperature == 1.0 and batch.entropy is not None:
             soft_sum = soft_sum - batch.entropy.double().sum()
-        elif self._head_loss.unbiased:  # The cache holds no entropy of tempered distributions.
+        elif self._head_loss.unbiased:  # The cache holds no entropy of these distributions, such as tempered ones.
             soft_name = "soft_targets_cross_entropy_nats"
         sums = {"soft_targets": (soft_name, soft_sum), "labels": ("labels_nats", label_sum)}
         return total, dict(named for part, named in sums.items() if self._weights[part])

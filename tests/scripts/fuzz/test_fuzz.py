@@ -93,7 +93,7 @@ def places_in_buffers(data: bytes) -> list[int]:
     return places
 
 
-@pytest.fixture(scope="module", params=["", "version_2"], ids=["version 1", "version 2"])
+@pytest.fixture(scope="module", params=["", "version_2", "version_3"], ids=["version 1", "version 2", "version 3"])
 def scratch(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
     """Makes a copy of the golden cache of each version."""
     return lambda directory: Path(shutil.copytree(GOLDEN / request.param / "cache", directory / "cache"))

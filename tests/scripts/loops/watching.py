@@ -27,7 +27,7 @@ class Stop(Exception):
 
 @contextmanager
 def watched(recipe: str, stop_at_step: int = -1) -> Iterator[list[Rows]]:
-    """Yield the input_ids of every step as they come; raise Stop in the loss of a step, counted from 0 (−1: of none)."""
+    """Yield the input_ids of every step as they come; raise Stop in the loss of step 0, 1, … (−1: of none)."""
     steps: list[Rows] = []
     loss = resolve_name(LOSSES[recipe])
 

@@ -16,7 +16,7 @@ from storage.rows.soft_targets import SoftTargetRows
 from tests.places import GOLDEN
 
 GOLDEN_EPOCHS = [[1, 3, 0, 4, 2], [1, 2, 4, 0, 3], [0, 1, 4, 2, 3]]
-VERSION_2 = GOLDEN / "version_2"
+VERSION_2, VERSION_3 = GOLDEN / "version_2", GOLDEN / "version_3"
 SCALARS = ("tail_logprob", "entropy", "label_logprob")
 
 
@@ -75,6 +75,23 @@ def test_the_golden_cache_of_version_two_decodes_to_the_same_values() -> None:
     np.testing.assert_array_equal(rows.is_wanted, np.array(wanted["is_wanted"]))
     np.testing.assert_array_equal(rows.is_valid_target, rows.is_wanted)
     assert rows.is_wanted.any(axis=1).tolist() == [True, True, True, False]
+    for batch in (first, second):
+        assert soft_targets.encode(soft_targets.decode(batch), batch.schema, 10).equals(batch)
+
+
+def test_the_golden_cache_of_version_three_lacks_two_columns_and_says_so() -> None:
+    found = verify_cache(VERSION_3 / "cache")
+    assert (found.problems, found.num_shards, found.num_rows) == ((), 3, 9)
+    raw = json.loads((VERSION_3 / "cache" / "manifest.json").read_bytes())
+    assert raw["format_version"] == 3
+    assert raw["config"]["soft_targets"]["unknown_columns"] == ["entropy", "label_logprob"]
+    assert raw["teacher_perplexity"]["train"] is raw["teacher_entropy_nats"]["train"] is None
+    wanted = json.loads((VERSION_3 / "expected.json").read_text())["soft_targets"]
+    first, second = open_cache(VERSION_3 / "cache").record_batches("soft_targets", "train")
+    rows = soft_targets.decode(first)
+    assert rows.entropy is rows.label_logprob is None
+    for name in ("row_id", "input_ids", "head_size", "tail_size", "ids", "logprobs", "tail_logprob", "is_wanted"):
+        np.testing.assert_array_equal(getattr(rows, name), np.array(wanted[name]), err_msg=name)
     for batch in (first, second):
         assert soft_targets.encode(soft_targets.decode(batch), batch.schema, 10).equals(batch)
 

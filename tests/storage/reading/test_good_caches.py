@@ -25,8 +25,9 @@ def test_the_cache_that_all_others_are_made_of_is_good(stranger: Path) -> None:
         assert errors_of(read, stranger) == []
 
 
-@pytest.mark.parametrize("golden", [GOLDEN / "cache", GOLDEN / "version_2" / "cache"], ids=["version 1", "version 2"])
-def test_a_cache_of_every_version_is_still_read(golden: Path) -> None:
+@pytest.mark.parametrize("version", ["", "version_2", "version_3"], ids=["version 1", "version 2", "version 3"])
+def test_a_cache_of_every_version_is_still_read(version: str) -> None:
+    golden = GOLDEN / version / "cache"
     with bounded():
         assert verify_cache(golden).problems == ()
         for read in (read_epochs, read_batches, print_summary, print_head):

@@ -67,7 +67,7 @@ RECORDS = (
     | cases(
         FormatVersionError,
         {
-            "version of the future": identity(format_version=3),
+            "version of the future": identity(format_version=4),
             "version of the far future, all else unknown": identity(format_version=10**15, shards={}, surprise=None),
         },
     )
@@ -75,6 +75,7 @@ RECORDS = (
         RecordError,
         {
             "version 2 without its column": identity(format_version=2),
+            "version 3 without what it is for": identity(format_version=3),
             "version 0": identity(format_version=0),
             "version true": identity(format_version=True),
             "another format": identity(format="webdataset"),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -83,3 +84,46 @@ def test_datasets_finds_the_kinds_that_the_card_names(small_cache: Path) -> None
     loaded = datasets.load_dataset(str(small_cache), "samples", cache_dir=str(small_cache.parent / "hf"))
     assert set(loaded) == {"train"}
     assert loaded["train"]["text"] == stored(open_cache(small_cache), "samples", "train")["text"].to_pylist()
+
+
+@pytest.mark.usefixtures("_offline")
+def test_a_viewer_sees_the_columns_before_it_reads_a_row(cache: Cache, tmp_path: Path) -> None:
+    """The hub's viewer asks `datasets` for the features, which come from the schema of the first shard."""
+    for kind in KINDS:
+        stream = datasets.load_dataset(str(cache.path), kind, split="train", streaming=True, cache_dir=str(tmp_path))
+        features = datasets.Features.from_arrow_schema(cache.identity.schema(kind))
+        assert stream._resolve_features().features == features
+
+
+def test_polars_reads_a_shard(cache: Cache) -> None:
+    polars = pytest.importorskip("polars")
+    record = cache.shards("soft_targets", "train")[0]
+    frame = polars.read_ipc(cache.path / record.path)
+    table = stored(cache.restricted_to([record.path]), "soft_targets", "train")
+    assert frame.columns == table.column_names
+    assert frame["ids"].to_list() == table["ids"].to_pylist()
+    mean = frame.select(polars.col("entropy").arr.explode().cast(polars.Float64).mean()).item()
+    assert mean == pytest.approx(np.array(table["entropy"].to_pylist()).mean(), rel=1e-6)
+
+
+def test_duckdb_reads_the_shards(cache: Cache) -> None:
+    """DuckDB has no 16-bit floats, so they are widened on the way."""
+    duckdb = pytest.importorskip("duckdb")
+    paths = [cache.path / shard.path for shard in cache.shards("soft_targets", "train")]
+    table = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths)
+    wide = pa.schema([field.with_type(widened(field.type)) for field in table.schema])
+    rows = table.cast(wide)  # noqa: F841  DuckDB finds it by its name
+    ((count, longest, entropy),) = duckdb.sql(
+        "select count(*), max(len(ids)), avg(list_aggregate(entropy::float[], 'avg')) from rows"
+    ).fetchall()
+    expected = stored(cache, "soft_targets", "train")
+    assert (count, longest) == (len(expected), max(map(len, expected["ids"].to_pylist())))
+    assert entropy == pytest.approx(np.array(expected["entropy"].to_pylist()).mean(), rel=1e-5)
+
+
+def widened(column_type: pa.DataType) -> pa.DataType:
+    """The type of a column with float32 in place of float16."""
+    if getattr(column_type, "value_type", None) != pa.float16():
+        return column_type
+    item = column_type.value_field.with_type(pa.float32())
+    return pa.list_(item, column_type.list_size) if pa.types.is_fixed_size_list(column_type) else pa.large_list(item)

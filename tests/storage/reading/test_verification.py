@@ -86,9 +86,9 @@ def test_a_damaged_plan_or_commit_is_named(small_cache: Path, forge: SimpleNames
         case "other content":
             forge.record(path, lambda record: record["teacher"].update(id="another"))
         case "later version" if name == COMMIT:
-            forge.record(path, lambda record: record.update(format_version=3))
+            forge.record(path, lambda record: record.update(format_version=4))
         case _:
-            forge.record(path, lambda record: record.update(format_version=3))
+            forge.record(path, lambda record: record.update(format_version=4))
     (problem,) = verify_cache(small_cache).problems
     assert str(path) in str(problem)
 

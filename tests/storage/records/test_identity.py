@@ -111,13 +111,13 @@ def test_a_plan_of_more_shards_than_can_be_is_refused_without_counting_them(
     assert "storage.errors." in run_python(code, small_cache).stderr
 
 
-@pytest.mark.parametrize("version", [3, 7, 10**9])
+@pytest.mark.parametrize("version", [4, 7, 10**9])
 def test_a_later_version_asks_for_an_upgrade(small_cache: Path, forge: SimpleNamespace, version: int) -> None:
     forge.identity(small_cache, lambda content: content.update(format_version=version, unknown_to_us={}))
     for read in (read_plan, read_manifest):
         with pytest.raises(FormatVersionError, match="upgrade") as caught:
             read(small_cache)
-        assert (caught.value.found, caught.value.supported) == (version, 2)
+        assert (caught.value.found, caught.value.supported) == (version, 3)
 
 
 @pytest.mark.parametrize(("is_wanted", "version"), [(None, 2), (False, 2), (True, 1)])

@@ -6,11 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from student.export.readers import Logits, Reader
+from student.export.readers import Logits, Reader, TextReader
+from student.model.framing import Framing
 from student.model.loading import load_student
 
+NO_BOS = Framing(beginning_ids=(), end_ids=(0,))
 TEXT = "The teacher ran once — naïve, it's true — and wrote\n\n  what it KNEW: 12345 times!  (日本語)\t"
 
 
@@ -19,6 +22,19 @@ def student_logits(directory: Path, ids: list[int]) -> Logits:
     with torch.inference_mode():
         logits: Logits = load_student(directory).eval()(input_ids=torch.tensor([ids])).logits[0].numpy()
     return logits
+
+
+def open_gguf(reader: str, path: Path) -> TextReader:
+    """Open a GGUF file with "numpy" or "llama.cpp"; skip the test when llama.cpp is not installed."""
+    pytest.importorskip("gguf", reason="gguf is not installed (the extra export)")
+    if reader == "numpy":
+        from student.export.gguf.reader import GgufReader
+
+        return GgufReader(path)
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra llama)")
+    from student.export.gguf.llama_reader import LlamaReader
+
+    return LlamaReader(path)
 
 
 def kl_nats(expected: Logits, found: Logits) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -27,9 +26,7 @@ def ranks_of(cache: Cache, world_size: int, **changes: Any) -> list[CacheDataset
 
 
 def loader_of(dataset: CacheDataset, num_workers: int, **settings: Any) -> DataLoader[Any]:
-    with warnings.catch_warnings():  # a machine with fewer cores than workers
-        warnings.simplefilter("ignore")
-        return DataLoader(dataset, batch_size=None, num_workers=num_workers, **settings)
+    return DataLoader(dataset, batch_size=None, num_workers=num_workers, **settings)
 
 
 def rows_of(batch: Batch) -> Rows:

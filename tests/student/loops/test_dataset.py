@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ import torch.distributed as dist
 
 from storage import Cache, RowStream
 from storage.errors import ConfigError, MissingKindError
+from storage.reading.remote_cache import LocalCopy
 from storage.rows import samples, soft_targets
 from student import CacheDataset, TrainConfig, train
-from student.errors import MissingRowError, UnbatchedKindError, UnservedTemperatureError
+from student.errors import MissingRowError
+from student.loops.errors import UnbatchedKindError, UnservedTemperatureError
 from student.training.objective import Objective
 from tests.student.loops.streams import Rows, dataset_of, iteration, joined, loader_of, ranks_of, rows_of, take
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # a machine with fewer cores than workers
 
 
 @pytest.fixture
@@ -150,6 +155,12 @@ def test_the_stateful_loader_of_torchdata_resumes(cache: Cache, two_epochs: list
             for other in then:
                 other.load_state_dict(loader.state_dict())
             assert taken + list(joined(then)) == two_epochs
+
+
+def test_workers_read_a_url(cache: Cache, tmp_path: Path) -> None:
+    copy = LocalCopy(directory=tmp_path / "copy", max_bytes=1 << 30)
+    dataset = CacheDataset(f"file://{cache.path}", batch_rows=6, seed=3, num_epochs=1, local_copy=copy)
+    assert iteration([dataset], 2) == iteration([dataset_of(cache, num_epochs=1)], 0)
 
 
 def test_a_process_that_is_not_forked_keeps_the_rank(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

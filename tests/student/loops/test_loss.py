@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from storage import Cache, RowStream
 from student import CacheDataset, TrainConfig, distillation_loss, distillation_loss_from_logits
-from student.errors import BatchShapeError, BatchTemperatureError
+from student.loops.errors import BatchShapeError, BatchTemperatureError
 from student.losses import fused_head, logits_loss
 from student.losses.divergences import JSD_TEACHER_SHARE, SKEW_TEACHER_SHARE
 from student.losses.parts.soft_targets import SoftTargetsPart

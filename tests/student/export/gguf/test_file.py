@@ -9,31 +9,19 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, TokenType
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from student.errors import NotExportableError
 from student.export.config import TOLERANCES_NATS
 from student.export.gguf.file import check_gguf, write_gguf
-from student.export.gguf.reader import GgufReader, gelu
-from student.export.readers import Reader
+from student.export.gguf.forward import gelu
+from student.export.gguf.reader import GgufReader
 from student.model.framing import Framing
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
-from tests.student.export.comparing import TEXT, assert_steps_equal_a_whole, kl_nats, student_logits
+from tests.student.export.comparing import NO_BOS, assert_steps_equal_a_whole, kl_nats, open_gguf, student_logits
 
 Export = Callable[..., Path]
-
-NO_BOS = Framing(beginning_ids=(), end_ids=(0,))
-
-
-def open_with(reader: str, path: Path) -> Reader:
-    if reader == "numpy":
-        return GgufReader(path)
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra llama)")
-    from student.export.gguf.llama_reader import LlamaReader
-
-    return LlamaReader(path)
 
 
 @pytest.mark.parametrize("reader", ["numpy", "llama.cpp"])
@@ -41,7 +29,7 @@ def open_with(reader: str, path: Path) -> Reader:
 def test_logits_are_the_students(
     student_dir: Path, exported: Export, reader: str, quantize: str, ids: list[int]
 ) -> None:
-    opened = open_with(reader, exported(student_dir, "gguf", quantize))
+    opened = open_gguf(reader, exported(student_dir, "gguf", quantize))
     for num_ids in (1, 2, 40):
         opened.reset()
         expected = student_logits(student_dir, ids[:num_ids])
@@ -55,15 +43,6 @@ def test_unquantised_logits_are_off_by_float16s_rounding_alone(
     expected = student_logits(student_dir, ids)
     found = GgufReader(exported(student_dir, "gguf")).read(ids)
     assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("text", [TEXT, "it's  we'll\n\n\tI'M 3.14 ½ <|endof", " leading", "naïve\r\n 日本 \u00a0x"])
-def test_llama_cpp_cuts_text_into_the_same_tokens(student_dir: Path, exported: Export, text: str) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (the extra llama)")
-    from student.export.gguf.llama_reader import LlamaReader
-
-    expected = load_tokenizer(student_dir)(text, add_special_tokens=False)["input_ids"]
-    assert LlamaReader(exported(student_dir, "gguf")).tokenize(text) == expected
 
 
 def test_the_file_says_what_it_holds(students: dict[str, Path], exported: Export) -> None:
@@ -162,19 +141,16 @@ def test_a_student_that_llama_cpp_would_compute_otherwise_is_refused(
 
 
 def test_another_architecture_is_refused(odd_student: Path) -> None:
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=257, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    with pytest.raises(NotExportableError, match="is a llama model, expected gpt2; export it as onnx"):
-        check_gguf(LlamaForCausalLM(config), load_tokenizer(odd_student), NO_BOS, "student")
+    said = "is a qwen3 model, expected one of gpt2, llama, mistral, qwen2; export it as onnx"
+    with pytest.raises(NotExportableError, match=said):
+        check_gguf(Qwen3ForCausalLM(config), load_tokenizer(odd_student), NO_BOS, "student")
 
 
-@pytest.mark.parametrize("kind", ["words", "prefix", "pattern", "no merges", "no end"])
-def test_another_tokenizer_is_refused(odd_student: Path, kind: str) -> None:
-    vocab = {char: i for i, char in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", "ab"])}
-    merges = [] if kind == "no merges" else [("a", "b")]
-    tokenizer = Tokenizer(models.WordLevel(vocab, "<end>") if kind == "words" else models.BPE(vocab, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "prefix", use_regex=kind != "pattern")
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=None if kind == "no end" else "<end>")
-    with pytest.raises(NotExportableError, match="tokenizer"):
-        check_gguf(load_student(odd_student), wrapped, NO_BOS, "student")
+def test_a_head_that_is_more_than_a_matrix_is_refused(odd_student: Path) -> None:
+    model = load_student(odd_student)
+    model.lm_head.bias = torch.nn.Parameter(torch.ones(model.config.vocab_size))
+    with pytest.raises(NotExportableError, match="output head that is more than a matrix"):
+        check_gguf(model, load_tokenizer(odd_student), NO_BOS, "student")
