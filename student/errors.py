@@ -91,7 +91,7 @@ class ArchitectureError(StudentError):
 
     def __init__(self, student: str, problem: str) -> None:
         self.problem = problem
-        super().__init__(f"{student}: this architecture {problem}; use a GPT-2 or Llama shaped student")
+        super().__init__(f"{student}: this architecture {problem}; use one of those in docs/models.md")
 
 
 class StudentContextError(StudentError):

@@ -25,6 +25,8 @@ from storage.tensors.whole_texts import read_whole_texts
 from student.errors import BrokenStudentError
 
 _TRIAL_STEPS, _TRIAL_TOKENS = 2, 32
+# Once the two texts of the trial are read, one goes on twice, as a prompt with several draws does.
+_TRIAL_ROWS = [1, 0, 1]
 
 
 def draw_tokens(
@@ -127,13 +129,16 @@ def _reads_whole_texts(model: Any, longest_prompt: int) -> bool:
 
 def _is_cache_right(model: Any, texts: list[NDArray[np.int64]]) -> bool:
     def whole() -> Tensor:
-        return torch.cat([_last_logits(model, torch.from_numpy(ids[None]).to(model.device)) for ids in texts])
+        rows = (torch.from_numpy(texts[row][None]).to(model.device) for row in _TRIAL_ROWS)
+        return torch.cat([_last_logits(model, ids_1L) for ids_1L in rows])
 
     def by_cache() -> Tensor:
         ids_NT, mask_NT = (torch.from_numpy(array).to(model.device) for array in left_pad(texts))
         stop = ids_NT.shape[1] - _TRIAL_STEPS
         logits_NV, past = _read(model, ids_NT[:, :stop], mask_NT[:, :stop], None)
-        past.batch_select_indices(torch.arange(len(texts), device=model.device))
+        rows_R = torch.tensor(_TRIAL_ROWS, device=model.device)
+        past.batch_select_indices(rows_R)
+        ids_NT, mask_NT = ids_NT[rows_R], mask_NT[rows_R]
         for end in range(stop + 1, ids_NT.shape[1] + 1):
             logits_NV, past = _read(model, ids_NT[:, end - 1 : end], mask_NT[:, :end], past)
         return logits_NV

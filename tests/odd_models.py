@@ -59,6 +59,13 @@ MODELS: dict[str, tuple[dict[str, Any], str, bool]] = {
         True,
     ),
     "lfm2": (_SIZES | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}, "rows", True),
+    # The rows of its cache can be selected, but not the state of its convolutions.
+    "zaya": (
+        _SIZES | {"num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 8, "num_experts": 2}
+        | {"moe_intermediate_size": 24, "num_experts_per_tok": 1},
+        "rows",
+        True,
+    ),
     "phi3": (
         _SIZES | {"pad_token_id": 0, "original_max_position_embeddings": 16, "rope_parameters": _LONGROPE},
         "equal_rows",

@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from scripts.models.left_out import LEFT_OUT
-from scripts.models.settings import OF_FAMILY, SIZES, VARIANTS
+from scripts.models.settings import OF_FAMILY, SIZES, TEXT_PARTS, VARIANTS
 
 VOCAB_SIZE, EOS_TOKEN_ID = 257, 256
 _WEIGHT_STD = 0.25
@@ -44,6 +44,9 @@ def tiny_config(family: Family) -> Any:
     sizes = {name: value for name, value in SIZES.items() if name in fields}
     if "kv_lora_rank" in fields:  # latent attention has as many key heads as heads
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    text = TEXT_PARTS.get(family.model_type)
+    if text:
+        sizes["text_config"] = tiny_config(families()[text]).to_dict()
     return transformers.AutoConfig.for_model(family.model_type, **(sizes | family.settings))
 
 

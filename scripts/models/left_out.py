@@ -23,12 +23,7 @@ LEFT_OUT: dict[str, str] = {
         ),
         _HALF,
     ),
-    **dict.fromkeys(
-        (
-            "dots3_note", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe", "qwen4_exp",
-        ),
-        _WRAPPER,
-    ),
+    **dict.fromkeys(("dots3_note", "gemma3n"), _WRAPPER),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTER),
     **dict.fromkeys(
         ("emu3", "fuyu", "git", "got_ocr2", "mllama", "moshi", "moss_transcribe_diarize", "phi4_multimodal"),

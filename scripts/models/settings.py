@@ -111,8 +111,8 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         "intermediate_size": [48] * 4,
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
     },
-    "gemma4_text": _TWO_VIEWS,
-    "gemma4_unified_text": _TWO_VIEWS,
+    "gemma4_text": _TWO_VIEWS | {"pad_token_id": 0},
+    "gemma4_unified_text": _TWO_VIEWS | {"pad_token_id": 0},
     "glm_moe_dsa": _ONE_SPARSE,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
@@ -151,6 +151,15 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What a model type needs beside SIZES."""
+
+TEXT_PARTS: dict[str, str] = {
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+}
+"""The type of the part that reads text, whose tiny config is the text_config of a model type of several parts."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, alibi": ("falcon", {"alibi": True}),

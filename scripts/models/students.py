@@ -18,42 +18,45 @@ from torch import Tensor
 from scripts.models.families import EOS_TOKEN_ID, Family, tiny_config
 from scripts.models.materials import TAIL_WEIGHT
 from scripts.models.truth import Truth, documents, entries
-from scripts.models.verdict import NO, WRONG, YES, Verdict, failure, refusal
+from scripts.models.verdict import BY_ROW, NO, WRONG, YES, Verdict, failure, refusal
 from storage import Cache, open_cache
 from storage.errors import TeachonceError
 from storage.rows import beams, samples
+from storage.tensors.packing import Isolation
 from student import EvaluateConfig, Generator, TrainConfig, evaluate, train
+from student.model.isolation import isolation_of
 from student.token_loop import draw_tokens
-from student.training.learner import make_learner
+from student.training.learner import Learner, make_learner
 
 _PROMPTS = ("the teacher ran", "a")
 _NUM_TOKENS = 6
 _TOLERANCE = 2e-3
 
 
-def try_student(family: Family, cache: Path, directory: Path) -> Verdict:
-    """Return whether the family's config trains on `cache` as its own logits say; `directory` is empty."""
+def try_student(family: Family, cache_directory: Path, directory: Path) -> Verdict:
+    """Return whether the family's config trains on the cache as its own logits say; `directory` is empty."""
     tiny_config(family).save_pretrained(directory / "config")
     preset = directory / "config" / "config.json"
     config = TrainConfig(
-        cache=cache, out=directory / "student", preset=str(preset), max_steps=3, batch_blocks=2, batch_samples=2,
-        batch_beams=1, device="cpu", quiet=True,
+        cache=cache_directory, out=directory / "student", preset=str(preset), max_steps=3, batch_blocks=2,
+        batch_samples=2, batch_beams=1, device="cpu", quiet=True,
     )  # fmt: skip
     try:
         train(config)
-        for problem in _problems(config):
+        cache = open_cache(config.cache)
+        learner = make_learner(config, cache, torch.device("cpu"))
+        for problem in _problems(config, cache, learner):
             return Verdict(word=WRONG, why=problem)
     except TeachonceError as error:
         return Verdict(word=NO, why=refusal(error, family.name, preset))
     except Exception as error:
         return failure(error)
-    return Verdict(word=YES)
+    return Verdict(word=YES if isolation_of(learner.parallel.model) is Isolation.PACKED else BY_ROW)
 
 
-def _problems(config: TrainConfig) -> Iterator[str]:
+def _problems(config: TrainConfig, cache: Cache, learner: Learner) -> Iterator[str]:
     """Yield, in a line each, where the student's side differs from the model itself."""
-    cache = open_cache(config.cache)
-    off = _gradient_difference(config, cache)
+    off = _gradient_difference(config, cache, learner)
     if not off <= _TOLERANCE:
         yield f"the gradient is off by a share of {off:.2g}"
     model = transformers.AutoModelForCausalLM.from_pretrained(config.out, dtype=torch.float32).eval()
@@ -65,9 +68,8 @@ def _problems(config: TrainConfig) -> Iterator[str]:
     yield from _wrong_texts(config.out, model, truth)
 
 
-def _gradient_difference(config: TrainConfig, cache: Cache) -> float:
+def _gradient_difference(config: TrainConfig, cache: Cache, learner: Learner) -> float:
     """Return max |found − expected| / max |expected| over the gradient of one step's loss, before dropout."""
-    learner = make_learner(config, cache, torch.device("cpu"))
     model = learner.parallel.model.eval()
     truth = Truth(model)
     rows = {

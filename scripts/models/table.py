@@ -12,40 +12,40 @@ from scripts.models.sweep import Found
 from scripts.models.verdict import BY_ROW, YES
 
 _GOOD = (YES, BY_ROW)
+_HEAD = """\
+# Which models can teach, and which can learn?
+
+Of the {num_families} families and variants below, {num_teachers} are right as teachers and {num_students} as students.
+Right means that a tiny random model of the family was run through everything, and that every number agreed with what
+the model says of each text alone, in float64: soft targets, samples and beams of a teacher; the gradient, `evaluate`
+and greedy texts of a student that was trained from a config .json.
+
+`a document a row`: the model cannot keep packed documents apart, so it reads each in a row of its own. What is stored
+is the same. A family that is refused is refused before any work, with the line that stands here.
+
+`python -m scripts.models --page docs/models.md` tries all of them, which takes some minutes, and writes this page, here
+with transformers {version}. `pytest -m models` compares the page with what is.
+
+| family | teacher | student | why not |
+|---|---|---|---|
+"""
 
 
 def render(found: Mapping[str, Found]) -> str:
     """Return the page as Markdown."""
-    rows = [_row(found[family]) for family in sorted(found)]
-    return "\n".join([*_head(found), *rows, "", *_left_out(), ""])
+    head = _HEAD.format(
+        num_families=len(found),
+        num_teachers=sum(one.teacher.word in _GOOD for one in found.values()),
+        num_students=sum(one.student.word in _GOOD for one in found.values()),
+        version=transformers.__version__,
+    )
+    return head + "\n".join([*(_row(found[family]) for family in sorted(found)), "", *_left_out(), ""])
 
 
 def read_words(page: Path) -> dict[str, tuple[str, str]]:
     """Return the words about teacher and student in the rows of a page, by family."""
     cells = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| `")]
     return {family.strip("`"): (teacher, student) for family, teacher, student, *_ in cells}
-
-
-def _head(found: Mapping[str, Found]) -> list[str]:
-    teachers = sum(one.teacher.word in _GOOD for one in found.values())
-    students = sum(one.student.word in _GOOD for one in found.values())
-    return [
-        "# Which models",
-        "",
-        f"Of the {len(found)} families and variants below, {teachers} are right as teachers and {students} as students."
-        " Right means that a tiny random model of the family was run through everything, and that every number agreed "
-        "with what the model says of each text alone, in float64: soft targets, samples and beams of a teacher; the "
-        "gradient, `evaluate` and greedy texts of a student that was trained from a config .json.",
-        "",
-        "`a document a row`: the model cannot keep packed documents apart, so each gets a row of its own. A family"
-        " that is refused is refused before any work, with the line that stands here.",
-        "",
-        "This page is written by `python -m scripts.models --page docs/models.md`, here with transformers "
-        f"{transformers.__version__}; `pytest -m models` holds it.",
-        "",
-        "| family | teacher | student | why not |",
-        "|---|---|---|---|",
-    ]
 
 
 def _row(found: Found) -> str:
@@ -65,7 +65,7 @@ def _cell(line: str, family: str) -> str:
 
 def _left_out() -> list[str]:
     reasons: dict[str, list[str]] = {}
-    for family, reason in LEFT_OUT.items():
+    for family, reason in sorted(LEFT_OUT.items()):
         reasons.setdefault(reason, []).append(f"`{family}`")
-    lines = [f"- {reason}: {', '.join(sorted(names))}" for reason, names in reasons.items()]
+    lines = [f"- {reason}: {', '.join(names)}" for reason, names in reasons.items()]
     return ["transformers counts further types among the causal ones. They are not tried:", "", *lines]

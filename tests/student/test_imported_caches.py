@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from storage import Cache, open_cache, verify_cache
 from storage.importing.config import ImportConfig
 from storage.importing.run import import_cache
 from storage.report.cache_page import cache_page
 from storage.rows import soft_targets
-from student import EvaluateConfig, TrainConfig, evaluate, train
+from student import CacheDataset, EvaluateConfig, TrainConfig, distillation_loss_from_logits, evaluate, train
 from student.config import ReportConfig
 from student.evaluation.table import render
 from student.model.loading import load_student
@@ -151,3 +152,10 @@ def test_a_dump_with_the_real_tokenizer(tmp_path: Path) -> None:
     found = evaluate(EvaluateConfig(cache=cache.path, student=student, device="cpu", quiet=True))
     assert found["num_targets"] == sum(shard.num_targets for shard in cache.shards("soft_targets", "validation"))
     assert np.isfinite(found["kl_nats"])
+
+
+def test_a_loop_of_ones_own_reads_it_without_the_entropy(imported: Cache) -> None:
+    batch = next(iter(CacheDataset(imported.path, batch_rows=2)))
+    assert "entropy" not in batch
+    logits = torch.zeros(*batch["labels"].shape, imported.identity.vocab_size)
+    assert distillation_loss_from_logits(logits, batch) > 0

@@ -156,7 +156,7 @@ def test_held_out_blocks_without_a_wanted_target_have_no_figures(
     found = evaluate_model(make_student(), held)
     assert found["num_targets"] is found["kl_nats"] is found["perplexity"] is None
     assert held.manifest.teacher_perplexity("validation") is None
-    assert look_at_passage([make_student()], held, str) is None
+    assert look_at_passage([make_student()], held, lambda before, ids: str(ids)) is None
 
 
 def test_a_block_without_a_target_is_no_draw() -> None:
@@ -199,7 +199,7 @@ def test_batches_of_a_block_without_a_target_add_nothing(
 def test_the_passage_shows_predictions_of_wanted_tokens_alone(
     wanted_cache: Cache, make_student: Callable[..., Any]
 ) -> None:
-    passage = look_at_passage([make_student()], wanted_cache, lambda ids: f"t{ids[0]}")
+    passage = look_at_passage([make_student()], wanted_cache, lambda before, ids: f"t{ids[0]}")
     assert passage is not None
     rows = next(wanted_cache.record_batches("soft_targets", "validation")).to_pylist()
     texts = [passage.first, *[t.text if isinstance(t, PassageToken) else t for t in passage.tokens]]
@@ -238,7 +238,7 @@ def test_a_long_prompt_is_not_shown_whole(cache: Cache, make_student: Callable[.
     held = marked(cache, tmp_path / "last", last)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("student.report.passage._MOST_BEFORE", 4)
-        passage = look_at_passage([make_student()], held, str)
+        passage = look_at_passage([make_student()], held, lambda before, ids: str(ids))
     assert passage is not None
     assert [isinstance(token, PassageToken) for token in passage.tokens] == [False] * 4 + [True] * 3
 

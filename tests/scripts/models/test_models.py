@@ -75,11 +75,11 @@ def test_a_process_that_fails_or_ends_is_a_verdict() -> None:
 
 def test_what_a_sweep_found_is_read_back_and_stands_in_the_page(tmp_path: Path) -> None:
     results = tmp_path / "models.jsonl"
-    (found,) = sweep(["mamba"], results)
-    assert read_found(results) == {"mamba": found}
+    (found,) = sweep(["gpt2"], results)
+    assert read_found(results) == {"gpt2": found}
     page = tmp_path / "models.md"
-    page.write_text(render({"mamba": found}))
-    assert read_words(page) == {"mamba": (found.teacher.word, found.student.word)}
+    page.write_text(render({"gpt2": found}))
+    assert read_words(page) == {"gpt2": (found.teacher.word, found.student.word)}
 
 
 def test_a_reason_stands_beside_the_words() -> None:

@@ -66,7 +66,9 @@ def test_the_same_figures_give_the_same_bytes(
 ) -> None:
     runs = [make_run(name=name, measures=made_up_measures()) for name in ("a", "b")]
     models = [load_student(directory).eval() for directory in student_dirs]
-    pages = [report_page(report_config, cache, runs, models, str, "a machine") for _ in range(2)]
+    pages = [
+        report_page(report_config, cache, runs, models, lambda before, ids: str(ids), "a machine") for _ in range(2)
+    ]
     assert pages[0] == pages[1]
     check_page(pages[0])
     assert f"{made_up_measures()['kl_by_position'][0]['kl_nats']:.5g}" in pages[0].decode()
@@ -82,7 +84,9 @@ def test_what_a_stranger_wrote_is_text(report_config: ReportConfig, cache: Cache
     identity = dataclasses.replace(cache.identity, teacher=teacher, data=cache.identity.data | {"source": HOSTILE})
     stranger = dataclasses.replace(cache, manifest=dataclasses.replace(cache.manifest, identity=identity))
     config = dataclasses.replace(report_config, cache=HOSTILE)
-    content = report_page(config, stranger, [hostile], [load_student(student_dirs[0])], lambda ids: HOSTILE, HOSTILE)
+    content = report_page(
+        config, stranger, [hostile], [load_student(student_dirs[0])], lambda before, ids: HOSTILE, HOSTILE
+    )
     check_page(content)
     text = content.decode()
     assert "<script" not in text
@@ -178,8 +182,8 @@ def test_every_student_is_loaded_once(
     loaded = []
     original = AutoModelForCausalLM.from_pretrained
 
-    def load(directory: Path, **settings: Any) -> Any:
-        loaded.append(directory)
+    def load(directory: str, **settings: Any) -> Any:
+        loaded.append(Path(directory))
         return original(directory, **settings)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
