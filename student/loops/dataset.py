@@ -146,9 +146,16 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
         """Return the state after the first num_batches global batches of an iteration."""
         return vars(self._stream.after(self._read_begin(), num_batches)).copy()
 
+    def reader(self) -> tuple[int, int]:
+        """Return rank and world size: those given, or those of torch.distributed now."""
+        if self._rank is not None and self._world_size is not None:
+            return self._rank, self._world_size
+        is_one_of_several = dist.is_available() and dist.is_initialized()
+        return (dist.get_rank(), dist.get_world_size()) if is_one_of_several else (0, 1)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a new process needs. Workers that are not forked do not know torch.distributed's rank."""
-        rank, world_size = self._reader()
+        rank, world_size = self.reader()
         return vars(self) | {"cache": None, "_stream": None, "_rank": rank, "_world_size": world_size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -157,7 +164,7 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
         self._stream = self._stream_of(0, 1)
 
     def _batches(self, begin: StreamState, num_workers: int) -> Iterator[dict[str, Tensor]]:
-        rank, world_size = self._reader()
+        rank, world_size = self.reader()
         if world_size > self.batch_rows:
             raise ConfigError(f"batch_rows is {self.batch_rows}, expected at least 1 for each of {world_size} ranks")
         stream = self._stream_of(rank, world_size).batches(begin, every=num_workers)
@@ -170,13 +177,6 @@ class CacheDataset(IterableDataset[dict[str, Tensor]]):
     def _read_begin(self) -> StreamState:
         epoch, position = self._begin.tolist()
         return StreamState(epoch=epoch, position=position)
-
-    def _reader(self) -> tuple[int, int]:
-        """Return rank and world size."""
-        if self._rank is not None and self._world_size is not None:
-            return self._rank, self._world_size
-        is_one_of_several = dist.is_available() and dist.is_initialized()
-        return (dist.get_rank(), dist.get_world_size()) if is_one_of_several else (0, 1)
 
     def _stream_of(self, rank: int, world_size: int) -> RowStream:
         return RowStream(

@@ -8,7 +8,8 @@ StudentError
 ├── BatchShapeError               hidden states or logits whose shape is not that of the batch
 ├── BatchTemperatureError         a loss at another temperature than its batch was made for
 ├── AdapterError                  an adapter that the losses would not see
-└── IdsBeyondStudentError         a dataset that does not leave out the ids that the student has no row for
+├── IdsBeyondStudentError         a dataset that does not leave out the ids that the student has no row for
+└── LostSharesError               rows shared among more processes than learn together
 ```
 """
 
@@ -79,4 +80,15 @@ class IdsBeyondStudentError(StudentError):
         super().__init__(
             f"{student}: its vocabulary has {num_rows} rows, the cache's {vocab_size}; "
             f"make the dataset by CacheDataset(…, num_vocabulary_rows={num_rows})"
+        )
+
+
+class LostSharesError(StudentError):
+    """A dataset shares rows among more processes than average their gradients; the shares of the others are lost."""
+
+    def __init__(self, num_shares: int, num_processes: int) -> None:
+        self.num_shares, self.num_processes = num_shares, num_processes
+        super().__init__(
+            f"train_dataset shares rows among {num_shares} processes, of which {num_processes} learn together; without "
+            "a GPU, start them with ACCELERATE_USE_CPU=true or give TrainingArguments(use_cpu=True)"
         )

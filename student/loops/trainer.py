@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from storage.errors import ConfigError
 from student.errors import CheckpointError
 from student.loops.dataset import CacheDataset
-from student.loops.errors import AdapterError, IdsBeyondStudentError
+from student.loops.errors import AdapterError, IdsBeyondStudentError, LostSharesError
 from student.loops.loss import IGNORED_LABEL, distillation_loss
 from student.losses.divergences import Divergence
 from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
@@ -69,8 +69,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
         Raise ConfigError, the errors of CacheDataset, the errors of a student that does not fit the cache
         (VocabularyMismatchError, StudentContextError, ArchitectureError, BrokenStudentError, TokenizerMismatchError),
-        IdsBeyondStudentError for a CacheDataset that holds ids beyond the student's vocabulary, and AdapterError for a
-        PEFT model whose adapter is not in the body.
+        IdsBeyondStudentError for a CacheDataset that holds ids beyond the student's vocabulary, LostSharesError when
+        accelerate takes fewer processes together than torch.distributed, as it does without a GPU unless told to use
+        the CPU, and AdapterError for a PEFT model whose adapter is not in the body.
         """
         args = copy.copy(args) if args is not None else TrainingArguments()
         if args.n_gpu > 1:
@@ -82,6 +83,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             train_dataset = self._open(train_dataset, args, temperature)
         if train_dataset is not None:
             self._require_fit(train_dataset)
+            _require_all_shares(train_dataset, args)
             _set_steps(args, train_dataset)
             settings["callbacks"] = [*(settings.get("callbacks") or []), _PlaceInCache(train_dataset)]
         args.ignore_data_skip = True  # _PlaceInCache resumes the dataset without reading what was read
@@ -201,6 +203,13 @@ class _PlaceInCache(TrainerCallback):  # type: ignore[misc]
         place = self._dataset.state_after(self._num_batches)
         state.stateful_callbacks[_STATE_KEY] = place
         state.epoch = place["epoch"] + place["position"] / self._dataset.num_rows
+
+
+def _require_all_shares(dataset: CacheDataset, args: TrainingArguments) -> None:
+    """Raise LostSharesError when rows are shared among more processes than average their gradients."""
+    _, num_shares = dataset.reader()
+    if num_shares > args.world_size:
+        raise LostSharesError(num_shares, args.world_size)
 
 
 def _set_steps(args: TrainingArguments, dataset: CacheDataset) -> None:

@@ -19,7 +19,7 @@ from storage import Cache
 from storage.errors import ConfigError
 from student import CacheDataset, DistillationTrainer, distillation_loss, hidden_states
 from student.errors import CheckpointError, StudentContextError
-from student.loops.errors import AdapterError, IdsBeyondStudentError, UnservedTemperatureError
+from student.loops.errors import AdapterError, IdsBeyondStudentError, LostSharesError, UnservedTemperatureError
 from tests.places import ROOT
 
 pytest.importorskip("accelerate", reason="the extra trainer")
@@ -168,6 +168,8 @@ def test_what_does_not_fit_is_refused(
         make_trainer(make_student(), settings={"temperature": 3.0})
     with pytest.raises(ConfigError, match="train_dataset ends after"):
         make_trainer(make_student(), CacheDataset(cache.path, batch_rows=4, num_epochs=1))
+    with pytest.raises(LostSharesError, match="shares rows among 2 processes, of which 1 learn together"):
+        make_trainer(make_student(), CacheDataset(cache.path, batch_rows=4, rank=0, world_size=2))
     make_trainer(make_student()).train()
     state = tmp_path / "out" / "checkpoint-3" / "trainer_state.json"
     state.write_text(state.read_text().replace('"CacheDataset"', '"other"'))
