@@ -247,14 +247,6 @@ class ChatPromptError(StudentError):
         )
 
 
-def require_unicode(prompt: str) -> None:
-    """Raise PromptError when a prompt holds half of a surrogate pair, as bytes that are not UTF-8 become."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(error.start) from error
-
-
 class IdBeyondVocabularyError(StudentError):
     """A text holds a token whose id is beyond the rows of the student's vocabulary."""
 

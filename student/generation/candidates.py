@@ -11,12 +11,12 @@ import torch
 from storage.errors import first_line
 from storage.tensors.model_facts import context_length_of
 from storage.text.characters import text_ids
-from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError, require_unicode
+from student.errors import BrokenStudentError, CandidatesError, CheckpointError, StudentContextError
 from student.losses.batches import text_batch
 from student.losses.selection import length_normalised_scores
 from student.losses.token_logprobs import token_logprobs
 from student.model.architecture import hidden_states, num_vocabulary_rows, output_head
-from student.model.framing import Framing, require_known_ids
+from student.model.framing import Framing, require_known_ids, require_unicode
 from student.run_record import RUN_NAME, read_run
 
 # Texts whose last token hardly any following text joins; one of them keeps apart from what follows.

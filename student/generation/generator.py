@@ -17,11 +17,11 @@ from storage.text.beginnings import without_beginning
 from storage.text.characters import text_ids
 from storage.text.completions import completion_text, stream_completion
 from student.config import SamplingConfig
-from student.errors import StudentContextError, require_unicode
+from student.errors import StudentContextError
 from student.generation.candidates import RankedCandidate, continuation_scores, trained_length_penalty
 from student.generation.questions import question_ids
 from student.model.device import choose_device
-from student.model.framing import read_framing, require_known_ids
+from student.model.framing import read_framing, require_known_ids, require_unicode
 from student.model.loading import load_student
 from student.model.tokenizers import load_tokenizer
 from student.token_loop import collect_texts, draw_tokens

@@ -9,7 +9,7 @@ from typing import Any
 from storage.rows.setting_rules import token_ids
 from storage.text.beginnings import beginning_ids
 from storage.text.ends import end_ids
-from student.errors import CheckpointError, IdBeyondVocabularyError
+from student.errors import CheckpointError, IdBeyondVocabularyError, PromptError
 from student.model.architecture import num_vocabulary_rows
 from student.run_record import BEGINNING, RUN_NAME, read_run
 
@@ -48,3 +48,11 @@ def require_known_ids(ids: list[int], model: Any, tokenizer: Any, name: str) -> 
         if token_id >= vocab_size:
             raise IdBeyondVocabularyError(name, str(tokenizer.convert_ids_to_tokens(token_id)), token_id, vocab_size)
     return ids
+
+
+def require_unicode(prompt: str) -> None:
+    """Raise PromptError when a prompt holds half of a surrogate pair, as bytes that are not UTF-8 become."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(error.start) from error
