@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.job import Job, lay_out, load_teacher_and_source
 from pipeline.plan import Begun
 from pipeline.work.work_directory import work_directory
 from storage.errors import WriteRefusedError
+from storage.progress import tell
 from storage.records.manifest import Manifest
 from storage.writing.destinations import Destination, open_destination
 
@@ -74,7 +74,7 @@ def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
     destination.require_same_facts(facts_of(loaded))
     if not config.quiet:
         for remark in framing_remarks(loaded):
-            print(remark, file=sys.stderr)
+            tell(remark)
     job = lay_out(loaded, destination.work_dir)
     begun = begin(job, destination)
     _tell(config, begun)
@@ -91,7 +91,7 @@ def _write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
 def _tell(config: PrecomputeConfig, begun: Begun) -> None:
     """Print on standard error what a user should know of how the text was tokenized."""
     for line in tokenization_notices(config, begun.identity.data):
-        print(line, file=sys.stderr)
+        tell(line)
 
 
 def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
@@ -112,4 +112,4 @@ def announce(config: PrecomputeConfig, manifest: Manifest) -> None:
     """Print on standard error where the cache is, its number of shards and their bytes."""
     where = open_destination(config.out, config.work_dir).where
     total = sum(shard.shard_bytes for shard in manifest.shards)
-    print(f"{where}: complete, {len(manifest.shards)} shards, {total:,} bytes", file=sys.stderr)
+    tell(f"{where}: complete, {len(manifest.shards)} shards, {total:,} bytes")

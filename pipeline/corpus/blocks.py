@@ -39,10 +39,13 @@ class Blocks:
 
     def input_ids(self, start: int, stop: int) -> NDArray[Any]:
         """Return the tokens of blocks [start, stop) as an array [stop - start, T + 1]."""
+        text = self._store.tokens[self._starts[start] : self._starts[stop]]
+        if not self.num_beginning:
+            return np.asarray(text).reshape(-1, self._block_tokens)
         positions = self._positions(start, stop)
         is_text = positions >= self.num_beginning
-        flat = np.empty(len(positions), dtype=self._store.tokens.dtype)
-        flat[is_text] = self._store.tokens[self._starts[start] : self._starts[stop]]
+        flat = np.empty(len(positions), dtype=text.dtype)
+        flat[is_text] = text
         flat[~is_text] = self._beginning[positions[~is_text]]
         return flat.reshape(-1, self._block_tokens)
 

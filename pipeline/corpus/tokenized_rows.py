@@ -30,7 +30,7 @@ class RowTokenizer:
     def __init__(self, tokenizer: Any, config: PrecomputeConfig) -> None:
         self._tokenizer, self._config = tokenizer, config
         self.texts = CorpusTokenizer(tokenizer)
-        self._flagged = FlaggedTokenizer(tokenizer)
+        self._flagged = FlaggedTokenizer(tokenizer, self.texts.characters)
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:
@@ -43,7 +43,7 @@ class RowTokenizer:
         """
         for is_text, group in itertools.groupby(documents, lambda document: document.turns is None):
             if is_text:
-                for document, pieces in self.texts.documents(group, np.int64):
+                for document, pieces in self.texts.documents(group):
                     yield document, map(Piece, pieces)
             else:
                 for document in group:

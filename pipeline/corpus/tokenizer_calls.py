@@ -23,15 +23,15 @@ _CHARS_PER_CALL = 1 << 18
 class CorpusTokenizer:
     """Tokenizes the texts of a run as characters, and counts the control tokens that they spell out.
 
-    num_control_tokens: how often each stood in the texts. num_chat_control_tokens: how often each stood in messages of
-    chats.
+    characters: tokenizes single texts. num_control_tokens: how often each stood in the texts. num_chat_control_tokens:
+    how often each stood in messages of chats.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._characters = CharacterTokenizer(tokenizer)
-        self._long_texts = LongTextTokenizer(self._characters)
-        self._spelt_out = _pattern_of(self._characters.control_tokens)
-        self._longest_chars = max(map(len, self._characters.control_tokens), default=1)
+        self.characters = CharacterTokenizer(tokenizer)
+        self._long_texts = LongTextTokenizer(self.characters)
+        self._spelt_out = _pattern_of(self.characters.control_tokens)
+        self._longest_chars = max(map(len, self.characters.control_tokens), default=1)
         self.num_control_tokens: Counter[str] = Counter()
         self.num_chat_control_tokens: Counter[str] = Counter()
 
@@ -43,7 +43,7 @@ class CorpusTokenizer:
     def prompt_ids(self, text: str) -> list[int]:
         """Return the token ids of a prompt."""
         self.count_in_text(text)
-        return self._characters.ids(text)
+        return self.characters.ids(text)
 
     def count_in_text(self, text: str) -> None:
         """Count the control tokens in a text that is tokenized elsewhere."""
@@ -56,10 +56,10 @@ class CorpusTokenizer:
             if isinstance(content, str):
                 self.num_chat_control_tokens.update(self._spelt_out.findall(content))
 
-    def documents(self, documents: Iterable[Document], dtype: Any) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
+    def documents(self, documents: Iterable[Document]) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
         """Yield each document in order, with its token ids piece by piece.
 
-        Read the pieces of a document before you take the next document. Pieces are arrays [num_tokens] of `dtype`,
+        Read the pieces of a document before you take the next document. Pieces are int64 arrays [num_tokens]
         without special tokens; some may be empty.
         """
         batch: list[tuple[Document, str]] = []
@@ -72,23 +72,20 @@ class CorpusTokenizer:
                 batch.append((document, text))
                 num_chars += len(text)
             if is_long or num_chars >= _CHARS_PER_CALL:
-                yield from self._short_documents(batch, dtype)
+                yield from self._short_documents(batch)
                 batch, num_chars = [], 0
             if is_long:
-                yield document, self._long_document(ahead, dtype)
-        yield from self._short_documents(batch, dtype)
+                yield document, self._long_document(ahead)
+        yield from self._short_documents(batch)
 
-    def _short_documents(
-        self, batch: list[tuple[Document, str]], dtype: Any
-    ) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
-        encoded = self._characters.ids_of_all([text for _, text in batch])
+    def _short_documents(self, batch: list[tuple[Document, str]]) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
+        encoded = self.characters.ids_of_all([text for _, text in batch])
         for (document, text), ids in zip(batch, encoded, strict=True):
             self.num_control_tokens.update(self._spelt_out.findall(text))
-            yield document, iter([np.array(ids, dtype=dtype)])
+            yield document, iter([np.array(ids, dtype=np.int64)])
 
-    def _long_document(self, ahead: TextAhead, dtype: Any) -> Iterator[NDArray[Any]]:
-        counted = TextAhead(self._counted(ahead.rest()))
-        return (ids.astype(dtype) for ids in self._long_texts.ids(counted))
+    def _long_document(self, ahead: TextAhead) -> Iterator[NDArray[Any]]:
+        return self._long_texts.ids(TextAhead(self._counted(ahead.rest())))
 
     def _counted(self, slices: Iterable[str]) -> Iterator[str]:
         """Yield the slices of a text, and count its control tokens, also those that stand on two slices."""

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import io
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pipeline.sources.tables import table_rows
 from pipeline.sources.turns import Conversation, Pair, turns_of
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError, TeachonceError, first_line
+from storage.progress import tell
 
 STDLIB = "stdlib"
 # Plain text is read in pieces of this many characters.
@@ -125,7 +125,7 @@ def _data_files(path: Path) -> list[Path]:
         return [path]
     found = find_below(path)
     if found.unread:
-        print(found.describe_unread(path), file=sys.stderr)
+        tell(found.describe_unread(path))
     return found.files
 
 
@@ -159,7 +159,8 @@ def _hub_rows(config: PrecomputeConfig) -> tuple[list[str], Iterable[dict[str, A
     """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded."""
     rows = _load_hub(config)
     names = rows.column_names or []
-    return names, rows.select_columns([name for name in names if name in _columns(config)]) if names else rows
+    columns = _columns(config)
+    return names, rows.select_columns([name for name in names if name in columns]) if names else rows
 
 
 def _hub_commit(config: PrecomputeConfig, name: str) -> str:
@@ -194,12 +195,15 @@ def _json_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
 
 def _columns(config: PrecomputeConfig) -> set[str]:
     """Return the names of the columns that a run reads."""
-    prompt_columns = {config.samples.prompt_column or "", config.beams.prompt_column or ""} - {""}
-    return prompt_columns.union(config.document_columns.values())
+    return _prompt_columns(config).union(config.document_columns.values())
+
+
+def _prompt_columns(config: PrecomputeConfig) -> set[str]:
+    return {kind.prompt_column for kind in config.prompt_settings.values() if kind.prompt_column}
 
 
 def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
-    wanted = {config.samples.prompt_column, config.beams.prompt_column} - {None}
+    wanted = _prompt_columns(config)
     # A conversation or a pair has to be in every row, unless bad rows are skipped.
     most_without = 1 if config.marks_wanted and config.on_bad_row == "stop" else _MOST_ROWS_WITHOUT
     try:
@@ -212,7 +216,7 @@ def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -
             turns, place = turns_of(config, row), f"{source}: row {number}"
             # With conversations and pairs, the tokenizer says which rows are bad: such rows may be skipped.
             prompts: dict[str, Any] = {
-                c: row.get(c) if turns else _prompt(source, row, c, number, names) for c in wanted if c
+                c: row.get(c) if turns else _prompt(source, row, c, number, names) for c in wanted
             }
             pieces = [] if turns else [_text(config, source, row, number)]
             yield Document(pieces=pieces, prompts=prompts, turns=turns, place=place)
@@ -289,8 +293,7 @@ def _read_pieces(path: Path) -> Iterator[str]:
         raise NoSuchDataError(str(path), f"cannot be read ({error})") from error
     finally:  # runs also when the caller stops early
         if num_replaced:
-            print(
+            tell(
                 f"{path}: read {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8 "
-                "unless the text itself holds them",
-                file=sys.stderr,
+                "unless the text itself holds them"
             )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from pipeline.errors import JsonRowError
 from pipeline.sources.data_files import open_binary, refuse_utf16
 from storage.errors import first_line
+from storage.progress import tell
 
 # Allow tabs and other control characters inside strings, as most readers do.
 _DECODER = json.JSONDecoder(strict=False)
@@ -45,7 +45,7 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
     finally:  # runs also when the caller stops early
         if num_replaced:
-            print(f"{path}: {num_replaced:,} lone surrogates were read as U+FFFD", file=sys.stderr)
+            tell(f"{path}: {num_replaced:,} lone surrogates were read as U+FFFD")
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:

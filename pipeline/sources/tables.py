@@ -40,7 +40,8 @@ def table_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], Iterator[
 
 
 def _kept(names: list[str], columns: Iterable[str]) -> list[str]:
-    kept = [name for name in names if name in set(columns)]
+    wanted = set(columns)
+    kept = [name for name in names if name in wanted]
     if len(set(kept)) < len(kept):
         raise ValueError(f"several columns have one name, {max(kept, key=kept.count)!r}; rename all but one")
     return kept

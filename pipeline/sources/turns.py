@@ -22,8 +22,7 @@ class Pair(NamedTuple):
 
 def turns_of(config: PrecomputeConfig, row: dict[str, Any]) -> Conversation | Pair | None:
     """Return the values of the columns of a conversation or a pair; None when the run reads texts."""
-    if config.messages_column is not None:
-        return Conversation(row.get(config.messages_column))
-    if config.prompt_column is not None and config.completion_column is not None:
-        return Pair(row.get(config.prompt_column), row.get(config.completion_column))
-    return None
+    if not config.marks_wanted:
+        return None
+    values = map(row.get, config.document_columns.values())
+    return Pair(*values) if config.messages_column is None else Conversation(*values)

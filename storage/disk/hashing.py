@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from storage.disk.files import TEMPORARY_PREFIX
@@ -15,8 +16,13 @@ def directory_sha256(directory: Path) -> str:
 
     Leave out temporary files of writers. The directory may hold only files.
     """
+    return files_sha256(path for path in directory.iterdir() if not path.name.startswith(TEMPORARY_PREFIX))
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """Return the hex sha256 over the lines `NAME SHA256` of files of one directory, sorted by name."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in directory.iterdir() if not path.name.startswith(TEMPORARY_PREFIX)):
+    for path in sorted(paths):
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 

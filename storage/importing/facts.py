@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
-from storage.importing.splits import RECORD_BATCH_ROWS, held_out, rows_per_shard
+from storage.importing.splits import RECORD_BATCH_ROWS, rows_per_shard, splits_of
 from storage.importing.survey import Source, Survey
 from storage.records.identity import NOT_STATED, SPLITS, CacheIdentity
 from storage.rows.soft_targets import MAY_BE_UNKNOWN
@@ -74,8 +74,7 @@ def identity_of(source: Source, found: Survey, block_size: int, num_rows: dict[s
 
 def _num_tokens(found: Survey, fraction: float) -> dict[str, int]:
     """Return the tokens of the texts of each split."""
-    num_texts = len(found.num_tokens)
     counts = dict.fromkeys(SPLITS, 0)
-    for index, num_tokens in enumerate(found.num_tokens):
-        counts[SPLITS[held_out(index, num_texts, fraction)]] += num_tokens
+    for split, num_tokens in zip(splits_of(len(found.num_tokens), fraction), found.num_tokens, strict=True):
+        counts[split] += num_tokens
     return counts

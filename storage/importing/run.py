@@ -22,7 +22,7 @@ from storage.importing.errors import ImportSourceError
 from storage.importing.facts import identity_of
 from storage.importing.packing import Packer, Piece
 from storage.importing.source_text import CheckedText
-from storage.importing.splits import RECORD_BATCH_ROWS, held_out, rows_per_shard
+from storage.importing.splits import RECORD_BATCH_ROWS, rows_per_shard, splits_of
 from storage.importing.survey import Source, Survey, open_source, survey
 from storage.progress import Progress
 from storage.reading.cache import Cache, open_cache
@@ -104,9 +104,7 @@ def _num_rows(source: Source, found: Survey, block_size: int) -> dict[str, int]:
 
 
 def _splits(source: Source, found: Survey) -> Iterator[str]:
-    num_texts = len(found.num_tokens)
-    for index in range(num_texts):
-        yield SPLITS[held_out(index, num_texts, source.config.validation_fraction)]
+    return splits_of(len(found.num_tokens), source.config.validation_fraction)
 
 
 def _blocks(source: Source, found: Survey, block_size: int, split: str) -> Iterator[list[Piece[CheckedText]]]:

@@ -5,6 +5,7 @@ Shape legend: L tokens of the text, T = L − 1 targets, of which target t is ab
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class SourceText:
     label_logprob: Floats
     lists_labels: bool
 
-    @property
+    @functools.cached_property
     def target_of_entry(self) -> Int64s:
         """The target of each entry: [E]."""
         return np.repeat(np.arange(len(self.size)), self.size)

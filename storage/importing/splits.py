@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from storage.records.identity import SPLITS
+
 RECORD_BATCH_ROWS = 16
+
+
+def splits_of(num_texts: int, fraction: float) -> Iterator[str]:
+    """Yield the split of each text, in order."""
+    for index in range(num_texts):
+        yield SPLITS[held_out(index, num_texts, fraction)]
 
 
 def held_out(index: int, num_texts: int, fraction: float) -> bool:

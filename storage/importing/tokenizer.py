@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from storage.disk.hashing import sha256_file
+from storage.disk.hashing import files_sha256
 from storage.errors import first_line, is_unreadable_tokenizer
 from storage.importing.errors import ImportTokenizerError, UnknownTokenError
 
@@ -52,8 +51,7 @@ class ImportTokenizer:
     @property
     def sha256(self) -> str:
         """The hash of the files, as `directory_sha256` of the cache's own tokenizer gives it."""
-        lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in self.files)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return files_sha256(self.files)
 
     @functools.cached_property
     def size(self) -> int:

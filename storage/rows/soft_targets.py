@@ -21,9 +21,12 @@ from storage.rows.segments import position_ids
 MAY_BE_UNKNOWN = {"entropy": "the teacher's entropy", "label_logprob": "the teacher's probability of the next token"}
 
 
+TEMPERED_PREFIX = "tail_logmass_at_"
+
+
 def tempered_column(temperature: float) -> str:
     """Return the name of the column with the log of the tail's tempered mass at `temperature`."""
-    return f"tail_logmass_at_{float(temperature)!r}".removesuffix(".0")
+    return f"{TEMPERED_PREFIX}{float(temperature)!r}".removesuffix(".0")
 
 
 def schema(
@@ -141,7 +144,6 @@ def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> p
 def decode(batch: pa.RecordBatch) -> SoftTargetRows:
     """Return the rows of a record batch. Most arrays are views of it, without a copy."""
     segments, segment_offsets = columns.ragged(batch, "segment_lengths")
-    prefix = tempered_column(0.0).removesuffix("0")
     return SoftTargetRows(
         row_id=columns.plain(batch, "row_id"),
         input_ids=columns.fixed(batch, "input_ids"),
@@ -155,9 +157,9 @@ def decode(batch: pa.RecordBatch) -> SoftTargetRows:
         entropy=_fixed_if_known(batch, "entropy"),
         label_logprob=_fixed_if_known(batch, "label_logprob"),
         tempered_tail_logmass={
-            float(name.removeprefix(prefix)): columns.fixed(batch, name)
+            float(name.removeprefix(TEMPERED_PREFIX)): columns.fixed(batch, name)
             for name in batch.schema.names
-            if name.startswith(prefix)
+            if name.startswith(TEMPERED_PREFIX)
         },
     )
 

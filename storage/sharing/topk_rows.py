@@ -91,12 +91,14 @@ def topk_batch(rows: SoftTargetRows, kept: Heads, layout: TopkLayout) -> pa.Reco
         position_sizes = np.full(len(position_sizes), layout.top_k)
     offsets = columns.offsets_of(np.array([end - start for _, start, end in places], dtype=np.int64))
     input_ids = [rows.input_ids[row, start:end].astype(np.int32) for row, start, end in places]
-    labels = [_labels(rows, *place) for place in places]
+    valid_RT = rows.is_valid_target
+    labels = [_labels(rows, valid_RT, *place) for place in places]
+    list_offsets = columns.offsets_of(position_sizes)
     arrays = [
         _lists(_joined(input_ids), offsets),
         _lists(_joined(labels), offsets),
-        _lists(_lists(kept.ids.astype(np.int32), columns.offsets_of(position_sizes)), offsets),
-        _lists(_lists(kept.logprobs, columns.offsets_of(position_sizes)), offsets),
+        _lists(_lists(kept.ids.astype(np.int32), list_offsets), offsets),
+        _lists(_lists(kept.logprobs, list_offsets), offsets),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
 
@@ -119,9 +121,9 @@ def _places(rows: SoftTargetRows) -> Iterator[tuple[int, int, int]]:
                 yield row, int(start), int(end)
 
 
-def _labels(rows: SoftTargetRows, row: int, start: int, end: int) -> NDArray[np.int32]:
+def _labels(rows: SoftTargetRows, valid_RT: NDArray[np.bool_], row: int, start: int, end: int) -> NDArray[np.int32]:
     """Return the token itself where it is taught, else -100: [L]."""
-    is_taught = rows.is_valid_target[row, start : end - 1]
+    is_taught = valid_RT[row, start : end - 1]
     ids = rows.input_ids[row, start + 1 : end].astype(np.int32)
     return np.concatenate([[_UNTAUGHT], np.where(is_taught, ids, _UNTAUGHT)]).astype(np.int32)
 

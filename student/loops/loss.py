@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from storage.rows.soft_targets import tempered_column
+from storage.rows.soft_targets import TEMPERED_PREFIX, tempered_column
 from storage.tensors.output_head import OutputHead
 from student.loops.errors import BatchShapeError, BatchTemperatureError
 from student.losses.divergences import Divergence
@@ -16,7 +16,6 @@ from student.losses.targets import SparseTargets
 
 # A label that no loss is computed for; the number that torch and transformers use.
 IGNORED_LABEL = -100
-_TEMPERED_PREFIX = tempered_column(0.0).removesuffix("0")
 
 
 def distillation_loss(
@@ -131,10 +130,10 @@ def _targets(batch: Mapping[str, Tensor], is_wanted: Tensor, temperature: float)
     labels = batch["labels"][is_wanted]
     if "head_ids" not in batch:
         return SparseTargets.labels_only(labels)
-    found = [name for name in batch if name.startswith(_TEMPERED_PREFIX)]
+    found = [name for name in batch if name.startswith(TEMPERED_PREFIX)]
     tempered = tempered_column(temperature)
     if found != ([] if temperature == 1.0 else [tempered]):
-        raise BatchTemperatureError(temperature, ", ".join(n.removeprefix(_TEMPERED_PREFIX) for n in found) or "1")
+        raise BatchTemperatureError(temperature, ", ".join(n.removeprefix(TEMPERED_PREFIX) for n in found) or "1")
     no_ids = labels.new_zeros((len(labels), 0))
     is_sampled = "tail_ids" in batch
     return SparseTargets(

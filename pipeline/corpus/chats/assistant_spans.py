@@ -12,7 +12,9 @@ from typing import NamedTuple
 from pipeline.corpus.chats.template import ChatTemplate, Message, Span
 from pipeline.errors import RefusedChatError
 
-_REMEDY = "give a template with {% generation %} around all that the assistant says, its end of turn too"
+_REMEDY = (
+    "give a template with {% generation %} around all that the assistant says, its end of turn too, by --chat-template"
+)
 
 
 class _Turn(NamedTuple):
@@ -65,7 +67,7 @@ def _prefix(template: ChatTemplate, messages: list[Message], text: str, *, promp
     if not text.startswith(rendered):
         raise RefusedChatError(
             f"what the assistant says cannot be told: the first {len(messages)} messages render differently alone than "
-            f"in the whole conversation; {_REMEDY}, by --chat-template"
+            f"in the whole conversation; {_REMEDY}"
         )
     return rendered
 
@@ -77,14 +79,13 @@ def _require_agreement(text: str, spans: list[Span], turns: list[_Turn]) -> None
     if turns and outside:
         raise RefusedChatError(
             f"the template's {{% generation %}} marks {_shown(text, outside[0])}, which the assistant does not say; "
-            f"{_REMEDY}, by --chat-template"
+            f"{_REMEDY}"
         )
     for turn in turns:
         missed = _without(text, (turn.said, turn.stop), spans)
         if missed.strip():
             raise RefusedChatError(
-                f"the template's {{% generation %}} leaves out {missed[:40]!r} of what the assistant says; "
-                f"{_REMEDY}, by --chat-template"
+                f"the template's {{% generation %}} leaves out {missed[:40]!r} of what the assistant says; {_REMEDY}"
             )
 
 

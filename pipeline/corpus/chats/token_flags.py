@@ -25,8 +25,8 @@ class FlaggedIds(NamedTuple):
 class FlaggedTokenizer:
     """Tokenizes texts with spans, by offsets where the tokenizer gives them."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._characters = tokenizer, CharacterTokenizer(tokenizer)
+    def __init__(self, tokenizer: Any, characters: CharacterTokenizer) -> None:
+        self._tokenizer, self._characters = tokenizer, characters
 
     def characters(self, text: str, spans: list[Span]) -> FlaggedIds:
         """Tokenize a text in which control tokens are characters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ class Compression:
         numbers = self.exact_k * _BYTES[self.exact_dtype] + len(self.terms) * _BYTES[self.term_dtype]
         return numbers + sum(_BYTES[part.scale_dtype] + part.packed_bytes for part in self.residual_bins)
 
-    @property
+    @functools.cached_property
     def curve(self) -> Floats:
         """The value of each term at each of the k − exact_k places: [k − exact_k, terms]."""
         num_places = self.k - self.exact_k

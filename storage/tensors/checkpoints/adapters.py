@@ -18,9 +18,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter: the directory or hub id that holds it, and what its adapter_config.json states."""
+    """An adapter: its revision, and what its adapter_config.json states."""
 
-    where: str
     revision: str | None
     settings: dict[str, Any]
 
@@ -45,7 +44,7 @@ def find_adapter(where: str, library: Any, revision: str | None) -> Adapter | No
     kinds, kind = require_peft().PeftType.__members__, str(settings.get("peft_type"))
     if kind not in kinds or "PROMPT" in kind or "TUNING" in kind:
         raise UnusableModelError(f"peft_type is {kind!r} in {ADAPTER_CONFIG}, expected one that merges, such as LORA")
-    return Adapter(where=where, revision=revision, settings=settings)
+    return Adapter(revision=revision, settings=settings)
 
 
 def require_peft() -> Any:
