@@ -1,6 +1,6 @@
 """Serve a page in which an exported ONNX student completes text in the browser.
 
-    teachonce-student export student --format onnx --quantize int8 --out exported --cache cache
+    teachonce-student export my-student --format onnx --quantize int8 --out exported --cache cache
     python -m scripts.web exported
 
 npm installs the library (transformers.js with onnxruntime-web) once, in the versions of package-lock.json. After that
