@@ -15,6 +15,7 @@ from pipeline.job import Job, Loaded
 from pipeline.plan import RECORD_BATCH_ROWS, planned_shards
 from pipeline.teacher.loading import quantization_of
 from storage.records.identity import CacheIdentity
+from storage.rows.soft_targets import stated_scalar_bits
 from storage.tensors.packing import Isolation
 
 
@@ -96,5 +97,8 @@ def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
     """Return the settings that decide what the rows hold, as JSON values for the manifest."""
     settings = layout_settings(config) | {"shard_tokens": config.shard_tokens}
     kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
+    if "soft_targets" in kinds:
+        del kinds["soft_targets"]["scalar_mantissa_bits"]
+        kinds["soft_targets"] |= stated_scalar_bits(config.soft_targets.kept_scalar_bits)
     plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))
     return plain
