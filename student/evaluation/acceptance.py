@@ -126,9 +126,9 @@ def _sums_of_prompts(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return numerators and denominators [D, F] of the figures, summed over the texts of each prompt."""
 
-    def measure(part: pa.RecordBatch) -> list[tuple[SampleRow, NDArray[np.float64]]]:
+    def measure(part: pa.RecordBatch) -> list[tuple[tuple[int, bytes], NDArray[np.float64]]]:
         rows = decode(part)
-        return list(zip(rows, _of_texts(model, part, rows, max_new_tokens), strict=True))
+        return list(zip(map(prompt_key, rows), _of_texts(model, part, rows, max_new_tokens), strict=True))
 
     measured = []
     with Progress(cache.num_rows("samples", "validation"), "accept", "texts", quiet=quiet) as bar:
@@ -136,7 +136,7 @@ def _sums_of_prompts(
             for part in in_parts(model, batch, measure):
                 measured += part
             bar.update(batch.num_rows)
-    groups = itertools.groupby(measured, key=lambda pair: prompt_key(pair[0]))
+    groups = itertools.groupby(measured, key=lambda pair: pair[0])
     sums_D2F = np.array([sum(values for _, values in group) for _, group in groups])
     return sums_D2F[:, 0], sums_D2F[:, 1]
 
