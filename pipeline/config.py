@@ -7,7 +7,7 @@ import datetime
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -143,6 +143,16 @@ class BeamsConfig:
             2 <= self.num_candidates <= self.num_beams,
             f"--beams.num-candidates is {self.num_candidates}, expected 2 to --beams.num-beams ({self.num_beams})",
         )
+
+
+def stated_settings(settings: SoftTargetsConfig | SamplesConfig | BeamsConfig) -> dict[str, Any]:
+    """Return the settings of a kind as plan.json states them."""
+    stated = dataclasses.asdict(settings)
+    if isinstance(settings, SoftTargetsConfig):
+        stated["scalar_mantissa_bits"] = settings.kept_scalar_bits
+        if settings.kept_scalar_bits == FLOAT16_MANTISSA_BITS:
+            del stated["scalar_mantissa_bits"]  # caches from before it existed keep all bits and do not state it
+    return stated
 
 
 @dataclass(frozen=True, kw_only=True)

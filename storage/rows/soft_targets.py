@@ -223,8 +223,3 @@ def scalar_mantissa_bits(settings: Mapping[str, Any]) -> int:
     """Return the mantissa bits that tail_logprob and label_logprob were rounded to, all 10 where none are stated."""
     bits: int = settings.get("scalar_mantissa_bits", FLOAT16_MANTISSA_BITS)
     return bits
-
-
-def stated_scalar_bits(bits: int) -> dict[str, int]:
-    """Return how settings state `scalar_mantissa_bits`: all 10 bits as caches from before state them, not at all."""
-    return {} if bits == FLOAT16_MANTISSA_BITS else {"scalar_mantissa_bits": bits}
