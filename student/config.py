@@ -63,8 +63,8 @@ class TrainConfig:
     """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
     """Parts that a step's batch is cut into: gradients accumulate, and less memory is used. Results stay the same but
-    for rounding, with dropout (the presets have none) only for the same number of parts. When memory runs out, training
-    continues with twice as many (not with fsdp)."""
+    for rounding, with --dropout only for the same number of parts. When memory runs out, training continues with twice as
+    many (not with fsdp)."""
     learning_rate: float = 1e-3
     """Peak learning rate; the rate falls along a cosine to a tenth of it."""
     warmup_steps: int | None = None
@@ -75,6 +75,9 @@ class TrainConfig:
     """AdamW decay of squared gradients."""
     max_gradient_norm: float = 1.0
     """Norm to which gradients are clipped."""
+    dropout: float | None = 0.0
+    """Share of units that every dropout of the student drops, whatever its config says; None takes what that says, as do
+    runs that an earlier version began."""
     seed: int = 0
     """Seed of initial weights and of the order of rows."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -129,6 +132,10 @@ class TrainConfig:
             _require(size >= 1, f"--{name} is {size}, expected at least 1")
         _require(self.max_gradient_norm > 0, f"--max-gradient-norm is {self.max_gradient_norm}, expected more than 0")
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}, expected 0 or more")
+        _require(
+            self.dropout is None or 0 <= self.dropout < 1,
+            f"--dropout is {self.dropout}, expected at least 0 and below 1, or None",
+        )
         _require(self.learning_rate > 0, f"--learning-rate is {self.learning_rate}, expected more than 0")
         _require(self.warmup_steps is None or self.warmup_steps >= 0, "--warmup-steps must be 0 or more")
         _require(self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0")

@@ -81,11 +81,12 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
 def train_line(run: Run, cache_path: str) -> str:
     """Return the command that trains a student again, with the settings that differ from the defaults."""
     flags = []
+    settings = {"dropout": None} | run.settings  # runs of earlier versions took the dropout of the student's config
     for field in dataclasses.fields(TrainConfig):
         if field.name == "mix":
-            flags += _changed(MixConfig, run.settings.get("mix") or {}, "--mix.")
-        elif field.name in run.settings:
-            flags += _changed(TrainConfig, {field.name: run.settings[field.name]}, "--")
+            flags += _changed(MixConfig, settings.get("mix") or {}, "--mix.")
+        elif field.name in settings:
+            flags += _changed(TrainConfig, {field.name: settings[field.name]}, "--")
     return shlex.join(["teachonce-student", "train", cache_path, "--out", str(run.directory), *flags])
 
 

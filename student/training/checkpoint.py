@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,7 +30,7 @@ from storage.disk.files import publishing, refusals
 from storage.errors import first_line
 from storage.reading.row_stream import StreamState
 from student.errors import CheckpointError
-from student.run_record import require_same_facts
+from student.run_record import read_run, require_same_facts
 from student.training.learner import Learner
 from student.training.meter import Meter
 
@@ -94,10 +95,22 @@ def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tupl
     return state["step"], streams, Meter(processes=processes, **state.get("meter", {}))  # older versions saved no meter
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint; raise CheckpointError when it is not one of a run."""
+def begun_run(out: Path) -> dict[str, Any]:
+    """Return the facts of the run that is finished or has a checkpoint in `out`, {} for none; raise CheckpointError."""
+    path = out / CHECKPOINT_NAME
+    if run := read_run(out):
+        return run
+    found: dict[str, Any] = _read_state(path, mmap=zipfile.is_zipfile(path))["run"] if path.is_file() else {}
+    return found
+
+
+def _read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint; raise CheckpointError when it is not one of a run.
+
+    mmap: read tensors only when they are used.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # bytes that are no checkpoint can make the reader raise anything
         raise CheckpointError(str(path), _first_sentence(error)) from error
     if not isinstance(state, dict):

@@ -16,6 +16,7 @@ from storage.tensors.memory import is_out_of_memory
 from storage.tensors.packing import Isolation
 from student.config import TrainConfig
 from student.errors import ArchitectureError, StudentMemoryError
+from student.model.dropout import set_dropout
 from student.model.isolation import isolation_of
 from student.model.presets import build_student
 from student.processes import Processes
@@ -107,7 +108,10 @@ def make_learner(
     config: TrainConfig, cache: Cache, device: torch.device, processes: Processes | None = None
 ) -> Learner:
     """Return the learner before its first step. Raise StudentError when the student does not fit the cache."""
-    model = build_student(config.preset, cache, config.seed).to(device).train()
+    model = build_student(config.preset, cache, config.seed)
+    if config.dropout is not None:
+        set_dropout(model, config.dropout)
+    model.to(device).train()
     processes = processes or Processes()
     if config.parallelism == "fsdp" and processes.world_size > 1 and isolation_of(model) is not Isolation.PACKED:
         # Processes have unlike numbers of documents, and fsdp gathers weights in every pass of all of them.

@@ -21,7 +21,7 @@ from storage.text.ends import as_stated
 from student.config import TrainConfig
 from student.errors import CheckpointError, ForeignFileError
 from student.run_record import BEGINNING, RUN_NAME, preset_facts, read_run, require_same_facts
-from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, is_sharded, remove_checkpoint
+from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, begun_run, is_sharded, remove_checkpoint
 from student.training.micro_batches import MICRO_BATCHES_NAME
 from student.training.run_log import LINE_BEGINNING, METRICS_NAME
 from student.training.tensorboard_log import TENSORBOARD_NAME
@@ -54,6 +54,16 @@ def note_incomplete(out: Path, cache: Cache) -> None:
     if num_shards < num_planned:
         print(f"{cache.path}: training on {num_shards} of {num_planned} shards, in every resume too", file=sys.stderr)
         write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})
+
+
+def with_begun_dropout(config: TrainConfig) -> TrainConfig:
+    """Return the settings of a run that goes on as it began, raise CheckpointError when its record is damaged.
+
+    Earlier versions had no --dropout, and took what the student's config says: None.
+    """
+    begun = begun_run(config.out)
+    is_earlier = bool(begun) and "dropout" not in begun
+    return dataclasses.replace(config, dropout=None) if is_earlier and config.dropout == 0.0 else config
 
 
 def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
