@@ -72,6 +72,8 @@ def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
     Raise UnknownPresetError for a config that cannot be read.
     """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
+    if config.lora.rank is None:
+        settings["lora"] = None  # as in runs of earlier versions, which do not state it
     facts = {"cache_sha256": cache.rows_sha256, **settings, **preset_facts(config.preset)}
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain

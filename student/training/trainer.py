@@ -90,7 +90,7 @@ def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
         streams = _open_streams(config, cache, learner, states) if first_step < config.max_steps else {}
         if processes.is_first:
             note_incomplete(config.out, cache)
-            for remark in learner.objective.remarks():
+            for remark in learner.remarks():
                 print(remark, file=sys.stderr)
     with stop_signals() as stop:
         TrainingLoop(config, cache, learner, meter, run).run(first_step, streams, stop)
