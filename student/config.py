@@ -94,7 +94,7 @@ class TrainConfig:
     """Norm to which gradients are clipped."""
     dropout: float | None = 0.0
     """Share of units that every dropout of the student drops, whatever its config says; None takes what that says. Runs
-    that an earlier version began go on as None."""
+    that an earlier version began go on with None."""
     seed: int = 0
     """Seed of initial weights and of the order of rows."""
     mix: MixConfig = field(default_factory=MixConfig)

@@ -95,7 +95,8 @@ def _changed(config: type, settings: dict[str, Any], prefix: str) -> list[str]:
     flags = []
     for field in dataclasses.fields(config):
         if field.name in settings and settings[field.name] != field.default:
-            flags += [f"{prefix}{field.name.replace('_', '-')}", str(settings[field.name])]
+            value = settings[field.name]
+            flags += [f"{prefix}{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return flags
 
 

@@ -59,11 +59,11 @@ def note_incomplete(out: Path, cache: Cache) -> None:
 def with_begun_dropout(config: TrainConfig) -> TrainConfig:
     """Return the settings of a run that goes on as it began, raise CheckpointError when its record is damaged.
 
-    Earlier versions had no --dropout, and took what the student's config says: None.
+    Earlier versions had no --dropout, and took what the student's config says: None. No flag has to be given for that.
     """
     begun = begun_run(config.out)
-    is_earlier = bool(begun) and "dropout" not in begun
-    return dataclasses.replace(config, dropout=None) if is_earlier and config.dropout == 0.0 else config
+    is_of_config = bool(begun) and begun.get("dropout") is None
+    return dataclasses.replace(config, dropout=None) if is_of_config and config.dropout == 0.0 else config
 
 
 def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
