@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from storage.progress import tell
 from storage.reading.cache import Cache
 from storage.tensors.memory import is_out_of_memory
+from storage.tensors.model_facts import num_parameters
 from storage.tensors.packing import Isolation
 from student.config import TrainConfig
 from student.errors import ArchitectureError, StudentMemoryError
@@ -37,14 +38,17 @@ class Learner:
     objective: Objective
     config: TrainConfig
 
+    @property
+    def num_trained_parameters(self) -> int:
+        """Number of parameters that the optimiser changes."""
+        return sum(p.numel() for p in self.parallel.model.parameters() if p.requires_grad)
+
     def remarks(self) -> list[str]:
         """Return lines for the user about effects of the settings on this cache, and about what is trained."""
-        remarks = self.objective.remarks()
-        if self.config.lora.rank is not None:
-            parameters = list(self.parallel.model.parameters())
-            trained = sum(p.numel() for p in parameters if p.requires_grad)
-            whole = sum(p.numel() for p in parameters)
-            remarks.append(f"adapters of rank {self.config.lora.rank}: {trained:,} of {whole:,} parameters are trained")
+        remarks, rank = self.objective.remarks(), self.config.lora.rank
+        if rank is not None:
+            trained, whole = self.num_trained_parameters, num_parameters(self.parallel.model)
+            remarks.append(f"adapters of rank {rank}: {trained:,} of {whole:,} parameters are trained")
         return remarks
 
     def step(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:

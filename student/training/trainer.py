@@ -94,10 +94,11 @@ def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
                 print(remark, file=sys.stderr)
     with stop_signals() as stop:
         TrainingLoop(config, cache, learner, meter, run).run(first_step, streams, stop)
+    trained = {} if config.lora.rank is None else {"num_trained_parameters": learner.num_trained_parameters}
     model = whole_model(learner)
     with processes.together():
         if processes.is_first:
-            save_student(model, tokenizer, cache, config, run)
+            save_student(model, tokenizer, cache, config, run | trained)
     return config.out
 
 

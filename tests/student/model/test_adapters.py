@@ -126,7 +126,9 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(
     train(again)  # finished
     # A student like any other, which peft is not needed for.
     assert not list(again.out.glob("adapter*"))
-    assert json.loads((again.out / "run.json").read_text())["lora"]["rank"] == 3
+    run = json.loads((again.out / "run.json").read_text())
+    assert run["lora"]["rank"] == 3
+    assert run["num_trained_parameters"] == sum(tensor.numel() for tensor in state["model"].values())
     assert load_file(again.out / "model.safetensors").keys() == load_file(saved / "model.safetensors").keys()
     AutoModelForCausalLM.from_pretrained(again.out)
 
