@@ -51,12 +51,15 @@ def gradients(learner: Learner) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in learner.parallel.model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "falcon"])
 @pytest.mark.parametrize("train_embeddings", [False, True])
 def test_the_student_has_the_sum_of_its_weights_and_adapters(
     config: TrainConfig, cache: Cache, rows: dict[str, pa.RecordBatch], family: str, train_embeddings: bool
 ) -> None:
-    """W + α/r · B A in float64, for layers stored as [out, in] and as [in, out]; all else is as it was, to the bit."""
+    """W + α/r · B A in float64, for layers stored as [out, in] and as [in, out], and for an architecture's own class.
+
+    All else is as it was, to the bit.
+    """
     start = make_model(family)
     start.save_pretrained(config.preset)
     lora = dataclasses.replace(config.lora, train_embeddings=train_embeddings)
@@ -77,7 +80,7 @@ def test_the_student_has_the_sum_of_its_weights_and_adapters(
         else:
             is_trained = train_embeddings and any(part in name for part in ("wte", "wpe", "embed", "lm_head"))
             assert torch.equal(weight, before[name]) != is_trained, name
-    assert num_adapted == {"gpt2": 8, "llama": 14, "opt": 12}[family]
+    assert num_adapted == {"gpt2": 8, "llama": 14, "opt": 12, "falcon": 8}[family]
 
 
 def test_before_the_first_step_it_is_the_checkpoint(
