@@ -60,7 +60,10 @@ def _marked(name: str, marks: dict[str, str]) -> str:
 
 def _parameters(run: Run, teacher: dict[str, Any]) -> Cell:
     own, teachers = run.measures["num_parameters"], teacher["num_parameters"]
-    return _with_small(whole(own), f"{percent(own / teachers)}" if teachers else None)
+    trained = run.settings.get("num_trained_parameters")  # of adapters, which others are without
+    notes = [percent(own / teachers)] if teachers else []
+    notes += [f"{whole(trained)} trained"] if isinstance(trained, int) else []
+    return _with_small(whole(own), ", ".join(notes) or None)
 
 
 def _bounded(measures: dict[str, Any], name: str, digits: int) -> Cell:

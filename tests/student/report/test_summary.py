@@ -155,4 +155,6 @@ def test_the_headline_has_the_figures_of_every_model() -> None:
         assert f">{figure}<" in text, figure
     assert "&lt;plain&gt;" in text
     assert "plain text alone" in text
+    adapted = make_run(settings={"num_trained_parameters": 4096}, measures=made_up_measures())
+    assert "25.0 %, 4,096 trained" in headline([adapted], TEACHER, "2 threads")
     assert "Measured for this page on 2 threads" in unescape(text)
