@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 from pipeline.cutting.config import CutConfig
+from pipeline.cutting.record import CutRecord
 
 if TYPE_CHECKING:
-    from pipeline.cutting.record import CutRecord
     from storage.records.manifest import Manifest
 
-__all__ = ["BeamsConfig", "CutConfig", "PrecomputeConfig", "SamplesConfig", "SoftTargetsConfig", "cut", "precompute"]
+__all__ = [
+    "BeamsConfig",
+    "CutConfig",
+    "CutRecord",
+    "PrecomputeConfig",
+    "SamplesConfig",
+    "SoftTargetsConfig",
+    "cut",
+    "precompute",
+]
 
 
 def precompute(config: PrecomputeConfig) -> Manifest:

@@ -14,17 +14,19 @@ from pipeline.cutting.config import CutConfig
 from pipeline.cutting.depth import keep_layers, smaller_weights
 from pipeline.cutting.finished import finished_cut, licence_of, recorded_settings
 from pipeline.cutting.importance import Importance, measure
-from pipeline.cutting.rebuilding import num_layers_of
+from pipeline.cutting.rebuilding import layers_of, num_layers_of
 from pipeline.cutting.record import RECORD_NAME, CutRecord, Size, model_card
 from pipeline.cutting.same_function import require_same_function
 from pipeline.cutting.text import open_text
 from pipeline.cutting.width import family_of, whole_width
 from pipeline.errors import UncuttableTeacherError
 from pipeline.teacher.loading import load_as_stored, load_tokenizer, name_of, quantization_of
+from pipeline.teacher.model import Teacher
 from storage.disk.directories import publishing_path
 from storage.disk.files import refusals
 from storage.errors import UnusableModelError
 from storage.tensors.checkpoints.loading import load_checkpoint
+from storage.tensors.devices import find_device
 
 
 def cut(config: CutConfig) -> CutRecord:
@@ -39,9 +41,9 @@ def cut(config: CutConfig) -> CutRecord:
     if finished is not None:
         return finished
     tokenizer = load_tokenizer(config.run)
-    importance, text = _measured(config) if config.needs_text else (None, None)
     model, weights_sha256 = load_as_stored(config.run)
     _require_cuttable(config, model)
+    importance, text = _measured(config, model, tokenizer, weights_sha256) if config.needs_text else (None, None)
     kept = _choose(config, model, importance)
     record = _record(config, model, kept, importance, text, weights_sha256)
     if not config.plan:
@@ -66,21 +68,34 @@ def _publish(config: CutConfig, smaller: Any, tokenizer: Any, record: CutRecord)
         require_same_function(again, smaller)
 
 
-def _measured(config: CutConfig) -> tuple[Importance, dict[str, Any]]:
-    """Return what each part of the teacher does to the text, and what the text is. The teacher is gone afterwards."""
-    with open_text(config) as text:
-        model = text.teacher.model
-        _require_cuttable(config, model)
-        family = family_of(model, cuts_heads=config.keep_heads < 1) if config.cuts_width else None
-        importance = measure(model, text.batches(quiet=config.quiet), text.teacher.isolation, family)
-        return importance, text.facts | {"num_tokens": text.num_tokens}
-
-
 def _require_cuttable(config: CutConfig, model: Any) -> None:
+    """Raise UncuttableTeacherError or NoSuchLayerError for what can be refused before a text is read."""
     method = quantization_of(model)
     if method is not None:
         raise UncuttableTeacherError(f"its weights are quantised ({method}); take the model as it was before")
     require_layers(config, num_layers_of(model))
+    layers_of(model)
+    if config.cuts_width:
+        family_of(model, cuts_heads=config.keep_heads < 1)
+
+
+def _measured(config: CutConfig, model: Any, tokenizer: Any, weights_sha256: str) -> tuple[Importance, dict[str, Any]]:
+    """Return what each part of the teacher does to the text, in its own number format, and what the text is."""
+    device = find_device(config.device)
+    teacher = Teacher(
+        model.to(device),
+        tokenizer,
+        device,
+        name=name_of(config.run),
+        revision=config.revision,
+        weights_sha256=weights_sha256,
+        weights_bytes=sum(weight.nbytes for weight in model.parameters()),
+    )
+    family = family_of(model, cuts_heads=config.keep_heads < 1) if config.cuts_width else None
+    with open_text(config, teacher) as text:
+        importance = measure(model, text.batches(quiet=config.quiet), teacher.isolation, family)
+    model.to("cpu")
+    return importance, text.facts | {"num_tokens": text.num_tokens}
 
 
 def _choose(config: CutConfig, model: Any, importance: Importance | None) -> Kept:

@@ -98,7 +98,7 @@ def _settings_of(model: Any, layers: Sequence[int]) -> dict[str, Any]:
         elif isinstance(value, list | tuple) and len(value) == num_layers and _OF_EACH.fullmatch(name):
             text[name] = [value[layer] for layer in layers]
         elif name == "per_layer_config" and isinstance(value, dict):
-            text[name] = {new: value[old] for new, old in enumerate(layers) if old in value}
+            text[name] = {str(new): value[str(old)] for new, old in enumerate(layers) if str(old) in value}
     if "attention_types" in text:  # GPT-Neo's short form, from which it makes attention_layers
         text["attention_types"] = [[text["attention_layers"], 1]]
     text[own_name(model, "num_hidden_layers")] = len(layers)

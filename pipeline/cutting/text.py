@@ -6,7 +6,6 @@ Shape legend: N blocks of a pass, T positions.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 from pipeline.cutting.config import CutConfig
 from pipeline.cutting.importance import Batch
 from pipeline.errors import ForeignTokenizerError
-from pipeline.job import lay_out, load_teacher_and_source
-from pipeline.teacher.loading import load_teacher
+from pipeline.job import lay_out, open_source
 from pipeline.teacher.model import Teacher
 from storage.errors import RecordError, UnusableModelError
 from storage.progress import Progress
@@ -37,7 +35,7 @@ _Blocks = tuple[NDArray[Any], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A loaded teacher with the blocks that it reads. facts: what the text is, for the record."""
+    """Blocks of a text for a teacher, which can keep their documents apart. facts: what it is, for the record."""
 
     teacher: Teacher
     facts: dict[str, Any]
@@ -53,34 +51,36 @@ class Text:
 
 
 @contextlib.contextmanager
-def open_text(config: CutConfig) -> Iterator[Text]:
-    """Yield the teacher, loaded as for a cache, with the text of --cache or --data.
+def open_text(config: CutConfig, teacher: Teacher) -> Iterator[Text]:
+    """Yield the text of --cache or --data.
 
-    Raises TeacherError, DataError, CacheError, ConfigError, or ForeignTokenizerError when the ids of the cache are
-    other tokens to the teacher.
+    Raises ContextTooShortError, LeakingTeacherError, DataError, CacheError, ConfigError, or ForeignTokenizerError when
+    the ids of the cache are other tokens to the teacher.
     """
     if config.cache is not None:
-        yield _of_cache(config, open_cache(config.cache))
+        yield _of_cache(config, teacher, open_cache(config.cache))
         return
+    loaded, size = open_source(teacher, config.run), config.block_size
+    teacher.choose_isolation(size, config.teacher)
     with tempfile.TemporaryDirectory() as directory:
-        job = lay_out(load_teacher_and_source(config.run), Path(directory))
-        found, size = job.tokenized.blocks["train"], config.block_size
+        found = lay_out(loaded, Path(directory)).tokenized.blocks["train"]
 
         def blocks() -> Iterator[_Blocks]:
             for start, stop in _ranges(len(found), size):
                 positions = [position_ids(found.segment_lengths(block)) for block in range(start, stop)]
                 yield found.input_ids(start, stop)[:, :size], np.stack(positions)[:, :size]
 
-        facts = {"data": job.corpus.source, "fingerprint": job.corpus.fingerprint}
-        yield Text(teacher=job.teacher, facts=facts, num_tokens=len(found) * size, blocks=blocks())
+        facts = {"data": loaded.corpus.source, "fingerprint": loaded.corpus.fingerprint}
+        yield Text(teacher=teacher, facts=facts, num_tokens=len(found) * size, blocks=blocks())
 
 
-def _of_cache(config: CutConfig, cache: Cache) -> Text:
+def _of_cache(config: CutConfig, teacher: Teacher, cache: Cache) -> Text:
     size = cache.identity.block_size
-    num_blocks = min(sum(s.num_rows for s in cache.shards("soft_targets", "train")), max(1, config.max_tokens // size))
-    teacher = load_teacher(dataclasses.replace(config.run, block_size=size))
-    teacher.require_context("a block of --cache", size)
+    num_rows = sum(shard.num_rows for shard in cache.shards("soft_targets", "train"))
+    num_blocks = min(num_rows, max(1, config.max_tokens // size))
     _require_same_tokens(teacher, cache)
+    teacher.require_context("a block of --cache", size)
+    teacher.choose_isolation(size, config.teacher)
 
     def blocks() -> Iterator[_Blocks]:
         left = num_blocks

@@ -22,6 +22,7 @@ from storage.errors import ConfigError, UnusableModelError
 from storage.tensors.checkpoints.adapters import merged
 from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.checkpoints.config_file import require_sound_config_file
+from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
@@ -77,12 +78,14 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
 def load_as_stored(config: PrecomputeConfig) -> tuple[Any, str]:
     """Return the teacher's model on the CPU as its files hold it, an adapter merged, and the hash of its weights.
 
-    Raises NoSuchTeacherError or MissingExtraError.
+    Raises NoSuchTeacherError, also for a model that is not causal, or MissingExtraError.
     """
     with _loading(config):
         model = load_checkpoint(transformers, config.teacher, **_place(config), dtype="auto")
         weights_sha256 = hash_weights(model)
-        return merged(model).eval(), weights_sha256
+        model = merged(model).eval()
+        require_causal(model)
+        return model, weights_sha256
 
 
 def name_of(config: PrecomputeConfig) -> str:

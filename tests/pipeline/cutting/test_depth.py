@@ -58,7 +58,8 @@ def test_all_layers_are_the_model_bit_for_bit_and_copies() -> None:
 
 
 FAMILIES = (
-    "gpt2", "llama", "qwen2", "mixtral", "bloom", "opt", "mpt", "falcon", "gpt_oss", "openai-gpt", "mamba", "rwkv", "phi3",
+    "gpt2", "llama", "qwen2", "mixtral", "bloom", "opt", "mpt", "falcon", "gpt_oss", "openai-gpt", "mamba", "rwkv",
+    "phi3",
 )  # fmt: skip
 
 

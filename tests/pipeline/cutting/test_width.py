@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_even_layers_keep_both_ends_and_one_is_the_first() -> None:
         layers = even_layers(count, 12)
         assert len({*layers}) == count
         assert (layers[0], layers[-1]) == (0, 11)
-        gaps = [after - before for before, after in zip(layers, layers[1:], strict=False)]
+        gaps = [after - before for before, after in pairwise(layers)]
         assert max(gaps) - min(gaps) <= 1
 
 
