@@ -38,6 +38,7 @@ MAY_NAME = {
     "storage/records/manifest.py": "the manifest states the teacher's means over soft targets",
     "storage/report/cache_page.py": ABOUT_ONE_KIND,
     "storage/report/cache_rows.py": ABOUT_ONE_KIND,
+    "student/evaluation/acceptance.py": ABOUT_ONE_KIND,
     "student/evaluation/blocks.py": ABOUT_ONE_KIND,
     "student/evaluation/continuations.py": ABOUT_ONE_KIND,
     "student/evaluation/ranking.py": ABOUT_ONE_KIND,
