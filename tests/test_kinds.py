@@ -31,6 +31,8 @@ MAY_NAME = {
     "storage/importing/run.py": "what is imported are soft targets",
     "storage/sharing/topk_export.py": "what is exported are soft targets",
     "storage/cli.py": "choices of a flag, written out for its help",
+    "pipeline/cutting/config.py": "a text is read as for soft targets, without prompts",
+    "pipeline/cutting/text.py": "a cache holds its text in the blocks of soft targets",
     "pipeline/config.py": "choices of a flag, written out for its help; the settings of each kind are fields",
     "storage/records/identity.py": "every cache states how soft targets were rounded",
     "storage/records/manifest.py": "the manifest states the teacher's means over soft targets",
