@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,18 @@ GPT-2's architecture and a byte-level BPE, trained from random weights on Englis
 in minutes, not to be right about anything."""
 
 
+_DATA = """## Data
+
+Docstrings of {num_packages} packages, as `scripts/demo/package_text.py` chooses them: what reads as English, and what
+no other of them says. {num_left_out} of their modules are left out because they share a run of 12 words with a
+docstring of the standard library. With Python {python}:
+
+```bash
+pip install --no-deps --target build/packages PACKAGE==VERSION …  # those of the table
+python -m scripts.demo.package_text --packages build/packages --out build/docstrings.jsonl
+```"""
+
+
 def _measured(held_out: Sequence[HeldOut]) -> str:
     rows = [
         f"| {found.text} | {found.num_tokens:,} | {found.perplexity:.2f} | {found.bits_per_byte:.3f} |"
@@ -71,8 +84,5 @@ def _data(sources: Sequence[dict[str, Any]]) -> str:
         for source in sources
     ]
     head = "| package | version | licence | characters |\n|---|---|---|---|"
-    told = (
-        f"Docstrings of {len(sources)} packages, as scripts/demo/package_text.py chooses them. {left_out} of their "
-        "modules are left out because they share a run of words with the standard library."
-    )
-    return "\n".join(["## Data", "", told, "", head, *rows])
+    told = _DATA.format(num_packages=len(sources), num_left_out=left_out, python=platform.python_version())
+    return "\n".join([told, "", head, *rows])

@@ -162,7 +162,7 @@ def _describe(
         training=(
             f"{schedule.steps:,} steps of {config.batch_blocks * config.block_size:,} tokens, "
             f"{schedule.steps * config.batch_blocks / len(blocks):.2f} passes over "
-            f"{len(blocks) * config.block_size:,} tokens."
+            f"{len(blocks) * config.block_size:,} tokens. Threads: {torch.get_num_threads()}."
         ),
         sources=json.loads(sources.read_text()) if sources.is_file() else (),
         held_out=[measure(model, tokenizer, blocks, text) for blocks, text in held_out if len(blocks)],
