@@ -12,6 +12,7 @@ TeachonceError
 │   ├── NoUsableTextError      the text to train on is shorter than one block
 │   ├── NoWantedTargetError    the teacher should teach no token of the training split
 │   └── NoPromptsError         there is no prompt for samples or beams
+├── CutTakenError              something else lies where a cut is to be written
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     transformers cannot load the teacher
@@ -20,7 +21,10 @@ TeachonceError
     ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
     ├── LeakingTeacherError    the teacher is not causal, so nothing keeps documents apart
     ├── TeacherMemoryError     one row does not fit into memory
-    └── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
+    ├── UncuttableTeacherError no smaller model can be cut out of the teacher so
+    ├── NoSuchLayerError       the teacher has no such layer
+    └── ForeignTokenizerError  the ids of a cache are other tokens to the teacher
+    ├── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
 """
 
@@ -230,3 +234,41 @@ class TeacherMemoryError(TeacherError):
             f"out of memory with a single row in a pass ({reason.splitlines()[0]}); expected room for one; "
             "use a smaller --block-size or --device with more memory"
         )
+
+
+class UncuttableTeacherError(TeacherError):
+    """No smaller model can be cut out of the teacher so."""
+
+    def __init__(self, reason: str, advice: str = "keep others or all of its layers, or begin from a preset") -> None:
+        self.reason = reason
+        super().__init__(f"this teacher cannot be cut so: {reason}; {advice}")
+
+
+class NoSuchLayerError(TeacherError):
+    """--layers asks for layers that the teacher does not have."""
+
+    def __init__(self, layers: str, num_layers: int) -> None:
+        self.layers, self.num_layers = layers, num_layers
+        super().__init__(
+            f"--layers {layers}: the teacher has {num_layers} layers, 0 to {num_layers - 1}; ask for some of these"
+        )
+
+
+class ForeignTokenizerError(TeacherError):
+    """`token_id` is `token` in the cache at `where`, and `found` to the teacher; None: it has no such id."""
+
+    def __init__(self, where: str, token_id: int, token: str, found: str | None) -> None:
+        self.where, self.token_id, self.token, self.found = where, token_id, token, found
+        other = "none" if found is None else repr(found)
+        super().__init__(
+            f"--cache {where}: its id {token_id} is {token!r}, and {other} to the teacher; give a cache with the "
+            "teacher's tokenizer, or a text with --data"
+        )
+
+
+class CutTakenError(TeachonceError):
+    """Something else than this cut lies at --out."""
+
+    def __init__(self, out: str, found: str) -> None:
+        self.out, self.found = out, found
+        super().__init__(f"--out {out}: {found}; remove it, or name another place")
