@@ -28,7 +28,9 @@ def results_of(side: Side, cache: Cache, students: dict[str, Path]) -> dict[str,
         }
     }
     for name, directory in students.items():
-        printed = side.run("teachonce-student", "evaluate", str(directory), "--cache", str(cache.path), "--json")
+        printed = side.run(
+            "teachonce-student", "evaluate", str(directory), "--cache", str(cache.path), "--num-prompts", "0", "--json"
+        )
         results[name] = json.loads(printed)
     return results
 
