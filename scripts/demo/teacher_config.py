@@ -33,7 +33,7 @@ class TeacherConfig:
     context: int = 256
     block_size: int = 128
     """Targets per block."""
-    epochs: float = 3.0
+    epochs: float = 2.0
     """Passes over the training split."""
     batch_blocks: int = 16
     learning_rate: float = 2e-3
