@@ -15,7 +15,7 @@ class Measures:
     """Sums over positions, accumulated chunk by chunk."""
 
     def __init__(self) -> None:
-        self._kl = self._nll = self._entropy = 0.0
+        self._kl = self._nll = self._entropy = self._acceptance = 0.0
         self._confidence: list[Tensor] = []
         self._is_right: list[Tensor] = []
 
@@ -24,13 +24,18 @@ class Measures:
         probs_CV = teacher_CV.exp()
         self._kl += float((probs_CV * (teacher_CV - student_CV)).sum())
         self._entropy -= float((probs_CV * teacher_CV).sum())
+        self._acceptance += float(torch.minimum(probs_CV, student_CV.exp()).sum())
         self._nll -= float(student_CV.gather(1, label_ids_C[:, None]).sum())
         best_logprob_C, best_C = student_CV.max(1)
         self._confidence.append(best_logprob_C.exp().cpu())
         self._is_right.append((best_C == label_ids_C).float().cpu())
 
     def summary(self) -> dict[str, float]:
-        """Return kl_nats, perplexity, calibration_error and entropy_nats (the teacher's), averaged over positions."""
+        """Return kl_nats, perplexity, calibration_error, entropy_nats (the teacher's) and acceptance.
+
+        acceptance: mean of Σ min(p, s), the chance that speculative sampling accepts the student's token (Leviathan et
+        al. 2023, theorem 3.5).
+        """
         confidence, is_right = torch.cat(self._confidence), torch.cat(self._is_right)
         count = len(confidence)
         return {
@@ -38,6 +43,7 @@ class Measures:
             "perplexity": math.exp(self._nll / count),
             "calibration_error": calibration_error(confidence, is_right),
             "entropy_nats": self._entropy / count,
+            "acceptance": self._acceptance / count,
         }
 
 

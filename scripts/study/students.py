@@ -1,4 +1,4 @@
-"""Train the teacher and the students of the study. All students take each step together, one student per scheme.
+"""Train the teacher and the students of the study. All students of a comparison take each step together.
 
 Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabulary, D width.
 """
@@ -6,16 +6,20 @@ Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabul
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scripts.study.measures import Measures
+from scripts.study.positions import ALL_POSITIONS, PositionChoice, Survey
 from scripts.study.schemes import Scheme, Teaching
 from scripts.study.text import batch_indices
 from scripts.support.teachers import LABELS_ONLY, new_gpt2
@@ -50,11 +54,12 @@ class StudentConfig:
     batch_blocks: int = 64
     learning_rate: float = 1e-3
     beta2: float = 0.95
+    warmup_share: float = 0.05
 
 
 def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
     """Return the teacher saved at `path`. Train and save it first if the file does not exist."""
-    model = _new_model(config, vocab_size, blocks.shape[1] - 1, 0, device)
+    model = new_model(config, vocab_size, blocks.shape[1] - 1, 0, device)
     if path.is_file():
         model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         return model.eval()
@@ -97,26 +102,10 @@ def train_students(
     """
     device = next(teacher.parameters()).device
     vocab_size, block_size = teacher.config.vocab_size, train.shape[1] - 1
-    students = [Student(scheme, config, vocab_size, block_size, seed, device) for scheme in schemes]
-    chunk = chunk_positions(vocab_size, device)
-    with Progress(config.steps, f"{name}, seed {seed}", "steps") as bar:
-        for step, batch in enumerate(batch_indices(len(train), config.batch_blocks, seed=seed, steps=config.steps)):
-            ids = train[batch].to(device)
-            labels_P = ids[:, 1:].reshape(-1)
-            uniforms = uniforms_of(batch, block_size, seed, device)
-            teacher_PD = hidden_states(teacher, ids[:, :-1])
-            for student in students:
-                student.begin(ids[:, :-1])
-            with torch.no_grad():
-                for start in range(0, len(labels_P), chunk):
-                    part = slice(start, start + chunk)
-                    logprobs_CV = logprobs(teacher, teacher_PD[part])
-                    teaching = Teaching.of(logprobs_CV, uniforms[part], labels_P[part])
-                    for student in students:
-                        student.add_chunk(part, teaching)
-            for student in students:
-                student.finish(step, config)
-            bar.update(1)
+    students = [
+        Student(scheme, config, new_model(config, vocab_size, block_size, seed, device)) for scheme in schemes
+    ]
+    train_in_lockstep(students, teacher, train, seed, name)
     models = {student.scheme.name: student.model for student in students}
     averaged = {student.scheme.name: student.averaged_model() for student in students}
     found, found_averaged = (evaluate_models(group, teacher, held_out) for group in (models, averaged))
@@ -124,6 +113,39 @@ def train_students(
         name: found[name] | {f"averaged_{measure}": value for measure, value in found_averaged[name].items()}
         for name in models
     }
+
+
+def train_in_lockstep(students: list[Student], teacher: Any, train: Tensor, seed: int, name: str) -> None:
+    """Train students on the same batches. Their settings agree in batch_blocks and steps."""
+    device = next(teacher.parameters()).device
+    config, block_size = students[0].config, train.shape[1] - 1
+    choosing = [student for student in students if student.positions is not ALL_POSITIONS]
+    with Progress(config.steps, f"{name}, seed {seed}", "steps") as bar:
+        for step, batch in enumerate(batch_indices(len(train), config.batch_blocks, seed=seed, steps=config.steps)):
+            ids = train[batch].to(device)
+            teacher_PD = hidden_states(teacher, ids[:, :-1])
+            uniforms, labels_P = uniforms_of(batch, block_size, seed, device), ids[:, 1:].reshape(-1)
+            for student in students:
+                student.begin(ids[:, :-1])
+            if choosing:
+                for part, teaching in _teachings(teacher, teacher_PD, uniforms, labels_P):
+                    for student in choosing:
+                        student.survey_chunk(part, teaching)
+            for part, teaching in _teachings(teacher, teacher_PD, uniforms, labels_P):
+                for student in students:
+                    student.add_chunk(part, teaching)
+            for student in students:
+                student.finish(step)
+            bar.update(1)
+
+
+def _teachings(
+    teacher: Any, teacher_PD: Tensor, uniforms: Tensor, labels_P: Tensor
+) -> Iterator[tuple[slice, Teaching]]:
+    chunk = chunk_positions(teacher.config.vocab_size, teacher_PD.device)
+    for start in range(0, len(labels_P), chunk):
+        part = slice(start, start + chunk)
+        yield part, Teaching.of(logprobs(teacher, teacher_PD[part]), uniforms[part], labels_P[part])
 
 
 def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device) -> Tensor:
@@ -163,35 +185,52 @@ def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def _new_model(
+def new_model(
     config: TeacherConfig | StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
 ) -> Any:
+    """Return a new model of a teacher's or a student's shape, initialised from `seed`."""
     return new_gpt2(
         vocab_size=vocab_size, layers=config.layers, width=config.width, heads=config.width // 64,
         context=block_size, eos_token_id=0, seed=seed, device=device.type,
     )  # fmt: skip
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
-    """Set the learning rate: linear warm-up over a twentieth of the steps, then a cosine to a tenth of the peak."""
-    warmup = max(1, steps // 20)
+def _set_rate(
+    optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float, warmup_share: float = 0.05
+) -> None:
+    """Set the learning rate: linear warm-up over a share of the steps, then a cosine to a tenth of the peak."""
+    warmup = max(1, int(steps * warmup_share))
     cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
     for group in optimizer.param_groups:
         group["lr"] = peak * ((step + 1) / warmup if step < warmup else cosine)
 
 
+def _timed[**P](method: Callable[Concatenate[Student, P], None]) -> Callable[Concatenate[Student, P], None]:
+    @functools.wraps(method)
+    def timed(self: Student, *args: P.args, **named: P.kwargs) -> None:
+        start = time.process_time()
+        method(self, *args, **named)
+        self.cpu_seconds += time.process_time() - start
+
+    return timed
+
+
 class Student:
-    """A student with its optimiser, its averaged weights, and the gradient that accumulates chunk by chunk."""
+    """A student with its optimiser, its averaged weights, and the gradient that accumulates chunk by chunk.
+
+    cpu_seconds: time of the processor that its steps took so far.
+    """
 
     def __init__(
-        self, scheme: Scheme, config: StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
+        self, scheme: Scheme, config: StudentConfig, model: Any, positions: PositionChoice = ALL_POSITIONS
     ) -> None:
         self.scheme = scheme
-        self.model = _new_model(config, vocab_size, block_size, seed, device)
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True
-        )
-        self._average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.config = config
+        self.model = model
+        self.positions = positions
+        self.cpu_seconds = 0.0
+        self._optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True)
+        self._average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     def averaged_model(self) -> Any:
         """Return a copy of the model with the running average of the weights."""
@@ -199,36 +238,50 @@ class Student:
         model.load_state_dict(self._average, strict=False)
         return model
 
+    @_timed
     def begin(self, input_ids: Tensor) -> None:
         """Run the body on a batch and clear the gradients of hidden states and head."""
         with _autocast(input_ids.device):
             self._hidden_PD = self.model.base_model(input_ids).last_hidden_state.flatten(0, 1)
         self._grad_PD = torch.empty_like(self._hidden_PD)
         self._grad_VD = torch.zeros_like(self.model.lm_head.weight)
+        self._survey = Survey()
 
+    @_timed
+    @torch.no_grad()
+    def survey_chunk(self, part: slice, teaching: Teaching) -> None:
+        """Measure the student at a chunk of positions, to choose among them later."""
+        self._survey.add(logprobs(self.model, self._hidden_PD[part].detach()), teaching)
+
+    @_timed
+    @torch.no_grad()
     def add_chunk(self, part: slice, teaching: Teaching) -> None:
         """Add the gradients of a chunk of positions with respect to hidden states and head."""
         weight_VD, hidden_CD = self.model.lm_head.weight.detach(), self._hidden_PD[part].detach()
         softmax_CV = torch.softmax(_logits(hidden_CD, weight_VD), dim=1)
         grad_CV = self.scheme.gradient(softmax_CV, teaching)
+        if self.positions is not ALL_POSITIONS:
+            grad_CV *= self.positions.weights(self._survey)[part, None]
         if grad_CV.is_cuda:
             grad_CV, weight_VD, hidden_CD = grad_CV.bfloat16(), weight_VD.bfloat16(), hidden_CD.bfloat16()
         self._grad_PD[part] = (grad_CV @ weight_VD).to(self._grad_PD.dtype)
         self._grad_VD += grad_CV.T @ hidden_CD
 
     def backward(self) -> None:
-        """Compute the gradients of the parameters for the mean loss over positions."""
+        """Compute the gradients of the parameters for the mean loss over the chosen positions."""
         num_positions = len(self._hidden_PD)
         self.model.zero_grad()
         self._hidden_PD.backward(self._grad_PD / num_positions)
         weight = self.model.lm_head.weight
         weight.grad = self._grad_VD / num_positions + (weight.grad if weight.grad is not None else 0)
 
-    def finish(self, step: int, config: StudentConfig) -> None:
+    @_timed
+    def finish(self, step: int) -> None:
         """Take a step of the optimiser and update the running average of the weights."""
         self.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        _set_rate(self._optimizer, step, config.steps, config.learning_rate)
+        config = self.config
+        _set_rate(self._optimizer, step, config.steps, config.learning_rate, config.warmup_share)
         self._optimizer.step()
         decay = min(0.99, (step + 1) / (step + 10))
         parameters = dict(self.model.named_parameters())
