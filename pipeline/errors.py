@@ -20,6 +20,7 @@ TeachonceError
     ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
     ├── LeakingTeacherError    the teacher is not causal, so nothing keeps documents apart
     ├── TeacherMemoryError     one row does not fit into memory
+    ├── UncuttableTeacherError no smaller model can be cut out of the teacher so
     └── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
 """
@@ -230,3 +231,11 @@ class TeacherMemoryError(TeacherError):
             f"out of memory with a single row in a pass ({reason.splitlines()[0]}); expected room for one; "
             "use a smaller --block-size or --device with more memory"
         )
+
+
+class UncuttableTeacherError(TeacherError):
+    """No smaller model can be cut out of the teacher so."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"this teacher cannot be cut so: {reason}")

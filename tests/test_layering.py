@@ -43,6 +43,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producers",),
         ("plan", "job", "identity", "framing", "beginning"),
         ("engines",),
+        ("cutting",),
         ("run", "estimate"),
         ("cli", "__init__"),
     ),
