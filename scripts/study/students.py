@@ -6,13 +6,12 @@ Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabul
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,9 +101,7 @@ def train_students(
     """
     device = next(teacher.parameters()).device
     vocab_size, block_size = teacher.config.vocab_size, train.shape[1] - 1
-    students = [
-        Student(scheme, config, new_model(config, vocab_size, block_size, seed, device)) for scheme in schemes
-    ]
+    students = [Student(scheme, config, new_model(config, vocab_size, block_size, seed, device)) for scheme in schemes]
     train_in_lockstep(students, teacher, train, seed, name)
     models = {student.scheme.name: student.model for student in students}
     averaged = {student.scheme.name: student.averaged_model() for student in students}
@@ -125,18 +122,26 @@ def train_in_lockstep(students: list[Student], teacher: Any, train: Tensor, seed
             ids = train[batch].to(device)
             teacher_PD = hidden_states(teacher, ids[:, :-1])
             uniforms, labels_P = uniforms_of(batch, block_size, seed, device), ids[:, 1:].reshape(-1)
-            for student in students:
+            for student in _timed(students):
                 student.begin(ids[:, :-1])
             if choosing:
                 for part, teaching in _teachings(teacher, teacher_PD, uniforms, labels_P):
-                    for student in choosing:
+                    for student in _timed(choosing):
                         student.survey_chunk(part, teaching)
             for part, teaching in _teachings(teacher, teacher_PD, uniforms, labels_P):
-                for student in students:
+                for student in _timed(students):
                     student.add_chunk(part, teaching)
-            for student in students:
+            for student in _timed(students):
                 student.finish(step)
             bar.update(1)
+
+
+def _timed(students: Iterable[Student]) -> Iterator[Student]:
+    """Yield students, and add to each the processor's time until the next is asked for."""
+    for student in students:
+        start = time.process_time()
+        yield student
+        student.cpu_seconds += time.process_time() - start
 
 
 def _teachings(
@@ -195,24 +200,12 @@ def new_model(
     )  # fmt: skip
 
 
-def _set_rate(
-    optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float, warmup_share: float = 0.05
-) -> None:
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float, warmup_share: float = 0.05) -> None:
     """Set the learning rate: linear warm-up over a share of the steps, then a cosine to a tenth of the peak."""
     warmup = max(1, int(steps * warmup_share))
     cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
     for group in optimizer.param_groups:
         group["lr"] = peak * ((step + 1) / warmup if step < warmup else cosine)
-
-
-def _timed[**P](method: Callable[Concatenate[Student, P], None]) -> Callable[Concatenate[Student, P], None]:
-    @functools.wraps(method)
-    def timed(self: Student, *args: P.args, **named: P.kwargs) -> None:
-        start = time.process_time()
-        method(self, *args, **named)
-        self.cpu_seconds += time.process_time() - start
-
-    return timed
 
 
 class Student:
@@ -238,7 +231,6 @@ class Student:
         model.load_state_dict(self._average, strict=False)
         return model
 
-    @_timed
     def begin(self, input_ids: Tensor) -> None:
         """Run the body on a batch and clear the gradients of hidden states and head."""
         with _autocast(input_ids.device):
@@ -247,13 +239,11 @@ class Student:
         self._grad_VD = torch.zeros_like(self.model.lm_head.weight)
         self._survey = Survey()
 
-    @_timed
     @torch.no_grad()
     def survey_chunk(self, part: slice, teaching: Teaching) -> None:
         """Measure the student at a chunk of positions, to choose among them later."""
         self._survey.add(logprobs(self.model, self._hidden_PD[part].detach()), teaching)
 
-    @_timed
     @torch.no_grad()
     def add_chunk(self, part: slice, teaching: Teaching) -> None:
         """Add the gradients of a chunk of positions with respect to hidden states and head."""
@@ -275,7 +265,6 @@ class Student:
         weight = self.model.lm_head.weight
         weight.grad = self._grad_VD / num_positions + (weight.grad if weight.grad is not None else 0)
 
-    @_timed
     def finish(self, step: int) -> None:
         """Take a step of the optimiser and update the running average of the weights."""
         self.backward()

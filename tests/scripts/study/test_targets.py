@@ -87,6 +87,7 @@ def test_measures_equal_the_float64_truth() -> None:
     s, p = student.numpy().astype(np.float64), np.exp(teacher.numpy().astype(np.float64))
     assert found["kl_nats"] == pytest.approx((p * np.log(p / s)).sum(1).mean(), rel=1e-5)
     assert found["entropy_nats"] == pytest.approx(-(p * np.log(p)).sum(1).mean(), rel=1e-5)
+    assert found["acceptance"] == pytest.approx(np.minimum(p, s).sum(1).mean(), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(-np.log(s[np.arange(200), labels]).mean()), rel=1e-5)
 
 

@@ -1,0 +1,71 @@
+"""Show the results of the study of beginnings as tables."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.support.report import markdown_table
+
+Student = dict[str, Any]
+
+_HEADS = (
+    "begins", "targets", "positions", "rate", "warm-up", "seeds", "KL nats/token", "spread", "to the first", "spread",
+    "perplexity", "acceptance", "CPU s/step",
+)  # fmt: skip
+_IDENTITY = ("beginning", "targets", "positions", "learning_rate", "warmup_share")
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """Return the facts and runs of a study that are there so far."""
+    runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    facts: dict[str, Any] = json.loads((out / "facts.json").read_text())
+    return facts | {"runs": runs}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return a Markdown table for each comparison: a row for each kind of student, averaged over seeds."""
+    runs = sorted(results["runs"], key=lambda run: (run["table"], run["steps"], run["seed"]))
+    parts = []
+    for (name, steps), group in groupby(runs, key=lambda run: (run["table"], run["steps"])):
+        students = [student | {"seed": run["seed"]} for run in group for student in run["students"]]
+        parts.append(f"### {name}: {steps} steps\n\n{_table(students)}")
+    teacher = results["teacher"]
+    about = f"Teacher: perplexity {teacher['perplexity']:.2f}, entropy {teacher['entropy_nats']:.2f} nats."
+    importance = ", ".join(f"{value:.3f}" for value in results["importance"])
+    return "\n\n".join([f"{about} Layers by importance: {importance}; kept: {results['layers']}.", *parts])
+
+
+def _table(students: list[Student]) -> str:
+    kinds: dict[tuple[Any, ...], dict[int, Student]] = {}
+    for student in students:
+        kinds.setdefault(tuple(student[name] for name in _IDENTITY), {})[student["seed"]] = student
+    ordered = sorted(kinds.items(), key=lambda item: [kind[0] for kind in kinds].index(item[0][0]))
+    return markdown_table(_HEADS, (_row(kind, seeds, _first(kind, kinds)) for kind, seeds in ordered))
+
+
+def _first(kind: tuple[Any, ...], kinds: dict[tuple[Any, ...], dict[int, Student]]) -> dict[int, Student]:
+    """Return the students of the same beginning that learn from the full distribution at all positions."""
+    return next(seeds for other, seeds in kinds.items() if other[:3] == (kind[0], "full", "all"))
+
+
+def _row(kind: tuple[Any, ...], seeds: dict[int, Student], first: dict[int, Student]) -> list[str]:
+    columns = {name: np.array([student[name] for student in seeds.values()]) for name in _MEASURES}
+    kl = columns["kl_nats"]
+    # Students of one seed share batches, so the ratio of two varies less than either.
+    shared = [seed for seed in seeds if seed in first]
+    ratio = np.array([seeds[seed]["kl_nats"] / first[seed]["kl_nats"] - 1 for seed in shared])
+    beginning, targets, positions, rate, warmup_share = kind
+    return [
+        beginning, targets, positions, f"{rate:g}", f"{warmup_share:g}", str(len(seeds)),
+        f"{kl.mean():.4f}", f"{kl.std():.4f}", f"{ratio.mean():+.1%}", f"{ratio.std():.1%}",
+        f"{columns['perplexity'].mean():.2f}", f"{columns['acceptance'].mean():.4f}",
+        f"{columns['cpu_seconds_per_step'].mean():.3f}",
+    ]  # fmt: skip
+
+
+_MEASURES = ("kl_nats", "perplexity", "acceptance", "cpu_seconds_per_step")

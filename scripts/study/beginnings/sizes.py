@@ -1,0 +1,131 @@
+"""What the study of beginnings trains: teacher, students, and the groups of them that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scripts.study.students import StudentConfig, TeacherConfig
+
+# Peak rates of every comparison but that of rates, which found them.
+_NEW_RATE, _CUT_RATE = 2e-3, 1e-3
+
+_CONTENDERS = ("entropy 50 %", "entropy 80 %", "unsure or wrong 50 %")
+_CHOICES = (*_CONTENDERS, "entropy 20 %", "unsure or wrong 20 %", "random 20 %")
+_NUM_EPOCHS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Amount of text, shapes and training of teacher and students, and the seeds of the main comparison.
+
+    A new student has the width of the teacher and as many layers as a cut one.
+    """
+
+    vocab_size: int
+    max_megabytes: float
+    teacher: TeacherConfig
+    student: StudentConfig
+    seeds: tuple[int, ...]
+    block_size: int = 128
+    num_held_out: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One student of a comparison: its beginning, its targets, the positions it learns at, and its rate."""
+
+    beginning: str
+    targets: str = "full"
+    positions: str = "all"
+    learning_rate: float | None = None
+    warmup_share: float = 0.05
+
+    def config(self, student: StudentConfig, steps: int) -> StudentConfig:
+        """Return the settings that train this student."""
+        rate = self.learning_rate or (_NEW_RATE if self.beginning == "fresh" else _CUT_RATE)
+        return StudentConfig(
+            layers=student.layers, width=student.width, steps=steps, batch_blocks=student.batch_blocks,
+            learning_rate=rate, beta2=student.beta2, warmup_share=self.warmup_share,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A group of students that take each step together. Rows of one table may come from several runs.
+
+    num_blocks: blocks of text that are read again and again; None reads all, each at most once.
+    """
+
+    table: str
+    name: str
+    seed: int
+    steps: int
+    arms: tuple[Arm, ...]
+    num_blocks: int | None = None
+
+
+def runs_of(size: Size) -> Iterator[Run]:
+    """Yield every run of a size, the most telling first."""
+    steps, (first, *others) = size.student.steps, size.seeds
+    for beginning, rates in (("even", (5e-4, 1e-3, 2e-3, 4e-3)), ("fresh", (1e-3, 2e-3, 4e-3))):
+        yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps, arms=_by_rates(beginning, rates))
+    yield from _by_targets(first, steps)
+    yield _by_positions(first, steps, _CHOICES)
+    for beginning in ("even", "fresh"):
+        arms = tuple(Arm(beginning=beginning, positions=name) for name in ("all", "entropy 20 %", *_CONTENDERS[:2]))
+        yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
+    for seed in others:
+        yield from _by_targets(seed, steps)
+    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0", "ce"))
+    num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
+    yield Run(table=f"{_NUM_EPOCHS} epochs", name="epochs", seed=first, steps=steps, arms=arms, num_blocks=num_blocks)
+    for seed in others:
+        yield _by_positions(seed, steps, _CONTENDERS)
+
+
+def _by_rates(beginning: str, rates: tuple[float, ...]) -> tuple[Arm, ...]:
+    of_rates = [Arm(beginning=beginning, learning_rate=rate) for rate in rates]
+    of_warmups = [Arm(beginning=beginning, learning_rate=1e-3, warmup_share=share) for share in (0.0, 0.2)]
+    return (*of_rates, *of_warmups)
+
+
+def _by_targets(seed: int, steps: int) -> Iterator[Run]:
+    arms = tuple(
+        Arm(beginning=beginning, targets=targets)
+        for beginning in ("fresh", "even", "importance")
+        for targets in ("full", "tail_32_top_0", "full + 0.1 ce", "ce")
+    )
+    yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=arms)
+    soon = tuple(Arm(beginning="even", targets=targets) for targets in ("full", "tail_32_top_0"))
+    yield Run(table="a third of the steps", name="third", seed=seed, steps=steps // 3, arms=soon)
+
+
+def _by_positions(seed: int, steps: int, choices: tuple[str, ...]) -> Run:
+    """Return a run whose students are compared with those that learn at all positions, which _by_targets trains."""
+    of_choices = [(choice, "full") for choice in choices]
+    arms = tuple(
+        Arm(beginning=beginning, targets=targets, positions=positions)
+        for beginning in ("fresh", "even")
+        for positions, targets in (*of_choices, ("entropy 50 %", "tail_32_top_0"))
+    )
+    return Run(table="targets", name="positions", seed=seed, steps=steps, arms=arms)
+
+
+SIZES = {
+    "quick": Size(
+        vocab_size=2048,
+        max_megabytes=6,
+        teacher=TeacherConfig(layers=4, width=128, steps=200, batch_blocks=16, learning_rate=2e-3),
+        student=StudentConfig(layers=2, width=128, steps=48, batch_blocks=8),
+        seeds=(0,),
+        num_held_out=32,
+    ),
+    "cpu": Size(
+        vocab_size=2048,
+        max_megabytes=24,
+        teacher=TeacherConfig(layers=6, width=192, steps=900, batch_blocks=16, learning_rate=2e-3),
+        student=StudentConfig(layers=2, width=192, steps=240, batch_blocks=8),
+        seeds=(0, 1, 2),
+    ),
+}
