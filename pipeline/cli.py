@@ -1,10 +1,14 @@
-"""teachonce-precompute: run a teacher once over a text and write its outputs to a cache."""
+"""teachonce-precompute: run a teacher once over a text and write its outputs to a cache.
+
+teachonce-cut, beside it: cut a smaller model out of a teacher, for a student to begin from.
+"""
 
 from __future__ import annotations
 
 import tyro
 
 from pipeline.config import PrecomputeConfig
+from pipeline.cutting.config import CutConfig
 from storage.command import run_command
 
 
@@ -14,7 +18,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    config = tyro.cli(PrecomputeConfig, prog="teachonce-precompute", description=__doc__)
+    config = tyro.cli(PrecomputeConfig, prog="teachonce-precompute", description=PrecomputeConfig.__doc__)
     # Import the heavy modules after the flags are parsed, so that --help and a wrong flag answer at once.
     from pipeline.run import announce, plan_only, precompute
 
@@ -24,4 +28,18 @@ def _main() -> int:
         print(plan_only(config, render_plan))
     else:
         announce(config, precompute(config))
+    return 0
+
+
+def cut() -> None:
+    """Run the command teachonce-cut."""
+    run_command(_cut)
+
+
+def _cut() -> int:
+    config = tyro.cli(CutConfig, prog="teachonce-cut", description=CutConfig.__doc__)
+    from pipeline.cutting.cut import cut as run
+    from pipeline.cutting.record import render
+
+    print(render(run(config)))
     return 0

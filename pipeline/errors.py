@@ -12,6 +12,7 @@ TeachonceError
 │   ├── NoUsableTextError      the text to train on is shorter than one block
 │   ├── NoWantedTargetError    the teacher should teach no token of the training split
 │   └── NoPromptsError         there is no prompt for samples or beams
+├── CutTakenError              something else lies where a cut is to be written
 ├── WorkerError                a worker in another process, perhaps on another host, failed
 └── TeacherError
     ├── NoSuchTeacherError     transformers cannot load the teacher
@@ -21,7 +22,9 @@ TeachonceError
     ├── LeakingTeacherError    the teacher is not causal, so nothing keeps documents apart
     ├── TeacherMemoryError     one row does not fit into memory
     ├── UncuttableTeacherError no smaller model can be cut out of the teacher so
-    └── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
+    ├── NoSuchLayerError       the teacher has no such layer
+    └── ForeignTokenizerError  the ids of a cache are other tokens to the teacher
+    ├── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
 """
 
@@ -238,4 +241,36 @@ class UncuttableTeacherError(TeacherError):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"this teacher cannot be cut so: {reason}")
+        super().__init__(
+            f"this teacher cannot be cut so: {reason}; keep others or all of its parts, or begin from a preset"
+        )
+
+
+class NoSuchLayerError(TeacherError):
+    """--layers asks for layers that the teacher does not have."""
+
+    def __init__(self, layers: str, num_layers: int) -> None:
+        self.layers, self.num_layers = layers, num_layers
+        super().__init__(
+            f"--layers {layers}: the teacher has {num_layers} layers, 0 to {num_layers - 1}; ask for some of these"
+        )
+
+
+class ForeignTokenizerError(TeacherError):
+    """`token_id` is `token` in the cache at `where`, and `found` to the teacher; None: it has no such id."""
+
+    def __init__(self, where: str, token_id: int, token: str, found: str | None) -> None:
+        self.where, self.token_id, self.token, self.found = where, token_id, token, found
+        other = "none" if found is None else repr(found)
+        super().__init__(
+            f"--cache {where}: its id {token_id} is {token!r}, and {other} to the teacher; give a cache with the "
+            "teacher's tokenizer, or a text with --data"
+        )
+
+
+class CutTakenError(TeachonceError):
+    """Something else than this cut lies at --out."""
+
+    def __init__(self, out: str, found: str) -> None:
+        self.out, self.found = out, found
+        super().__init__(f"--out {out}: {found}; remove it, or name another place")

@@ -43,10 +43,17 @@ class Job(Loaded):
 def load_teacher_and_source(config: PrecomputeConfig) -> Loaded:
     """Load the teacher and open the source. This takes seconds; reading the text may take hours.
 
-    Raises TeacherError, NoSuchDataError, NoBosTokenError, EndBeyondVocabularyError, or ConfigError for settings that do
-    not fit the teacher or the source.
+    Raises TeacherError and the errors of open_source.
     """
-    teacher = load_teacher(config)
+    return open_source(load_teacher(config), config)
+
+
+def open_source(teacher: Teacher, config: PrecomputeConfig) -> Loaded:
+    """Open the source for a loaded teacher.
+
+    Raises NoSuchDataError, NoBosTokenError, TokenBeyondVocabularyError, EndBeyondVocabularyError, or ConfigError for
+    settings that do not fit the teacher or the source.
+    """
     begins = beginning_ids(teacher.tokenizer, config.bos)
     if begins != beginning_ids(teacher.tokenizer, "auto"):
         # The cache and its students get this tokenizer: it shall begin texts as they do, whoever uses it.

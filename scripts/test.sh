@@ -5,5 +5,6 @@ source "$(dirname "$0")/environment.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check --quiet .
 .venv/bin/mypy
+.venv/bin/python -m tests.missing
 # Run the tests in two processes with one PyTorch thread each: more threads would compete for the cores.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --numprocesses 2 --dist worksteal "$@"

@@ -31,11 +31,16 @@ _ARGUMENTS = (
 )
 
 
+def chromium() -> str | None:
+    """The Chromium or Chrome on the path."""
+    return next(filter(None, map(shutil.which, _NAMES)), None)
+
+
 @contextlib.contextmanager
 def headless_chromium() -> Iterator[Browser]:
     """A browser for some tests; they are skipped where there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-    executable = next(filter(None, map(shutil.which, _NAMES)), None)
+    executable = chromium()
     if executable is None:
         pytest.skip("no Chromium on the path (apt-get install chromium)")
     with api.sync_playwright() as playwright:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.cutting.rebuilding import layers_of, num_layers_of, own_name, rebuilt, text_settings
 from pipeline.cutting.same_function import require_same_function
+from pipeline.cutting.width import SIZES, Width, narrow_settings, narrowed_weights, silencing
 from pipeline.errors import UncuttableTeacherError
 
 # Settings that count layers from the first on, that list the numbers of layers, and that state something of each layer.
@@ -19,20 +20,40 @@ _NUMBERS = re.compile(r"mlp_only_layers|moe_layers|\w+_(indices|idxs|ids)")
 _OF_EACH = re.compile(r"\w*(layers?|types?|pattern)(_\w+)?|intermediate_size|num_\w*heads\w*")
 
 
-def keep_layers(model: Any, layers: Sequence[int]) -> Any:
+def keep_layers(model: Any, layers: Sequence[int], widths: Sequence[Width] | None = None) -> Any:
     """Return a model of the given layers of a causal language model, with copies of its weights; `model` stays whole.
 
-    layers: numbers of layers, from 0, in ascending order. All of them give a model of equal weights and logits.
+    layers: numbers of layers, from 0, in ascending order. All of them give a model of equal weights and logits. widths:
+    what is kept of each of these layers, all of equal size; None keeps all of each.
 
     Raises UncuttableTeacherError when the model has no one list of layers, or when layers cannot do without the others:
     they share weights or keys, or what they compute depends on their number in a way that no config can state.
     """
-    path, _ = layers_of(model)
-    smaller = rebuilt(model, _settings_of(model, layers), _weights_of(model, path, layers))
-    _require_same_parts(layers_of(model)[1], layers_of(smaller)[1], layers)
-    with passing_by(model, sorted({*range(num_layers_of(model))} - {*layers})):
+    path, whole = layers_of(model)
+    weights = smaller_weights(model, model.state_dict(), layers, widths)
+    smaller = rebuilt(model, smaller_settings(model, layers, widths), weights)
+    _require_same_parts(whole, smaller.get_submodule(path), layers, () if widths is None else SIZES)
+    left_out = sorted({*range(len(whole))} - {*layers})
+    with passing_by(model, left_out), silencing(model, layers, widths) if widths else contextlib.nullcontext():
         require_same_function(smaller, model)
     return smaller
+
+
+def smaller_weights(
+    model: Any, weights: dict[str, Tensor], layers: Sequence[int], widths: Sequence[Width] | None = None
+) -> dict[str, Tensor]:
+    """Return what the smaller model has of some weights of `model`, by their names there. Whole ones are no copies."""
+    path, _ = layers_of(model)
+    kept = _renumbered(weights, path, layers)
+    return kept if widths is None else narrowed_weights(model, kept, path, widths)
+
+
+def smaller_settings(model: Any, layers: Sequence[int], widths: Sequence[Width] | None = None) -> dict[str, Any]:
+    """Return the config of the smaller model as a dict."""
+    settings = _settings_of(model, layers)
+    if widths is not None:
+        narrow_settings(model, settings, widths[0])
+    return settings
 
 
 @contextlib.contextmanager
@@ -51,11 +72,11 @@ def passing_by(model: Any, layers: Sequence[int]) -> Iterator[None]:
             hook.remove()
 
 
-def _weights_of(model: Any, path: str, layers: Sequence[int]) -> dict[str, Tensor]:
+def _renumbered(weights: dict[str, Tensor], path: str, layers: Sequence[int]) -> dict[str, Tensor]:
     """Return the weights of the kept layers under their new numbers, and those outside the layers."""
     numbers = {str(old): str(new) for new, old in enumerate(layers)}
     kept = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if not name.startswith(f"{path}."):
             kept[name] = tensor
             continue
@@ -76,27 +97,28 @@ def _settings_of(model: Any, layers: Sequence[int]) -> dict[str, Any]:
             text[name] = [new for new, old in enumerate(layers) if old in value]
         elif isinstance(value, list | tuple) and len(value) == num_layers and _OF_EACH.fullmatch(name):
             text[name] = [value[layer] for layer in layers]
+        elif name == "per_layer_config" and isinstance(value, dict):
+            text[name] = {str(new): value[str(old)] for new, old in enumerate(layers) if str(old) in value}
     if "attention_types" in text:  # GPT-Neo's short form, from which it makes attention_layers
         text["attention_types"] = [[text["attention_layers"], 1]]
     text[own_name(model, "num_hidden_layers")] = len(layers)
     return settings
 
 
-def _require_same_parts(old_layers: nn.ModuleList, new_layers: nn.ModuleList, layers: Sequence[int]) -> None:
+def _require_same_parts(
+    whole: nn.ModuleList, kept: nn.ModuleList, layers: Sequence[int], may_differ: Sequence[str]
+) -> None:
     """Raise UncuttableTeacherError when the settings of a layer's parts, but for its own number, have changed.
 
     A window of 4,096 tokens shows in no short text, and here it does.
     """
     for new, old in enumerate(layers):
-        before, after = dict(old_layers[old].named_modules()), dict(new_layers[new].named_modules())
-        for name, module in before.items():
+        parts = dict(kept[new].named_modules())
+        for name, module in whole[old].named_modules():
             for setting, value in vars(module).items():
-                found = getattr(after.get(name), setting, None)
-                if not _is_plain(setting, value) or found == value:
+                is_plain = isinstance(value, bool | int | float | str | None) and not setting.startswith("_")
+                if not is_plain or setting in may_differ:
                     continue
-                if not isinstance(value, int) or (value - old != found - new) or found - new not in (0, 1):
+                found = getattr(parts.get(name), setting, None)
+                if found != value and (value, found) not in ((old, new), (old + 1, new + 1)):  # its own number
                     raise UncuttableTeacherError(f"layer {old} has {setting} {value}, and {found} as layer {new}")
-
-
-def _is_plain(name: str, value: object) -> bool:
-    return not name.startswith("_") and isinstance(value, bool | int | float | str | None)

@@ -1,11 +1,13 @@
 """Measure in one pass over a text how much each layer, neuron and head of a model does.
 
-Shape legend: N blocks, T positions, D width, P positions of a pass, K values of a module.
+Shape legend: N blocks, T positions, D width, P positions of a pass, K values of a module,
+L layers, F neurons and H heads of a layer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cutting.rebuilding import layers_of
+from pipeline.cutting.width import Family, head_dim_of
 from storage.tensors.model_facts import body_of
 from storage.tensors.packing import Isolation, isolated_hidden_states
 
@@ -21,20 +24,56 @@ from storage.tensors.packing import Isolation, isolated_hidden_states
 Batch = tuple[Tensor, Tensor]
 
 
-def layer_importance(model: Any, batches: Iterable[Batch], isolation: Isolation = Isolation.PACKED) -> list[float]:
-    """Return for each layer the mean over all positions of 1 − cos(x, y), x being what it gets and y what it returns.
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """How much each part of a model does to a text: layers [L], neurons [L, F] and heads [L, H]; None is not measured.
 
-    This is the Block Influence of ShortGPT (Men et al. 2024, equation 1): 0 for a layer that only rescales.
+    A layer: the mean over positions of 1 − cos(x, y), x being what it gets and y what it returns. This is the Block
+    Influence of ShortGPT (Men et al. 2024, equation 1): 0 for a layer that only rescales. A neuron: the mean of its
+    absolute activation. A head: the mean of the norm of its output. Both follow Minitron (Muralidharan et al. 2024,
+    section 2.2), with means for its sums.
+    """
+
+    layers: tuple[float, ...]
+    neurons_LF: Tensor | None = None
+    heads_LH: Tensor | None = None
+
+
+def layer_importance(model: Any, batches: Iterable[Batch], isolation: Isolation = Isolation.PACKED) -> list[float]:
+    """Return the importance of each layer (see Importance), measured in one pass.
 
     batches: token ids and positions; isolation: how the model keeps the documents of a block apart.
     Raises UncuttableTeacherError when the model has no one list of layers.
     """
-    means: list[Mean] = []
+    return list(measure(model, batches, isolation).layers)
+
+
+def measure(model: Any, batches: Iterable[Batch], isolation: Isolation, family: Family | None = None) -> Importance:
+    """Return the importance of the layers of a model, and with a family that of neurons and heads, in one pass."""
+    layers = layers_of(model)[1]
     with contextlib.ExitStack() as stack:
-        for layer in layers_of(model)[1]:
-            means.append(stack.enter_context(block_influence(layer)))
+        influence = [stack.enter_context(block_influence(layer)) for layer in layers]
+        neurons, heads = [], []
+        if family is not None:
+            entered = [layer.get_submodule(family.neurons_enter) for layer in layers]
+            neurons = [stack.enter_context(of_inputs(module, torch.abs)) for module in entered]
+        if family is not None and family.heads is not None:
+            entered = [layer.get_submodule(family.heads_enter) for layer in layers]
+            norms = functools.partial(_norms, head_dim_of(model))
+            heads = [stack.enter_context(of_inputs(module, norms)) for module in entered]
         run(model, batches, isolation)
-    return [float(mean.value_K) for mean in means]
+    return Importance(
+        layers=tuple(float(mean.value_K) for mean in influence),
+        neurons_LF=torch.stack([mean.value_K for mean in neurons]) if neurons else None,
+        heads_LH=torch.stack([mean.value_K for mean in heads]) if heads else None,
+    )
+
+
+def _norms(head_dim: int, outputs_PD: Tensor) -> Tensor:
+    """Return the norm of each head's output [P, H]."""
+    outputs_PHD = outputs_PD.double().view(len(outputs_PD), -1, head_dim)
+    norms_PH: Tensor = torch.linalg.vector_norm(outputs_PHD, dim=2)
+    return norms_PH
 
 
 @dataclass(kw_only=True)
@@ -66,7 +105,7 @@ def block_influence(layer: nn.Module) -> Iterator[Mean]:
         cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
         mean.add(1 - cosine.reshape(-1, 1))
 
-    with contextlib.closing(_Hook(layer.register_forward_hook(add, with_kwargs=True))):
+    with layer.register_forward_hook(add, with_kwargs=True):
         yield mean
 
 
@@ -78,7 +117,7 @@ def of_inputs(module: nn.Module, measure: Callable[[Tensor], Tensor]) -> Iterato
     def add(module: nn.Module, args: tuple[Any, ...]) -> None:
         mean.add(measure(args[0].flatten(0, -2)))
 
-    with contextlib.closing(_Hook(module.register_forward_pre_hook(add))):
+    with module.register_forward_pre_hook(add):
         yield mean
 
 
@@ -87,11 +126,3 @@ def run(model: Any, batches: Iterable[Batch], isolation: Isolation) -> None:
     """Run the model's body over blocks. Each document gets what it gets alone, and no pass holds padding."""
     for input_ids_NT, position_ids_NT in batches:
         isolated_hidden_states(body_of(model), input_ids_NT, position_ids_NT, isolation, shortest_share=1.0)
-
-
-@dataclass(frozen=True)
-class _Hook:
-    handle: Any
-
-    def close(self) -> None:
-        self.handle.remove()

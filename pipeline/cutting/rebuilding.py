@@ -12,6 +12,7 @@ from pipeline.errors import UncuttableTeacherError
 from storage.errors import UnusableModelError
 from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.checkpoints.config_file import PLAIN_OUTPUT
+from storage.tensors.model_facts import bodies_of
 
 
 def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
@@ -20,7 +21,7 @@ def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
     Raises UncuttableTeacherError unless there is one list of as many modules as the config has layers.
     """
     num_layers = num_layers_of(model)
-    decoder = model.get_decoder() or model.base_model
+    decoder = bodies_of(model)[-1]  # of several, the one that reads text
     lists = {
         name: module
         for name, module in decoder.named_modules()
@@ -45,7 +46,9 @@ def num_layers_of(model: Any) -> int:
 def text_settings(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of `settings`, the model's config as a dict, that describes the part that reads text."""
     text = model.config.get_text_config()
-    names = [name for name in settings if getattr(model.config, name, None) is text]
+    names = [
+        name for name, value in settings.items() if isinstance(value, dict) and getattr(model.config, name) is text
+    ]
     part: dict[str, Any] = settings[names[0]] if names else settings
     return part
 

@@ -22,6 +22,7 @@ from storage.errors import ConfigError, UnusableModelError
 from storage.tensors.checkpoints.adapters import merged
 from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.checkpoints.config_file import require_sound_config_file
+from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
@@ -59,13 +60,12 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         model = merged(model).eval()
         _require_dtype_fits(model, config)
         device = gather_ends(model) if config.device_map else _move(model, device, dtype)
-    name = Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
     with _loading(config), blaming_files(config.teacher, {}):
         teacher = Teacher(
             model,
             tokenizer,
             device,
-            name=name,
+            name=name_of(config),
             revision=config.revision,
             weights_sha256=weights_sha256,
             weights_bytes=weights_bytes,
@@ -73,6 +73,24 @@ def load_teacher(config: PrecomputeConfig) -> Teacher:
         teacher.check_head(config.teacher)
         teacher.choose_isolation(config.block_size, config.teacher)
     return teacher
+
+
+def load_as_stored(config: PrecomputeConfig) -> tuple[Any, str]:
+    """Return the teacher's model on the CPU as its files hold it, an adapter merged, and the hash of its weights.
+
+    Raises NoSuchTeacherError, also for a model that is not causal, or MissingExtraError.
+    """
+    with _loading(config):
+        model = load_checkpoint(transformers, config.teacher, **_place(config), dtype="auto")
+        weights_sha256 = hash_weights(model)
+        model = merged(model).eval()
+        require_causal(model)
+        return model, weights_sha256
+
+
+def name_of(config: PrecomputeConfig) -> str:
+    """Return the teacher's name, wherever it lies: that of its directory, or its hub id."""
+    return Path(config.teacher).resolve().name if Path(config.teacher).is_dir() else config.teacher
 
 
 def quantization_of(model: Any) -> str | None:

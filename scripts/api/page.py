@@ -12,7 +12,7 @@ import student
 from storage.errors import TeachonceError
 
 PAGE = Path(student.__file__).parents[1] / "docs" / "api.md"
-_PACKAGES = ("storage", "student")
+_PACKAGES = ("pipeline", "storage", "student")
 _SPECIAL_METHODS = ("__init__", "__iter__", "__len__")
 _TOP = """# Public names
 
