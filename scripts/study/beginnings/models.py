@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.cutting.choice import even_layers, strongest
 from pipeline.cutting.depth import keep_layers
 from pipeline.cutting.importance import layer_importance
 from scripts.study.beginnings.sizes import Size
@@ -33,12 +34,10 @@ class Beginnings:
         return cls(size=size, teacher=teacher, importance=layer_importance(teacher, batches))
 
     @property
-    def layers(self) -> dict[str, list[int]]:
+    def layers(self) -> dict[str, tuple[int, ...]]:
         """Layers that each cut keeps."""
         num_layers, num_kept = len(self.importance), self.size.student.layers
-        best = sorted(range(num_layers), key=lambda layer: -self.importance[layer])[:num_kept]
-        even = [round(i * (num_layers - 1) / max(1, num_kept - 1)) for i in range(num_kept)]
-        return {"even": even, "importance": sorted(best)}
+        return {"even": even_layers(num_kept, num_layers), "importance": strongest(self.importance, num_kept)}
 
     def model(self, name: str, seed: int) -> Any:
         """Return a new model initialised from `seed`, or a copy of some of the teacher's layers.
@@ -48,7 +47,7 @@ class Beginnings:
         vocab_size, device = self.teacher.config.vocab_size, self.teacher.device
         if name == "fresh":
             return new_model(self.size.student, vocab_size, self.size.block_size, seed, device)
-        layers = self.layers.get(name) or [int(number) for number in name.split()[1:]]
+        layers = self.layers.get(name) or tuple(int(number) for number in name.split()[1:])
         model = keep_layers(self.teacher, layers)
         model.set_attn_implementation(self.teacher.config._attn_implementation)
         return model

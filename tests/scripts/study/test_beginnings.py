@@ -30,7 +30,7 @@ SIZE = Size(
 def test_layers_are_those_at_equal_distances_or_the_most_important() -> None:
     teacher = new_model(SIZE.teacher, VOCAB, SIZE.block_size, 0, torch.device("cpu")).eval()
     beginnings = Beginnings(size=SIZE, teacher=teacher, importance=[0.1, 0.5, 0.3])
-    assert beginnings.layers == {"even": [0, 2], "importance": [1, 2]}
+    assert beginnings.layers == {"even": (0, 2), "importance": (1, 2)}
     ids = torch.arange(8)[None]
     cut = beginnings.model("layers 0 1 2", seed=0).eval()
     assert torch.equal(cut(ids).logits, teacher(ids).logits)
