@@ -6,9 +6,12 @@ Shape legend: C positions of a chunk, V vocabulary.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from scripts.study.networks import chunk_positions, hidden_states, logprobs
 
 
 class Measures:
@@ -59,3 +62,22 @@ def calibration_error(confidence: Tensor, is_right: Tensor, bins: int = 15) -> f
         if chosen.any():
             total += float(chosen.float().mean() * (confidence[chosen].mean() - is_right[chosen].mean()).abs())
     return total
+
+
+@torch.no_grad()
+def evaluate_models(models: dict[str, Any], teacher: Any, held_out: Tensor) -> dict[str, dict[str, float]]:
+    """Return each model's measures on held-out blocks: dense KL from the teacher, perplexity, calibration error."""
+    device = next(teacher.parameters()).device
+    chunk = chunk_positions(teacher.config.vocab_size, device)
+    measures = {name: Measures() for name in models}
+    for blocks in torch.split(held_out, 16):
+        ids = blocks.to(device)
+        labels_P = ids[:, 1:].reshape(-1)
+        teacher_PD = hidden_states(teacher, ids[:, :-1])
+        hidden = {name: hidden_states(model, ids[:, :-1]) for name, model in models.items()}
+        for start in range(0, len(labels_P), chunk):
+            part = slice(start, start + chunk)
+            teacher_CV = logprobs(teacher, teacher_PD[part])
+            for name, model in models.items():
+                measures[name].add(logprobs(model, hidden[name][part]), teacher_CV, labels_P[part])
+    return {name: found.summary() for name, found in measures.items()}

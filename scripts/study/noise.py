@@ -16,16 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.study.networks import StudentConfig, chunk_positions, hidden_states, logprobs, new_model
 from scripts.study.schemes import Scheme, Teaching, all_schemes
-from scripts.study.students import (
-    Student,
-    StudentConfig,
-    chunk_positions,
-    hidden_states,
-    logprobs,
-    new_model,
-    uniforms_of,
-)
+from scripts.study.students import Student, uniforms_of
 from scripts.study.text import batch_indices
 
 _GOLDEN = 0.6180339887498949

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scripts.study import text
-from scripts.study.students import TeacherConfig, train_teacher
+from scripts.study.networks import TeacherConfig, train_teacher
 
 
 def shared_teacher(config: TeacherConfig, out: Path, train: Tensor, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Train the teacher and the students of the study. All students of a comparison take each step together.
+"""Train the students of the study. All students of a comparison take each step together.
 
 Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabulary, D width.
 """
@@ -6,83 +6,33 @@ Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabul
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.study.measures import Measures
+from scripts.study.measures import evaluate_models
+from scripts.study.networks import (
+    StudentConfig,
+    autocast,
+    chunk_positions,
+    hidden_states,
+    logits,
+    logprobs,
+    new_model,
+    set_rate,
+)
 from scripts.study.positions import ALL_POSITIONS, PositionChoice, Survey
 from scripts.study.schemes import Scheme, Teaching
 from scripts.study.text import batch_indices
-from scripts.support.teachers import LABELS_ONLY, new_gpt2
 from storage.draws import hash_uniform
 from storage.progress import Progress
-from storage.tensors.output_head import OutputHead
-from student.losses.fused_head import fused_head_loss
-from student.losses.targets import SparseTargets
 
 _UNIFORMS_PER_POSITION = 50
 _DRAW = 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Shape and training of the teacher."""
-
-    layers: int = 12
-    width: int = 768
-    steps: int = 3000
-    batch_blocks: int = 128
-    learning_rate: float = 6e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """Shape and training of the students."""
-
-    layers: int = 4
-    width: int = 256
-    steps: int = 800
-    batch_blocks: int = 64
-    learning_rate: float = 1e-3
-    beta2: float = 0.95
-    warmup_share: float = 0.05
-
-
-def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
-    """Return the teacher saved at `path`. Train and save it first if the file does not exist."""
-    model = new_model(config, vocab_size, blocks.shape[1] - 1, 0, device)
-    if path.is_file():
-        model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-        return model.eval()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    with Progress(config.steps, "teacher", "steps") as bar:
-        batches = batch_indices(len(blocks), config.batch_blocks, seed=100, steps=config.steps)
-        for step, batch in enumerate(batches):
-            _set_rate(optimizer, step, config.steps, config.learning_rate)
-            ids = blocks[batch].to(device)
-            with _autocast(device):
-                hidden = model.base_model(ids[:, :-1]).last_hidden_state.flatten(0, 1)
-                targets = SparseTargets.labels_only(ids[:, 1:].reshape(-1))
-                loss = fused_head_loss(hidden, OutputHead(weight_VD=model.lm_head.weight), targets, LABELS_ONLY)[
-                    0
-                ] / len(hidden)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            bar.update(1)
-    torch.save(model.state_dict(), path)
-    return model.eval()
 
 
 def train_students(
@@ -161,53 +111,6 @@ def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device
     return torch.from_numpy(values.reshape(-1, _UNIFORMS_PER_POSITION)).to(device)
 
 
-def chunk_positions(vocab_size: int, device: torch.device) -> int:
-    """Return the number of positions whose logits are held in memory at once."""
-    return 4096 if device.type == "cuda" else max(32, (1 << 20) // vocab_size)
-
-
-@torch.no_grad()
-def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
-    """Return the last hidden states [P, D]."""
-    with _autocast(input_ids.device):
-        hidden: Tensor = model.base_model(input_ids).last_hidden_state.flatten(0, 1)
-    return hidden
-
-
-@torch.no_grad()
-def logprobs(model: Any, hidden_CD: Tensor) -> Tensor:
-    """Return log-probabilities [C, V] in float32."""
-    return torch.log_softmax(_logits(hidden_CD, model.lm_head.weight), dim=1)
-
-
-def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    if hidden_CD.is_cuda:
-        return (hidden_CD.bfloat16() @ weight_VD.bfloat16().T).float()
-    return hidden_CD @ weight_VD.T
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
-
-
-def new_model(
-    config: TeacherConfig | StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
-) -> Any:
-    """Return a new model of a teacher's or a student's shape, initialised from `seed`."""
-    return new_gpt2(
-        vocab_size=vocab_size, layers=config.layers, width=config.width, heads=config.width // 64,
-        context=block_size, eos_token_id=0, seed=seed, device=device.type,
-    )  # fmt: skip
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float, warmup_share: float = 0.05) -> None:
-    """Set the learning rate: linear warm-up over a share of the steps, then a cosine to a tenth of the peak."""
-    warmup = max(1, int(steps * warmup_share))
-    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = peak * ((step + 1) / warmup if step < warmup else cosine)
-
-
 class Student:
     """A student with its optimiser, its averaged weights, and the gradient that accumulates chunk by chunk.
 
@@ -233,7 +136,7 @@ class Student:
 
     def begin(self, input_ids: Tensor) -> None:
         """Run the body on a batch and clear the gradients of hidden states and head."""
-        with _autocast(input_ids.device):
+        with autocast(input_ids.device):
             self._hidden_PD = self.model.base_model(input_ids).last_hidden_state.flatten(0, 1)
         self._grad_PD = torch.empty_like(self._hidden_PD)
         self._grad_VD = torch.zeros_like(self.model.lm_head.weight)
@@ -248,7 +151,7 @@ class Student:
     def add_chunk(self, part: slice, teaching: Teaching) -> None:
         """Add the gradients of a chunk of positions with respect to hidden states and head."""
         weight_VD, hidden_CD = self.model.lm_head.weight.detach(), self._hidden_PD[part].detach()
-        softmax_CV = torch.softmax(_logits(hidden_CD, weight_VD), dim=1)
+        softmax_CV = torch.softmax(logits(hidden_CD, weight_VD), dim=1)
         grad_CV = self.scheme.gradient(softmax_CV, teaching)
         if self.positions is not ALL_POSITIONS:
             grad_CV *= self.positions.weights(self._survey)[part, None]
@@ -270,27 +173,8 @@ class Student:
         self.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         config = self.config
-        _set_rate(self._optimizer, step, config.steps, config.learning_rate, config.warmup_share)
+        set_rate(self._optimizer, step, config.steps, config.learning_rate, config.warmup_share)
         self._optimizer.step()
         decay = min(0.99, (step + 1) / (step + 10))
         parameters = dict(self.model.named_parameters())
         torch._foreach_lerp_(list(self._average.values()), [parameters[n].detach() for n in self._average], 1 - decay)
-
-
-@torch.no_grad()
-def evaluate_models(models: dict[str, Any], teacher: Any, held_out: Tensor) -> dict[str, dict[str, float]]:
-    """Return each model's measures on held-out blocks: dense KL from the teacher, perplexity, calibration error."""
-    device = next(teacher.parameters()).device
-    chunk = chunk_positions(teacher.config.vocab_size, device)
-    measures = {name: Measures() for name in models}
-    for blocks in torch.split(held_out, 16):
-        ids = blocks.to(device)
-        labels_P = ids[:, 1:].reshape(-1)
-        teacher_PD = hidden_states(teacher, ids[:, :-1])
-        hidden = {name: hidden_states(model, ids[:, :-1]) for name, model in models.items()}
-        for start in range(0, len(labels_P), chunk):
-            part = slice(start, start + chunk)
-            teacher_CV = logprobs(teacher, teacher_PD[part])
-            for name, model in models.items():
-                measures[name].add(logprobs(model, hidden[name][part]), teacher_CV, labels_P[part])
-    return {name: found.summary() for name, found in measures.items()}

@@ -22,18 +22,12 @@ import torch
 import tyro
 
 from scripts.study import report, text
+from scripts.study.measures import evaluate_models
+from scripts.study.networks import StudentConfig, TeacherConfig, hidden_states, logprobs
 from scripts.study.noise import gradient_noise
 from scripts.study.schemes import Teaching, all_schemes
 from scripts.study.sharing import claimed, shared_teacher
-from scripts.study.students import (
-    StudentConfig,
-    TeacherConfig,
-    evaluate_models,
-    hidden_states,
-    logprobs,
-    train_students,
-    uniforms_of,
-)
+from scripts.study.students import train_students, uniforms_of
 from storage.tensors.matmul_precision import use_fast_matmul
 from student.model.device import choose_device
 

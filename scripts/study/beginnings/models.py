@@ -12,7 +12,7 @@ from pipeline.cutting.choice import even_layers, strongest
 from pipeline.cutting.depth import keep_layers
 from pipeline.cutting.importance import layer_importance
 from scripts.study.beginnings.sizes import Size
-from scripts.study.students import new_model
+from scripts.study.networks import new_model
 
 _NUM_BLOCKS_FOR_IMPORTANCE = 64
 

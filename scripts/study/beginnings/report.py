@@ -44,7 +44,8 @@ def _table(students: list[Student]) -> str:
     kinds: dict[tuple[Any, ...], dict[int, Student]] = {}
     for student in students:
         kinds.setdefault(tuple(student[name] for name in _IDENTITY), {})[student["seed"]] = student
-    ordered = sorted(kinds.items(), key=lambda item: [kind[0] for kind in kinds].index(item[0][0]))
+    places = [kind[0] for kind in kinds]
+    ordered = sorted(kinds.items(), key=lambda item: (places.index(item[0][0]), item[0][2] != "all"))
     return markdown_table(_HEADS, (_row(kind, seeds, _first(kind, kinds)) for kind, seeds in ordered))
 
 
@@ -62,7 +63,8 @@ def _row(kind: tuple[Any, ...], seeds: dict[int, Student], first: dict[int, Stud
     beginning, targets, positions, rate, warmup_share = kind
     return [
         beginning, targets, positions, f"{rate:g}", f"{warmup_share:g}", str(len(seeds)),
-        f"{kl.mean():.4f}", f"{kl.std():.4f}", f"{ratio.mean():+.1%}", f"{ratio.std():.1%}",
+        f"{kl.mean():.4f}", f"{kl.std():.4f}" if len(kl) > 1 else "",
+        f"{ratio.mean():+.1%}", f"{ratio.std():.1%}" if len(ratio) > 1 else "",
         f"{columns['perplexity'].mean():.2f}", f"{columns['acceptance'].mean():.4f}",
         f"{columns['cpu_seconds_per_step'].mean():.3f}",
     ]  # fmt: skip

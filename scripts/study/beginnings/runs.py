@@ -13,10 +13,11 @@ from torch import Tensor
 from scripts.study import text
 from scripts.study.beginnings.models import Beginnings
 from scripts.study.beginnings.sizes import Run, Size, runs_of
+from scripts.study.measures import evaluate_models
 from scripts.study.positions import position_choice
 from scripts.study.schemes import Scheme, all_schemes, with_labels
 from scripts.study.sharing import claimed, shared_teacher
-from scripts.study.students import Student, evaluate_models, train_in_lockstep
+from scripts.study.students import Student, train_in_lockstep
 from storage.tensors.matmul_precision import use_fast_matmul
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scripts.study.students import StudentConfig, TeacherConfig
+from scripts.study.networks import StudentConfig, TeacherConfig
 
 # Peak rates of every comparison but that of rates, which found them.
 _NEW_RATE, _CUT_RATE = 2e-3, 1e-3
@@ -69,7 +69,8 @@ def runs_of(size: Size) -> Iterator[Run]:
     """Yield every run of a size, the most telling first."""
     steps, (first, *others) = size.student.steps, size.seeds
     for beginning, rates in (("even", (5e-4, 1e-3, 2e-3, 4e-3)), ("fresh", (1e-3, 2e-3, 4e-3))):
-        yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps, arms=_by_rates(beginning, rates))
+        arms = _by_rates(beginning, rates)
+        yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps // 2, arms=arms)
     yield from _by_targets(first, steps)
     yield _by_positions(first, steps, _CHOICES)
     for beginning in ("even", "fresh"):
@@ -104,10 +105,11 @@ def _by_targets(seed: int, steps: int) -> Iterator[Run]:
 def _by_positions(seed: int, steps: int, choices: tuple[str, ...]) -> Run:
     """Return a run whose students are compared with those that learn at all positions, which _by_targets trains."""
     of_choices = [(choice, "full") for choice in choices]
+    sampled = [("entropy 50 %", "tail_32_top_0")] if choices is _CHOICES else []
     arms = tuple(
         Arm(beginning=beginning, targets=targets, positions=positions)
-        for beginning in ("fresh", "even")
-        for positions, targets in (*of_choices, ("entropy 50 %", "tail_32_top_0"))
+        for beginning in ("even", "fresh")
+        for positions, targets in (*of_choices, *sampled)
     )
     return Run(table="targets", name="positions", seed=seed, steps=steps, arms=arms)
 

@@ -13,7 +13,7 @@ from scripts.study.beginnings import report
 from scripts.study.beginnings.models import Beginnings
 from scripts.study.beginnings.runs import run_study
 from scripts.study.beginnings.sizes import Size, runs_of
-from scripts.study.students import StudentConfig, TeacherConfig, new_model
+from scripts.study.networks import StudentConfig, TeacherConfig, new_model
 
 VOCAB = 300
 SIZE = Size(

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 
+from scripts.study.networks import StudentConfig, new_model
 from scripts.study.positions import PositionChoice, Survey, position_choice
 from scripts.study.schemes import Teaching, all_schemes, with_labels
-from scripts.study.students import Student, StudentConfig, new_model
+from scripts.study.students import Student
 
 VOCAB, NUM_POSITIONS = 90, 2 * 16
 SCHEMES = {scheme.name: scheme for scheme in all_schemes()}

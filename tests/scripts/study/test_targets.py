@@ -11,9 +11,9 @@ import torch
 
 from scripts.study import report
 from scripts.study.measures import Measures, calibration_error
+from scripts.study.networks import StudentConfig, TeacherConfig
 from scripts.study.schemes import MANTISSA_BITS, Scheme, Teaching, _round, all_schemes
 from scripts.study.stored_bytes import draw_counts_bytes
-from scripts.study.students import StudentConfig, TeacherConfig
 from scripts.study.targets import Size, run_study
 from storage.rows.bit_rounding import round_float16
 
