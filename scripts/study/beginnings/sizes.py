@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.study.networks import StudentConfig, TeacherConfig
 
 # Peak rates of every comparison but that of rates, which found them.
-_NEW_RATE, _CUT_RATE = 2e-3, 1e-3
+_NEW_RATE, _CUT_RATE = 1e-3, 1e-3
 
-_CONTENDERS = ("entropy 50 %", "entropy 80 %", "unsure or wrong 50 %")
-_CHOICES = (*_CONTENDERS, "entropy 20 %", "unsure or wrong 20 %", "random 20 %")
 _NUM_EPOCHS = 12
 
 
@@ -44,10 +42,7 @@ class Arm:
     def config(self, student: StudentConfig, steps: int) -> StudentConfig:
         """Return the settings that train this student."""
         rate = self.learning_rate or (_NEW_RATE if self.beginning == "fresh" else _CUT_RATE)
-        return StudentConfig(
-            layers=student.layers, width=student.width, steps=steps, batch_blocks=student.batch_blocks,
-            learning_rate=rate, beta2=student.beta2, warmup_share=self.warmup_share,
-        )  # fmt: skip
+        return replace(student, steps=steps, learning_rate=rate, warmup_share=self.warmup_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +60,52 @@ class Run:
     num_blocks: int | None = None
 
 
+_CONTENDERS = ("entropy 50 %", "entropy 80 %", "unsure or wrong 50 %")
+_SAMPLED_OR_NOT = tuple(
+    Arm(beginning=beginning, targets=targets)
+    for beginning in ("fresh", "even", "importance")
+    for targets in ("full", "tail_32_top_0")
+)
+_WITH_LABELS = tuple(
+    Arm(beginning=beginning, targets=targets) for beginning in ("fresh", "even") for targets in ("full + 0.1 ce", "ce")
+)
+_AT_MANY_POSITIONS = tuple(
+    Arm(beginning=beginning, positions=positions) for beginning in ("even", "fresh") for positions in _CONTENDERS
+)
+_AT_POSITIONS = (
+    *_AT_MANY_POSITIONS,
+    *(
+        Arm(beginning=beginning, positions=f"{choice} 20 %")
+        for beginning in ("even", "fresh")
+        for choice in ("entropy", "unsure or wrong", "random")
+    ),
+    Arm(beginning="even", positions="entropy 50 %", targets="tail_32_top_0"),
+)
+
+
 def runs_of(size: Size) -> Iterator[Run]:
-    """Yield every run of a size, the most telling first."""
+    """Yield every run of a size, the most telling first.
+
+    The first seed tries everything. The others repeat what is compared closely.
+    """
     steps, (first, *others) = size.student.steps, size.seeds
     for beginning, rates in (("even", (5e-4, 1e-3, 2e-3, 4e-3)), ("fresh", (1e-3, 2e-3, 4e-3))):
         arms = _by_rates(beginning, rates)
         yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps // 2, arms=arms)
-    yield from _by_targets(first, steps)
-    yield _by_positions(first, steps, _CHOICES)
-    for beginning in ("even", "fresh"):
-        arms = tuple(Arm(beginning=beginning, positions=name) for name in ("all", "entropy 20 %", *_CONTENDERS[:2]))
-        yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
+    yield Run(table="targets", name="targets", seed=first, steps=steps, arms=(*_SAMPLED_OR_NOT, *_WITH_LABELS))
+    yield Run(table="targets", name="positions", seed=first, steps=steps, arms=_AT_POSITIONS)
+    yield _soon(first, steps)
     for seed in others:
-        yield from _by_targets(seed, steps)
-    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0", "ce"))
+        yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
+        yield _soon(seed, steps)
+    for beginning in ("even", "fresh"):
+        arms = tuple(Arm(beginning=beginning, positions=name) for name in ("all", *_CONTENDERS))
+        yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
+    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0"))
     num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
     yield Run(table=f"{_NUM_EPOCHS} epochs", name="epochs", seed=first, steps=steps, arms=arms, num_blocks=num_blocks)
     for seed in others:
-        yield _by_positions(seed, steps, _CONTENDERS)
+        yield Run(table="targets", name="positions", seed=seed, steps=steps, arms=_AT_MANY_POSITIONS)
 
 
 def _by_rates(beginning: str, rates: tuple[float, ...]) -> tuple[Arm, ...]:
@@ -91,27 +114,9 @@ def _by_rates(beginning: str, rates: tuple[float, ...]) -> tuple[Arm, ...]:
     return (*of_rates, *of_warmups)
 
 
-def _by_targets(seed: int, steps: int) -> Iterator[Run]:
-    arms = tuple(
-        Arm(beginning=beginning, targets=targets)
-        for beginning in ("fresh", "even", "importance")
-        for targets in ("full", "tail_32_top_0", "full + 0.1 ce", "ce")
-    )
-    yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=arms)
-    soon = tuple(Arm(beginning="even", targets=targets) for targets in ("full", "tail_32_top_0"))
-    yield Run(table="a third of the steps", name="third", seed=seed, steps=steps // 3, arms=soon)
-
-
-def _by_positions(seed: int, steps: int, choices: tuple[str, ...]) -> Run:
-    """Return a run whose students are compared with those that learn at all positions, which _by_targets trains."""
-    of_choices = [(choice, "full") for choice in choices]
-    sampled = [("entropy 50 %", "tail_32_top_0")] if choices is _CHOICES else []
-    arms = tuple(
-        Arm(beginning=beginning, targets=targets, positions=positions)
-        for beginning in ("even", "fresh")
-        for positions, targets in (*of_choices, *sampled)
-    )
-    return Run(table="targets", name="positions", seed=seed, steps=steps, arms=arms)
+def _soon(seed: int, steps: int) -> Run:
+    arms = tuple(Arm(beginning="even", targets=targets) for targets in ("full", "tail_32_top_0"))
+    return Run(table="a third of the steps", name="third", seed=seed, steps=steps // 3, arms=arms)
 
 
 SIZES = {
