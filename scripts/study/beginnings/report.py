@@ -14,8 +14,8 @@ from scripts.support.report import markdown_table
 Student = dict[str, Any]
 
 _HEADS = (
-    "begins", "targets", "positions", "rate", "warm-up", "seeds", "KL nats/token", "spread", "to the first", "spread",
-    "perplexity", "acceptance", "CPU s/step",
+    "begins", "parameters", "targets", "positions", "rate", "warm-up", "seeds",
+    "KL nats/token", "spread", "to the first", "spread", "perplexity", "acceptance", "CPU s/step",
 )  # fmt: skip
 _IDENTITY = ("beginning", "targets", "positions", "learning_rate", "warmup_share")
 
@@ -50,7 +50,7 @@ def _table(students: list[Student]) -> str:
 
 
 def _first(kind: tuple[Any, ...], kinds: dict[tuple[Any, ...], dict[int, Student]]) -> dict[int, Student]:
-    """Return the students of the same beginning that learn from the full distribution at all positions."""
+    """Return the first students of the same beginning that learn from the full distribution at all positions."""
     return next(seeds for other, seeds in kinds.items() if other[:3] == (kind[0], "full", "all"))
 
 
@@ -62,7 +62,8 @@ def _row(kind: tuple[Any, ...], seeds: dict[int, Student], first: dict[int, Stud
     ratio = np.array([seeds[seed]["kl_nats"] / first[seed]["kl_nats"] - 1 for seed in shared])
     beginning, targets, positions, rate, warmup_share = kind
     return [
-        beginning, targets, positions, f"{rate:g}", f"{warmup_share:g}", str(len(seeds)),
+        beginning, f"{columns['num_parameters'][0] / 1e6:.2f} M",
+        targets, positions, f"{rate:g}", f"{warmup_share:g}", str(len(seeds)),
         f"{kl.mean():.4f}", f"{kl.std():.4f}" if len(kl) > 1 else "",
         f"{ratio.mean():+.1%}", f"{ratio.std():.1%}" if len(ratio) > 1 else "",
         f"{columns['perplexity'].mean():.2f}", f"{columns['acceptance'].mean():.4f}",
@@ -70,4 +71,4 @@ def _row(kind: tuple[Any, ...], seeds: dict[int, Student], first: dict[int, Stud
     ]  # fmt: skip
 
 
-_MEASURES = ("kl_nats", "perplexity", "acceptance", "cpu_seconds_per_step")
+_MEASURES = ("num_parameters", "kl_nats", "perplexity", "acceptance", "cpu_seconds_per_step")

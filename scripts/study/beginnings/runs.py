@@ -35,7 +35,7 @@ def run_study(size: Size, out: Path, only: tuple[str, ...] = ()) -> None:
         "text": text.read_facts(out),
         "teacher_config": asdict(size.teacher),
         "teacher": evaluate_models({"teacher": teacher}, teacher, held_out)["teacher"],
-        "importance": beginnings.importance,
+        "importance": beginnings.importance.layers,
         "layers": beginnings.layers,
     }
     (out / "facts.json").write_text(json.dumps(about, indent=1))
@@ -64,7 +64,11 @@ def _trained(run: Run, beginnings: Beginnings, train: Tensor, held_out: Tensor) 
     measures = evaluate_models(models, beginnings.teacher, held_out)
     rows = [
         asdict(arm)
-        | {"learning_rate": student.config.learning_rate, "cpu_seconds_per_step": student.cpu_seconds / run.steps}
+        | {
+            "learning_rate": student.config.learning_rate,
+            "num_parameters": student.model.num_parameters(),
+            "cpu_seconds_per_step": student.cpu_seconds / run.steps,
+        }
         | found
         for arm, student, found in zip(run.arms, students, measures.values(), strict=True)
     ]

@@ -17,7 +17,7 @@ _NUM_EPOCHS = 12
 class Size:
     """Amount of text, shapes and training of teacher and students, and the seeds of the main comparison.
 
-    A new student has the width of the teacher and as many layers as a cut one.
+    A new student has the width of the teacher and as many layers as a cut one. shapes: students of other shapes.
     """
 
     vocab_size: int
@@ -25,6 +25,7 @@ class Size:
     teacher: TeacherConfig
     student: StudentConfig
     seeds: tuple[int, ...]
+    shapes: tuple[str, ...]
     block_size: int = 128
     num_held_out: int = 128
 
@@ -41,7 +42,7 @@ class Arm:
 
     def config(self, student: StudentConfig, steps: int) -> StudentConfig:
         """Return the settings that train this student."""
-        rate = self.learning_rate or (_NEW_RATE if self.beginning == "fresh" else _CUT_RATE)
+        rate = self.learning_rate or (_NEW_RATE if self.beginning.startswith("fresh") else _CUT_RATE)
         return replace(student, steps=steps, learning_rate=rate, warmup_share=self.warmup_share)
 
 
@@ -104,6 +105,8 @@ def runs_of(size: Size) -> Iterator[Run]:
     arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0"))
     num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
     yield Run(table=f"{_NUM_EPOCHS} epochs", name="epochs", seed=first, steps=steps, arms=arms, num_blocks=num_blocks)
+    arms = tuple(Arm(beginning=name) for name in size.shapes)
+    yield Run(table="shapes", name="shapes", seed=first, steps=steps, arms=arms)
     for seed in others:
         yield Run(table="targets", name="positions", seed=seed, steps=steps, arms=_AT_MANY_POSITIONS)
 
@@ -126,6 +129,7 @@ SIZES = {
         teacher=TeacherConfig(layers=4, width=128, steps=200, batch_blocks=16, learning_rate=2e-3),
         student=StudentConfig(layers=2, width=128, steps=48, batch_blocks=8),
         seeds=(0,),
+        shapes=("fresh 4x64", "layers 0", "even, mlp 50 %"),
         num_held_out=32,
     ),
     "cpu": Size(
@@ -134,5 +138,6 @@ SIZES = {
         teacher=TeacherConfig(layers=6, width=192, steps=900, batch_blocks=16, learning_rate=2e-3),
         student=StudentConfig(layers=2, width=192, steps=240, batch_blocks=8),
         seeds=(0, 1, 2),
+        shapes=("fresh 4x128", "even, mlp 50 %", "even, mlp 25 %", "layers 0", "layers 1", "layers 5", "layers 0 2 5"),
     ),
 }
