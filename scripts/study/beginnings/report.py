@@ -50,25 +50,31 @@ def _table(students: list[Student]) -> str:
 
 
 def _first(kind: tuple[Any, ...], kinds: dict[tuple[Any, ...], dict[int, Student]]) -> dict[int, Student]:
-    """Return the first students of the same beginning that learn from the full distribution at all positions."""
-    return next(seeds for other, seeds in kinds.items() if other[:3] == (kind[0], "full", "all"))
+    """Return the first students of the same beginning that learn from the full distribution at all positions.
+
+    While a study is running, there may be none yet.
+    """
+    return next((seeds for other, seeds in kinds.items() if other[:3] == (kind[0], "full", "all")), {})
 
 
 def _row(kind: tuple[Any, ...], seeds: dict[int, Student], first: dict[int, Student]) -> list[str]:
-    columns = {name: np.array([student[name] for student in seeds.values()]) for name in _MEASURES}
-    kl = columns["kl_nats"]
+    columns = {name: [student[name] for student in seeds.values()] for name in _MEASURES}
     # Students of one seed share batches, so the ratio of two varies less than either.
-    shared = [seed for seed in seeds if seed in first]
-    ratio = np.array([seeds[seed]["kl_nats"] / first[seed]["kl_nats"] - 1 for seed in shared])
+    ratios = [student["kl_nats"] / first[seed]["kl_nats"] - 1 for seed, student in seeds.items() if seed in first]
     beginning, targets, positions, rate, warmup_share = kind
     return [
         beginning, f"{columns['num_parameters'][0] / 1e6:.2f} M",
         targets, positions, f"{rate:g}", f"{warmup_share:g}", str(len(seeds)),
-        f"{kl.mean():.4f}", f"{kl.std():.4f}" if len(kl) > 1 else "",
-        f"{ratio.mean():+.1%}", f"{ratio.std():.1%}" if len(ratio) > 1 else "",
-        f"{columns['perplexity'].mean():.2f}", f"{columns['acceptance'].mean():.4f}",
-        f"{columns['cpu_seconds_per_step'].mean():.3f}",
+        *_mean_and_spread(columns["kl_nats"], ".4f"), *_mean_and_spread(ratios, "+.1%"),
+        f"{np.mean(columns['perplexity']):.2f}", f"{np.mean(columns['acceptance']):.4f}",
+        f"{np.mean(columns['cpu_seconds_per_step']):.3f}",
     ]  # fmt: skip
+
+
+def _mean_and_spread(values: list[float], form: str) -> tuple[str, str]:
+    """Return mean and standard deviation as text, empty where there are too few values."""
+    mean = format(np.mean(values), form) if values else ""
+    return mean, format(np.std(values), form.removeprefix("+")) if len(values) > 1 else ""
 
 
 _MEASURES = ("num_parameters", "kl_nats", "perplexity", "acceptance", "cpu_seconds_per_step")
