@@ -50,10 +50,11 @@ def run_study(size: Size, out: Path, only: tuple[str, ...] = ()) -> None:
 
 def _trained(run: Run, beginnings: Beginnings, train: Tensor, held_out: Tensor) -> dict[str, Any]:
     """Return the settings of a run and the measures of its students."""
+    shared = run.config(beginnings.size.student)
     students = [
         Student(
             _scheme(arm.targets),
-            arm.config(beginnings.size.student, run.steps),
+            arm.config(shared),
             beginnings.model(arm.beginning, run.seed),
             position_choice(arm.positions),
         )

@@ -40,17 +40,18 @@ class Arm:
     learning_rate: float | None = None
     warmup_share: float = 0.05
 
-    def config(self, student: StudentConfig, steps: int) -> StudentConfig:
-        """Return the settings that train this student."""
+    def config(self, student: StudentConfig) -> StudentConfig:
+        """Return the settings that train this student, from those that all of a run share."""
         rate = self.learning_rate or (_NEW_RATE if self.beginning.startswith("fresh") else _CUT_RATE)
-        return replace(student, steps=steps, learning_rate=rate, warmup_share=self.warmup_share)
+        return replace(student, learning_rate=rate, warmup_share=self.warmup_share)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A group of students that take each step together. Rows of one table may come from several runs.
 
-    num_blocks: blocks of text that are read again and again; None reads all, each at most once.
+    batches: multiple of the size's batch_blocks in a step. num_blocks: blocks of text that are read again and again;
+    None reads all, each at most once.
     """
 
     table: str
@@ -58,7 +59,12 @@ class Run:
     seed: int
     steps: int
     arms: tuple[Arm, ...]
+    batches: int = 1
     num_blocks: int | None = None
+
+    def config(self, student: StudentConfig) -> StudentConfig:
+        """Return the settings that all students of this run share."""
+        return replace(student, steps=self.steps, batch_blocks=self.batches * student.batch_blocks)
 
 
 _CONTENDERS = ("entropy 50 %", "entropy 80 %", "unsure or wrong 50 %")
@@ -105,6 +111,8 @@ def runs_of(size: Size) -> Iterator[Run]:
     arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0"))
     num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
     yield Run(table=f"{_NUM_EPOCHS} epochs", name="epochs", seed=first, steps=steps, arms=arms, num_blocks=num_blocks)
+    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_64_top_0"))
+    yield Run(table="four times the batch", name="large", seed=first, steps=steps // 3, arms=arms, batches=4)
     arms = tuple(Arm(beginning=name) for name in size.shapes)
     yield Run(table="shapes", name="shapes", seed=first, steps=steps, arms=arms)
     for seed in others:
