@@ -106,7 +106,8 @@ def runs_of(size: Size) -> Iterator[Run]:
         yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
         yield _soon(seed, steps)
     for beginning in ("even", "fresh"):
-        arms = tuple(Arm(beginning=beginning, positions=name) for name in ("all", *_CONTENDERS))
+        choices = ("all", "entropy 20 %", "entropy 50 %", "entropy 80 %")
+        arms = tuple(Arm(beginning=beginning, positions=choice) for choice in choices)
         yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
     arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0"))
     num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
