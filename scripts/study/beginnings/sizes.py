@@ -67,7 +67,9 @@ class Run:
         return replace(student, steps=self.steps, batch_blocks=self.batches * student.batch_blocks)
 
 
-_CONTENDERS = ("entropy 50 %", "entropy 80 %", "unsure or wrong 50 %")
+_CHOICES = (
+    "entropy 20 %", "entropy 50 %", "entropy 80 %", "unsure or wrong 20 %", "unsure or wrong 50 %", "random 20 %",
+)  # fmt: skip
 _SAMPLED_OR_NOT = tuple(
     Arm(beginning=beginning, targets=targets)
     for beginning in ("fresh", "even", "importance")
@@ -76,16 +78,8 @@ _SAMPLED_OR_NOT = tuple(
 _WITH_LABELS = tuple(
     Arm(beginning=beginning, targets=targets) for beginning in ("fresh", "even") for targets in ("full + 0.1 ce", "ce")
 )
-_AT_MANY_POSITIONS = tuple(
-    Arm(beginning=beginning, positions=positions) for beginning in ("even", "fresh") for positions in _CONTENDERS
-)
 _AT_POSITIONS = (
-    *_AT_MANY_POSITIONS,
-    *(
-        Arm(beginning=beginning, positions=f"{choice} 20 %")
-        for beginning in ("even", "fresh")
-        for choice in ("entropy", "unsure or wrong", "random")
-    ),
+    *(Arm(beginning=beginning, positions=choice) for beginning in ("even", "fresh") for choice in _CHOICES),
     Arm(beginning="even", positions="entropy 50 %", targets="tail_32_top_0"),
 )
 
@@ -106,8 +100,7 @@ def runs_of(size: Size) -> Iterator[Run]:
         yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
         yield _soon(seed, steps)
     for beginning in ("even", "fresh"):
-        choices = ("all", "entropy 20 %", "entropy 50 %", "entropy 80 %")
-        arms = tuple(Arm(beginning=beginning, positions=choice) for choice in choices)
+        arms = tuple(Arm(beginning=beginning, positions=choice) for choice in ("all", *_CHOICES[:3]))
         yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
     arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0"))
     num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
@@ -116,8 +109,6 @@ def runs_of(size: Size) -> Iterator[Run]:
     yield Run(table="four times the batch", name="large", seed=first, steps=steps // 3, arms=arms, batches=4)
     arms = tuple(Arm(beginning=name) for name in size.shapes)
     yield Run(table="shapes", name="shapes", seed=first, steps=steps, arms=arms)
-    for seed in others:
-        yield Run(table="targets", name="positions", seed=seed, steps=steps, arms=_AT_MANY_POSITIONS)
 
 
 def _by_rates(beginning: str, rates: tuple[float, ...]) -> tuple[Arm, ...]:
