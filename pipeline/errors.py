@@ -239,11 +239,9 @@ class TeacherMemoryError(TeacherError):
 class UncuttableTeacherError(TeacherError):
     """No smaller model can be cut out of the teacher so."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, advice: str = "keep others or all of its layers, or begin from a preset") -> None:
         self.reason = reason
-        super().__init__(
-            f"this teacher cannot be cut so: {reason}; keep others or all of its parts, or begin from a preset"
-        )
+        super().__init__(f"this teacher cannot be cut so: {reason}; {advice}")
 
 
 class NoSuchLayerError(TeacherError):

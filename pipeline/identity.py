@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.config import PrecomputeConfig
+from pipeline.config import PrecomputeConfig, stated_settings
 from pipeline.corpus.tokenization import packing_recipe
 from pipeline.corpus.tokenization_key import chat_facts, layout_settings
 from pipeline.job import Job, Loaded
@@ -95,6 +94,6 @@ def _chat_facts(tokenizer: Any, config: PrecomputeConfig) -> dict[str, Any]:
 def _content_settings(config: PrecomputeConfig) -> dict[str, Any]:
     """Return the settings that decide what the rows hold, as JSON values for the manifest."""
     settings = layout_settings(config) | {"shard_tokens": config.shard_tokens}
-    kinds = {kind: dataclasses.asdict(getattr(config, kind)) for kind in config.kinds}
+    kinds = {kind: stated_settings(getattr(config, kind)) for kind in config.kinds}
     plain: dict[str, Any] = json.loads(json.dumps(settings | kinds))
     return plain

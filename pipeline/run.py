@@ -23,6 +23,7 @@ from pipeline.plan import Begun
 from pipeline.work.work_directory import work_directory
 from storage.errors import WriteRefusedError
 from storage.progress import tell
+from storage.records.identity import CacheIdentity
 from storage.records.manifest import Manifest
 from storage.writing.destinations import Destination, open_destination
 
@@ -42,7 +43,7 @@ def precompute(config: PrecomputeConfig) -> Manifest:
         finished = destination.finished()
         if finished is None:
             raise
-    config = _with_chat_date(config, destination)
+    config = _as_begun(config, destination)
     destination.require_same_facts(facts_of(load_teacher_and_source(config)))
     return finished
 
@@ -51,20 +52,30 @@ def _run(config: PrecomputeConfig) -> Manifest:
     write = {"local": _write_here, "ray": _write_on_ray}[config.engine]
     destination = open_destination(config.out, config.work_dir)
     destination.require_own()
-    config = _with_chat_date(config, destination)
+    config = _as_begun(config, destination)
     with work_directory(destination):
         begun = write(config, destination)
         return destination.finish(begun.identity, begun.tokenizer_files)
 
 
-def _with_chat_date(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
+def _as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
+    """Return the settings with what they leave to a cache that was begun: the date of chats, and rounded scalars."""
+    begun = destination.published_plan()
+    if begun and config.soft_targets.scalar_mantissa_bits is None:
+        bits = begun.scalar_mantissa_bits
+        config = dataclasses.replace(
+            config, soft_targets=dataclasses.replace(config.soft_targets, scalar_mantissa_bits=bits)
+        )
+    return _with_chat_date(config, begun)
+
+
+def _with_chat_date(config: PrecomputeConfig, begun: CacheIdentity | None) -> PrecomputeConfig:
     """Return the settings with the date that chat templates print: the given one, the plan's, or today's.
 
     It is chosen here, before any process of the run reads a clock of its own.
     """
     if config.chat_date is not None or not config.may_hold_chats:
         return config
-    begun = destination.published_plan()
     chosen = begun.data.get("chat_date") if begun else None
     return dataclasses.replace(config, chat_date=str(chosen or datetime.date.today()))
 
@@ -101,7 +112,7 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     different cache was begun at --out.
     """
     destination = open_destination(config.out, config.work_dir)
-    config = _with_chat_date(config, destination)
+    config = _as_begun(config, destination)
     with tempfile.TemporaryDirectory() as directory:
         loaded = load_teacher_and_source(config)
         destination.require_same_facts(facts_of(loaded))

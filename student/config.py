@@ -43,6 +43,23 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Train adapters beside the weights of a checkpoint, which stay as they are; the student has both merged."""
+
+    rank: int | None = None
+    """Rank of the adapters of all linear layers (extra: peft); None trains all weights. Needs a checkpoint as --preset.
+    """
+    alpha: float = 32.0
+    """An adapter counts alpha / rank times."""
+    train_embeddings: bool = False
+    """Train the embeddings and the output head too, in full."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank is None or self.rank >= 1, f"--lora.rank is {self.rank}, expected at least 1, or None")
+        _require(0 < self.alpha < math.inf, f"--lora.alpha is {self.alpha}, expected a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a student from a cache alone; a rerun with the same settings resumes."""
 
@@ -63,8 +80,8 @@ class TrainConfig:
     """Prompts with their candidates per step, over all processes."""
     micro_batches: int = 1
     """Parts that a step's batch is cut into: gradients accumulate, and less memory is used. Results stay the same but
-    for rounding, with dropout (the presets have none) only for the same number of parts. When memory runs out, training
-    continues with twice as many (not with fsdp)."""
+    for rounding, with --dropout only for the same number of parts. When memory runs out, training continues with twice
+    as many (not with fsdp)."""
     learning_rate: float = 1e-3
     """Peak learning rate; the rate falls along a cosine to a tenth of it."""
     warmup_steps: int | None = None
@@ -75,9 +92,13 @@ class TrainConfig:
     """AdamW decay of squared gradients."""
     max_gradient_norm: float = 1.0
     """Norm to which gradients are clipped."""
+    dropout: float | None = 0.0
+    """Share of units that every dropout of the student drops, whatever its config says; None takes what that says. Runs
+    that an earlier version began go on with None."""
     seed: int = 0
     """Seed of initial weights and of the order of rows."""
     mix: MixConfig = field(default_factory=MixConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     loss: Loss = "forward_kl"
     """Divergence from the teacher's soft targets."""
     temperature: float = 1.0
@@ -129,12 +150,20 @@ class TrainConfig:
             _require(size >= 1, f"--{name} is {size}, expected at least 1")
         _require(self.max_gradient_norm > 0, f"--max-gradient-norm is {self.max_gradient_norm}, expected more than 0")
         _require(self.weight_decay >= 0, f"--weight-decay is {self.weight_decay}, expected 0 or more")
+        _require(
+            self.dropout is None or 0 <= self.dropout < 1,
+            f"--dropout is {self.dropout}, expected at least 0 and below 1, or None",
+        )
         _require(self.learning_rate > 0, f"--learning-rate is {self.learning_rate}, expected more than 0")
         _require(self.warmup_steps is None or self.warmup_steps >= 0, "--warmup-steps must be 0 or more")
         _require(self.temperature > 0, f"--temperature is {self.temperature}, expected more than 0")
         _require(
             self.selection_temperature is None or self.selection_temperature > 0,
             "--selection-temperature must be more than 0, or None",
+        )
+        _require(
+            self.lora.rank is None or self.parallelism != "fsdp",
+            f"--lora.rank {self.lora.rank} with --parallelism fsdp: adapters are trained with ddp alone",
         )
         _require(0 <= self.beta2 < 1, f"--beta2 is {self.beta2}, expected at least 0 and below 1")
 

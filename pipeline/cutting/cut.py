@@ -72,7 +72,7 @@ def _require_cuttable(config: CutConfig, model: Any) -> None:
     """Raise UncuttableTeacherError or NoSuchLayerError for what can be refused before a text is read."""
     method = quantization_of(model)
     if method is not None:
-        raise UncuttableTeacherError(f"its weights are quantised ({method}); take the model as it was before")
+        raise UncuttableTeacherError(f"its weights are quantised ({method})", "give the model as it was before")
     require_layers(config, num_layers_of(model))
     layers_of(model)
     if config.cuts_width:

@@ -69,13 +69,13 @@ def family_of(model: Any, *, cuts_heads: bool) -> Family:
     if family is None:
         known = ", ".join(FAMILIES)
         raise UncuttableTeacherError(
-            f"neurons and heads can be left out of {known}, and it is a {model_type}; leave out --keep-mlp and "
-            "--keep-heads"
+            f"neurons and heads can be left out of {known}, and it is a {model_type}",
+            "leave out --keep-mlp and --keep-heads, and keep fewer layers",
         )
     if cuts_heads and family.heads is None:
         raise UncuttableTeacherError(
-            f"a {model_type} config states no width of a head, which follows from their number, so all have to stay; "
-            "leave out --keep-heads, and keep fewer layers or neurons"
+            f"a {model_type} config states no width of a head, which follows from their number, so all have to stay",
+            "leave out --keep-heads, and keep fewer layers or neurons",
         )
     return family
 

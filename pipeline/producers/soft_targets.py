@@ -115,7 +115,7 @@ class SoftTargetsProducer(Producer):
             _refuse_unusable(split, start, is_valid, parts)
             settings = self._config.soft_targets
             rows = _rows(start, input_ids, segment_lengths, is_valid, parts, settings.temperatures)
-            return encode(rows, self._schema, settings.mantissa_bits)
+            return encode(rows, self._schema, settings.mantissa_bits, settings.kept_scalar_bits)
 
         return encoded
 

@@ -66,7 +66,7 @@ def write_ours(targets: Targets, directory: Path) -> Path:
     path = directory / _KEY.path
     path.unlink(missing_ok=True)
     schema, mantissa_bits = targets.identity.schema("soft_targets"), targets.identity.mantissa_bits
-    batches = (soft_targets.encode(rows, schema, mantissa_bits) for rows in targets.rows)
+    batches = (soft_targets.encode(rows, schema, mantissa_bits, mantissa_bits) for rows in targets.rows)
     write_shard(directory, targets.identity, _KEY, 0, batches)
     return path
 

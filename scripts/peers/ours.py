@@ -55,7 +55,9 @@ def _encode(rows: list[Row], identity: CacheIdentity) -> Any:
     for name in ("ids", "logprobs"):
         columns[name] = np.concatenate(columns[name])
     encoded = SoftTargetRows(**columns, tempered_tail_logmass={})
-    return soft_targets.encode(encoded, identity.schema("soft_targets"), identity.mantissa_bits)
+    return soft_targets.encode(
+        encoded, identity.schema("soft_targets"), identity.mantissa_bits, identity.scalar_mantissa_bits
+    )
 
 
 def _read(directory: Path, scratch: Path) -> Iterator[Row]:

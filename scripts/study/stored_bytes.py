@@ -44,7 +44,7 @@ def as_record_batch(
         label_logprob=found.label_logprob.reshape(shape),
         tempered_tail_logmass={},
     )
-    return encode(rows, schema(vocab_size, block_size), mantissa_bits)
+    return encode(rows, schema(vocab_size, block_size), mantissa_bits, scalar_mantissa_bits=mantissa_bits)
 
 
 def compressed_bytes(

@@ -75,7 +75,9 @@ def _record_batches(
         source = start % (num_distinct_batches * RECORD_BATCH_ROWS) if num_distinct_batches else start
         rows = make_rows(source, min(RECORD_BATCH_ROWS, row_ids.stop - start))
         rows = dataclasses.replace(rows, row_id=rows.row_id + (start - source))
-        yield soft_targets.encode(rows, identity.schema("soft_targets"), identity.mantissa_bits)
+        yield soft_targets.encode(
+            rows, identity.schema("soft_targets"), identity.mantissa_bits, identity.scalar_mantissa_bits
+        )
 
 
 def made_up_rows(identity: CacheIdentity, first_row: int, num_rows: int, seed: int = 0) -> SoftTargetRows:
@@ -199,7 +201,14 @@ def made_up_identity(
             "num_documents": num_blocks,
             "num_tokens": {"train": num_blocks * (block_size + 1), "validation": 0},
         },
-        config={"soft_targets": {"top_k": top_k, "tail_weight": tail_weight, "mantissa_bits": mantissa_bits}},
+        config={
+            "soft_targets": {
+                "top_k": top_k,
+                "tail_weight": tail_weight,
+                "mantissa_bits": mantissa_bits,
+                "scalar_mantissa_bits": mantissa_bits,
+            }
+        },
         software={},
         planned_shards={"soft_targets": {"train": num_shards}},
     )

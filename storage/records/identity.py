@@ -147,6 +147,11 @@ class CacheIdentity:
         return soft_targets.mantissa_bits(self.config.get("soft_targets", {}))
 
     @property
+    def scalar_mantissa_bits(self) -> int:
+        """Mantissa bits that tail_logprob and label_logprob of soft targets were rounded to."""
+        return soft_targets.scalar_mantissa_bits(self.config.get("soft_targets", {}))
+
+    @property
     def unknown_columns(self) -> tuple[str, ...]:
         """The columns of soft targets that the cache lacks, because whoever made its rows did not know them."""
         return soft_targets.unknown_columns(self.config.get("soft_targets", {}))

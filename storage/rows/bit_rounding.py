@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLOAT16_MANTISSA_BITS = 10
+# With fewer bits of the tail's logprob, head and tail could miss a mass of 1 by more than readers accept.
+LEAST_SCALAR_MANTISSA_BITS = 3
 _FLOAT16_EXPONENT_BIAS = 15
 _SIGN, _MAGNITUDE = np.uint16(0x8000), np.uint16(0x7FFF)
 # For magnitudes in [low, high), rounding involves neither float16 subnormals nor a limit to the largest finite value.
@@ -37,6 +39,27 @@ def round_float16(values: NDArray[np.floating], mantissa_bits: int) -> NDArray[n
             rare = np.flatnonzero(~is_common)
             rounded[start + rare] = _round_rare(chunk[rare], mantissa_bits)
     return rounded.reshape(wide.shape)
+
+
+def round_at_random(
+    values: NDArray[np.floating], mantissa_bits: int, uniforms: NDArray[np.float64]
+) -> NDArray[np.float16]:
+    """Return float16 numbers with `mantissa_bits` explicit mantissa bits whose expectations are the values.
+
+    Each value becomes one of its two neighbours, the nearer one more probably: stochastic rounding (Croci et al. 2022,
+    section 2). A mean over many values thus stays right even where many are equal. Rounding to nearest would move equal
+    values all alike.
+
+    uniforms: the draws, in [0, 1), of the shape of values. Infinities and NaN are kept. A finite value never becomes
+    infinite.
+    """
+    num_dropped = np.finfo(np.float32).nmant - mantissa_bits
+    wide = np.asarray(values, dtype=np.float32)
+    raised = wide.view(np.uint32) + (uniforms * (1 << num_dropped)).astype(np.uint32)
+    kept = raised & ~np.uint32((1 << num_dropped) - 1)
+    largest = (2 - 2.0**-mantissa_bits) * _COMMON_HIGH
+    rounded = np.clip(kept.view(np.float32), -largest, largest)
+    return np.where(np.isfinite(wide), rounded, wide).astype(np.float16)
 
 
 def _round_common(wide: NDArray[Any], mantissa_bits: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.rows import columns, soft_targets
-from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
+from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, LEAST_SCALAR_MANTISSA_BITS
 from storage.rows.kind import BatchStats, Kind, RowFacts, SizeLimit, ToText
 from storage.rows.setting_rules import either, number, of, some_of, whole
 from storage.rows.soft_target_rules import check
@@ -34,6 +34,7 @@ class SoftTargets(Kind):
         "top_k": whole(0, (1 << 63) - 1),
         "tail_weight": either(number(0, 1), None),
         "mantissa_bits": whole(1, FLOAT16_MANTISSA_BITS),
+        "scalar_mantissa_bits": whole(LEAST_SCALAR_MANTISSA_BITS, FLOAT16_MANTISSA_BITS),
         "is_wanted": of(bool, "true or false"),
         "unknown_columns": some_of(tuple(soft_targets.MAY_BE_UNKNOWN)),
     }

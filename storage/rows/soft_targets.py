@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from storage.draws import hash_uniform
 from storage.rows import columns
-from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_float16
+from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_at_random, round_float16
 from storage.rows.segments import position_ids
 
 # The columns that a cache lacks when whoever made its rows did not know them, in the order of the schema, in words.
 MAY_BE_UNKNOWN = {"entropy": "the teacher's entropy", "label_logprob": "the teacher's probability of the next token"}
 
+# Which random numbers round a label_logprob.
+_ROUNDING_SEED = 23
 
 TEMPERED_PREFIX = "tail_logmass_at_"
 
@@ -110,8 +113,18 @@ class SoftTargetRows:
         return is_in_one if self.is_wanted is None else is_in_one & self.is_wanted
 
 
-def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> pa.RecordBatch:
-    """Return the rows as a record batch. Round logprobs to `mantissa_bits`, and the values per target to float16."""
+def encode(
+    rows: SoftTargetRows,
+    row_schema: pa.Schema,
+    mantissa_bits: int,
+    scalar_mantissa_bits: int = FLOAT16_MANTISSA_BITS,
+) -> pa.RecordBatch:
+    """Return the rows as a record batch.
+
+    Round logprobs to `mantissa_bits`, tail_logprob and label_logprob to `scalar_mantissa_bits`, and all other values
+    per target to float16. A label_logprob is rounded at random, by row and place, because its mean is the teacher's
+    perplexity. Entropies keep all bits: fewer could raise one above log V.
+    """
     row_offsets = _entries_per_row(rows.head_size + rows.tail_size)
     head_offsets = _entries_per_row(rows.head_size)
     segments, segment_offsets = columns.flatten_ragged(rows.segment_lengths, np.uint32)
@@ -136,7 +149,11 @@ def encode(rows: SoftTargetRows, row_schema: pa.Schema, mantissa_bits: int) -> p
             case name:
                 values = scalars[name]
                 assert values is not None, f"the schema has {name}, the rows have not"
-                return columns.to_fixed(round_float16(values, 10), field.type)
+                if name == "label_logprob" and scalar_mantissa_bits < FLOAT16_MANTISSA_BITS:
+                    uniforms = hash_uniform(_ROUNDING_SEED, rows.row_id[:, None], np.arange(values.shape[1]))
+                    return columns.to_fixed(round_at_random(values, scalar_mantissa_bits, uniforms), field.type)
+                bits = scalar_mantissa_bits if name == "tail_logprob" else FLOAT16_MANTISSA_BITS
+                return columns.to_fixed(round_float16(values, bits), field.type)
 
     return pa.RecordBatch.from_arrays([column(field) for field in row_schema], schema=row_schema)
 
@@ -199,4 +216,10 @@ def unknown_columns(settings: Mapping[str, Any]) -> tuple[str, ...]:
 def mantissa_bits(settings: Mapping[str, Any]) -> int:
     """Return the mantissa bits that logprobs were rounded to. A cache that does not state them kept all 10 bits."""
     bits: int = settings.get("mantissa_bits", FLOAT16_MANTISSA_BITS)
+    return bits
+
+
+def scalar_mantissa_bits(settings: Mapping[str, Any]) -> int:
+    """Return the mantissa bits that tail_logprob and label_logprob were rounded to, all 10 where none are stated."""
+    bits: int = settings.get("scalar_mantissa_bits", FLOAT16_MANTISSA_BITS)
     return bits

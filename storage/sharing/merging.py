@@ -37,7 +37,8 @@ SETTINGS_OF_DATA = (
     "text_column",
     "validation_fraction",
 )
-SETTINGS_OF_PROMPTS = ("num_prompts", "prompt_column")
+# Those of a kind: its prompts, and how finely values are rounded that no reader needs to know the rounding of.
+SETTINGS_OF_KINDS = ("num_prompts", "prompt_column", "scalar_mantissa_bits")
 _DOCUMENT_COUNTS = ("num_documents", "num_documents_skipped", "num_prompts_skipped", "num_bad_rows")
 # Facts about a teacher that may differ, because the same weights can be loaded from another place.
 _NAMES_OF_TEACHER = ("id", "revision")
@@ -91,8 +92,8 @@ def _require_alike(one: Cache, other: Cache) -> None:
 def _meaning(identity: CacheIdentity, kinds: Sequence[str]) -> dict[str, Any]:
     """Return the fields that caches must agree on, with dotted names.
 
-    Left out: the teacher's id and revision, software, all of `data` except packing, settings of data and prompts, and
-    settings of kinds that are not in `kinds`.
+    Left out: the teacher's id and revision, software, all of `data` except packing, settings of data and prompts, how
+    finely scalars are rounded, and settings of kinds that are not in `kinds`.
     """
     settings = {n: value for n, value in _shared_settings(identity.config).items() if n not in KINDS or n in kinds}
     return flatten(
@@ -110,7 +111,7 @@ def _meaning(identity: CacheIdentity, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _shared_settings(config: dict[str, Any]) -> dict[str, Any]:
-    return {n: _without(value, SETTINGS_OF_PROMPTS) for n, value in _without(config, SETTINGS_OF_DATA).items()}
+    return {n: _without(value, SETTINGS_OF_KINDS) for n, value in _without(config, SETTINGS_OF_DATA).items()}
 
 
 def _without(settings: Any, names: Iterable[str]) -> Any:

@@ -92,6 +92,14 @@ def without_end(completion_ids: NDArray[Any], end_ids: Collection[int]) -> NDArr
     return completion_ids[:-1] if completion_ids[-1] in end_ids else completion_ids
 
 
+def prompt_key(row: SampleRow) -> tuple[int, bytes]:
+    """Return what the texts of one prompt have in common.
+
+    Tell prompts apart by their tokens too: the sources of a merged cache each count prompts from 0.
+    """
+    return row.prompt_id, row.prompt_ids.tobytes()
+
+
 def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
     """Yield each prompt's rows with the key that decides its place in the fixed order."""
     for number, rows in enumerate(_prompts(cache)):
@@ -99,12 +107,9 @@ def _keyed_prompts(cache: Cache) -> Iterator[tuple[int, list[SampleRow]]]:
 
 
 def _prompts(cache: Cache) -> Iterator[list[SampleRow]]:
-    """Yield the first rows of each prompt.
-
-    Tell prompts apart by their tokens too: the sources of a merged cache each count prompts from 0.
-    """
+    """Yield the first rows of each prompt."""
     rows = (row for batch in cache.record_batches("samples", "validation") for row in decode(batch))
-    for _, group in itertools.groupby(rows, key=lambda row: (row.prompt_id, row.prompt_ids.tobytes())):
+    for _, group in itertools.groupby(rows, key=prompt_key):
         yield list(itertools.islice(group, _TEXTS_PER_PROMPT))
 
 

@@ -15,7 +15,7 @@ _NOTHING = "–"
 
 def render(found: dict[str, Any]) -> str:
     """Return the groups that the cache has rows for, as lines of text."""
-    groups = [_next_token(found), _calibration(found), _kl_bins(found), _candidates(found), _texts(found)]
+    groups = [part(found) for part in (_next_token, _calibration, _kl_bins, _candidates, _speculation, _texts)]
     heading = f"{found['num_parameters']:,} parameters, {found['model_bytes']:,} bytes of weights"
     columns = f"{'[95 % intervals]':<{_LABEL_WIDTH}}{'student':<{_CELL_WIDTH}}teacher"
     return "\n\n".join([heading, columns, *("\n".join(line.rstrip() for line in group) for group in groups if group)])
@@ -87,6 +87,20 @@ def _candidates(found: dict[str, Any]) -> list[str]:
     ):
         lines.append(_line(label, _with_interval(found, name, ".3f"), f"by chance {chance:.3f}"))
     return lines
+
+
+def _speculation(found: dict[str, Any]) -> list[str]:
+    if found["no_acceptance_because"]:
+        return [f"Speculative decoding: not known, for {found['no_acceptance_because']}"]
+    if not found["num_sampled_tokens"]:
+        return []
+    return [
+        f"Speculative decoding with this student, from {found['num_sampled_tokens']:,} tokens of held-out texts",
+        _line("draft tokens accepted", _with_interval(found, "acceptance", ".3f")),
+        _line(
+            "tokens per teacher step", _with_interval(found, "tokens_per_teacher_step", ".2f"), "5 at most, drafts of 4"
+        ),
+    ]
 
 
 def _texts(found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How varied texts are. A text is a list of token ids without the end-of-text token."""
+"""How varied texts of student and teacher are. A text is a list of token ids without the end-of-text token."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.reading.cache import Cache
+from student.evaluation.continuations import SamplingSettings, choose_prompts, continue_prompts, without_end
 from student.evaluation.intervals import jackknife_interval, ratio_intervals
 
 Text = list[int]
@@ -17,6 +19,26 @@ Share = Callable[[list[Text]], float | None]
 
 _REPETITION_NGRAM = 4
 _MOST_SELF_BLEU_TEXTS = 64
+
+
+def measure_generation(
+    model: Any, cache: Cache, settings: SamplingSettings, *, num_prompts: int, quiet: bool
+) -> dict[str, Any]:
+    """Return the figures of "student" and "teacher" (see measure_texts), from equally many texts for each prompt."""
+    prompts = choose_prompts(cache, num_prompts)
+    rows = [row for of_prompt in prompts for row in of_prompt]
+    continuations = iter(continue_prompts(model, rows, settings, quiet=quiet))
+    students = [[next(continuations) for _ in of_prompt] for of_prompt in prompts]
+    teachers = [[row.completion_ids for row in of_prompt] for of_prompt in prompts]
+    with_self_bleu = has_sacrebleu()
+    return {
+        side: measure_texts(
+            [[without_end(ids, settings.end_ids).tolist() for ids in of_prompt] for of_prompt in texts],
+            cache.identity.vocab_size,
+            with_self_bleu=with_self_bleu,
+        )
+        for side, texts in (("student", students), ("teacher", teachers))
+    }
 
 
 def measure_texts(prompts: list[list[Text]], vocab_size: int, *, with_self_bleu: bool) -> dict[str, Any]:

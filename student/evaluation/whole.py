@@ -12,6 +12,7 @@ from storage.reading.cache import Cache, open_cache
 from storage.tensors.model_facts import num_parameters
 from student.config import EvaluateConfig
 from student.errors import BrokenStudentError, NoHeldOutRowsError
+from student.evaluation.acceptance import measure_acceptance
 from student.evaluation.blocks import (
     block_details,
     block_figures,
@@ -22,8 +23,8 @@ from student.evaluation.blocks import (
 )
 from student.evaluation.breakdowns import Breakdowns
 from student.evaluation.continuations import SamplingSettings
-from student.evaluation.generation import measure_generation
 from student.evaluation.ranking import rank_prompts, ranking_details, selection_figures
+from student.evaluation.texts import measure_generation
 from student.model.device import choose_device
 from student.model.fitting import load_fitting_student
 from student.model.loading import weights_bytes
@@ -59,6 +60,8 @@ def evaluate_loaded(model: Any, cache: Cache, config: EvaluateConfig) -> dict[st
     - mean_reciprocal_rank_chance: the same for a random ranking
     - kendall_tau: mean over prompts of τ_b of the student's and the teacher's scores
     - generation: figures of the texts of "student" and "teacher" (see student.evaluation.texts)
+    - acceptance, tokens_per_teacher_step, num_sampled_tokens, no_acceptance_because: what speculative decoding with
+      this student would save (see student.evaluation.acceptance)
     - NAME_interval: [low, high], 95 %, with blocks or prompts as independent draws; None for fewer than two
 
     Raises NoHeldOutRowsError, BrokenStudentError or a CacheError.
@@ -77,6 +80,7 @@ def evaluate_loaded(model: Any, cache: Cache, config: EvaluateConfig) -> dict[st
     found |= _evaluate_blocks(model, cache, config)
     if found["kl_nats"] is not None and math.isnan(found["kl_nats"]):
         raise BrokenStudentError(str(config.student))
+    found |= measure_acceptance(model, cache, quiet=config.quiet)
     ranked_BM = rank_prompts(model, cache)
     found |= selection_figures(ranked_BM) | ranking_details(ranked_BM)
     found["generation"] = sampling and measure_generation(

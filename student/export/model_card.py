@@ -62,9 +62,12 @@ def _origin(run: dict[str, Any]) -> str:
     )
     if teacher.get("architecture") == NOT_STATED:
         described = "not described: its targets were imported"
+    rank = (run.get("lora") or {}).get("rank")
+    adapted = f" by adapters of rank {_code(rank)}" if rank else ""
     return (
         f"Distilled by teachonce from {_code(teacher.get('id'))} ({described}) "
-        f"in {_code(run.get('max_steps'))} steps, preset {_code(run.get('preset'))}, loss {_code(run.get('loss'))}."
+        f"in {_code(run.get('max_steps'))} steps{adapted}, preset {_code(run.get('preset'))}, "
+        f"loss {_code(run.get('loss'))}."
     )
 
 

@@ -26,10 +26,10 @@ def chunk_positions_on(device: torch.device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadGradients:
-    """Gradients with respect to hidden_PD, weight_VD and bias_V of a head; bias_V is None for a head without bias."""
+    """Gradients with respect to hidden_PD, weight_VD and bias_V of a head; None for what needs none or is not there."""
 
     hidden_PD: Tensor
-    weight_VD: Tensor
+    weight_VD: Tensor | None
     bias_V: Tensor | None
 
     @classmethod
@@ -37,9 +37,13 @@ class HeadGradients:
         """Return memory for the gradients. ChunkedHead.add_gradients writes hidden_PD and adds to the others."""
         return cls(
             hidden_PD=torch.empty_like(hidden_PD),
-            weight_VD=torch.zeros_like(head.weight_VD),
-            bias_V=None if head.bias_V is None else torch.zeros_like(head.bias_V),
+            weight_VD=_zeros_to_fill(head.weight_VD),
+            bias_V=_zeros_to_fill(head.bias_V),
         )
+
+
+def _zeros_to_fill(parameter: Tensor | None) -> Tensor | None:
+    return torch.zeros_like(parameter) if parameter is not None and parameter.requires_grad else None
 
 
 class ChunkedHead:
@@ -97,6 +101,8 @@ class ChunkedHead:
             torch.mm(grad_CV, self._weight_VD, out=grad_hidden_PD[positions])
         else:
             grad_hidden_PD[positions] = grad_CV @ self._weight_VD
+        if grad_weight_VD is None:
+            return
         if grad_weight_VD.dtype == self._matmul_dtype:
             grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
         else:

@@ -52,7 +52,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
         """Use ∂ log s(y) / ∂z = onehot(y) − s, where s = softmax(z)."""
         hidden_PD, weight_VD, bias_V, token_ids_P = ctx.saved_tensors
         head = replace(ctx.head, weight_VD=weight_VD, bias_V=bias_V)

@@ -36,6 +36,8 @@ def headline(runs: Sequence[Run], teacher: dict[str, Any], machine: str) -> Mark
         [_marked("Best candidate picked", marks), ABSENT, *[_share(r.measures, "selection_accuracy") for r in runs]],
         ["Mean reciprocal rank", ABSENT, *[_bounded(run.measures, "mean_reciprocal_rank", 2) for run in runs]],
         ["Kendall's tau", ABSENT, *[_bounded(run.measures, "kendall_tau", 2) for run in runs]],
+        [_marked("Drafts accepted", marks), ABSENT, *[_share(run.measures, "acceptance") for run in runs]],
+        ["Tokens per teacher step", ABSENT, *[_bounded(run.measures, "tokens_per_teacher_step", 2) for run in runs]],
     ]
     columns = [Markup("Held-out text"), "teacher", *[_column(run) for run in runs]]
     small = "Small print under a figure is its 95 % interval, from resampling blocks or prompts."
@@ -58,7 +60,10 @@ def _marked(name: str, marks: dict[str, str]) -> str:
 
 def _parameters(run: Run, teacher: dict[str, Any]) -> Cell:
     own, teachers = run.measures["num_parameters"], teacher["num_parameters"]
-    return _with_small(whole(own), f"{percent(own / teachers)}" if teachers else None)
+    trained = run.settings.get("num_trained_parameters")  # of adapters, which others are without
+    notes = [percent(own / teachers)] if teachers else []
+    notes += [f"{whole(trained)} trained"] if isinstance(trained, int) else []
+    return _with_small(whole(own), ", ".join(notes) or None)
 
 
 def _bounded(measures: dict[str, Any], name: str, digits: int) -> Cell:
@@ -88,6 +93,7 @@ def _notes(measures: dict[str, Any], machine: str) -> dict[str, str]:
         "Tokens/s, batch 1": speed,
         "KL, nats/token": _about_kl(measures),
         "Best candidate picked": _about_selection(measures),
+        "Drafts accepted": _about_acceptance(measures),
     }
     return {name: text for name, text in notes.items() if text is not None}
 
@@ -108,4 +114,16 @@ def _about_selection(measures: dict[str, Any]) -> str | None:
     return (
         f"Of {measures['num_selections']} held-out prompts, those where the student scores the teacher's best "
         f"candidate highest; guessing would reach {percent(measures['selection_chance'], 0)}."
+    )
+
+
+def _about_acceptance(measures: dict[str, Any]) -> str | None:
+    if measures["no_acceptance_because"]:
+        return f"Not known, for {measures['no_acceptance_because']}."
+    if measures["acceptance"] is None:
+        return None
+    return (
+        "Of the tokens that the student would draft in speculative decoding, those that the teacher would accept, over "
+        f"{whole(measures['num_sampled_tokens'])} tokens of held-out texts by the teacher. With drafts of 4, a step of "
+        "the teacher gives the tokens of the row below; 5 at most."
     )

@@ -18,10 +18,11 @@ from storage.pages.tables import Cell, facts, table
 from storage.reading.cache import Cache
 from storage.records.manifest import MANIFEST_NAME
 from storage.report.cache_page import code, commands_block
-from student.config import MixConfig, TrainConfig
+from student.config import LoraConfig, MixConfig, TrainConfig
 from student.report.runs import Run
 from student.run_record import is_of_other_rows
 
+_NESTED = {"mix": MixConfig, "lora": LoraConfig}
 _PACKAGES = ("teachonce", "torch", "transformers", "pyarrow")
 
 
@@ -81,11 +82,12 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
 def train_line(run: Run, cache_path: str) -> str:
     """Return the command that trains a student again, with the settings that differ from the defaults."""
     flags = []
+    settings = {"dropout": None} | run.settings  # runs of earlier versions took the dropout of the student's config
     for field in dataclasses.fields(TrainConfig):
-        if field.name == "mix":
-            flags += _changed(MixConfig, run.settings.get("mix") or {}, "--mix.")
-        elif field.name in run.settings:
-            flags += _changed(TrainConfig, {field.name: run.settings[field.name]}, "--")
+        if field.name in _NESTED:
+            flags += _changed(_NESTED[field.name], settings.get(field.name) or {}, f"--{field.name}.")
+        elif field.name in settings:
+            flags += _changed(TrainConfig, {field.name: settings[field.name]}, "--")
     return shlex.join(["teachonce-student", "train", cache_path, "--out", str(run.directory), *flags])
 
 
@@ -93,7 +95,8 @@ def _changed(config: type, settings: dict[str, Any], prefix: str) -> list[str]:
     flags = []
     for field in dataclasses.fields(config):
         if field.name in settings and settings[field.name] != field.default:
-            flags += [f"{prefix}{field.name.replace('_', '-')}", str(settings[field.name])]
+            value = settings[field.name]
+            flags += [f"{prefix}{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return flags
 
 

@@ -23,7 +23,7 @@ _WORST_VERDICT = "far worse than its teacher"
 
 
 def sentences(run: Run, teacher: dict[str, Any]) -> list[str]:
-    """Return sentences about one student: its size, prediction, divergence, selection and variety of texts."""
+    """Return sentences about one student: size, prediction, divergence, selection, drafts and variety of texts."""
     measures = run.measures
     return [
         sentence
@@ -32,6 +32,7 @@ def sentences(run: Run, teacher: dict[str, Any]) -> list[str]:
             _prediction(measures),
             _divergence(measures),
             _selection(measures),
+            _speculation(measures),
             _diversity(measures.get("generation")),
         )
         if sentence
@@ -112,6 +113,14 @@ def _selection(measures: dict[str, Any]) -> str | None:
     ends = measures.get("selection_accuracy_interval")
     may_be_chance = ends is None or ends[0] <= chance <= ends[1]
     return f"{text}, from which these prompts cannot tell it." if may_be_chance else f"{text}."
+
+
+def _speculation(measures: dict[str, Any]) -> str | None:
+    if measures["acceptance"] is None:
+        return None
+    text = f"As a draft model it has {percent(measures['acceptance'], 0)} of its tokens accepted by the teacher"
+    tokens = measures["tokens_per_teacher_step"]
+    return f"{text}." if tokens is None else f"{text}, {decimal(tokens, 1)} tokens per step with drafts of 4."
 
 
 def _diversity(generation: dict[str, Any] | None) -> str | None:

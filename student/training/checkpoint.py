@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,7 +30,8 @@ from storage.disk.files import publishing, refusals
 from storage.errors import first_line
 from storage.reading.row_stream import StreamState
 from student.errors import CheckpointError
-from student.run_record import require_same_facts
+from student.model.adapters import merge_adapters
+from student.run_record import read_run, require_same_facts
 from student.training.learner import Learner
 from student.training.meter import Meter
 
@@ -47,7 +49,7 @@ def save_checkpoint(
     """
     parallel = learner.parallel
     model, optimizer = get_state_dict(parallel.model, learner.optimizer)
-    tensors = {"model": model, "optimizer": optimizer}
+    tensors = {"model": _without_frozen(model, parallel.model), "optimizer": optimizer}
     state: dict[str, Any] = {
         "step": step,
         "streams": {kind: asdict(stream) for kind, stream in streams.items()},
@@ -86,18 +88,32 @@ def load_checkpoint(out: Path, *, learner: Learner, run: dict[str, Any]) -> tupl
     if "sharded" in state:
         _load_sharded(out / state["sharded"], learner)
     else:
-        if _shapes(state["model"]) != _shapes(learner.parallel.model.state_dict()):
+        model = learner.parallel.model
+        if _shapes(state["model"]) != _shapes(_without_frozen(model.state_dict(), model)):
             raise CheckpointError(str(path), "its tensors are not those of the student that --preset describes")
-        _set_state(learner, state["model"], state["optimizer"], StateDictOptions(full_state_dict=True))
+        options = StateDictOptions(full_state_dict=True, strict=False)  # frozen weights are not in there
+        _set_state(learner, state["model"], state["optimizer"], options)
     torch.set_rng_state(state["random"])
     streams = {kind: StreamState(**stream) for kind, stream in state["streams"].items()}
     return state["step"], streams, Meter(processes=processes, **state.get("meter", {}))  # older versions saved no meter
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint; raise CheckpointError when it is not one of a run."""
+def begun_run(out: Path) -> dict[str, Any]:
+    """Return the facts of the run that is finished or has a checkpoint in `out`, {} for none; raise CheckpointError."""
+    path = out / CHECKPOINT_NAME
+    if run := read_run(out):
+        return run
+    found: dict[str, Any] = _read_state(path, mmap=zipfile.is_zipfile(path))["run"] if path.is_file() else {}
+    return found
+
+
+def _read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint; raise CheckpointError when it is not one of a run.
+
+    mmap: read tensors only when they are used.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # bytes that are no checkpoint can make the reader raise anything
         raise CheckpointError(str(path), _first_sentence(error)) from error
     if not isinstance(state, dict):
@@ -113,12 +129,21 @@ def _shapes(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
+def _without_frozen(tensors: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return a model's tensors without the weights that are not trained: they are those of --preset."""
+    parameters = model.named_parameters(remove_duplicate=False)  # a tied head has a name of its own
+    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
+    return {name: tensor for name, tensor in tensors.items() if name not in frozen}
+
+
 def whole_model(learner: Learner) -> Any:
-    """Return the student as one unsharded model. All processes call this.
+    """Return the student as one unsharded model, with its adapters merged. All processes call this at the end.
 
     With fsdp, only the first process's model has the trained weights.
     """
     model = learner.parallel.model
+    if learner.config.lora.rank is not None:
+        merge_adapters(model)
     if not learner.parallel.is_sharded:
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -13,9 +14,12 @@ from torch.distributed.tensor import DTensor
 from storage.progress import tell
 from storage.reading.cache import Cache
 from storage.tensors.memory import is_out_of_memory
+from storage.tensors.model_facts import num_parameters
 from storage.tensors.packing import Isolation
 from student.config import TrainConfig
 from student.errors import ArchitectureError, StudentMemoryError
+from student.model.adapters import add_adapters, require_adaptable
+from student.model.dropout import set_dropout
 from student.model.isolation import isolation_of
 from student.model.presets import build_student
 from student.processes import Processes
@@ -33,6 +37,19 @@ class Learner:
     optimizer: torch.optim.Optimizer
     objective: Objective
     config: TrainConfig
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """Number of parameters that the optimiser changes."""
+        return sum(p.numel() for p in self.parallel.model.parameters() if p.requires_grad)
+
+    def remarks(self) -> list[str]:
+        """Return lines for the user about effects of the settings on this cache, and about what is trained."""
+        remarks, rank = self.objective.remarks(), self.config.lora.rank
+        if rank is not None:
+            trained, whole = self.num_trained_parameters, num_parameters(self.parallel.model)
+            remarks.append(f"adapters of rank {rank}: {trained:,} of {whole:,} parameters are trained")
+        return remarks
 
     def step(self, step: int, rows: dict[str, pa.RecordBatch]) -> tuple[dict[str, Tensor], int]:
         """Run optimiser step 0, 1, … on this process's rows of each kind.
@@ -103,11 +120,25 @@ class Learner:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def _make_student(config: TrainConfig, cache: Cache) -> Any:
+    if config.lora.rank is not None:
+        require_adaptable(config.lora, config.preset)
+    model = build_student(config.preset, cache, config.seed)
+    if config.dropout is not None:
+        set_dropout(model, config.dropout)
+    if config.lora.rank is not None:
+        add_adapters(model, config.lora, config.preset, config.seed)
+    return model
+
+
 def make_learner(
     config: TrainConfig, cache: Cache, device: torch.device, processes: Processes | None = None
 ) -> Learner:
-    """Return the learner before its first step. Raise StudentError when the student does not fit the cache."""
-    model = build_student(config.preset, cache, config.seed).to(device).train()
+    """Return the learner before its first step. Raise StudentError when the student does not fit the cache.
+
+    Raise ConfigError and MissingExtraError as require_adaptable does.
+    """
+    model = _make_student(config, cache).to(device).train()
     processes = processes or Processes()
     if config.parallelism == "fsdp" and processes.world_size > 1 and isolation_of(model) is not Isolation.PACKED:
         # Processes have unlike numbers of documents, and fsdp gathers weights in every pass of all of them.

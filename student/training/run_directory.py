@@ -21,7 +21,7 @@ from storage.text.ends import as_stated
 from student.config import TrainConfig
 from student.errors import CheckpointError, ForeignFileError
 from student.run_record import BEGINNING, RUN_NAME, preset_facts, read_run, require_same_facts
-from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, is_sharded, remove_checkpoint
+from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, begun_run, is_sharded, remove_checkpoint
 from student.training.micro_batches import MICRO_BATCHES_NAME
 from student.training.run_log import LINE_BEGINNING, METRICS_NAME
 from student.training.tensorboard_log import TENSORBOARD_NAME
@@ -56,12 +56,24 @@ def note_incomplete(out: Path, cache: Cache) -> None:
         write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})
 
 
+def with_begun_dropout(config: TrainConfig) -> TrainConfig:
+    """Return the settings of a run that goes on as it began, raise CheckpointError when its record is damaged.
+
+    Earlier versions had no --dropout, and took what the student's config says: None. No flag has to be given for that.
+    """
+    begun = begun_run(config.out)
+    is_of_config = bool(begun) and begun.get("dropout") is None
+    return dataclasses.replace(config, dropout=None) if is_of_config and config.dropout == 0.0 else config
+
+
 def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:
     """Return the facts that decide a run's weights, as JSON values: its settings and the hashes of what it reads.
 
     Raise UnknownPresetError for a config that cannot be read.
     """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_FIELDS}
+    if config.lora.rank is None:
+        settings["lora"] = None  # as in runs of earlier versions, which do not state it
     facts = {"cache_sha256": cache.rows_sha256, **settings, **preset_facts(config.preset)}
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain

@@ -32,6 +32,7 @@ from student.training.run_directory import (
     require_same_run,
     run_facts,
     save_student,
+    with_begun_dropout,
 )
 from student.training.run_log import RunLog
 from student.training.stop_signals import stop_signals
@@ -66,7 +67,8 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
 def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
     with processes.together():
         require_own_directory(config.out)
-        config = with_remembered_micro_batches(with_batch_blocks(config, cache), processes)
+        config = with_begun_dropout(with_batch_blocks(config, cache))
+        config = with_remembered_micro_batches(config, processes)
         run = run_facts(config, cache)
     _require_same_everywhere(run, processes)
     with processes.together():
@@ -88,14 +90,15 @@ def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
         streams = _open_streams(config, cache, learner, states) if first_step < config.max_steps else {}
         if processes.is_first:
             note_incomplete(config.out, cache)
-            for remark in learner.objective.remarks():
+            for remark in learner.remarks():
                 print(remark, file=sys.stderr)
     with stop_signals() as stop:
         TrainingLoop(config, cache, learner, meter, run).run(first_step, streams, stop)
+    trained = {} if config.lora.rank is None else {"num_trained_parameters": learner.num_trained_parameters}
     model = whole_model(learner)
     with processes.together():
         if processes.is_first:
-            save_student(model, tokenizer, cache, config, run)
+            save_student(model, tokenizer, cache, config, run | trained)
     return config.out
 
 

@@ -102,6 +102,8 @@ def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
         {"temperatures": (float("inf"),)},
         {"mantissa_bits": 0},
         {"mantissa_bits": 11},
+        {"scalar_mantissa_bits": 2},
+        {"scalar_mantissa_bits": 11},
     ],
 )
 def test_soft_targets_that_cannot_be_made(settings: dict[str, object]) -> None:

@@ -54,7 +54,8 @@ def configured(helpers: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
 
     def configure(teacher: Path, name: str, **changes: Any) -> PrecomputeConfig:
         settings: dict[str, Any] = {
-            "block_size": BLOCK_SIZE, "soft_targets": SoftTargetsConfig(top_k=400, tail_weight=None),
+            "block_size": BLOCK_SIZE,
+            "soft_targets": SoftTargetsConfig(top_k=400, tail_weight=None, scalar_mantissa_bits=10),
             "samples": SamplesConfig(num_prompts=30, prompt_tokens=3, max_new_tokens=40),
             "beams": BeamsConfig(num_prompts=8, prompt_tokens=3, max_new_tokens=8),
         }  # fmt: skip

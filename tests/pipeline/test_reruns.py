@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import random
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import PrecomputeConfig, precompute
+from pipeline import PrecomputeConfig, SoftTargetsConfig, precompute
+from pipeline.estimate import render_plan
+from pipeline.run import plan_only
 from pipeline.teacher.model import Teacher
 from pipeline.work import work_directory
 from storage import Cache
 from storage.errors import CacheMismatchError, WriteRefusedError
 from tests.other_users import give_away, without_rights
 from tests.pipeline.stopping import Stop, fail_after
+from tests.precomputed import precomputed
 from tests.storage.sharing.merges import refusing
 
 Snapshot = Callable[[Path], dict[str, str]]
@@ -31,6 +35,27 @@ def test_a_rerun_of_a_finished_cache_changes_nothing(
     precompute(configure(copied))
     assert snapshot(copied) == before
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.arrow")} == written
+
+
+@pytest.mark.parametrize("begun_bits", [10, 4])
+def test_a_cache_begun_with_other_rounding_of_scalars_goes_on_with_its_own(
+    configure: Callable[..., PrecomputeConfig], tmp_path: Path, snapshot: Snapshot, begun_bits: int
+) -> None:
+    """Caches from before scalars were rounded state nothing: all 10 bits."""
+    settings = SoftTargetsConfig(top_k=4, tail_weight=0.05)
+    config = configure(tmp_path / "cache", kinds=("soft_targets",), soft_targets=settings)
+    other = dataclasses.replace(settings, scalar_mantissa_bits=begun_bits)
+    cache = precomputed(dataclasses.replace(config, soft_targets=other))
+    stated = cache.identity.config["soft_targets"].get("scalar_mantissa_bits")
+    assert stated == (None if begun_bits == 10 else begun_bits)
+    before = snapshot(cache.path)
+    (cache.path / "manifest.json").unlink()
+    shutil.rmtree(cache.path / "soft_targets")
+    assert "nothing was written" in plan_only(config, render_plan)
+    precompute(config)
+    assert snapshot(cache.path) == before
+    with pytest.raises(CacheMismatchError, match="scalar_mantissa_bits"):
+        precompute(dataclasses.replace(config, soft_targets=dataclasses.replace(settings, scalar_mantissa_bits=7)))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])

@@ -47,12 +47,12 @@ def find_adapter(where: str, library: Any, revision: str | None) -> Adapter | No
     return Adapter(revision=revision, settings=settings)
 
 
-def require_peft() -> Any:
-    """Return the module peft; raise MissingExtraError when it is not installed."""
+def require_peft(what: str = f"a model with an adapter ({ADAPTER_CONFIG})") -> Any:
+    """Return the module peft; raise MissingExtraError, which names what needs it, when it is not installed."""
     try:
         return importlib.import_module("peft")
     except ImportError as error:
-        raise MissingExtraError(f"a model with an adapter ({ADAPTER_CONFIG})", "peft", "peft") from error
+        raise MissingExtraError(what, "peft", "peft") from error
 
 
 def base_of(where: str, adapter: Adapter | None, stack: ExitStack) -> str:

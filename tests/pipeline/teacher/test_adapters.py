@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from pipeline import CutConfig, cut
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import NoSuchTeacherError
 from pipeline.teacher.loading import load_teacher
@@ -79,6 +80,14 @@ def test_an_adapter_is_part_of_teacher_and_student(
     plain = load_teacher(config_of(teacher_dir))
     assert teacher.weights_sha256 != plain.weights_sha256
     assert teacher.num_parameters == plain.num_parameters
+
+
+def test_a_cut_has_the_adapter_in_its_weights(adapt: Callable[[bool], tuple[Path, Any]], tmp_path: Path) -> None:
+    directory, expected_TV = adapt(False)
+    cut(CutConfig(teacher=str(directory), out=tmp_path / "cut", layers="2", device="cpu"))
+    with torch.inference_mode():
+        found_TV = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")(torch.from_numpy(IDS)).logits[0]
+    torch.testing.assert_close(found_TV, expected_TV, atol=1e-4, rtol=0)
 
 
 def test_adapters_that_cannot_be_applied(adapt: Callable[[bool], tuple[Path, Any]], tmp_path: Path) -> None:

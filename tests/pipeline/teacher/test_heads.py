@@ -28,7 +28,10 @@ def precompute(helpers: ModuleType, text_file: Path, tmp_path: Path) -> Precompu
         model = make_model(model_type, 257, head_size=2.0)
         model.save_pretrained(tmp_path / "teacher")
         helpers.make_tokenizer(tmp_path / "teacher")
-        settings = {"max_tokens": 1500, "kinds": ("soft_targets",)} | changes
+        soft_targets = helpers.SoftTargetsConfig(
+            top_k=4, tail_weight=0.05, temperatures=(1.0, 2.0), scalar_mantissa_bits=10
+        )
+        settings = {"max_tokens": 1500, "kinds": ("soft_targets",), "soft_targets": soft_targets} | changes
         config = helpers.tiny_config(tmp_path / "teacher", text_file, tmp_path / "cache", **settings)
         return model, helpers.precomputed(config)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel
 
-from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig
+from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 from pipeline.errors import LeakingTeacherError
 from pipeline.estimate import render_plan
 from pipeline.run import plan_only
@@ -33,6 +33,9 @@ def configure_for(helpers: ModuleType, text_file: Path, tmp_path: Path) -> Calla
         helpers.make_tokenizer(directory)
         settings: dict[str, Any] = {
             "max_tokens": 1000,
+            "soft_targets": SoftTargetsConfig(
+                top_k=4, tail_weight=0.05, temperatures=(1.0, 2.0), scalar_mantissa_bits=10
+            ),
             "samples": SamplesConfig(num_prompts=4, per_prompt=2, prompt_tokens=9, max_new_tokens=10),
             "beams": BeamsConfig(num_prompts=3, prompt_tokens=9, num_beams=3, num_candidates=3, max_new_tokens=9),
         }

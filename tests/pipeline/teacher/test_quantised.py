@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.bitnet import pack_weights
 
+from pipeline import CutConfig, cut
 from pipeline.config import PrecomputeConfig
-from pipeline.errors import NoSuchTeacherError
+from pipeline.errors import NoSuchTeacherError, UncuttableTeacherError
 from pipeline.teacher.loading import load_teacher
 from storage.errors import ConfigError
 from tests.precomputed import precomputed
@@ -61,6 +62,8 @@ def test_a_quantised_teacher_says_how(bitnet: Path, configure: Callable[..., Pre
     torch.testing.assert_close(found_TV, expected_TV, atol=1e-3, rtol=0)
     with pytest.raises(ConfigError, match="quantised \\(bitnet\\) and compute in float32; leave --dtype out"):
         load_teacher(dataclasses.replace(config, dtype="bfloat16"))
+    with pytest.raises(UncuttableTeacherError, match=r"quantised \(bitnet\); give the model as it was before"):
+        cut(CutConfig(teacher=str(bitnet), out=tmp_path / "cut", layers="1"))
 
 
 def test_a_plain_teacher_says_nothing_of_it(configure: Callable[..., PrecomputeConfig], tmp_path: Path) -> None:

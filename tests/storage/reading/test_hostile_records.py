@@ -147,6 +147,7 @@ RECORDS = (
             "tail weight in a list": inside("config", "soft_targets", tail_weight=[0.25]),
             "tail weight that is no number": inside("config", "soft_targets", tail_weight=float("nan")),
             "mantissa bits beyond float16": inside("config", "soft_targets", mantissa_bits=11),
+            "mantissa bits of scalars beyond float16": inside("config", "soft_targets", scalar_mantissa_bits=11),
             "wanted targets in version 1": inside("config", "soft_targets", is_wanted=True),
             "wanted targets as a number": inside("config", "soft_targets", is_wanted=1),
             "wanted targets as text": inside("config", "soft_targets", is_wanted="true"),

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_float16
+from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_at_random, round_float16
 
 ALL_MANTISSA_BITS = range(1, FLOAT16_MANTISSA_BITS + 1)
 EVERY_FLOAT16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -124,3 +126,21 @@ def test_a_logprob_never_becomes_positive_and_shape_is_kept() -> None:
 
 def test_an_empty_array_is_served() -> None:
     assert round_float16(np.empty(0, dtype=np.float32), 6).shape == (0,)
+
+
+@pytest.mark.parametrize("mantissa_bits", [3, 6, 9])
+def test_rounding_at_random_takes_the_two_neighbours_with_the_values_as_expectation(mantissa_bits: int) -> None:
+    uniforms = np.random.default_rng(0).random(100_000)
+    for value in (-7.3, -0.0123, 5.9999, 1.0):
+        rounded = round_at_random(np.full(100_000, value), mantissa_bits, uniforms).astype(np.float64)
+        quantum = 2.0 ** (math.floor(math.log2(abs(value))) - mantissa_bits)
+        neighbours = {math.floor(value / quantum) * quantum, math.ceil(value / quantum) * quantum}
+        assert set(rounded.tolist()) <= neighbours
+        assert abs(rounded.mean() - value) < 4 * quantum / 2 / math.sqrt(100_000) + 1e-6 * abs(value)
+
+
+def test_rounding_at_random_keeps_what_has_few_bits_and_what_is_not_finite() -> None:
+    few_bits = np.array([[0.0, -0.0, -1.0, np.nan], [-0.5, -12.0, -65280.0, -np.inf]])
+    for uniforms in (np.zeros((2, 4)), np.full((2, 4), 1 - 2**-53)):
+        np.testing.assert_array_equal(round_at_random(few_bits, 7, uniforms), few_bits)
+        assert np.isfinite(round_at_random(np.array([[-65500.0, -1e30, 1e30, 1e-30]] * 2), 7, uniforms)).all()

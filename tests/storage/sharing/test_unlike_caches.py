@@ -64,6 +64,7 @@ def test_a_cache_that_differs_is_refused_by_field(
           ("seed", "max_tokens", "document_separator", "shard_tokens", "text_column", "validation_fraction",
            "messages_column", "prompt_column", "completion_column", "on_bad_row",
            "samples.num_prompts", "samples.prompt_column", "beams.num_prompts")),
+        {"config": config_with("soft_targets.scalar_mantissa_bits", 6)},
         {"teacher": TEACHER | {"id": "elsewhere", "revision": "main"}},
         {"software": {"teachonce": "0.9"}},
     ],

@@ -63,7 +63,7 @@ def test_a_cache_of_one_kind_has_only_its_groups(
         line.split()[0].strip(",") for line in text.splitlines()[2:] if line and not line.startswith((" ", "["))
     ]
     assert heading.split()[0] in headings
-    assert len(headings) == {"soft_targets": 4, "samples": 1, "beams": 1}[kind]
+    assert len(headings) == {"soft_targets": 4, "samples": 2, "beams": 1}[kind]
     assert "None" not in text
     assert "nan" not in text
 

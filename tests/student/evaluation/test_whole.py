@@ -42,7 +42,10 @@ def test_the_whole_evaluation_holds_what_training_measures_and_intervals_around_
         assert found[name] == pytest.approx(value, rel=1e-6), name
     assert found["model_bytes"] == (tmp_path / "model" / "model.safetensors").stat().st_size
     assert found["num_blocks"] == len(validation_rows(cache))
-    names = ("perplexity", "teacher_perplexity", "kl_nats", "top1_agreement", "top5_agreement", "kendall_tau")
+    names = (
+        "perplexity", "teacher_perplexity", "kl_nats", "top1_agreement", "top5_agreement", "kendall_tau", "acceptance",
+        "tokens_per_teacher_step",
+    )  # fmt: skip
     for name in names:
         low, high = found[f"{name}_interval"]
         assert low < found[name] < high, name
@@ -76,10 +79,11 @@ def test_every_cache_gives_every_key_and_none_where_it_has_no_rows(
     keys = set(evaluated(model, cache))
     of_blocks = {name for name in keys if name.startswith(("perpl", "teacher", "kl_", "top", "calibration"))}
     of_beams = {name for name in keys if name.startswith(("selection", "mean_reciprocal", "kendall"))}
-    for kind, measured in (("soft_targets", of_blocks), ("beams", of_beams), ("samples", {"generation"})):
+    of_samples = {name for name in keys if name.startswith(("generation", "acceptance", "tokens_per"))}
+    for kind, measured in (("soft_targets", of_blocks), ("beams", of_beams), ("samples", of_samples)):
         found = evaluated(model, make_cache(kinds=(kind,)))
         assert set(found) == keys
-        counts = {"num_parameters", "model_bytes", "num_targets", "num_blocks", "num_selections"}
+        counts = {"num_parameters", "model_bytes", "num_targets", "num_blocks", "num_selections", "num_sampled_tokens"}
         assert {name for name in keys - counts if found[name] is not None} == measured
         assert (found["num_targets"] is not None) == (kind == "soft_targets")
         assert evaluated(model, make_cache(kinds=(kind,)), num_prompts=0)["generation"] is None

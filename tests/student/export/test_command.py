@@ -118,6 +118,8 @@ def test_a_card_states_data_and_licence_of_the_very_cache_alone(
     cache = cached_student[1]
     source = cache.identity.data["source"]
     assert f"Data: `{source}`" in model_card(read_run(trained), cache, kept[1], "small")
+    adapted = model_card(read_run(trained) | {"lora": {"rank": 4}}, cache, kept[1], "small")
+    assert "in `8` steps by adapters of rank `4`, preset `mini`" in adapted
     for other in (bucketed_cache, None):
         card = model_card(read_run(trained), other, kept[1], "small")
         assert "not known" in card

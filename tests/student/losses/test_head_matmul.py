@@ -38,6 +38,7 @@ def test_a_row_without_mass_has_none() -> None:
     assert logits.tolist() == [[0.0] * 5, [0.0, 0.0, 0.0, 1.0, 0.0]]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("num_positions", [0, 1, 7])
 @pytest.mark.parametrize(("matmul_dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
@@ -47,8 +48,9 @@ def test_chunks_cover_all_positions(
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(num_positions, 6, generator=generator), torch.randn(11, 6, generator=generator)
     upstream = torch.randn(num_positions, 11, generator=generator)
-    plain = OutputHead(weight_VD=weight)
+    plain = OutputHead(weight_VD=weight.requires_grad_())
     gradients = HeadGradients.to_fill(hidden, plain)
+    assert gradients.weight_VD is not None
     gradients.hidden_PD.fill_(torch.nan)
     head = ChunkedHead(hidden, plain, matmul_dtype=matmul_dtype, chunk_positions=chunk)
     found = [torch.empty(0, 11)]
@@ -61,3 +63,12 @@ def test_chunks_cover_all_positions(
     torch.testing.assert_close(torch.cat(found).double(), expected[0], **close)
     torch.testing.assert_close(gradients.hidden_PD.double(), expected[1], **close)
     torch.testing.assert_close(gradients.weight_VD.double(), upstream.double().T @ hidden.double(), **close)
+
+
+@pytest.mark.parametrize(("weight_learns", "bias_learns"), [(False, False), (False, True), (True, False)])
+def test_what_does_not_learn_costs_no_memory_for_its_gradient(weight_learns: bool, bias_learns: bool) -> None:
+    head = OutputHead(
+        weight_VD=torch.ones(11, 6, requires_grad=weight_learns), bias_V=torch.ones(11, requires_grad=bias_learns)
+    )
+    gradients = HeadGradients.to_fill(torch.ones(3, 6), head)
+    assert (gradients.weight_VD is not None, gradients.bias_V is not None) == (weight_learns, bias_learns)

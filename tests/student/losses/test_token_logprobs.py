@@ -50,6 +50,17 @@ def test_a_loss_that_is_not_a_plain_sum_gets_its_gradient() -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
 
 
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same() -> None:
+    hidden, weight, ids, upstream = make(9)
+    found = []
+    for is_trained in (True, False):
+        leaf, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(is_trained)
+        (plain(leaf, head, ids) * upstream).sum().backward()
+        assert (head.grad is not None) == is_trained
+        found.append(leaf.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_other_precisions_stay_close() -> None:
     hidden, weight, ids, upstream = make(64, torch.float32)
     exact = dense(hidden.double(), weight.double(), ids)

@@ -32,6 +32,9 @@ def made_up_measures(**changes: Any) -> dict[str, Any]:
         "selection_accuracy": 0.625, "selection_accuracy_interval": [0.47, 0.78], "selection_chance": 0.25,
         "num_selections": 32, "mean_reciprocal_rank": 0.77, "mean_reciprocal_rank_interval": [0.67, 0.87],
         "kendall_tau": 0.47, "kendall_tau_interval": [0.32, 0.6],
+        "acceptance": 0.715, "acceptance_interval": [0.69, 0.74], "num_sampled_tokens": 2_048,
+        "tokens_per_teacher_step": 2.87, "tokens_per_teacher_step_interval": [2.75, 2.99],
+        "no_acceptance_because": None,
         "kl_by_position": [
             {"first_position": f, "last_position": t, "num_targets": n, "kl_nats": k, "kl_standard_error": e}
             for f, t, n, k, e in ((0, 0, 90, 0.6, 0.05), (1, 1, 90, 0.55, None), (2, 3, 180, 0.5, 0.02))

@@ -19,6 +19,7 @@ from storage import Cache
 from storage.pages import page
 from storage.rows.beams import decode as decode_beams
 from student import MixConfig, TrainConfig
+from student.config import LoraConfig
 from student.report.candidates import candidates_view, places, rank_some_prompts
 from student.report.passage import heat, look_at_passage, passage_view, quoted
 from student.report.reproduction import train_line
@@ -157,6 +158,7 @@ def test_the_line_to_type_is_the_run_again() -> None:
     config = TrainConfig(
         cache="a cache", out=Path("out dir"), preset="mini", max_steps=600, learning_rate=2e-3, warmup_steps=7,
         selection_temperature=None, loss="jsd", mix=MixConfig(labels=1.0, beams=0.0),
+        dropout=0.1, lora=LoraConfig(rank=4, train_embeddings=True),
     )  # fmt: skip
     settings = dataclasses.asdict(config)
     for name in ("cache", "out", "device", "quiet", "local_cache_dir", "allow_incomplete"):

@@ -26,6 +26,7 @@ def test_a_summary_says_every_number() -> None:
         "clearly worse than its teacher: its perplexity is 100.2, the teacher's 50.1 (100 % higher)",
         "lost 0.500 nats per token of what the teacher says (KL) and names the teacher's first choice at 56 %",
         "picks the best for 62 % of 32 prompts; guessing would for 25 %.",
+        "As a draft model it has 72 % of its tokens accepted by the teacher, 2.9 tokens per step with drafts of 4.",
         "about as varied as the teacher's: 81 % of its token pairs are different ones, 82 % of the teacher's",
     ):
         assert part in text
@@ -90,6 +91,7 @@ def test_what_was_not_measured_is_not_told() -> None:
     absent = dict.fromkeys(
         ("perplexity", "teacher_perplexity", "kl_nats", "top1_agreement", "top5_agreement", "selection_accuracy",
          "selection_chance", "generation", "calibration", "mean_reciprocal_rank", "kendall_tau",
+         "acceptance", "tokens_per_teacher_step",
          "perplexity_interval", "teacher_perplexity_interval", "kl_nats_interval", "top1_agreement_interval")
     )  # fmt: skip
     text = words(**absent)
@@ -104,11 +106,14 @@ def test_footnotes_are_of_rows_that_have_one() -> None:
         return headline([make_run(measures=made_up_measures(**changes))], TEACHER, "a machine")
 
     whole = marked()
-    assert [whole.count(f"<sup>{mark}</sup>") for mark in "1234"] == [2, 2, 2, 0]
+    assert [whole.count(f"<sup>{mark}</sup>") for mark in "12345"] == [2, 2, 2, 2, 0]
     assert "Best candidate picked <sup>3</sup>" in whole
     without_kl = marked(kl_nats=None)
-    assert [without_kl.count(f"<sup>{mark}</sup>") for mark in "123"] == [2, 2, 0]
+    assert [without_kl.count(f"<sup>{mark}</sup>") for mark in "1234"] == [2, 2, 2, 0]
     assert "Best candidate picked <sup>2</sup>" in without_kl
+    reason = "the cache's texts were drawn at temperature 0.7"
+    other_law = marked(acceptance=None, tokens_per_teacher_step=None, no_acceptance_because=reason)
+    assert f"<sup>4</sup> Not known, for {reason}." in unescape(other_law)
 
 
 def test_against_the_baseline() -> None:
@@ -142,6 +147,7 @@ def test_the_headline_has_the_figures_of_every_model() -> None:
     text = headline(runs, TEACHER, "2 threads")
     figures = (
         "1,000,000", "250,000", "25.0 %", "671", "50.1", "100.2", "0.500", "0.750", "56 %", "62 %", "0.77", "0.47",
+        "72 %", "2.87", share_interval([0.69, 0.74], 0), interval([2.75, 2.99], 2),
         "1.5 %", "1.1 %", interval([45.25, 55.5], 1), interval([91.5, 110.75], 1), interval([0.48, 0.52], 3),
         share_interval([0.55, 0.57], 0),
     )  # fmt: skip
@@ -149,4 +155,6 @@ def test_the_headline_has_the_figures_of_every_model() -> None:
         assert f">{figure}<" in text, figure
     assert "&lt;plain&gt;" in text
     assert "plain text alone" in text
+    adapted = make_run(settings={"num_trained_parameters": 4096}, measures=made_up_measures())
+    assert "25.0 %, 4,096 trained" in headline([adapted], TEACHER, "2 threads")
     assert "Measured for this page on 2 threads" in unescape(text)

@@ -15,6 +15,7 @@ import torch
 
 from storage import Cache
 from student import MixConfig, TrainConfig
+from student.config import LoraConfig
 from student.errors import CheckpointError, NoSuchStudentError, PresetChangedError, RunMismatchError
 from student.training.trainer import train
 from tests.student.training.runs import Undisturbed, final_files, stopped_at
@@ -27,6 +28,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "max_steps": {"max_steps": 9},
     "seed": {"seed": 1},
     "batch_blocks": {"batch_blocks": 5},
+    "dropout": {"dropout": 0.2},
+    "lora": {"lora": LoraConfig(rank=2)},
     "mix": {"mix": MixConfig(labels=0.2)},
     "loss": {"loss": "jsd"},
     "dtype": {"dtype": "bfloat16"},

@@ -88,10 +88,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
 def train_arguments(
     cache: Cache, shape: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Any]:
-    """Command line of a run without dropout, which would draw other zeros in every process."""
+    """Command line of a run."""
     config = tmp_path_factory.mktemp("preset") / "student.json"
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config.write_text(json.dumps({"model_type": "gpt2"} | shape | {"n_layer": 2} | no_dropout))
+    config.write_text(json.dumps({"model_type": "gpt2"} | shape | {"n_layer": 2}))
 
     def make(out: Path, *more: object) -> list[object]:
         sizes = [part for kind in BATCH_ROWS for part in (f"--batch-{BATCH_FLAGS[kind]}", BATCH_ROWS[kind])]
@@ -177,14 +176,26 @@ def test_several_processes_train_as_one_does(
     AutoModelForCausalLM.from_pretrained(out)
 
 
+def test_adapters_train_in_two_processes_as_in_one(
+    launch: Launch, train_arguments: Callable[..., list[object]], alone: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    outs = {world_size: tmp_path / str(world_size) for world_size in (1, 2)}
+    for world_size, out in outs.items():
+        ended = launch(world_size, *train_arguments(out, "--preset", alone, "--lora.rank", 2))
+        assert ended.exit_codes == [0] * world_size, ended.messages(0)
+        assert [ended.messages(rank).count("adapters of rank 2") for rank in range(world_size)] == [1, 0][:world_size]
+    require_same_run(outs[2], outs[1])
+    assert not torch.equal(logprobs_of(outs[1]), logprobs_of(alone))
+
+
 def test_a_bias_of_the_head_learns_in_several_processes(
     launch: Launch, train_arguments: Callable[..., list[object]], tmp_path: Path
 ) -> None:
     """Weight and bias of the head get their gradients from the loss, not from the head's own forward pass."""
     shape = {
         "vocab_size": 257, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "attention_dropout": 0.0,
-        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "eos_token_id": 256,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "eos_token_id": 256,
     }  # fmt: skip
     preset = tmp_path / "phi.json"
     preset.write_text(json.dumps({"model_type": "phi"} | shape))
