@@ -105,10 +105,10 @@ def runs_of(size: Size) -> Iterator[Run]:
     arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_8_top_0"))
     num_blocks = max(1, steps // _NUM_EPOCHS) * size.student.batch_blocks
     yield Run(table=f"{_NUM_EPOCHS} epochs", name="epochs", seed=first, steps=steps, arms=arms, num_blocks=num_blocks)
-    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0", "tail_64_top_0"))
-    yield Run(table="four times the batch", name="large", seed=first, steps=steps // 3, arms=arms, batches=4)
     arms = tuple(Arm(beginning=name) for name in size.shapes)
     yield Run(table="shapes", name="shapes", seed=first, steps=steps, arms=arms)
+    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0"))
+    yield Run(table="four times the batch", name="large", seed=first, steps=steps // 3, arms=arms, batches=4)
 
 
 def _by_rates(beginning: str, rates: tuple[float, ...]) -> tuple[Arm, ...]:
@@ -138,6 +138,6 @@ SIZES = {
         teacher=TeacherConfig(layers=6, width=192, steps=900, batch_blocks=16, learning_rate=2e-3),
         student=StudentConfig(layers=2, width=192, steps=240, batch_blocks=8),
         seeds=(0, 1, 2),
-        shapes=("fresh 4x128", "even, mlp 50 %", "even, mlp 25 %", "layers 0", "layers 1", "layers 5", "layers 0 2 5"),
+        shapes=("fresh 4x128", "even, mlp 50 %", "layers 0"),
     ),
 }
