@@ -99,6 +99,11 @@ def runs_of(size: Size) -> Iterator[Run]:
     for seed in others:
         yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
         yield _soon(seed, steps)
+    yield from _with_first_seed_alone(size)
+
+
+def _with_first_seed_alone(size: Size) -> Iterator[Run]:
+    steps, first = size.student.steps, size.seeds[0]
     for beginning in ("even", "fresh"):
         arms = tuple(Arm(beginning=beginning, positions=choice) for choice in ("all", *_CHOICES[:3]))
         yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
