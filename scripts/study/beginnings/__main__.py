@@ -4,8 +4,8 @@
     python -m scripts.study.beginnings run --size cpu --out study       # in as many terminals as there are cores
     python -m scripts.study.beginnings show --out study                 # tables in Markdown
 
-`run` trains one teacher. Then it trains students in groups that share batches, seed and teacher. `--size quick` takes
-about ten minutes on two cores and `cpu` about two hours.
+`run` trains one teacher. Then it trains students in groups that share batches, seed and teacher. `--size cpu` takes
+about an hour of one idle core (added up from parts). `quick` only shows that everything runs.
 """
 
 from __future__ import annotations
