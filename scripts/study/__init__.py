@@ -1,1 +1,1 @@
-"""The study of sparse targets: students and noise (scripts/study/targets.py) and bytes (scripts/study/bytes.py)."""
+"""The study of what teaches best: targets (targets.py), bytes of targets (bytes.py) and beginnings (beginnings/)."""

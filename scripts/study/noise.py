@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.study.networks import StudentConfig, chunk_positions, hidden_states, logprobs, new_model
 from scripts.study.schemes import Scheme, Teaching, all_schemes
-from scripts.study.students import Student, StudentConfig, chunk_positions, hidden_states, logprobs, uniforms_of
+from scripts.study.students import Student, uniforms_of
 from scripts.study.text import batch_indices
 
 _GOLDEN = 0.6180339887498949
@@ -35,10 +36,10 @@ def gradient_noise(
     block_size = blocks.shape[1] - 1
     by_name = {scheme.name: scheme for scheme in all_schemes()}
     device = next(teacher.parameters()).device
-    student = Student(by_name["full"], config, teacher.config.vocab_size, block_size, 0, device)
+    student = Student(by_name["full"], config, new_model(config, teacher.config.vocab_size, block_size, 0, device))
     for step, batch in enumerate(batch_indices(len(blocks), config.batch_blocks, seed=5, steps=warm_up_steps)):
         _forward(student, teacher, blocks[batch], batch, seed=0)
-        student.finish(step, config)
+        student.finish(step)
     places = likeness_order(teacher.lm_head.weight.detach())
     schemes = [by_name["random_sampling_12"], by_name["random_sampling_50"]]
     for denominator in (16, 32):

@@ -23,15 +23,19 @@ _MOST_DRAWS = 50
 class Teaching:
     """The teacher's distributions at a chunk of positions, computed once for all schemes.
 
-    logprobs, probs [C, V]; top_logprobs, top_ids [C, min(128, V)]; uniforms [C, 50] float64; label_ids [C].
+    logprobs, probs [C, V]; uniforms [C, 50] float64; label_ids [C].
     """
 
     logprobs: Tensor
     probs: Tensor
-    top_logprobs: Tensor
-    top_ids: Tensor
     uniforms: Tensor
     label_ids: Tensor
+
+    @cached_property
+    def top(self) -> tuple[Tensor, Tensor]:
+        """The largest log-probabilities and their ids, both [C, min(128, V)]."""
+        logprobs, ids = self.logprobs.topk(min(128, self.logprobs.shape[1]), dim=1)
+        return logprobs, ids
 
     @cached_property
     def drawn_ids(self) -> Tensor:
@@ -42,16 +46,8 @@ class Teaching:
 
     @classmethod
     def of(cls, logprobs_CV: Tensor, uniforms: Tensor, label_ids_C: Tensor) -> Teaching:
-        """Compute probabilities and the most probable ids from the teacher's log-probabilities."""
-        top_logprobs, top_ids = logprobs_CV.topk(min(128, logprobs_CV.shape[1]), dim=1)
-        return cls(
-            logprobs=logprobs_CV,
-            probs=logprobs_CV.exp(),
-            top_logprobs=top_logprobs,
-            top_ids=top_ids,
-            uniforms=uniforms,
-            label_ids=label_ids_C,
-        )
+        """Compute probabilities from the teacher's log-probabilities."""
+        return cls(logprobs=logprobs_CV, probs=logprobs_CV.exp(), uniforms=uniforms, label_ids=label_ids_C)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +77,16 @@ def all_schemes() -> list[Scheme]:
         _fitted_curve(k=64, num_exact=16, degree=5),
         _fitted_curve(k=50, num_exact=1, degree=2),
     ]
+
+
+def with_labels(scheme: Scheme, weight: float) -> Scheme:
+    """Return a scheme whose loss is `weight` times that of the labels more."""
+    labels_only = _labels_only()
+
+    def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
+        return scheme.gradient(softmax_CV, teaching) + weight * labels_only.gradient(softmax_CV, teaching)
+
+    return Scheme(name=f"{scheme.name} + {weight:g} ce", gradient=gradient)
 
 
 def _cross_entropy_gradient(softmax_CV: Tensor, ids_CK: Tensor, weights_CK: Tensor) -> Tensor:
@@ -114,7 +120,8 @@ def _full() -> Scheme:
 
 def _top_k(k: int, *, renormalised: bool) -> Scheme:
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
-        ids_CK, p_CK = teaching.top_ids[:, :k], _round(teaching.top_logprobs[:, :k]).exp()
+        logprobs_CK, ids_CK = (column[:, :k] for column in teaching.top)
+        p_CK = _round(logprobs_CK).exp()
         if renormalised:
             return _cross_entropy_gradient(softmax_CV, ids_CK, p_CK / p_CK.sum(1, keepdim=True))
         # ∂/∂z of the KL with the tail as one bucket: s − p on the head, s (1 − r / s_tail) elsewhere.
@@ -173,7 +180,7 @@ def _fitted_curve(*, k: int, num_exact: int, degree: int) -> Scheme:
     """
 
     def gradient(softmax_CV: Tensor, teaching: Teaching) -> Tensor:
-        top_CK, ids_CK = teaching.top_logprobs[:, :k], teaching.top_ids[:, :k]
+        top_CK, ids_CK = (column[:, :k] for column in teaching.top)
         rank = torch.linspace(-1, 1, k - num_exact, device=top_CK.device, dtype=torch.float64)
         basis = torch.stack([rank**d for d in range(degree + 1)], dim=1)
         projection = basis @ torch.linalg.pinv(basis)

@@ -1,4 +1,4 @@
-"""Train the teacher and the students of the study. All students take each step together, one student per scheme.
+"""Train the students of the study. All students of a comparison take each step together.
 
 Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabulary, D width.
 """
@@ -6,79 +6,33 @@ Shape legend: B blocks, T positions, P = B·T, C positions of a chunk, V vocabul
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.study.measures import Measures
+from scripts.study.measures import evaluate_models
+from scripts.study.networks import (
+    StudentConfig,
+    autocast,
+    chunk_positions,
+    hidden_states,
+    logits,
+    logprobs,
+    new_model,
+    set_rate,
+)
+from scripts.study.positions import ALL_POSITIONS, PositionChoice, Survey
 from scripts.study.schemes import Scheme, Teaching
 from scripts.study.text import batch_indices
-from scripts.support.teachers import LABELS_ONLY, new_gpt2
 from storage.draws import hash_uniform
 from storage.progress import Progress
-from storage.tensors.output_head import OutputHead
-from student.losses.fused_head import fused_head_loss
-from student.losses.targets import SparseTargets
 
 _UNIFORMS_PER_POSITION = 50
 _DRAW = 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Shape and training of the teacher."""
-
-    layers: int = 12
-    width: int = 768
-    steps: int = 3000
-    batch_blocks: int = 128
-    learning_rate: float = 6e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """Shape and training of the students."""
-
-    layers: int = 4
-    width: int = 256
-    steps: int = 800
-    batch_blocks: int = 64
-    learning_rate: float = 1e-3
-    beta2: float = 0.95
-
-
-def train_teacher(config: TeacherConfig, path: Path, blocks: Tensor, vocab_size: int, device: torch.device) -> Any:
-    """Return the teacher saved at `path`. Train and save it first if the file does not exist."""
-    model = _new_model(config, vocab_size, blocks.shape[1] - 1, 0, device)
-    if path.is_file():
-        model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-        return model.eval()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    with Progress(config.steps, "teacher", "steps") as bar:
-        batches = batch_indices(len(blocks), config.batch_blocks, seed=100, steps=config.steps)
-        for step, batch in enumerate(batches):
-            _set_rate(optimizer, step, config.steps, config.learning_rate)
-            ids = blocks[batch].to(device)
-            with _autocast(device):
-                hidden = model.base_model(ids[:, :-1]).last_hidden_state.flatten(0, 1)
-                targets = SparseTargets.labels_only(ids[:, 1:].reshape(-1))
-                loss = fused_head_loss(hidden, OutputHead(weight_VD=model.lm_head.weight), targets, LABELS_ONLY)[
-                    0
-                ] / len(hidden)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            bar.update(1)
-    torch.save(model.state_dict(), path)
-    return model.eval()
 
 
 def train_students(
@@ -97,26 +51,8 @@ def train_students(
     """
     device = next(teacher.parameters()).device
     vocab_size, block_size = teacher.config.vocab_size, train.shape[1] - 1
-    students = [Student(scheme, config, vocab_size, block_size, seed, device) for scheme in schemes]
-    chunk = chunk_positions(vocab_size, device)
-    with Progress(config.steps, f"{name}, seed {seed}", "steps") as bar:
-        for step, batch in enumerate(batch_indices(len(train), config.batch_blocks, seed=seed, steps=config.steps)):
-            ids = train[batch].to(device)
-            labels_P = ids[:, 1:].reshape(-1)
-            uniforms = uniforms_of(batch, block_size, seed, device)
-            teacher_PD = hidden_states(teacher, ids[:, :-1])
-            for student in students:
-                student.begin(ids[:, :-1])
-            with torch.no_grad():
-                for start in range(0, len(labels_P), chunk):
-                    part = slice(start, start + chunk)
-                    logprobs_CV = logprobs(teacher, teacher_PD[part])
-                    teaching = Teaching.of(logprobs_CV, uniforms[part], labels_P[part])
-                    for student in students:
-                        student.add_chunk(part, teaching)
-            for student in students:
-                student.finish(step, config)
-            bar.update(1)
+    students = [Student(scheme, config, new_model(config, vocab_size, block_size, seed, device)) for scheme in schemes]
+    train_in_lockstep(students, teacher, train, seed, name)
     models = {student.scheme.name: student.model for student in students}
     averaged = {student.scheme.name: student.averaged_model() for student in students}
     found, found_averaged = (evaluate_models(group, teacher, held_out) for group in (models, averaged))
@@ -124,6 +60,47 @@ def train_students(
         name: found[name] | {f"averaged_{measure}": value for measure, value in found_averaged[name].items()}
         for name in models
     }
+
+
+def train_in_lockstep(students: list[Student], teacher: Any, train: Tensor, seed: int, name: str) -> None:
+    """Train students on the same batches. Their settings agree in batch_blocks and steps."""
+    device = next(teacher.parameters()).device
+    config, block_size = students[0].config, train.shape[1] - 1
+    choosing = [student for student in students if student.positions is not ALL_POSITIONS]
+    with Progress(config.steps, f"{name}, seed {seed}", "steps") as bar:
+        for step, batch in enumerate(batch_indices(len(train), config.batch_blocks, seed=seed, steps=config.steps)):
+            ids = train[batch].to(device)
+            teacher_PD = hidden_states(teacher, ids[:, :-1])
+            uniforms, labels_P = uniforms_of(batch, block_size, seed, device), ids[:, 1:].reshape(-1)
+            for student in _timed(students):
+                student.begin(ids[:, :-1])
+            if choosing:
+                for part, teaching in _teachings(teacher, teacher_PD, uniforms, labels_P):
+                    for student in _timed(choosing):
+                        student.survey_chunk(part, teaching)
+            for part, teaching in _teachings(teacher, teacher_PD, uniforms, labels_P):
+                for student in _timed(students):
+                    student.add_chunk(part, teaching)
+            for student in _timed(students):
+                student.finish(step)
+            bar.update(1)
+
+
+def _timed(students: Iterable[Student]) -> Iterator[Student]:
+    """Yield students, and add to each the processor's time until the next is asked for."""
+    for student in students:
+        start = time.process_time()
+        yield student
+        student.cpu_seconds += time.process_time() - start
+
+
+def _teachings(
+    teacher: Any, teacher_PD: Tensor, uniforms: Tensor, labels_P: Tensor
+) -> Iterator[tuple[slice, Teaching]]:
+    chunk = chunk_positions(teacher.config.vocab_size, teacher_PD.device)
+    for start in range(0, len(labels_P), chunk):
+        part = slice(start, start + chunk)
+        yield part, Teaching.of(logprobs(teacher, teacher_PD[part]), uniforms[part], labels_P[part])
 
 
 def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device) -> Tensor:
@@ -134,64 +111,22 @@ def uniforms_of(blocks: Tensor, block_size: int, seed: int, device: torch.device
     return torch.from_numpy(values.reshape(-1, _UNIFORMS_PER_POSITION)).to(device)
 
 
-def chunk_positions(vocab_size: int, device: torch.device) -> int:
-    """Return the number of positions whose logits are held in memory at once."""
-    return 4096 if device.type == "cuda" else max(32, (1 << 20) // vocab_size)
-
-
-@torch.no_grad()
-def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
-    """Return the last hidden states [P, D]."""
-    with _autocast(input_ids.device):
-        hidden: Tensor = model.base_model(input_ids).last_hidden_state.flatten(0, 1)
-    return hidden
-
-
-@torch.no_grad()
-def logprobs(model: Any, hidden_CD: Tensor) -> Tensor:
-    """Return log-probabilities [C, V] in float32."""
-    return torch.log_softmax(_logits(hidden_CD, model.lm_head.weight), dim=1)
-
-
-def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    if hidden_CD.is_cuda:
-        return (hidden_CD.bfloat16() @ weight_VD.bfloat16().T).float()
-    return hidden_CD @ weight_VD.T
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
-
-
-def _new_model(
-    config: TeacherConfig | StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
-) -> Any:
-    return new_gpt2(
-        vocab_size=vocab_size, layers=config.layers, width=config.width, heads=config.width // 64,
-        context=block_size, eos_token_id=0, seed=seed, device=device.type,
-    )  # fmt: skip
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
-    """Set the learning rate: linear warm-up over a twentieth of the steps, then a cosine to a tenth of the peak."""
-    warmup = max(1, steps // 20)
-    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = peak * ((step + 1) / warmup if step < warmup else cosine)
-
-
 class Student:
-    """A student with its optimiser, its averaged weights, and the gradient that accumulates chunk by chunk."""
+    """A student with its optimiser, its averaged weights, and the gradient that accumulates chunk by chunk.
+
+    cpu_seconds: time of the processor that its steps took so far.
+    """
 
     def __init__(
-        self, scheme: Scheme, config: StudentConfig, vocab_size: int, block_size: int, seed: int, device: torch.device
+        self, scheme: Scheme, config: StudentConfig, model: Any, positions: PositionChoice = ALL_POSITIONS
     ) -> None:
         self.scheme = scheme
-        self.model = _new_model(config, vocab_size, block_size, seed, device)
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True
-        )
-        self._average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.config = config
+        self.model = model
+        self.positions = positions
+        self.cpu_seconds = 0.0
+        self._optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, config.beta2), weight_decay=0.1, fused=True)
+        self._average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     def averaged_model(self) -> Any:
         """Return a copy of the model with the running average of the weights."""
@@ -201,54 +136,45 @@ class Student:
 
     def begin(self, input_ids: Tensor) -> None:
         """Run the body on a batch and clear the gradients of hidden states and head."""
-        with _autocast(input_ids.device):
+        with autocast(input_ids.device):
             self._hidden_PD = self.model.base_model(input_ids).last_hidden_state.flatten(0, 1)
         self._grad_PD = torch.empty_like(self._hidden_PD)
         self._grad_VD = torch.zeros_like(self.model.lm_head.weight)
+        self._survey = Survey()
 
+    @torch.no_grad()
+    def survey_chunk(self, part: slice, teaching: Teaching) -> None:
+        """Measure the student at a chunk of positions, to choose among them later."""
+        self._survey.add(logprobs(self.model, self._hidden_PD[part].detach()), teaching)
+
+    @torch.no_grad()
     def add_chunk(self, part: slice, teaching: Teaching) -> None:
         """Add the gradients of a chunk of positions with respect to hidden states and head."""
         weight_VD, hidden_CD = self.model.lm_head.weight.detach(), self._hidden_PD[part].detach()
-        softmax_CV = torch.softmax(_logits(hidden_CD, weight_VD), dim=1)
+        softmax_CV = torch.softmax(logits(hidden_CD, weight_VD), dim=1)
         grad_CV = self.scheme.gradient(softmax_CV, teaching)
+        if self.positions is not ALL_POSITIONS:
+            grad_CV *= self.positions.weights(self._survey)[part, None]
         if grad_CV.is_cuda:
             grad_CV, weight_VD, hidden_CD = grad_CV.bfloat16(), weight_VD.bfloat16(), hidden_CD.bfloat16()
         self._grad_PD[part] = (grad_CV @ weight_VD).to(self._grad_PD.dtype)
         self._grad_VD += grad_CV.T @ hidden_CD
 
     def backward(self) -> None:
-        """Compute the gradients of the parameters for the mean loss over positions."""
+        """Compute the gradients of the parameters for the mean loss over the chosen positions."""
         num_positions = len(self._hidden_PD)
         self.model.zero_grad()
         self._hidden_PD.backward(self._grad_PD / num_positions)
         weight = self.model.lm_head.weight
         weight.grad = self._grad_VD / num_positions + (weight.grad if weight.grad is not None else 0)
 
-    def finish(self, step: int, config: StudentConfig) -> None:
+    def finish(self, step: int) -> None:
         """Take a step of the optimiser and update the running average of the weights."""
         self.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        _set_rate(self._optimizer, step, config.steps, config.learning_rate)
+        config = self.config
+        set_rate(self._optimizer, step, config.steps, config.learning_rate, config.warmup_share)
         self._optimizer.step()
         decay = min(0.99, (step + 1) / (step + 10))
         parameters = dict(self.model.named_parameters())
         torch._foreach_lerp_(list(self._average.values()), [parameters[n].detach() for n in self._average], 1 - decay)
-
-
-@torch.no_grad()
-def evaluate_models(models: dict[str, Any], teacher: Any, held_out: Tensor) -> dict[str, dict[str, float]]:
-    """Return each model's measures on held-out blocks: dense KL from the teacher, perplexity, calibration error."""
-    device = next(teacher.parameters()).device
-    chunk = chunk_positions(teacher.config.vocab_size, device)
-    measures = {name: Measures() for name in models}
-    for blocks in torch.split(held_out, 16):
-        ids = blocks.to(device)
-        labels_P = ids[:, 1:].reshape(-1)
-        teacher_PD = hidden_states(teacher, ids[:, :-1])
-        hidden = {name: hidden_states(model, ids[:, :-1]) for name, model in models.items()}
-        for start in range(0, len(labels_P), chunk):
-            part = slice(start, start + chunk)
-            teacher_CV = logprobs(teacher, teacher_PD[part])
-            for name, model in models.items():
-                measures[name].add(logprobs(model, hidden[name][part]), teacher_CV, labels_P[part])
-    return {name: found.summary() for name, found in measures.items()}

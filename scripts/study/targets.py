@@ -13,10 +13,7 @@ the vocabulary size of GPT-2.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,18 +22,12 @@ import torch
 import tyro
 
 from scripts.study import report, text
+from scripts.study.measures import evaluate_models
+from scripts.study.networks import StudentConfig, TeacherConfig, hidden_states, logprobs
 from scripts.study.noise import gradient_noise
 from scripts.study.schemes import Teaching, all_schemes
-from scripts.study.students import (
-    StudentConfig,
-    TeacherConfig,
-    evaluate_models,
-    hidden_states,
-    logprobs,
-    train_students,
-    train_teacher,
-    uniforms_of,
-)
+from scripts.study.sharing import claimed, shared_teacher
+from scripts.study.students import train_students, uniforms_of
 from storage.tensors.matmul_precision import use_fast_matmul
 from student.model.device import choose_device
 
@@ -116,7 +107,7 @@ def noise(size: Literal["quick", "cpu", "gpu"], out: Path = Path("study")) -> No
     use_fast_matmul()
     device = choose_device(chosen.device)
     train, _ = text.read_blocks(out, chosen.block_size)
-    teacher = train_teacher(chosen.teacher, out / "teacher.pt", train, text.read_facts(out)["vocab_size"], device)
+    teacher = shared_teacher(chosen.teacher, out, train, device)
     found = gradient_noise(chosen.student, teacher, train, warm_up_steps=chosen.student.steps // 2)
     print(report.noise_table(found))
 
@@ -145,41 +136,26 @@ def run_study(size: Size, out: Path) -> None:
     """
     device = choose_device(size.device)
     use_fast_matmul()
-    facts = text.read_facts(out)
     train, held_out = text.read_blocks(out, size.block_size)
     (out / "runs").mkdir(exist_ok=True)
-    with (out / "teacher.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        teacher = train_teacher(size.teacher, out / "teacher.pt", train, facts["vocab_size"], device)
+    teacher = shared_teacher(size.teacher, out, train, device)
     for name in size.variations:
         config = variation_of(size.student, name)
         schemes = [s for s in all_schemes() if name == "main" or s.name in _FEW]
         for seed in size.seeds:
-            with _claimed(out / "runs" / f"{name}-{seed}.json") as path:
+            with claimed(out / "runs" / f"{name}-{seed}.json") as path:
                 if path:
                     found = train_students(config, schemes, teacher, train, held_out, seed, name)
                     content = {"variation": name, "settings": asdict(config), "seed": seed, "schemes": found}
                     path.write_text(json.dumps(content, indent=1))
     about = {
-        "text": facts,
+        "text": text.read_facts(out),
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores",
         "teacher_config": asdict(size.teacher),
         "teacher": evaluate_models({"teacher": teacher}, teacher, held_out)["teacher"],
         "bytes_per_token": _stored_bytes(teacher, held_out[:_NUM_BLOCKS_FOR_BYTES], size.block_size),
     }
     (out / "facts.json").write_text(json.dumps(about, indent=1))
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[Path | None]:
-    """Lock a run and yield the path of its results. Yield None when it is finished or locked by another process."""
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield None if path.is_file() else path
 
 
 def _stored_bytes(teacher: Any, blocks: torch.Tensor, block_size: int) -> dict[str, float]:

@@ -11,9 +11,9 @@ import torch
 
 from scripts.study import report
 from scripts.study.measures import Measures, calibration_error
+from scripts.study.networks import StudentConfig, TeacherConfig
 from scripts.study.schemes import MANTISSA_BITS, Scheme, Teaching, _round, all_schemes
 from scripts.study.stored_bytes import draw_counts_bytes
-from scripts.study.students import StudentConfig, TeacherConfig
 from scripts.study.targets import Size, run_study
 from storage.rows.bit_rounding import round_float16
 
@@ -87,6 +87,7 @@ def test_measures_equal_the_float64_truth() -> None:
     s, p = student.numpy().astype(np.float64), np.exp(teacher.numpy().astype(np.float64))
     assert found["kl_nats"] == pytest.approx((p * np.log(p / s)).sum(1).mean(), rel=1e-5)
     assert found["entropy_nats"] == pytest.approx(-(p * np.log(p)).sum(1).mean(), rel=1e-5)
+    assert found["acceptance"] == pytest.approx(np.minimum(p, s).sum(1).mean(), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(-np.log(s[np.arange(200), labels]).mean()), rel=1e-5)
 
 
