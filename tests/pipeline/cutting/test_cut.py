@@ -21,6 +21,7 @@ from pipeline.cutting.importance import layer_importance
 from pipeline.cutting.record import read_record, render
 from pipeline.errors import CutTakenError, ForeignTokenizerError, UncuttableTeacherError
 from storage import Cache
+from storage.errors import ConfigError
 from storage.rows.soft_targets import decode
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -195,6 +196,13 @@ def test_wrong_inputs_get_one_line(
     assert expected in errors
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "cut").exists()
+
+
+def test_nobody_is_told_to_remove_the_teacher(teacher_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(teacher_dir)
+    for out in (teacher_dir, tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"is the teacher; name another directory$"):
+            pipeline.cut(config_of(teacher_dir, out, layers="1"))
 
 
 def test_what_is_somebody_elses_is_left_alone(teacher_dir: Path, tmp_path: Path) -> None:
