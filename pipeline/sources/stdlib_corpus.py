@@ -27,12 +27,13 @@ def docstring_documents(root: Path) -> Iterator[str]:
     """Yield one document for each module below `root` that has docstrings."""
     for path in sorted(root.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(path.relative_to(root).parts):
-            text = "\n\n".join(_docstrings(path))
+            text = "\n\n".join(module_docstrings(path))
             if text:
                 yield text + "\n"
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def module_docstrings(path: Path) -> Iterator[str]:
+    """Yield the docstrings of a module in source order, each under a line with the name that it documents."""
     try:
         module = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):

@@ -2,85 +2,45 @@
 
     python -m scripts.demo.make_teacher --data stdlib --out demo/teacher
 
+If it was killed, the same line goes on from its last checkpoint, which is kept in OUT.training until the teacher is
+finished. With as many threads it ends with the same weights. With a higher --epochs it trains longer.
+
 The model reads the training split only. It never sees the documents that teachonce-precompute holds out with the same
 seed and validation fraction. The BPE counts pairs over all documents, the held-out ones too.
 """
 
 from __future__ import annotations
 
-import functools
+import json
+import shlex
+import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 import tyro
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.tokenization import tokenize_corpus
-from pipeline.sources.corpus import open_corpus
-from scripts.support.teachers import EOS, LABELS_ONLY, new_gpt2, train_byte_level_bpe
+from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
+from pipeline.sources.corpus import Corpus, open_corpus
+from scripts.demo.card import TrainedTeacher, write_card
+from scripts.demo.held_out import continuations, measure
+from scripts.demo.package_text import sources_path
+from scripts.demo.teacher_config import TeacherConfig
+from scripts.demo.training import Schedule, train_model
+from scripts.support.teachers import EOS, new_gpt2, train_byte_level_bpe
 from storage.command import run_command
 from storage.disk.directories import publishing_path
-from storage.disk.files import refusals
-from storage.draws import hash_permutation
+from storage.disk.files import refusals, write_file
 from storage.errors import ConfigError
-from storage.progress import Progress
-from storage.remote.directory import require_local
-from storage.rows.segments import position_ids, valid_targets
+from storage.progress import tell
 from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.model_facts import num_parameters
-from student.losses.fused_head import fused_head_loss
-from student.losses.targets import SparseTargets
-from student.model.architecture import hidden_states, output_head
-
-MIN_VOCAB_SIZE = 257
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Settings of a teacher with GPT-2's architecture that is trained on plain text."""
-
-    out: Path
-    """Directory to write the teacher to."""
-    data: str = "stdlib"
-    """Text to train on, given as for teachonce-precompute --data."""
-    vocab_size: int = 4096
-    """Entries of the byte-level BPE, which is trained too."""
-    layers: int = 4
-    width: int = 256
-    heads: int = 8
-    context: int = 256
-    block_size: int = 128
-    """Targets per block."""
-    epochs: float = 3.0
-    """Passes over the training split."""
-    batch_blocks: int = 16
-    learning_rate: float = 2e-3
-    """Peak of the learning rate, which then falls to almost zero along a one-cycle schedule."""
-    validation_fraction: float = 0.05
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_local(self.out)
-        for name in ("layers", "width", "heads", "context", "epochs", "batch_blocks", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")
-        if self.vocab_size < MIN_VOCAB_SIZE:
-            raise ConfigError(
-                f"--vocab-size is {self.vocab_size}, expected {MIN_VOCAB_SIZE} (all bytes and the end) or more"
-            )
-        if self.width % self.heads:
-            raise ConfigError(f"--width is {self.width}, expected a multiple of --heads ({self.heads})")
-        if self.block_size > self.context:
-            raise ConfigError(f"--block-size is {self.block_size}, expected at most --context ({self.context})")
 
 
 def main() -> None:
@@ -91,91 +51,123 @@ def main() -> None:
 def make_teacher() -> int:
     """Train and save the teacher and its tokenizer. Leave a finished teacher as it is.
 
-    Raises ConfigError when --out is a file or holds something other than a teacher.
+    Raises ConfigError when --out is a file or holds something other than a teacher, or when an unfinished teacher was
+    begun with other settings.
     """
     config = tyro.cli(TeacherConfig, description=__doc__)
     transformers.logging.disable_progress_bar()
     if (config.out / "config.json").is_file():
-        print(f"{config.out}: a teacher is there already", file=sys.stderr)
+        tell(f"{config.out}: a teacher is there already")
         return 0
     if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise ConfigError(f"--out {config.out}: is there already and is no teacher; name a new or an empty directory")
-    reading = PrecomputeConfig(
+    use_fast_matmul()
+    work_dir = config.out.with_name(f"{config.out.name}.training")
+    corpus = open_corpus(_reading(config, config.data))
+    _require_same_teacher(work_dir, config, corpus)
+    tokenizer = _own_tokenizer(work_dir, config, corpus)
+    tokenized = _tokenize(work_dir / "tokens", config, config.data, tokenizer)
+    schedule = _schedule(config, len(tokenized.blocks["train"]))
+    model = new_gpt2(
+        vocab_size=len(tokenizer), layers=config.layers, width=config.width, heads=config.heads,
+        context=config.context, eos_token_id=tokenizer.eos_token_id, seed=config.seed, device="cpu",
+    )  # fmt: skip
+    tell(f"teacher: {num_parameters(model):,} parameters, {len(tokenized.blocks['train']):,} blocks")
+    train_model(model, tokenized.blocks["train"], schedule, work_dir)
+    model.to(dtype=torch.float16 if config.half_precision else torch.float32)
+    with publishing_path(config.out) as staged, refusals(config.out):
+        tokenizer.save_pretrained(staged)
+        model.save_pretrained(staged)
+        write_card(staged, _describe(model.float(), tokenizer, tokenized, schedule, config))
+    shutil.rmtree(work_dir)
+    return 0
+
+
+def _reading(config: TeacherConfig, data: str) -> PrecomputeConfig:
+    return PrecomputeConfig(
         teacher=str(config.out),
-        data=config.data,
+        data=data,
         out=config.out,
         block_size=config.block_size,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
     )
-    corpus = open_corpus(reading)
-    texts = (piece for document in corpus.documents() for piece in document.pieces)
-    trained = train_byte_level_bpe(texts, config.vocab_size)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS, bos_token=EOS)
-    with tempfile.TemporaryDirectory() as work_dir:
-        tokenized = tokenize_corpus(
-            corpus,
-            tokenizer,
-            reading,
-            vocab_size=len(tokenizer),
-            context_length=config.context,
-            work_dir=Path(work_dir) / "work",
-        )
-        model = train_model(tokenized.blocks["train"], tokenizer, config)
-    with publishing_path(config.out) as staged, refusals(config.out):
-        tokenizer.save_pretrained(staged)
-        model.save_pretrained(staged)
-    return 0
 
 
-def train_model(blocks: Blocks, tokenizer: PreTrainedTokenizerFast, config: TeacherConfig) -> Any:
-    """Train on the next tokens of shuffled blocks. Documents in a block cannot attend to each other."""
-    use_fast_matmul()
-    model = new_gpt2(
-        vocab_size=len(tokenizer), layers=config.layers, width=config.width, heads=config.heads,
-        context=config.context, eos_token_id=tokenizer.eos_token_id, seed=config.seed, device="cpu",
-    )  # fmt: skip
-    steps = max(1, int(config.epochs * len(blocks)) // config.batch_blocks)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
+def _schedule(config: TeacherConfig, num_blocks: int) -> Schedule:
+    return Schedule(
+        steps=max(1, int(config.epochs * num_blocks) // config.batch_blocks),
+        batch_blocks=config.batch_blocks,
+        learning_rate=config.learning_rate,
+        computes_in=getattr(torch, config.dtype),
+        seed=config.seed,
     )
-    print(f"teacher: {num_parameters(model):,} parameters, {len(blocks):,} blocks", file=sys.stderr)
-    with Progress(steps, "train teacher", "steps") as bar:
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss = _loss(model, blocks, _rows_of(step, len(blocks), config))
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            bar.update(1, loss=f"{float(loss.detach()):.3f}")
-    return model.eval()
 
 
-def _rows_of(step: int, num_blocks: int, config: TeacherConfig) -> list[int]:
-    first = step * config.batch_blocks
-    return [
-        int(_epoch_order(num_blocks, config.seed, i // num_blocks)[i % num_blocks])
-        for i in range(first, first + config.batch_blocks)
-    ]
+def _require_same_teacher(work_dir: Path, config: TeacherConfig, corpus: Corpus) -> None:
+    """Raise ConfigError when another teacher was begun in `work_dir`. Another --epochs may be the same teacher."""
+    facts = config.settings_of_a_step() | {"data": f"{corpus.source} ({corpus.fingerprint[:16]})"}
+    path = work_dir / "settings.json"
+    if not path.is_file():
+        write_file(path, json.dumps(facts).encode())
+        return
+    for name, begun in json.loads(path.read_text()).items():
+        if begun != facts[name]:
+            raise ConfigError(
+                f"{work_dir}: begun with --{name.replace('_', '-')} {begun}, not {facts[name]}; "
+                "repeat it, or delete that directory"
+            )
 
 
-@functools.lru_cache(maxsize=2)
-def _epoch_order(num_blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return hash_permutation(num_blocks, seed, epoch)
+def _own_tokenizer(work_dir: Path, config: TeacherConfig, corpus: Corpus) -> PreTrainedTokenizerFast:
+    directory = work_dir / "tokenizer"
+    if not directory.is_dir():
+        texts = (piece for document in corpus.documents() for piece in document.pieces)
+        trained = train_byte_level_bpe(texts, config.vocab_size)
+        with publishing_path(directory) as staged, refusals(directory):
+            PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS, bos_token=EOS).save_pretrained(staged)
+    return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
-def _loss(model: Any, blocks: Blocks, rows: list[int]) -> torch.Tensor:
-    input_ids = np.concatenate([blocks.input_ids(row, row + 1) for row in rows]).astype(np.int64)
-    lengths = [blocks.segment_lengths(row) for row in rows]
-    is_valid = np.stack([valid_targets(segment_lengths) for segment_lengths in lengths])
-    positions = np.stack([position_ids(segment_lengths)[:-1] for segment_lengths in lengths])
-    hidden = hidden_states(model, torch.from_numpy(input_ids[:, :-1].copy()), torch.from_numpy(positions))
-    labels = torch.from_numpy(input_ids[:, 1:][is_valid])
-    hidden_PD = hidden[torch.from_numpy(is_valid)]
-    total, _, _ = fused_head_loss(hidden_PD, output_head(model), SparseTargets.labels_only(labels), LABELS_ONLY)
-    return total / len(labels)
+def _tokenize(work_dir: Path, config: TeacherConfig, data: str, tokenizer: Any) -> TokenizedCorpus:
+    reading = _reading(config, data)
+    return tokenize_corpus(
+        open_corpus(reading),
+        tokenizer,
+        reading,
+        vocab_size=len(tokenizer),
+        context_length=config.context,
+        work_dir=work_dir,
+    )
+
+
+def _describe(
+    model: Any, tokenizer: Any, tokenized: TokenizedCorpus, schedule: Schedule, config: TeacherConfig
+) -> TrainedTeacher:
+    blocks = tokenized.blocks["train"]
+    sources = sources_path(Path(config.data))
+    held_out = [(tokenized.blocks["validation"], f"documents of {Path(config.data).name} that are held out")]
+    if config.unseen_data is not None:
+        with tempfile.TemporaryDirectory() as work_dir:
+            unseen = _tokenize(
+                Path(work_dir) / "tokens", replace(config, validation_fraction=0.0), config.unseen_data, tokenizer
+            )
+            held_out.append((unseen.blocks["train"], Path(config.unseen_data).name))
+    return TrainedTeacher(
+        line=f"python -m scripts.demo.make_teacher {shlex.join(sys.argv[1:])}",
+        shape=(
+            f"{num_parameters(model):,} parameters: {config.layers} layers of {config.width}, {config.heads} heads, "
+            f"{len(tokenizer):,} tokens, context {config.context}."
+        ),
+        training=(
+            f"{schedule.steps:,} steps of {config.batch_blocks * config.block_size:,} tokens, "
+            f"{schedule.steps * config.batch_blocks / len(blocks):.2f} passes over "
+            f"{len(blocks) * config.block_size:,} tokens. Threads: {torch.get_num_threads()}."
+        ),
+        sources=json.loads(sources.read_text()) if sources.is_file() else (),
+        held_out=[measure(model, tokenizer, blocks, text) for blocks, text in held_out if len(blocks)],
+        continuations=continuations(model, tokenizer, config.seed),
+    )
 
 
 if __name__ == "__main__":
