@@ -21,10 +21,10 @@ TeachonceError
     ├── UnknownHeadError       the teacher's logits do not follow from its hidden states
     ├── LeakingTeacherError    the teacher is not causal, so nothing keeps documents apart
     ├── TeacherMemoryError     one row does not fit into memory
+    ├── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
     ├── UncuttableTeacherError no smaller model can be cut out of the teacher so
     ├── NoSuchLayerError       the teacher has no such layer
     └── ForeignTokenizerError  the ids of a cache are other tokens to the teacher
-    ├── TeacherOutputError     the teacher's logits contain NaN or +infinity, or no token is possible
 ```
 """
 

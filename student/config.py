@@ -57,6 +57,10 @@ class LoraConfig:
     def __post_init__(self) -> None:
         _require(self.rank is None or self.rank >= 1, f"--lora.rank is {self.rank}, expected at least 1, or None")
         _require(0 < self.alpha < math.inf, f"--lora.alpha is {self.alpha}, expected a number above 0")
+        _require(
+            self.rank is not None or (self.alpha == LoraConfig.alpha and not self.train_embeddings),
+            "--lora.alpha and --lora.train-embeddings are read only with --lora.rank; give it, or leave them out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

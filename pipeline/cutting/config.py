@@ -15,7 +15,8 @@ from storage.errors import ConfigError
 from storage.remote.directory import require_local
 
 By = Literal["even", "importance"]
-_LAYERS = re.compile(r"\d+(,\d+)*,?")
+_NUMBER = "(0|[1-9][0-9]{0,8})"
+_LAYERS = re.compile(f"{_NUMBER}(,{_NUMBER})*,?")
 
 
 @dataclass(frozen=True, kw_only=True)

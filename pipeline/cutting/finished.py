@@ -10,6 +10,7 @@ from pipeline.cutting.config import CutConfig
 from pipeline.cutting.record import RECORD_NAME, CutRecord, read_record
 from pipeline.errors import CutTakenError
 from pipeline.teacher.loading import load_as_stored
+from storage.errors import ConfigError
 from storage.progress import tell
 
 _PLACES = ("teacher", "cache", "data")
@@ -19,10 +20,13 @@ _UNRECORDED = ("out", "device", "plan", "quiet")
 def finished_cut(config: CutConfig) -> CutRecord | None:
     """Return the record of the cut at --out, None when nothing is there. Print that it is there already.
 
-    Raises CutTakenError when something else is there, be it a cut with other settings or out of other weights.
+    Raises CutTakenError when something else is there, be it a cut with other settings or out of other weights, and
+    ConfigError when it is the teacher, which nobody shall be told to remove.
     """
     if not config.out.exists() or (config.out.is_dir() and not any(config.out.iterdir())):
         return None
+    if Path(config.teacher).is_dir() and config.out.samefile(config.teacher):
+        raise ConfigError(f"--out {config.out}: is the teacher; name another directory")
     record = read_record(config.out)
     if record is None:
         raise CutTakenError(str(config.out), f"something without a {RECORD_NAME} of teachonce-cut is there")

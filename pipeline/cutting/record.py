@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.disk.json_files import read_json_object
 from storage.errors import UnusableModelError
+from storage.pages.markdown import inline_code
 
 RECORD_NAME = "cut.json"
 
@@ -28,8 +31,8 @@ class CutRecord:
 
     teacher: name, revision, architecture, licence (None when its card names none) and sha256 of weights. settings: the
     flags that decide what is kept. text: what showed what matters, and its tokens; None when nothing was measured.
-    layers, neurons, heads: numbers of what is kept, of how many, and the importance that was measured; neurons and
-    heads are None when all are kept.
+    layers, neurons, heads: numbers of what is kept, of how many, and the importance that was measured (not stated of
+    neurons, which are many); neurons and heads are None when all are kept.
     """
 
     teacher: dict[str, Any]
@@ -54,9 +57,11 @@ def read_record(directory: Path) -> CutRecord | None:
     try:
         stated = read_json_object(directory / RECORD_NAME)
         sizes = {name: Size(**stated[name]) for name in ("before", "after")}
-        return CutRecord(**(stated | sizes))
-    except (UnusableModelError, KeyError, TypeError):
+        record = CutRecord(**(stated | sizes))
+        model_card(record, RECORD_NAME)  # a record of which no card can be made is damaged
+    except (UnusableModelError, LookupError, TypeError, ValueError, AttributeError):
         return None
+    return record
 
 
 def render(record: CutRecord) -> str:
@@ -87,19 +92,20 @@ def model_card(record: CutRecord, title: str) -> str:
     header: dict[str, Any] = {"tags": ["teachonce", "pruned"], "library_name": "transformers"}
     if teacher["licence"]:
         header["license"] = teacher["licence"]
-    revision = f" revision {code(teacher['revision'])}," if teacher["revision"] else ""
+    name, architecture, sha256 = (inline_code(teacher[field]) for field in ("id", "architecture", "weights_sha256"))
+    revision = f" revision {inline_code(teacher['revision'])}," if teacher["revision"] else ""
     return f"""---
 {json.dumps(header, indent=1)}
 ---
 
-# {code(title)}
+# {inline_code(title)}
 
-A beginning for a student, cut by teachonce out of {code(teacher["id"])} ({code(teacher["architecture"])},{revision}
-sha256 of weights {code(teacher["weights_sha256"])}).
+A beginning for a student, cut by teachonce out of {name} ({architecture},{revision}
+sha256 of weights {sha256}).
 Nothing was trained since, so it is worse than its teacher until a student learns from there.
 
-- Licence of the teacher: {code(teacher["licence"] or "not named by its card")}
-- Command: {code(command(record.settings))}
+- Licence of the teacher: {inline_code(teacher["licence"] or "not named by its card")}
+- Command: {inline_code(command(record.settings, title))}
 
 ```
 {render(record)}
@@ -109,16 +115,10 @@ Nothing was trained since, so it is worse than its teacher until a student learn
 """
 
 
-def command(settings: dict[str, Any]) -> str:
-    """Return the command line of a cut, without places of the machine that it ran on."""
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if name != "teacher"]
-    return " ".join(["teachonce-cut", str(settings["teacher"]), *flags])
-
-
-def code(value: object) -> str:
-    """Return untrusted text as inline code, in which nothing is markup."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return f"`{text.replace('`', chr(39))}`"
+def command(settings: dict[str, Any], out: str) -> str:
+    """Return the command line of a cut, without places of the machine that it ran on; out: the name of its --out."""
+    flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items() if name != "teacher"]
+    return shlex.join(["teachonce-cut", settings["teacher"], *itertools.chain(*flags), "--out", out])
 
 
 def _source(text: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from storage.pages.markdown import inline_code
 from storage.reading.cache import Cache
 from storage.records.identity import NOT_STATED
 from student.export.trial import Trial
@@ -24,7 +25,7 @@ def model_card(run: dict[str, Any], cache: Cache | None, trial: Trial, title: st
 {json.dumps(header, indent=1)}
 ---
 
-# {_code(title)}
+# {inline_code(title)}
 
 {_origin(run)}
 
@@ -57,17 +58,17 @@ def _origin(run: dict[str, Any]) -> str:
     if not isinstance(teacher, dict):
         return "No record of its training was found beside this model."
     described = (
-        f"{_code(teacher.get('architecture'))}, {_code(teacher.get('num_parameters'))} parameters, "
-        f"sha256 of weights {_code(teacher.get('weights_sha256'))}"
+        f"{inline_code(teacher.get('architecture'))}, {inline_code(teacher.get('num_parameters'))} parameters, "
+        f"sha256 of weights {inline_code(teacher.get('weights_sha256'))}"
     )
     if teacher.get("architecture") == NOT_STATED:
         described = "not described: its targets were imported"
     rank = (run.get("lora") or {}).get("rank")
-    adapted = f" by adapters of rank {_code(rank)}" if rank else ""
+    adapted = f" by adapters of rank {inline_code(rank)}" if rank else ""
     return (
-        f"Distilled by teachonce from {_code(teacher.get('id'))} ({described}) "
-        f"in {_code(run.get('max_steps'))} steps{adapted}, preset {_code(run.get('preset'))}, "
-        f"loss {_code(run.get('loss'))}."
+        f"Distilled by teachonce from {inline_code(teacher.get('id'))} ({described}) "
+        f"in {inline_code(run.get('max_steps'))} steps{adapted}, preset {inline_code(run.get('preset'))}, "
+        f"loss {inline_code(run.get('loss'))}."
     )
 
 
@@ -75,12 +76,7 @@ def _data_lines(data: dict[str, Any]) -> str:
     if not data:
         return "Data and their licence: not known; the cache that it was trained from was not at hand."
     return "\n".join(
-        f"- Data: {_code(source.get('source'))}, licence {_code(source.get('licence') or 'not stated by the source')}"
+        f"- Data: {inline_code(source.get('source'))}, "
+        f"licence {inline_code(source.get('licence') or 'not stated by the source')}"
         for source in data.get("sources", [data])
     )
-
-
-def _code(value: object) -> str:
-    """Return untrusted text as inline code, in which nothing is markup."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return f"`{text.replace('`', chr(39))}`"

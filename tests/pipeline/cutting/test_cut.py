@@ -21,6 +21,7 @@ from pipeline.cutting.importance import layer_importance
 from pipeline.cutting.record import read_record, render
 from pipeline.errors import CutTakenError, ForeignTokenizerError, UncuttableTeacherError
 from storage import Cache
+from storage.errors import ConfigError
 from storage.rows.soft_targets import decode
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -78,7 +79,9 @@ def test_a_plan_says_what_is_then_written(llama: Path, cache: Cache, tmp_path: P
     assert f"→ {planned.after.num_parameters:,}" in render(planned)
     card = (config.out / "README.md").read_text()
     assert json.loads(card.split("---")[1])["license"] == "mit"
-    assert f"--layers {changes['layers']}" in card
+    command = next(line for line in card.splitlines() if line.startswith("- Command: "))
+    assert command.removeprefix("- Command: ").startswith(f"`teachonce-cut llama --layers {changes['layers']} ")
+    assert command.endswith(" --out cut`")
     assert str(tmp_path) not in card + (config.out / "cut.json").read_text()
     assert list(tmp_path.iterdir()) == [config.out]
 
@@ -165,6 +168,8 @@ WRONG = {
     "twice": (["--layers", "1,1"], "--layers 1,1: names layer 1 twice; a layer can be kept once"),
     "none": (["--layers", "0"], "--layers 0 keeps no layer"),
     "words": (["--layers", "half"], "--layers is 'half', expected a number of layers, or numbers as in 0,2,4"),
+    "many digits": (["--layers", "9" * 5000], "expected a number of layers, or numbers as in 0,2,4"),
+    "two zeros": (["--layers", "00"], "--layers is '00', expected a number of layers, or numbers as in 0,2,4"),
     "share": (["--keep-mlp", "1.5"], "--keep-mlp is 1.5, expected a share above 0 and at most 1"),
     "nothing": ([], "nothing to cut: give --layers, --keep-mlp or --keep-heads"),
     "no text": (["--layers", "1", "--by", "importance"], "--by importance: only a text shows what matters"),
@@ -193,6 +198,13 @@ def test_wrong_inputs_get_one_line(
     assert not (tmp_path / "cut").exists()
 
 
+def test_nobody_is_told_to_remove_the_teacher(teacher_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(teacher_dir)
+    for out in (teacher_dir, tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"is the teacher; name another directory$"):
+            pipeline.cut(config_of(teacher_dir, out, layers="1"))
+
+
 def test_what_is_somebody_elses_is_left_alone(teacher_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years of work")
     (tmp_path / "other").mkdir()
@@ -202,3 +214,22 @@ def test_what_is_somebody_elses_is_left_alone(teacher_dir: Path, tmp_path: Path)
             pipeline.cut(config_of(teacher_dir, out, layers="1"))
     (tmp_path / "empty").mkdir()
     assert pipeline.cut(config_of(teacher_dir, tmp_path / "empty", layers="1")).layers["kept"] == [0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"settings": None}, {"teacher": {}}, {"layers": []}, {"after": {"num_parameters": "", "weights_bytes": 1}}],
+)
+def test_a_damaged_record_is_none(teacher_dir: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
+    record: dict[str, Any] = {
+        "teacher": {"id": "t", "revision": None, "architecture": "A", "licence": None, "weights_sha256": "0"},
+        "settings": {"teacher": "t", "layers": "1"}, "text": None,
+        "layers": {"kept": [0], "of": 2, "importance": None}, "neurons": None, "heads": None, "dtype": "float32",
+        "before": {"num_parameters": 2, "weights_bytes": 8}, "after": {"num_parameters": 1, "weights_bytes": 4},
+        "software": {},
+    }  # fmt: skip
+    (tmp_path / "cut.json").write_text(json.dumps(record))
+    assert read_record(tmp_path) is not None
+    (tmp_path / "cut.json").write_text(json.dumps(record | damage))
+    with pytest.raises(CutTakenError, match=r"something without a cut\.json"):
+        pipeline.cut(config_of(teacher_dir, tmp_path, layers="1"))

@@ -142,6 +142,12 @@ def test_a_rank_or_alpha_that_means_nothing_is_refused(changes: dict[str, Any]) 
         LoraConfig(**changes)
 
 
+@pytest.mark.parametrize("changes", [{"alpha": 5.0}, {"train_embeddings": True}])
+def test_settings_of_adapters_need_a_rank(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"read only with --lora\.rank"):
+        LoraConfig(**changes)
+
+
 def test_adapters_of_what_they_do_not_suit_are_refused_in_one_line(
     config: TrainConfig, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
