@@ -49,8 +49,8 @@ in minutes, not to be right about anything."""
 
 _DATA = """## Data
 
-Docstrings of {num_packages} packages, as `scripts/teacher/package_text.py` chooses them: what reads as English, and what
-no other of them says. {num_left_out} of their modules are left out because they share a run of 12 words with a
+Docstrings of {num_packages} packages, as `scripts/teacher/package_text.py` chooses them: what reads as English, and
+what no other of them says. {num_left_out} of their modules are left out because they share a run of 12 words with a
 docstring of the standard library. With Python {python}:
 
 ```bash
