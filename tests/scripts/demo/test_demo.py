@@ -61,7 +61,15 @@ def test_another_demo_is_not_mixed_with_this_one(config: DemoConfig, tmp_path: P
     (tmp_path / "demo.json").write_text(json.dumps({"steps": 3, "preset": "mini"}))
     with pytest.raises(ConfigError, match="another version of the demo"):
         run_demo(DemoConfig(out=tmp_path, teacher=config.teacher))
-    facts = {"teacher": None, "data": None, "max_tokens": 400_000, "layers": "2", "steps": 3}
+    facts = {
+        "teacher": None,
+        "data": None,
+        "max_tokens": 250_000,
+        "layers": "3",
+        "keep_mlp": 0.5,
+        "steps": 3,
+        "seed": 0,
+    }
     (tmp_path / "demo.json").write_text(json.dumps(facts))
     with pytest.raises(ConfigError, match=r"made with --steps 3, not \d+; use another --out"):
         run_demo(DemoConfig(out=tmp_path))
