@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -80,10 +81,14 @@ def _require_cuttable(config: CutConfig, model: Any) -> None:
 
 
 def _measured(config: CutConfig, model: Any, tokenizer: Any, weights_sha256: str) -> tuple[Importance, dict[str, Any]]:
-    """Return what each part of the teacher does to the text, in its own number format, and what the text is."""
+    """Return what each part of the teacher does to the text, and what the text is.
+
+    A GPU computes in the model's own number format, a CPU in float32: half precision is many times slower there.
+    """
     device = find_device(config.device)
+    measured = copy.deepcopy(model).float() if device.type == "cpu" and model.dtype != torch.float32 else model
     teacher = Teacher(
-        model.to(device),
+        measured.to(device),
         tokenizer,
         device,
         name=name_of(config.run),
@@ -93,7 +98,7 @@ def _measured(config: CutConfig, model: Any, tokenizer: Any, weights_sha256: str
     )
     family = family_of(model, cuts_heads=config.keep_heads < 1) if config.cuts_width else None
     with open_text(config, teacher) as text:
-        importance = measure(model, text.batches(quiet=config.quiet), teacher.isolation, family)
+        importance = measure(measured, text.batches(quiet=config.quiet), teacher.isolation, family)
     model.to("cpu")
     return importance, text.facts | {"num_tokens": text.num_tokens}
 

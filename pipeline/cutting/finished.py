@@ -30,6 +30,8 @@ def finished_cut(config: CutConfig) -> CutRecord | None:
     record = read_record(config.out)
     if record is None:
         raise CutTakenError(str(config.out), f"something without a {RECORD_NAME} of teachonce-cut is there")
+    if not any(config.out.glob("*.safetensors")):
+        raise CutTakenError(str(config.out), "holds a cut that has lost its weights")
     settings = recorded_settings(config)
     for name in sorted({*record.settings, *settings}):
         found, wanted = (

@@ -1,1 +1,1 @@
-"""The demo runs the whole path from text to trained student on this machine, with a small teacher that it trains."""
+"""The demo: one run of a small teacher, three students without it, and a comparison of them."""

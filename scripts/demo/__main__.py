@@ -1,9 +1,9 @@
-"""Run the teacher once, train a student from the cache, and compare it with one trained on labels alone.
+"""Run a teacher once, train three students without it, and compare them: on labels alone, from the cache, and cut.
 
-    bash scripts/demo.sh                       # trains a small teacher first; no download
+    bash scripts/demo.sh                       # with the small teacher and the text that lie beside the demo
     bash scripts/demo.sh --teacher gpt2 --data Salesforce/wikitext:wikitext-103-raw-v1
 
-Each stage runs a command in a separate process. If you run the demo again, it reuses finished stages.
+Each stage runs commands that you could type. If you run the demo again, it reuses finished stages.
 """
 
 from __future__ import annotations

@@ -1,27 +1,41 @@
-"""Run the stages of the demo, each as a command in a separate process, and print their results."""
+"""Run the stages of the demo: the teacher's side, then, with the teacher gone, the students' side."""
 
 from __future__ import annotations
 
 import json
 import resource
-import shlex
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from storage import Cache, open_cache
+from scripts.demo.picture import take_picture
+from scripts.demo.results import continuations, results_of, table
+from scripts.demo.sides import Side
+from scripts.demo.stages import Stages
+from storage import open_cache
 from storage.errors import ConfigError
-from storage.rows.samples import decode
+from storage.progress import tell
 
-_PROMPTS_SHOWN = 3
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_PICTURE_SIZE = "1280,1500"
+_HERE = Path(__file__).parent
+EMBEDDED_TEACHER = _HERE / "teacher"
+EMBEDDED_TEXT = _HERE / "text" / "stdlib.jsonl.zst"
+# What the students differ in; everything else is the same for all three.
+STUDENTS = ("student", "ce_only", "cut")
+_LABELS_ALONE = ("--mix.soft-targets", "0", "--mix.samples", "0", "--mix.beams", "0", "--mix.labels", "1")
+# In so few steps the teacher's texts and candidates take more time than they teach (docs/beginnings.md).
+_FROM_THE_CACHE = ("--mix.samples", "0", "--mix.beams", "0")
+# Seconds on two idle cores.
+_STAGES = {
+    "the teacher runs once": 45.0,
+    "a beginning is cut from the teacher": 5.0,
+    "the cache is checked": 7.0,
+    "student: learns from the cache": 25.0,
+    "ce_only: learns from the labels alone": 20.0,
+    "cut: begins as layers of the teacher, learns from the cache": 25.0,
+    "the students are measured": 20.0,
+    "the page is written": 20.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,177 +45,112 @@ class DemoConfig:
     out: Path = Path("demo")
     """Directory for everything that the demo writes."""
     teacher: str | None = None
-    """Directory or hub id of a teacher. None trains a small teacher first."""
-    data: str = "stdlib"
-    """Text to use, given as for teachonce-precompute --data."""
-    preset: str = "mini"
-    """Shape of both students."""
-    steps: int = 600
-    """Training steps of each student: the one that learns from the cache and the one that learns from labels alone."""
+    """Directory or hub id of a teacher. None takes the small one that lies beside the demo."""
+    data: str | None = None
+    """Text to use, given as for teachonce-precompute --data. None takes docstrings that lie beside the demo."""
+    max_tokens: int | None = 250_000
+    """Most tokens of the text that the teacher reads; None reads all."""
+    layers: str = "3"
+    """Layers of the teacher that one student begins as, given as for teachonce-cut --layers; all have its shape."""
+    keep_mlp: float = 0.5
+    """Share of these layers' MLP neurons that it begins with; 1 for a teacher of whose neurons none can be left out."""
+    steps: int = 220
+    """Training steps of each student."""
+    seed: int = 0
+    """Seed of the students' new weights and of the order of rows, to see by how much another one changes the table."""
 
 
 def run_demo(config: DemoConfig) -> int:
-    """Run the stages and print the table."""
+    """Run the stages, print the table and write results.json and the page."""
     started = time.monotonic()
     _require_same_demo(config)
-    cache = config.out / "cache"
-    if not (cache / "manifest.json").is_file():
-        teacher = config.teacher or str(_own_teacher(config))
-        _run(
-            "pipeline.cli", "--teacher", teacher, "--data", config.data, "--out", str(cache),
-            "--samples.num-prompts", "768", "--samples.max-new-tokens", "48",
-            "--beams.num-prompts", "640", "--beams.max-new-tokens", "16",
-        )  # fmt: skip
-    if config.teacher is None:
-        _move_away(config)
-    _run("storage.cli", "verify", str(cache))
-    training = ("--preset", config.preset, "--max-steps", str(config.steps), "--learning-rate", "2e-3")
-    _run("student.cli", "train", str(cache), "--out", str(config.out / "student"), *training)
-    _run(
-        "student.cli", "train", str(cache), "--out", str(config.out / "ce_only"), *training,
-        "--mix.soft-targets", "0", "--mix.samples", "0", "--mix.beams", "0", "--mix.labels", "1",
-    )  # fmt: skip
-    results = _results(config, open_cache(cache))
-    (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(_table(results))
-    print(_continuations(config, open_cache(cache)))
-    report = _report(config, cache)
-    print(f"\n{config.out / 'results.json'} holds these figures; {_cost(started)}")
-    print(f"what the student learnt and lost: {report}")
+    stages = Stages(_STAGES)
+    _teacher_side(config, stages)
+    _student_side(config, stages)
+    (config.out / "seconds.json").write_text(json.dumps(stages.taken(), indent=1) + "\n")
+    print(f"\n{config.out / 'results.json'} holds the table's figures; {_cost(started)}")
+    print(f"what the students learnt and lost, as a page: {config.out / 'report.html'}")
     return 0
 
 
 def _require_same_demo(config: DemoConfig) -> None:
     """Raise ConfigError when --out holds stages of a demo with other settings, which must not be reused."""
-    facts = {"teacher": config.teacher, "data": config.data, "preset": config.preset, "steps": config.steps}
+    names = ("teacher", "data", "max_tokens", "layers", "keep_mlp", "steps", "seed")
+    facts = {name: getattr(config, name) for name in names}
     path = config.out / "demo.json"
-    if path.is_file():
-        for field, begun in json.loads(path.read_text()).items():
-            if begun != facts[field]:
-                raise ConfigError(
-                    f"--out {config.out}: made with --{field} {begun}, not {facts[field]}; use another --out"
-                )
+    begun = json.loads(path.read_text()) if path.is_file() else facts
+    if begun.keys() != facts.keys():
+        raise ConfigError(f"--out {config.out}: made by another version of the demo; use another --out")
+    for name in names:
+        if begun[name] != facts[name]:
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"--out {config.out}: made with --{flag} {begun[name]}, not {facts[name]}; use another --out"
+            )
     config.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts))
 
 
-def _own_teacher(config: DemoConfig) -> Path:
-    teacher, away = config.out / "teacher", config.out / "teacher-moved-away"
-    if away.is_dir():
-        away.rename(teacher)
-    _run("scripts.demo.make_teacher", "--data", config.data, "--out", str(teacher))
-    return teacher
+def _teacher_side(config: DemoConfig, stages: Stages) -> None:
+    cache, beginning, teacher = config.out / "cache", config.out / "beginning", config.out / "teacher"
+    is_whole = (cache / "manifest.json").is_file() and (beginning / "config.json").is_file()
+    if config.teacher is None and not is_whole:
+        shutil.copytree(EMBEDDED_TEACHER, teacher, dirs_exist_ok=True)
+    named = config.teacher or str(teacher)
+    with Side() as side:
+        stages.begin("the teacher runs once")
+        if not is_whole:
+            limit = () if config.max_tokens is None else ("--max-tokens", str(config.max_tokens))
+            side.run(
+                "teachonce-precompute", "--teacher", named, "--data", config.data or str(EMBEDDED_TEXT),
+                "--out", str(cache), *limit, "--samples.num-prompts", "512", "--samples.max-new-tokens", "48",
+                "--beams.num-prompts", "320", "--beams.max-new-tokens", "16",
+            )  # fmt: skip
+        stages.begin("a beginning is cut from the teacher")
+        if not is_whole:
+            width = ("--keep-mlp", str(config.keep_mlp), "--cache", str(cache)) if config.keep_mlp < 1 else ()
+            side.run("teachonce-cut", named, "--layers", config.layers, *width, "--out", str(beginning))
+    _move_away(teacher)
 
 
-def _move_away(config: DemoConfig) -> None:
-    """Rename the teacher's directory, so that later stages cannot read the teacher."""
-    teacher = config.out / "teacher"
+def _move_away(teacher: Path) -> None:
+    """Rename the teacher's directory, so that nothing after this can read the teacher."""
     if teacher.is_dir():
-        teacher.rename(config.out / "teacher-moved-away")
-        print(f"{teacher} is moved away; from here on there is only the cache", file=sys.stderr)
+        away = teacher.with_name("teacher-moved-away")
+        shutil.rmtree(away, ignore_errors=True)
+        teacher.rename(away)
+        tell(f"{teacher} is moved away; from here on there are only the cache and the beginning")
 
 
-def _run(module: str, *arguments: str) -> str:
-    name = _COMMANDS[module]
-    code = f"import sys; sys.argv[0] = {name!r}; from {module} import main; main()"
-    print(f"\n$ {name} {shlex.join(arguments)}", file=sys.stderr, flush=True)
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            output, _ = process.communicate()
-        except KeyboardInterrupt:
-            process.wait()  # the stage heard it too and is saving what it has
-            raise
-    if process.returncode:
-        print("this stage failed; mend what it says and run the demo again: finished stages are kept", file=sys.stderr)
-        sys.exit(process.returncode)
-    return output
-
-
-_COMMANDS = {
-    "pipeline.cli": "teachonce-precompute",
-    "storage.cli": "teachonce-cache",
-    "student.cli": "teachonce-student",
-    "scripts.demo.make_teacher": "python -m scripts.demo.make_teacher",
-}
-
-
-def _results(config: DemoConfig, cache: Cache) -> dict[str, dict[str, Any]]:
-    teacher = cache.identity.teacher
-    results: dict[str, dict[str, Any]] = {
-        "teacher": {
-            "num_parameters": teacher["num_parameters"],
-            "model_bytes": teacher["weights_bytes"],
-            "perplexity": cache.manifest.teacher_perplexity("validation"),
-            "kl_nats": 0.0,
-            "top1_agreement": 1.0,
-            "selection_accuracy": 1.0,
-        }
-    }
-    for name in ("student", "ce_only"):
-        directory = config.out / name
-        results[name] = json.loads(
-            _run("student.cli", "evaluate", str(directory), "--cache", str(cache.path), "--json")
-        )
-    return results
-
-
-def _table(results: dict[str, dict[str, Any]]) -> str:
-    chance = results["student"]["selection_chance"]
-    lines = [
-        f"\n{'':<10}{'parameters':>12}{'bytes':>14}{'perplexity':>12}{'KL nats/token':>18}{'top-1':>8}"
-        f"{f'selection (chance {chance:.2f})':>26}"
-    ]
-    for name, found in results.items():
-        error = f" ± {found['kl_standard_error']:.4f}" if found.get("kl_standard_error") is not None else ""
-        kl = f"{found['kl_nats']:.4f}{error}"
-        lines.append(
-            f"{name:<10}{found['num_parameters']:>12,}{found['model_bytes']:>14,}{found['perplexity']:>12.2f}{kl:>18}"
-            f"{found['top1_agreement']:>8.3f}{found['selection_accuracy']:>26.3f}"
-        )
-    return "\n".join(lines)
-
-
-def _continuations(config: DemoConfig, cache: Cache) -> str:
-    """Show held-out prompts with the continuations of the teacher (from the cache), the student and the baseline."""
-    lines = []
-    rows = (row for batch in cache.record_batches("samples", "validation") for row in decode(batch))
-    for row in islice((row for row in rows if row.sample_index == 0), _PROMPTS_SHOWN):
-        prompt = _decode(cache, row.prompt_ids)
-        lines += [f"\nprompt   {prompt!r}", f"teacher  {row.text!r}"]
-        for name in ("student", "ce_only"):
-            text = _run(
-                "student.cli", "generate", str(config.out / name), "--prompt", prompt,
-                "--max-new-tokens", "48", "--temperature", "1", "--top-p", "1", "--seed", str(row.row_id),
+def _student_side(config: DemoConfig, stages: Stages) -> None:
+    cache, beginning = config.out / "cache", config.out / "beginning"
+    with Side() as side:
+        stages.begin("the cache is checked")
+        side.run("teachonce-cache", "verify", str(cache))
+        for name, preset, mix in (
+            ("student: learns from the cache", beginning / "config.json", _FROM_THE_CACHE),
+            ("ce_only: learns from the labels alone", beginning / "config.json", _LABELS_ALONE),
+            ("cut: begins as layers of the teacher, learns from the cache", beginning, _FROM_THE_CACHE),
+        ):
+            stages.begin(name)
+            side.run(
+                "teachonce-student", "train", str(cache), "--out", str(config.out / name.split(":")[0]),
+                "--preset", str(preset), "--max-steps", str(config.steps), "--batch-blocks", "8",
+                "--seed", str(config.seed), *mix,
             )  # fmt: skip
-            lines.append(f"{name:<8} {text[:-1]!r}")
-    return "\n".join(lines)
-
-
-def _report(config: DemoConfig, cache: Path) -> Path:
-    """Write the page about both students. If a Chromium is installed, also write a screenshot of the page."""
-    report = config.out / "report.html"
-    students = [str(config.out / name) for name in ("student", "ce_only")]
-    _run("student.cli", "report", *students, "--cache", str(cache), "--out", str(report))
-    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if browser:
-        with tempfile.TemporaryDirectory() as profile:
-            subprocess.run(
-                [
-                    browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-                    f"--user-data-dir={profile}", f"--window-size={_PICTURE_SIZE}",
-                    f"--screenshot={report.with_suffix('.png').resolve()}", report.resolve().as_uri(),
-                ],
-                capture_output=True,
-                check=False,
-            )  # fmt: skip
-    return report
-
-
-def _decode(cache: Cache, ids: Any) -> str:
-    from transformers import AutoTokenizer
-
-    text: str = AutoTokenizer.from_pretrained(cache.tokenizer_dir).decode(ids.tolist())
-    return text
+        stages.begin("the students are measured")
+        opened = open_cache(cache)
+        students = {name: config.out / name for name in STUDENTS}
+        results = results_of(side, opened, students)
+        (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(table(results))
+        print(continuations(side, opened, students), flush=True)
+        stages.begin("the page is written")
+        report = config.out / "report.html"
+        side.run(
+            "teachonce-student", "report", *map(str, students.values()), "--cache", str(cache), "--out", str(report)
+        )
+    take_picture(report)
 
 
 def _cost(started: float) -> str:

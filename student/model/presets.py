@@ -128,8 +128,16 @@ def _with_vocabulary(stated: dict[str, Any], cache: Cache) -> dict[str, Any]:
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Return what a config .json states; raise UnknownPresetError when it is not a JSON object."""
+    """Return what a config .json states.
+
+    Raise UnknownPresetError when it is not a JSON object, or when it is one of something else: without a model_type it
+    describes a GPT-2, and of that it has to state something.
+    """
     try:
-        return read_json_object(Path(path))
+        stated = read_json_object(Path(path))
     except UnusableModelError as error:
         raise UnknownPresetError(path, list(PRESETS), error.reason) from error
+    known = {"model_type", *transformers.GPT2Config().to_dict(), *transformers.GPT2Config.attribute_map}
+    if stated and known.isdisjoint(stated):
+        raise UnknownPresetError(path, list(PRESETS), "it states no model_type, and nothing of a GPT-2")
+    return stated

@@ -42,14 +42,18 @@ PRECOMPUTE = ["--teacher", "t", "--data", "d", "--out", "o"]
         ("pipeline.cli", [*PRECOMPUTE, "--soft-targets.top-k", "-1"], "--soft-targets.top-k is -1, expected 0 or more"),
         ("pipeline.cli", [*PRECOMPUTE, "--block-size", "1"], "--block-size is 1, expected at least 2"),
         (
-            "scripts.demo.make_teacher",
+            "scripts.teacher.make_teacher",
             ["--out", "o", "--heads", "3"],
             "--width is 256, expected a multiple of --heads (3)",
         ),
-        ("scripts.demo.make_teacher", ["--out", "o", "--block-size", "300"], "--block-size is 300, expected at most"),
-        ("scripts.demo.make_teacher", ["--out", "s3://bucket/teacher"], "s3:/bucket/teacher: looks like a URL"),
-        ("scripts.demo.make_teacher", ["--out", "tests"], "--out tests: is there already and is no teacher"),
-        ("scripts.demo.make_teacher", ["--out", "README.md"], "--out README.md: is there already and is no teacher"),
+        (
+            "scripts.teacher.make_teacher",
+            ["--out", "o", "--block-size", "300"],
+            "--block-size is 300, expected at most",
+        ),
+        ("scripts.teacher.make_teacher", ["--out", "s3://bucket/teacher"], "s3:/bucket/teacher: looks like a URL"),
+        ("scripts.teacher.make_teacher", ["--out", "tests"], "--out tests: is there already and is no teacher"),
+        ("scripts.teacher.make_teacher", ["--out", "README.md"], "--out README.md: is there already and is no teacher"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2(

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import tokenize_corpus
 from pipeline.sources.corpus import open_corpus
-from scripts.demo.held_out import PROMPTS, measure
-from scripts.demo.licences import is_permissive
+from scripts.teacher.held_out import PROMPTS, measure
+from scripts.teacher.licences import is_permissive
 
 DEMO = Path(__file__).parents[3] / "scripts/demo"
 TEACHER, TEXT = DEMO / "teacher", DEMO / "text/stdlib.jsonl.zst"
@@ -35,7 +35,7 @@ def test_it_is_small_and_in_half_precision() -> None:
 
 
 def test_its_card_says_what_made_it_and_names_every_package_with_a_permissive_licence(card: str) -> None:
-    assert "\npython -m scripts.demo.make_teacher --data " in card
+    assert "\npython -m scripts.teacher --data " in card
     rows = re.findall(r"^\| (\S+) \| (\d\S*) \| (.+) \| ([\d,]+) \|$", card, re.MULTILINE)
     count = re.search(r"Docstrings of (\d+) packages", card)
     assert count is not None

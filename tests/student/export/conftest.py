@@ -33,7 +33,7 @@ MakeStudent = Callable[..., Path]
 
 
 def make_bpe(directory: Path, vocab_size: int) -> None:
-    """A byte-level BPE, trained as scripts/demo/make_teacher.py does."""
+    """A byte-level BPE, trained as scripts/teacher/make_teacher.py does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo import package_text
-from scripts.demo.licences import is_permissive
-from scripts.demo.package_text import sources_path, write_package_text
-from scripts.demo.prose import kept_prose
-from scripts.demo.repeats import SeenRuns
+from scripts.teacher import package_text
+from scripts.teacher.licences import is_permissive
+from scripts.teacher.package_text import sources_path, write_package_text
+from scripts.teacher.prose import kept_prose
+from scripts.teacher.repeats import SeenRuns
 from storage.errors import ConfigError
 
 STDLIB = """queue

@@ -1,6 +1,6 @@
 """Write the docstrings of the standard library of the Python that runs this, for demos that must not depend on it.
 
-    python -m scripts.demo.stdlib_text scripts/demo/text/stdlib.jsonl.zst
+    python -m scripts.teacher.stdlib_text scripts/demo/text/stdlib.jsonl.zst
 
 A row is a module. The rows are in order of their hashes, so that the first of them are of every kind. Tests and
 programs are left out.

@@ -1,6 +1,6 @@
 """Write the docstrings of installed packages as JSON lines, without what they repeat of the standard library's.
 
-    python -m scripts.demo.package_text --packages PACKAGES --out build/docstrings.jsonl
+    python -m scripts.teacher.package_text --packages PACKAGES --out build/docstrings.jsonl
 
 A row is a module. A module that has a run of 12 words in common with a docstring of the standard library of the Python
 that runs this is left out: backports and vendored copies are. Of a docstring, the paragraphs that read as English are
@@ -20,9 +20,9 @@ from pathlib import Path
 import tyro
 
 from pipeline.sources.stdlib_corpus import module_docstrings, stdlib_documents
-from scripts.demo.licences import is_permissive, licence_of
-from scripts.demo.prose import kept_prose
-from scripts.demo.repeats import SeenRuns
+from scripts.teacher.licences import is_permissive, licence_of
+from scripts.teacher.prose import kept_prose
+from scripts.teacher.repeats import SeenRuns
 from storage.command import run_command
 from storage.disk.files import write_file
 from storage.errors import ConfigError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.demo.held_out import NEW_TOKENS, TEMPERATURE, HeldOut
+from scripts.teacher.held_out import NEW_TOKENS, TEMPERATURE, HeldOut
 from storage.disk.files import write_file
 
 
@@ -49,13 +49,13 @@ in minutes, not to be right about anything."""
 
 _DATA = """## Data
 
-Docstrings of {num_packages} packages, as `scripts/demo/package_text.py` chooses them: what reads as English, and what
-no other of them says. {num_left_out} of their modules are left out because they share a run of 12 words with a
+Docstrings of {num_packages} packages, as `scripts/teacher/package_text.py` chooses them: what reads as English, and
+what no other of them says. {num_left_out} of their modules are left out because they share a run of 12 words with a
 docstring of the standard library. With Python {python}:
 
 ```bash
 pip install --no-deps --target build/packages PACKAGE==VERSION …  # those of the table
-python -m scripts.demo.package_text --packages build/packages --out build/docstrings.jsonl
+python -m scripts.teacher.package_text --packages build/packages --out build/docstrings.jsonl
 ```"""
 
 

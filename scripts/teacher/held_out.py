@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.corpus.blocks import Blocks
-from scripts.demo.training import loss_sum
+from scripts.teacher.training import loss_sum
 
 _MAX_BLOCKS = 400
 _BATCH_BLOCKS = 8

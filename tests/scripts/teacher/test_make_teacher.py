@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.demo import training
-from scripts.demo.make_teacher import make_teacher
+from scripts.teacher import training
+from scripts.teacher.make_teacher import make_teacher
 from storage.errors import ConfigError
 
 TINY = [
@@ -112,7 +112,7 @@ def test_the_card_tells_what_made_it_and_what_it_makes_of_unseen_text(make, text
     weights = make(tmp_path / "teacher", "--half-precision", "--unseen-data", str(text))
     assert {each.dtype for each in weights.values()} == {torch.float16}
     card = (tmp_path / "teacher/README.md").read_text()
-    assert "python -m scripts.demo.make_teacher --data" in card
+    assert "python -m scripts.teacher --data" in card
     assert "| a | 1 | MIT | 5 |" in card
     assert "2 of their modules" in card
     assert "| text.jsonl | " in card

@@ -1,6 +1,6 @@
 """Train a small GPT-2 teacher and its byte-level BPE, for machines without a checkpoint.
 
-    python -m scripts.demo.make_teacher --data stdlib --out demo/teacher
+    python -m scripts.teacher --data stdlib --out demo/teacher
 
 If it was killed, the same line goes on from its last checkpoint, which is kept in OUT.training until the teacher is
 finished. With as many threads it ends with the same weights. With a higher --epochs it trains longer.
@@ -28,12 +28,12 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.sources.corpus import Corpus, open_corpus
-from scripts.demo.card import TrainedTeacher, write_card
-from scripts.demo.held_out import continuations, measure
-from scripts.demo.package_text import sources_path
-from scripts.demo.teacher_config import TeacherConfig
-from scripts.demo.training import Schedule, train_model
 from scripts.support.teachers import EOS, new_gpt2, train_byte_level_bpe
+from scripts.teacher.card import TrainedTeacher, write_card
+from scripts.teacher.config import TeacherConfig
+from scripts.teacher.held_out import continuations, measure
+from scripts.teacher.package_text import sources_path
+from scripts.teacher.training import Schedule, train_model
 from storage.command import run_command
 from storage.disk.directories import publishing_path
 from storage.disk.files import refusals, write_file
@@ -154,7 +154,7 @@ def _describe(
             )
             held_out.append((unseen.blocks["train"], Path(config.unseen_data).name))
     return TrainedTeacher(
-        line=f"python -m scripts.demo.make_teacher {shlex.join(sys.argv[1:])}",
+        line=f"python -m scripts.teacher {shlex.join(sys.argv[1:])}",
         shape=(
             f"{num_parameters(model):,} parameters: {config.layers} layers of {config.width}, {config.heads} heads, "
             f"{len(tokenizer):,} tokens, context {config.context}."
@@ -168,7 +168,3 @@ def _describe(
         held_out=[measure(model, tokenizer, blocks, text) for blocks, text in held_out if len(blocks)],
         continuations=continuations(model, tokenizer, config.seed),
     )
-
-
-if __name__ == "__main__":
-    main()
