@@ -121,6 +121,14 @@ def test_width_by_a_text_file_and_training_from_it(llama: Path, text_file: Path,
     assert loaded(tmp_path / "run").config.num_hidden_layers == 2
 
 
+def test_a_cut_that_has_lost_its_weights_is_not_finished(teacher_dir: Path, tmp_path: Path) -> None:
+    config = config_of(teacher_dir, tmp_path / "cut", layers="1")
+    pipeline.cut(config)
+    (config.out / "model.safetensors").unlink()
+    with pytest.raises(CutTakenError, match="a cut that has lost its weights"):
+        pipeline.cut(config)
+
+
 def test_a_second_run_leaves_what_is_there(
     teacher_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], helpers: ModuleType
 ) -> None:

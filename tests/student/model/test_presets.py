@@ -115,7 +115,7 @@ def test_an_unknown_preset(cache: Cache, preset: str) -> None:
 @pytest.mark.parametrize(
     "content",
     ["{", "[1]", '"gpt2"', '{"model_type": "nothing"}', '{"model_type": "gpt2", "n_head": 3, "n_embd": 16}',
-     '{"model_type": "bert"}', '{"n_layer": "one"}', None],
+     '{"model_type": "bert"}', '{"n_layer": "one"}', '{"layers": {"kept": [0, 2]}}', None],
 )  # fmt: skip
 def test_a_config_file_that_is_none(cache: Cache, tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "config.json"
