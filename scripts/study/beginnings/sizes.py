@@ -95,6 +95,8 @@ def runs_of(size: Size) -> Iterator[Run]:
         yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps // 2, arms=arms)
     yield Run(table="targets", name="targets", seed=first, steps=steps, arms=(*_SAMPLED_OR_NOT, *_WITH_LABELS))
     yield Run(table="targets", name="positions", seed=first, steps=steps, arms=_AT_POSITIONS)
+    arms = (Arm(beginning="importance", targets="ce"),)
+    yield Run(table="targets", name="labels", seed=first, steps=steps, arms=arms)
     yield _soon(first, steps)
     for seed in others:
         yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
