@@ -75,8 +75,9 @@ _SAMPLED_OR_NOT = tuple(
     for beginning in ("fresh", "even", "importance")
     for targets in ("full", "tail_32_top_0")
 )
-_WITH_LABELS = tuple(
-    Arm(beginning=beginning, targets=targets) for beginning in ("fresh", "even") for targets in ("full + 0.1 ce", "ce")
+_WITH_LABELS = (
+    *(Arm(beginning=name, targets=targets) for name in ("fresh", "even") for targets in ("full + 0.1 ce", "ce")),
+    Arm(beginning="importance", targets="ce"),
 )
 _AT_POSITIONS = (
     *(Arm(beginning=beginning, positions=choice) for beginning in ("even", "fresh") for choice in _CHOICES),
@@ -95,8 +96,6 @@ def runs_of(size: Size) -> Iterator[Run]:
         yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps // 2, arms=arms)
     yield Run(table="targets", name="targets", seed=first, steps=steps, arms=(*_SAMPLED_OR_NOT, *_WITH_LABELS))
     yield Run(table="targets", name="positions", seed=first, steps=steps, arms=_AT_POSITIONS)
-    arms = (Arm(beginning="importance", targets="ce"),)
-    yield Run(table="targets", name="labels", seed=first, steps=steps, arms=arms)
     yield _soon(first, steps)
     for seed in others:
         yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
