@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from storage.draws import hash_uniform
 from storage.rows import columns
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_at_random, round_float16
-from storage.rows.segments import position_ids
+from storage.rows.segments import continues_segment, position_ids
 
 # The columns that a cache lacks when whoever made its rows did not know them, in the order of the schema, in words.
 MAY_BE_UNKNOWN = {"entropy": "the teacher's entropy", "label_logprob": "the teacher's probability of the next token"}
@@ -97,14 +97,17 @@ class SoftTargetRows:
     @property
     def positions(self) -> NDArray[np.int64]:
         """Position of each token inside its segment: [R, T+1]."""
-        lengths = np.concatenate([np.empty(0, dtype=np.int64), *self.segment_lengths])
-        return position_ids(lengths).reshape(self.input_ids.shape)
+        return position_ids(self._all_segment_lengths).reshape(self.input_ids.shape)
+
+    @property
+    def _all_segment_lengths(self) -> NDArray[np.int64]:
+        return np.concatenate([np.empty(0, dtype=np.int64), *self.segment_lengths])
 
     @property
     def is_in_one_segment(self) -> NDArray[np.bool_]:
         """Whether token t and the label of target t, token t + 1, lie in the same segment: [R, T]."""
-        is_in_one: NDArray[np.bool_] = self.positions[:, 1:] > 0
-        return is_in_one
+        continues = continues_segment(self._all_segment_lengths).reshape(self.input_ids.shape)
+        return np.ascontiguousarray(continues[:, 1:])
 
     @property
     def is_valid_target(self) -> NDArray[np.bool_]:
