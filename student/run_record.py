@@ -19,6 +19,8 @@ RUN_NAME = "run.json"
 # The fact that states the ids before every text that the student was trained on.
 BEGINNING = "beginning_ids"
 _PRESET_SHA256 = "preset_sha256"
+# Facts that hold several settings; null in runs of versions that had none of them.
+_GROUPS = ("mix", "lora", "teacher")
 # Weight of candidates in runs of earlier versions, which state no weight that was not given.
 _EARLIER_BEAMS_WEIGHT = 0.25
 # What a checkpoint directory's student is made of. The rest, such as logs and the tokenizer, does not decide weights.
@@ -90,4 +92,7 @@ def read_run(student: Path) -> dict[str, Any]:
         raise CheckpointError(str(path), str(error)) from error
     if not isinstance(run, dict):
         raise CheckpointError(str(path), "not a JSON object")
+    for name in _GROUPS:
+        if not isinstance(run.get(name), dict | None):
+            raise CheckpointError(str(path), f"its {name} is not a JSON object")
     return run
