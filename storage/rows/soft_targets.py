@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -164,10 +165,11 @@ def encode(
 def decode(batch: pa.RecordBatch) -> SoftTargetRows:
     """Return the rows of a record batch. Most arrays are views of it, without a copy."""
     segments, segment_offsets = columns.ragged(batch, "segment_lengths")
+    segments = segments.astype(np.int64)
     return SoftTargetRows(
         row_id=columns.plain(batch, "row_id"),
         input_ids=columns.fixed(batch, "input_ids"),
-        segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1])[: batch.num_rows],
+        segment_lengths=[segments[start:stop] for start, stop in pairwise(segment_offsets.tolist())],
         is_wanted=_fixed_if_known(batch, "is_wanted"),
         head_size=columns.fixed(batch, "head_size").astype(np.int64),
         tail_size=columns.fixed(batch, "tail_size").astype(np.int64),
