@@ -29,7 +29,8 @@ _LEAST_NUMBERS = 1 << 20
 def parts_of(length: int, values: Tensor) -> list[slice]:
     """Return slices that cover `length` rows or columns of `values`: as many as threads should share, at least one.
 
-    On a GPU, and for few values, that is one. On a CPU the number is the same for all numbers of threads up to 16.
+    On a GPU, and for few values, that is one. On a CPU it is a multiple of the number of threads, and the same for 1, 2,
+    4, 8 and 16 of them.
     """
     num_parts = 1
     if values.device.type == "cpu" and values.numel() >= _LEAST_NUMBERS:
@@ -63,11 +64,13 @@ def _without_gradient(run: Callable[[slice], R], is_inference: bool, part: slice
 def _threads(num_threads: int, process_id: int) -> ThreadPoolExecutor:
     """Return threads in which PyTorch's operators use one thread. A forked process has no threads, so it makes its own.
 
-    PyTorch takes a number set in one thread as that of threads started later too, so set it back.
+    A thread takes PyTorch's number when it first asks for it, and that is the number set last in any thread. So ask
+    before setting 1, and set the old number again when all have done so.
     """
     have_started = threading.Barrier(num_threads + 1)
 
     def start() -> None:
+        torch.get_num_threads()
         torch.set_num_threads(1)
         have_started.wait()
 

@@ -84,8 +84,7 @@ class ChunkedHead:
         grad_CV: gradient with respect to the logits of the chunk yielded last, in their dtype. It may be overwritten.
         """
         run_parts(partial(self._add_gradients_of, positions, grad_CV, gradients), self._parts)
-        parts_SCD = self._grad_hidden_SCD[:, : len(grad_CV)]
-        gradients.hidden_PD[positions] = parts_SCD.sum(0) if len(parts_SCD) > 1 else parts_SCD[0]
+        run_parts(partial(self._write_hidden, gradients.hidden_PD[positions]), parts_of(len(grad_CV), grad_CV))
 
     def _write_logits(self, positions: slice, logits_CV: Tensor, ids: slice) -> None:
         head, logits_CI = self._head.rows(ids), logits_CV[:, ids]
@@ -97,6 +96,10 @@ class ChunkedHead:
         head.finish_(logits_CI)
         if self._capped_CV is not None:
             self._capped_CV[: len(logits_CI), ids] = logits_CI
+
+    def _write_hidden(self, grad_hidden_CD: Tensor, rows: slice) -> None:
+        parts_SCD = self._grad_hidden_SCD[:, rows]
+        grad_hidden_CD[rows] = parts_SCD.sum(0) if len(parts_SCD) > 1 else parts_SCD[0]
 
     def _add_gradients_of(self, positions: slice, grad_CV: Tensor, gradients: HeadGradients, ids: slice) -> None:
         """Add the part of these ids. Threads add to one hidden state only later, in the order of the ids."""

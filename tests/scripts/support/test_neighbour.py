@@ -46,7 +46,8 @@ def test_it_is_busy_inside_the_context_only() -> None:
 
 def test_it_ends_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen([sys.executable, "-c", START_AND_WAIT], stdout=subprocess.PIPE, cwd=ROOT)
-    assert parent.stdout and parent.stdout.readline()
+    assert parent.stdout
+    assert parent.stdout.readline()
     (neighbour,) = children_of(parent.pid)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()

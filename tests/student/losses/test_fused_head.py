@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from storage.tensors.output_head import OutputHead
+from student.losses import core_threads
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
+from tests.operator_threads import operator_threads
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "skew_kl"]
 # Shares of the teacher in the mixture: the symmetric JSD, and DistiLLM's skew.
@@ -268,6 +270,24 @@ def test_the_size_of_a_chunk_changes_nothing(name: str, chunk: int) -> None:
     loss = HeadLoss(**LOSSES[name], temperature=2.0, soft_weight=0.7, label_weight=0.3)
     for found, expected in zip(fused(problem, loss, chunk), fused(problem, loss), strict=True):
         assert_gradients_close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_threads_that_share_rows_and_vocabulary_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, temperature: float
+) -> None:
+    monkeypatch.setattr(core_threads, "_LEAST_NUMBERS", 0)
+    problem = with_head(make_problem(11, HEADS["varied"], temperature=temperature), "all")
+    loss = HeadLoss(**LOSSES[name], temperature=temperature, soft_weight=0.7, label_weight=0.3)
+    expected = fused(problem, loss, 4)  # the tests have one thread
+    assert_same(problem, loss, 4)
+    for num_threads in (2, 3):
+        with operator_threads(num_threads):
+            found = fused(problem, loss, 4)
+            assert_same(problem, loss, 4)
+        if num_threads != 3:  # whose parts are others
+            assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("name", LOSSES)
