@@ -105,7 +105,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 def _passes(head: Head, kinds: dict[str, tuple[SparseTargets, HeadLoss]], is_half: bool) -> dict[str, Action]:
     """Return the forward and backward pass of each kind of targets, and of the reference."""
     (targets, _), *_ = kinds.values()
-    ours = {name: partial(head.ours, *kind, is_half) for name, kind in kinds.items()}
+    ours: dict[str, Action] = {name: partial(head.ours, *kind, is_half) for name, kind in kinds.items()}
     return ours | {_REFERENCE: partial(head.reference, targets.label_ids, is_half)}
 
 

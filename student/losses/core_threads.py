@@ -29,8 +29,8 @@ _LEAST_NUMBERS = 1 << 20
 def parts_of(length: int, values: Tensor) -> list[slice]:
     """Return slices that cover `length` rows or columns of `values`: as many as threads should share, at least one.
 
-    On a GPU, and for few values, that is one. On a CPU it is a multiple of the number of threads, and the same for 1, 2,
-    4, 8 and 16 of them.
+    On a GPU, and for few values, that is one. On a CPU it is a multiple of the number of threads, and the same for 1,
+    2, 4, 8 and 16 of them.
     """
     num_parts = 1
     if values.device.type == "cpu" and values.numel() >= _LEAST_NUMBERS:
