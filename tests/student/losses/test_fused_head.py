@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from storage.tensors.output_head import OutputHead
-from student.losses import core_threads
+from student.losses import core_threads, fused_head, head_matmul
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
 from tests.operator_threads import operator_threads
@@ -288,6 +288,26 @@ def test_threads_that_share_rows_and_vocabulary_change_nothing(
             assert_same(problem, loss, 4)
         if num_threads != 3:  # whose parts are others
             assert all(map(torch.equal, found, expected))
+
+
+def test_operators_between_the_products_wait_for_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another process, a thread would wait in each of them for the one that shares its core."""
+    found: list[int] = []
+
+    def softmax_(*arguments: Tensor) -> Tensor:
+        found.append(torch.get_num_threads())
+        return head_matmul.softmax_(*arguments)
+
+    monkeypatch.setattr(fused_head, "softmax_", softmax_)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(70, 4, generator=generator), torch.randn(1 << 14, 4, generator=generator)
+    targets = SparseTargets.labels_only(torch.arange(70))
+    loss = HeadLoss(**LOSSES["unbiased"], temperature=1.0, soft_weight=0.0, label_weight=1.0)
+    with operator_threads(2):
+        total, *_ = fused_head_loss(hidden, OutputHead(weight_VD=weight), targets, loss)
+    assert set(found) == {1}
+    truth = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().T, targets.label_ids, reduction="sum")
+    torch.testing.assert_close(total.double(), truth, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
