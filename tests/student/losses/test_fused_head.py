@@ -280,14 +280,13 @@ def test_threads_that_share_rows_and_vocabulary_change_nothing(
     monkeypatch.setattr(core_threads, "_LEAST_NUMBERS", 0)
     problem = with_head(make_problem(11, HEADS["varied"], temperature=temperature), "all")
     loss = HeadLoss(**LOSSES[name], temperature=temperature, soft_weight=0.7, label_weight=0.3)
-    expected = fused(problem, loss, 4)  # the tests have one thread
-    assert_same(problem, loss, 4)
-    for num_threads in (2, 3):
+    found = []
+    for num_threads in (1, 2):
         with operator_threads(num_threads):
-            found = fused(problem, loss, 4)
-            assert_same(problem, loss, 4)
-        if num_threads != 3:  # whose parts are others
-            assert all(map(torch.equal, found, expected))
+            found.append(fused(problem, loss, 4))
+    assert all(map(torch.equal, *found))
+    with operator_threads(3):  # whose parts are others
+        assert_same(problem, loss, 4)
 
 
 def test_operators_between_the_products_wait_for_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
