@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 # With fewer parts, threads wait longer at the end; with more, small operators take a larger share of the time.
 _NUM_PARTS = 16
-# Starting the threads takes about 0.1 ms, in which an operator walks over this many numbers.
+# Handing out 16 parts takes 0.15 ms; the exponentials of this many numbers take 0.9 ms on one thread.
 _LEAST_NUMBERS = 1 << 20
 
 
