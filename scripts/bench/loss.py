@@ -21,14 +21,15 @@ from torch import Tensor
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.support.caches import write_soft_targets_cache
-from scripts.support.measure import interleaved_seconds, peak_extra_bytes
+from scripts.support.measure import Action, interleaved_seconds, peak_extra_bytes
+from scripts.support.neighbour import NEIGHBOURS, busy_neighbour
 from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.output_head import OutputHead
 from student.losses.batches import block_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
 
-_TIME_TARGET, _MEMORY_TARGET = 0.80, 0.25
+_TIME_TARGET, _MEMORY_TARGET, _BESIDE_TARGET = 0.80, 0.25, 1.10
 _TAIL_WEIGHT = 1 / 32
 _REFERENCE = "cross-entropy on full logits"
 
@@ -79,7 +80,10 @@ class Head:
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Compare time and memory of both kinds of targets, and time in bfloat16, which has no target."""
+    """Compare time and memory of both kinds of targets, and on a CPU, time beside a busy neighbour.
+
+    Time alone in bfloat16 has no target.
+    """
     if config.device == "cpu":
         use_fast_matmul()
     shape = SHAPES[config.size]
@@ -88,33 +92,49 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
         "sampled tail": (make_targets(shape, 1, _TAIL_WEIGHT, config.device), forward_kl(is_unbiased=True)),
         f"top {shape.top_k}": (make_targets(shape, shape.top_k, None, config.device), forward_kl(is_unbiased=False)),
     }
-    label_ids = kinds["sampled tail"][0].label_ids
-    for is_half in (False, True):
-        variants = {name: partial(head.ours, *kind, is_half) for name, kind in kinds.items()}
-        reference = partial(head.reference, label_ids, is_half)
-        seconds = interleaved_seconds(variants | {_REFERENCE: reference}, config.rounds, config.device)
-        for name in kinds:
-            yield Comparison(
-                what=f"time, {'bf16 autocast' if is_half else 'float32'}",
-                ours=name,
-                reference=_REFERENCE,
-                our_values=seconds[name],
-                reference_values=seconds[_REFERENCE],
-                unit="s",
-                target=None if is_half else _TIME_TARGET,
-            )
-        if not is_half:
-            reference_bytes = float(peak_extra_bytes(reference, config.device))
-            for name, action in variants.items():
-                yield Comparison(
-                    what="peak memory beyond inputs",
-                    ours=name,
-                    reference=_REFERENCE,
-                    our_values=[float(peak_extra_bytes(action, config.device))],
-                    reference_values=[reference_bytes],
-                    unit="B",
-                    target=_MEMORY_TARGET,
-                )
+    passes = {is_half: _passes(head, kinds, is_half) for is_half in (False, True)}
+    yield from _times(passes[False], "time, float32", _TIME_TARGET, config)
+    yield from _memory(passes[False], config.device)
+    yield from _times(passes[True], "time, bf16 autocast", None, config)
+    for neighbour in NEIGHBOURS if config.device == "cpu" else ():
+        with busy_neighbour(neighbour):
+            for is_half, dtype in ((False, "float32"), (True, "bf16 autocast")):
+                yield from _times(passes[is_half], f"time, {dtype}, beside {neighbour}", _BESIDE_TARGET, config)
+
+
+def _passes(head: Head, kinds: dict[str, tuple[SparseTargets, HeadLoss]], is_half: bool) -> dict[str, Action]:
+    """Return the forward and backward pass of each kind of targets, and of the reference."""
+    (targets, _), *_ = kinds.values()
+    ours: dict[str, Action] = {name: partial(head.ours, *kind, is_half) for name, kind in kinds.items()}
+    return ours | {_REFERENCE: partial(head.reference, targets.label_ids, is_half)}
+
+
+def _times(passes: dict[str, Action], what: str, target: float | None, config: BenchConfig) -> Iterator[Comparison]:
+    seconds = interleaved_seconds(passes, config.rounds, config.device)
+    for name in (name for name in passes if name != _REFERENCE):
+        yield Comparison(
+            what=what,
+            ours=name,
+            reference=_REFERENCE,
+            our_values=seconds[name],
+            reference_values=seconds[_REFERENCE],
+            unit="s",
+            target=target,
+        )
+
+
+def _memory(passes: dict[str, Action], device: str) -> Iterator[Comparison]:
+    found = {name: [float(peak_extra_bytes(action, device))] for name, action in passes.items()}
+    for name in (name for name in passes if name != _REFERENCE):
+        yield Comparison(
+            what="peak memory beyond inputs",
+            ours=name,
+            reference=_REFERENCE,
+            our_values=found[name],
+            reference_values=found[_REFERENCE],
+            unit="B",
+            target=_MEMORY_TARGET,
+        )
 
 
 def make_targets(shape: Shape, top_k: int, tail_weight: float | None, device: str) -> SparseTargets:

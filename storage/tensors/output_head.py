@@ -45,6 +45,11 @@ class OutputHead:
     scale: float = 1.0
     cap_nats: float | None = None
 
+    def rows(self, ids: slice) -> OutputHead:
+        """Return the head of these ids alone."""
+        bias_V = None if self.bias_V is None else self.bias_V[ids]
+        return replace(self, weight_VD=self.weight_VD[ids], bias_V=bias_V)
+
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Return logits [C, V] in the dtype of the hidden states. Use this only where autograd does not record."""
         return self.finish_(hidden_CD @ self.weight_VD.T.to(hidden_CD.dtype))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from storage.tensors.output_head import OutputHead
+from student.losses.core_threads import parts_of, run_parts
 from student.losses.divergences import DIVERGENCES
 from student.losses.head_matmul import (
     ChunkedHead,
@@ -106,7 +107,18 @@ class _FusedHead(torch.autograd.Function):
 
 
 def losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
-    """Overwrite a chunk's logits with the gradient of the weighted sum; return [soft sum, label sum], float64."""
+    """Overwrite a chunk's logits with the gradient of the weighted sum; return [soft sum, label sum], float64.
+
+    targets: those of the chunk. Threads share its rows.
+    """
+
+    def run(rows: slice) -> Tensor:
+        return _losses_to_gradient(logits_CV[rows], targets.slice(rows.start, rows.stop), loss)
+
+    return torch.stack(run_parts(run, parts_of(len(logits_CV), logits_CV))).sum(0)
+
+
+def _losses_to_gradient(logits_CV: Tensor, targets: SparseTargets, loss: HeadLoss) -> Tensor:
     if loss.soft_weight == 0.0 or (loss.unbiased and loss.temperature == 1.0):
         return _unbiased_with_labels(logits_CV, targets, loss)
     label_logprob_C, label_gradient_CV = None, None

@@ -6,12 +6,14 @@ Shape legend: P positions, C positions of a chunk, G rows of a chunk, D width, V
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from storage.tensors.output_head import OutputHead
+from student.losses.core_threads import parts_of, run_parts
 
 # Smaller chunks spend too much time on adding up the head's gradient; larger ones need more memory.
 _CHUNK_POSITIONS = {"cpu": 512, "cuda": 4096}
@@ -56,15 +58,14 @@ class ChunkedHead:
 
     def __init__(self, hidden_PD: Tensor, head: OutputHead, *, matmul_dtype: torch.dtype, chunk_positions: int) -> None:
         self._matmul_dtype = matmul_dtype
-        self._hidden_PD = hidden_PD
-        self._head = head
-        self._weight_VD = head.weight_VD.to(matmul_dtype)
+        self._hidden_PD = hidden_PD.to(matmul_dtype)
+        self._head = replace(head, weight_VD=head.weight_VD.to(matmul_dtype))
         self._chunk = max(1, min(chunk_positions, len(hidden_PD)))
-        shape = self._chunk, len(head.weight_VD)
-        self._logits_CV = hidden_PD.new_empty(shape, dtype=upcast(hidden_PD).dtype)
+        vocab_size, width = head.weight_VD.shape
+        self._logits_CV = hidden_PD.new_empty((self._chunk, vocab_size), dtype=upcast(hidden_PD).dtype)
         self._capped_CV = None if head.cap_nats is None else torch.empty_like(self._logits_CV)
-        is_same = matmul_dtype == self._logits_CV.dtype
-        self._product_CV = None if is_same else hidden_PD.new_empty(shape, dtype=matmul_dtype)
+        self._parts = parts_of(vocab_size, self._logits_CV)
+        self._grad_hidden_SCD = hidden_PD.new_empty((len(self._parts), self._chunk, width), dtype=matmul_dtype)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the positions of each chunk with their logits [C, V].
@@ -73,15 +74,8 @@ class ChunkedHead:
         """
         for start in range(0, len(self._hidden_PD), self._chunk):
             positions = slice(start, start + self._chunk)
-            hidden_CD = self._hidden_PD[positions].to(self._matmul_dtype)
-            logits_CV = self._logits_CV[: len(hidden_CD)]
-            if self._product_CV is None:
-                torch.mm(hidden_CD, self._weight_VD.T, out=logits_CV)
-            else:
-                logits_CV.copy_(torch.mm(hidden_CD, self._weight_VD.T, out=self._product_CV[: len(hidden_CD)]))
-            self._head.finish_(logits_CV)
-            if self._capped_CV is not None:
-                self._capped_CV[: len(logits_CV)] = logits_CV
+            logits_CV = self._logits_CV[: len(self._hidden_PD[positions])]
+            run_parts(partial(self._write_logits, positions, logits_CV), self._parts)
             yield positions, logits_CV
 
     def add_gradients(self, positions: slice, grad_CV: Tensor, gradients: HeadGradients) -> None:
@@ -89,24 +83,39 @@ class ChunkedHead:
 
         grad_CV: gradient with respect to the logits of the chunk yielded last, in their dtype. It may be overwritten.
         """
-        capped_CV = None if self._capped_CV is None else self._capped_CV[: len(grad_CV)]
-        self._head.gradient_of_products_(grad_CV, capped_CV)
-        grad_hidden_PD, grad_weight_VD = gradients.hidden_PD, gradients.weight_VD
+        run_parts(partial(self._add_gradients_of, positions, grad_CV, gradients), self._parts)
+        run_parts(partial(self._write_hidden, gradients.hidden_PD[positions]), parts_of(len(grad_CV), grad_CV))
+
+    def _write_logits(self, positions: slice, logits_CV: Tensor, ids: slice) -> None:
+        head, logits_CI = self._head.rows(ids), logits_CV[:, ids]
+        hidden_CD = self._hidden_PD[positions]
+        if logits_CI.dtype == self._matmul_dtype:
+            torch.mm(hidden_CD, head.weight_VD.T, out=logits_CI)
+        else:
+            logits_CI.copy_(hidden_CD @ head.weight_VD.T)
+        head.finish_(logits_CI)
+        if self._capped_CV is not None:
+            self._capped_CV[: len(logits_CI), ids] = logits_CI
+
+    def _write_hidden(self, grad_hidden_CD: Tensor, rows: slice) -> None:
+        parts_SCD = self._grad_hidden_SCD[:, rows]
+        grad_hidden_CD[rows] = parts_SCD.sum(0) if len(parts_SCD) > 1 else parts_SCD[0]
+
+    def _add_gradients_of(self, positions: slice, grad_CV: Tensor, gradients: HeadGradients, ids: slice) -> None:
+        """Add the part of these ids. Threads add to one hidden state only later, in the order of the ids."""
+        head, grad_CI = self._head.rows(ids), grad_CV[:, ids]
+        head.gradient_of_products_(grad_CI, None if self._capped_CV is None else self._capped_CV[: len(grad_CI), ids])
         if gradients.bias_V is not None:
-            gradients.bias_V.add_(grad_CV.sum(0))
-        if self._product_CV is not None:
-            grad_CV = self._product_CV[: len(grad_CV)].copy_(grad_CV)
-        hidden_CD = self._hidden_PD[positions].to(self._matmul_dtype)
-        if grad_hidden_PD.dtype == self._matmul_dtype:
-            torch.mm(grad_CV, self._weight_VD, out=grad_hidden_PD[positions])
-        else:
-            grad_hidden_PD[positions] = grad_CV @ self._weight_VD
-        if grad_weight_VD is None:
+            gradients.bias_V[ids].add_(grad_CI.sum(0))
+        grad_CI = grad_CI.to(self._matmul_dtype)
+        torch.mm(grad_CI, head.weight_VD, out=self._grad_hidden_SCD[self._parts.index(ids), : len(grad_CI)])
+        if gradients.weight_VD is None:
             return
-        if grad_weight_VD.dtype == self._matmul_dtype:
-            grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
+        hidden_CD, grad_weight_ID = self._hidden_PD[positions], gradients.weight_VD[ids]
+        if grad_weight_ID.dtype == self._matmul_dtype:
+            grad_weight_ID.addmm_(grad_CI.T, hidden_CD)
         else:
-            grad_weight_VD.add_(grad_CV.T @ hidden_CD)
+            grad_weight_ID.add_(grad_CI.T @ hidden_CD)
 
 
 def softmax_(logits_CV: Tensor, mass_C1: Tensor | None = None) -> Tensor:

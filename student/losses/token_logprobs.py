@@ -9,6 +9,7 @@ Shape legend: P positions, C positions of a chunk, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from storage.tensors.output_head import OutputHead
+from student.losses.core_threads import parts_of, run_parts
 from student.losses.head_matmul import (
     ChunkedHead,
     HeadGradients,
@@ -46,24 +48,34 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, token_ids_P)
         parts = [upcast(hidden_PD.new_empty(0))]
         for positions, logits_CV in _chunked(hidden_PD, head, ctx.matmul_dtype).chunks():
-            token_logit_C1 = logits_CV.gather(1, token_ids_P[positions, None])
-            parts.append((token_logit_C1 - softmax_(logits_CV))[:, 0])
+            run = partial(_logprobs_of_rows, logits_CV, token_ids_P[positions])
+            parts += run_parts(run, parts_of(len(logits_CV), logits_CV))
         return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
-        """Use ∂ log s(y) / ∂z = onehot(y) − s, where s = softmax(z)."""
         hidden_PD, weight_VD, bias_V, token_ids_P = ctx.saved_tensors
         head = replace(ctx.head, weight_VD=weight_VD, bias_V=bias_V)
         gradients = HeadGradients.to_fill(hidden_PD, head)
         chunked = _chunked(hidden_PD, head, ctx.matmul_dtype)
         for positions, logits_CV in chunked.chunks():
-            grad_C1 = grad_P[positions, None].to(logits_CV.dtype)
-            softmax_(logits_CV, -grad_C1)
-            logits_CV.scatter_add_(1, token_ids_P[positions, None], grad_C1)
+            grad_C = grad_P[positions].to(logits_CV.dtype)
+            run = partial(_gradient_of_rows, logits_CV, token_ids_P[positions], grad_C)
+            run_parts(run, parts_of(len(logits_CV), logits_CV))
             chunked.add_gradients(positions, logits_CV, gradients)
         return gradients.hidden_PD, gradients.weight_VD, gradients.bias_V, None, None
+
+
+def _logprobs_of_rows(logits_CV: Tensor, token_ids_C: Tensor, rows: slice) -> Tensor:
+    token_logit_C1 = logits_CV[rows].gather(1, token_ids_C[rows, None])
+    return (token_logit_C1 - softmax_(logits_CV[rows]))[:, 0]
+
+
+def _gradient_of_rows(logits_CV: Tensor, token_ids_C: Tensor, grad_C: Tensor, rows: slice) -> None:
+    """Overwrite rows of the logits with their gradient: ∂ log s(y) / ∂z = onehot(y) − s, where s = softmax(z)."""
+    softmax_(logits_CV[rows], -grad_C[rows, None])
+    logits_CV[rows].scatter_add_(1, token_ids_C[rows, None], grad_C[rows, None])
 
 
 def _chunked(hidden_PD: Tensor, head: OutputHead, matmul_dtype: torch.dtype) -> ChunkedHead:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from storage.tensors.output_head import OutputHead
+from student.losses import core_threads, fused_head, head_matmul
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
+from tests.operator_threads import operator_threads
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "skew_kl"]
 # Shares of the teacher in the mixture: the symmetric JSD, and DistiLLM's skew.
@@ -268,6 +270,43 @@ def test_the_size_of_a_chunk_changes_nothing(name: str, chunk: int) -> None:
     loss = HeadLoss(**LOSSES[name], temperature=2.0, soft_weight=0.7, label_weight=0.3)
     for found, expected in zip(fused(problem, loss, chunk), fused(problem, loss), strict=True):
         assert_gradients_close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_threads_that_share_rows_and_vocabulary_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, temperature: float
+) -> None:
+    monkeypatch.setattr(core_threads, "_LEAST_NUMBERS", 0)
+    problem = with_head(make_problem(11, HEADS["varied"], temperature=temperature), "all")
+    loss = HeadLoss(**LOSSES[name], temperature=temperature, soft_weight=0.7, label_weight=0.3)
+    found = []
+    for num_threads in (1, 2):
+        with operator_threads(num_threads):
+            found.append(fused(problem, loss, 4))
+    assert all(map(torch.equal, *found))
+    with operator_threads(3):  # whose parts are others
+        assert_same(problem, loss, 4)
+
+
+def test_operators_between_the_products_wait_for_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another process, a thread would wait in each of them for the one that shares its core."""
+    found: list[int] = []
+
+    def softmax_(*arguments: Tensor) -> Tensor:
+        found.append(torch.get_num_threads())
+        return head_matmul.softmax_(*arguments)
+
+    monkeypatch.setattr(fused_head, "softmax_", softmax_)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(70, 4, generator=generator), torch.randn(1 << 14, 4, generator=generator)
+    targets = SparseTargets.labels_only(torch.arange(70))
+    loss = HeadLoss(**LOSSES["unbiased"], temperature=1.0, soft_weight=0.0, label_weight=1.0)
+    with operator_threads(2):
+        total, *_ = fused_head_loss(hidden, OutputHead(weight_VD=weight), targets, loss)
+    assert set(found) == {1}
+    truth = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().T, targets.label_ids, reduction="sum")
+    torch.testing.assert_close(total.double(), truth, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)

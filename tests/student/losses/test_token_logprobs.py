@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from storage.tensors.output_head import OutputHead
+from student.losses import core_threads
 from student.losses.token_logprobs import token_logprobs
+from tests.operator_threads import operator_threads
 
 
 def make(num_positions: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -28,14 +30,19 @@ def plain(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return token_logprobs(hidden, OutputHead(weight_VD=weight), ids)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("num_positions", [1, 2, 511, 512, 513, 1100])
-def test_values_and_gradients_equal_the_dense_truth(num_positions: int) -> None:
+def test_values_and_gradients_equal_the_dense_truth(
+    monkeypatch: pytest.MonkeyPatch, num_positions: int, num_threads: int
+) -> None:
+    monkeypatch.setattr(core_threads, "_LEAST_NUMBERS", 0)
     hidden, weight, ids, upstream = make(num_positions)
     results = []
     for function in (plain, dense):
         leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        values = function(*leaves, ids)
-        results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), leaves)))
+        with operator_threads(num_threads):
+            values = function(*leaves, ids)
+            results.append((values.detach(), *torch.autograd.grad((values * upstream).sum(), leaves)))
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
