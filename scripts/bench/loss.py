@@ -49,6 +49,14 @@ SHAPES = {
 }
 
 
+def shape_of(config: BenchConfig) -> Shape:
+    """Return the shape to measure. With --size gpu it is that of a model's head."""
+    if config.size == "gpu":
+        model = config.model
+        return Shape(positions=16_384, width=model["n_embd"], vocab_size=model["vocab_size"], top_k=64)
+    return SHAPES[config.size]
+
+
 class Head:
     """Random hidden states [N, d] and head weight [V, d], as leaves of the autograd graph."""
 
@@ -82,14 +90,15 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     """Compare time and memory of both kinds of targets, and time in bfloat16, which has no target."""
     if config.device == "cpu":
         use_fast_matmul()
-    shape = SHAPES[config.size]
+    shape = shape_of(config)
     head = Head(shape, config.device)
     kinds = {
         "sampled tail": (make_targets(shape, 1, _TAIL_WEIGHT, config.device), forward_kl(is_unbiased=True)),
         f"top {shape.top_k}": (make_targets(shape, shape.top_k, None, config.device), forward_kl(is_unbiased=False)),
     }
     label_ids = kinds["sampled tail"][0].label_ids
-    for is_half in (False, True):
+    for dtype in config.dtypes:
+        is_half = dtype == "bfloat16"
         variants = {name: partial(head.ours, *kind, is_half) for name, kind in kinds.items()}
         reference = partial(head.reference, label_ids, is_half)
         seconds = interleaved_seconds(variants | {_REFERENCE: reference}, config.rounds, config.device)
@@ -103,7 +112,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
                 unit="s",
                 target=None if is_half else _TIME_TARGET,
             )
-        if not is_half:
+        if dtype == config.dtypes[0]:
             reference_bytes = float(peak_extra_bytes(reference, config.device))
             for name, action in variants.items():
                 yield Comparison(

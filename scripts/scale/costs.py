@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scripts.scale.made_up import BLOCK_SIZE, BYTES_PER_TOKEN, TOKENS_PER_SHARD, VOCAB_SIZE
+from scripts.support.flops import forward_flops_per_token
 from storage.errors import ConfigError
 from storage.reading.epoch_order import SHARDS_PER_GROUP, STRANDS
 from storage.remote.directory import PIECE_BYTES
@@ -144,15 +145,6 @@ def assumed(assumptions: Assumptions) -> list[Amount]:
         )
         for number in fields(assumptions)
     ]
-
-
-def forward_flops_per_token(layers: int, width: int, vocab_size: int, block_size: int) -> float:
-    """Return 2 (12 L D² + D V) for products with weights, head included, plus 4 L D T/2 for causal attention.
-
-    A multiplication and an addition count as two operations. This is section 2.1 of Kaplan et al. 2020, with attention
-    to T/2 tokens on average, and with the head.
-    """
-    return 2 * (12 * layers * width**2 + width * vocab_size) + 4 * layers * width * block_size / 2
 
 
 def teacher_flops_per_token(a: Assumptions) -> float:

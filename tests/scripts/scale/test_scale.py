@@ -13,7 +13,6 @@ from scripts.scale.costs import (
     Assumptions,
     assumed,
     costs,
-    forward_flops_per_token,
     precompute_limits,
     student_tokens_per_s,
     teacher_seconds_per_token,
@@ -22,6 +21,7 @@ from scripts.scale.costs import (
 from scripts.scale.made_up import BYTES_PER_TOKEN, ROWS_PER_SHARD, TOKENS_PER_SHARD, MadeUp, make_up
 from scripts.scale.measurements import KIND, MEASUREMENTS, SPLIT, STREAM_POSITION, Figures, epoch_order, measure_all
 from scripts.scale.report import render_costs
+from scripts.support.flops import forward_flops_per_token
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError
 from storage.reading.cache import open_cache
