@@ -41,7 +41,7 @@ _TIME_TARGETS = {("float32", "top-k 64"): 1.02, ("bfloat16", "top-k 64"): 1.08}
 _SAMPLED_TIME_TARGET, _MEMORY_TARGET = 1.10, 0.35
 _MEMORY_ROUNDS = 3
 _SHARDS_WHILE_BUSY = 4
-_SETTINGS = {
+SETTINGS = {
     "top-k 64": SoftTargetsConfig(top_k=64, tail_weight=None),
     "sampled tail": SoftTargetsConfig(),
 }
@@ -79,14 +79,14 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
             )  # fmt: skip
             teacher = load_teacher(options)
             bare = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=teacher.dtype)
-            bench = _Bench(config, sizes, options, teacher, bare.to(teacher.device).eval(), work)
+            bench = Bench(config, sizes, options, teacher, bare.to(teacher.device).eval(), work)
             yield from bench.times(dtype)
             yield from bench.memory(dtype)
             if config.device == "cuda":
                 yield bench.busy(dtype)
 
 
-class _Bench:
+class Bench:
     """The teacher as precompute loads it and the bare model, both in one dtype."""
 
     def __init__(
@@ -98,11 +98,11 @@ class _Bench:
 
     def times(self, dtype: str) -> Iterator[Comparison]:
         """Compare the microseconds per token of our pass and of the bare model."""
-        whole, packed = (self._blocks(n) for n in (self._sizes.block_size + 1, self._sizes.document_tokens))
+        whole, packed = (self.blocks(n) for n in (self._sizes.block_size + 1, self._sizes.document_tokens))
         variants: dict[str, Callable[[], object]] = {
-            name: self._pass(whole, settings) for name, settings in _SETTINGS.items()
+            name: self.writing_pass(whole, settings) for name, settings in SETTINGS.items()
         }
-        variants["sampled tail, packed documents"] = self._pass(packed, _SETTINGS["sampled tail"])
+        variants["sampled tail, packed documents"] = self.writing_pass(packed, SETTINGS["sampled tail"])
         variants["bare"] = self._bare_pass(whole)
         seconds = interleaved_seconds(variants, self._config.rounds, self._config.device)
         num_tokens = self._sizes.num_blocks * self._sizes.block_size
@@ -121,14 +121,14 @@ class _Bench:
 
     def memory(self, dtype: str) -> Iterator[Comparison]:
         """Compare the peak memory beyond the weights, in MB, of our pass and of top-k over full log-probabilities."""
-        blocks = self._blocks(self._sizes.block_size + 1)
-        actions = {name: self._pass(blocks, settings) for name, settings in _SETTINGS.items()}
+        blocks = self.blocks(self._sizes.block_size + 1)
+        actions = {name: self.writing_pass(blocks, settings) for name, settings in SETTINGS.items()}
         actions["naive"] = functools.partial(self._naive_pass, blocks)
         megabytes: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(min(self._config.rounds, _MEMORY_ROUNDS)):
             for name, action in actions.items():
                 megabytes[name].append(peak_extra_bytes(action, self._config.device) / 1e6)
-        for name in _SETTINGS:
+        for name in SETTINGS:
             yield Comparison(
                 what=f"peak memory over weights, {dtype}, {name}",
                 ours="whole pass",
@@ -141,7 +141,7 @@ class _Bench:
 
     def busy(self, dtype: str) -> Comparison:
         """Compare the time in which a kernel runs on the GPU with the whole time, while shards are written."""
-        write = self._pass(self._blocks(self._sizes.block_size + 1), _SETTINGS["sampled tail"], _SHARDS_WHILE_BUSY)
+        write = self.writing_pass(self.blocks(self._sizes.block_size + 1), SETTINGS["sampled tail"], _SHARDS_WHILE_BUSY)
         shares = [busy_share(write) for _ in range(self._config.rounds)]
         return Comparison(
             what=f"share of time in which a kernel runs, {dtype}, sampled tail",
@@ -153,7 +153,7 @@ class _Bench:
             more_is_better=True,
         )
 
-    def _blocks(self, document_tokens: int) -> Blocks:
+    def blocks(self, document_tokens: int) -> Blocks:
         """Return blocks of random tokens in documents of `document_tokens` tokens."""
         directory = self._work / f"tokens-{document_tokens}"
         writer = TokenWriter(directory, np.uint16)
@@ -166,7 +166,7 @@ class _Bench:
             remaining -= length
         return Blocks(writer.close(), self._sizes.block_size)
 
-    def _pass(self, blocks: Blocks, settings: SoftTargetsConfig, num_shards: int = 1) -> Callable[[], object]:
+    def writing_pass(self, blocks: Blocks, settings: SoftTargetsConfig, num_shards: int = 1) -> Callable[[], object]:
         """Return an action that makes shards as precompute does, each of all `blocks`."""
         options = dataclasses.replace(self._options, soft_targets=settings)
         schema = soft_targets.schema(self._teacher.vocab_size, options.block_size)

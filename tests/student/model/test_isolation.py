@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from storage import Cache
+from storage.tensors import packing
 from storage.tensors.model_facts import body_of
 from student import EvaluateConfig, TrainConfig, evaluate, train
 from student.errors import ArchitectureError
@@ -31,8 +32,12 @@ SEGMENTS = [[32], [3, 9, 13, 1, 6], [17, 15]]
 STUDENTS = [name for name in MODELS if name != "recurrent_gemma"]
 
 
+@pytest.mark.parametrize("longest_masked", [packing.LONGEST_MASKED, 16])
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_those_of_each_document_alone(name: str) -> None:
+def test_gradients_are_those_of_each_document_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str, longest_masked: int
+) -> None:
+    monkeypatch.setattr(packing, "LONGEST_MASKED", longest_masked)
     model = make_model(name)
     ids = torch.randint(257, (3, 32), generator=torch.Generator().manual_seed(0))
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in SEGMENTS])
@@ -51,6 +56,22 @@ def test_gradients_are_those_of_each_document_alone(name: str) -> None:
     atol = 1e-5 * max(float(gradient.abs().max()) for gradient in truth)
     for gradient, expected in zip(gradients(found), truth, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=atol)
+
+
+@pytest.mark.parametrize("is_gathered", [False, True])
+def test_where_processes_gather_parameters_long_blocks_run_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, is_gathered: bool
+) -> None:
+    """Otherwise a process whose blocks hold more documents would wait for the others for ever."""
+    monkeypatch.setattr(packing, "LONGEST_MASKED", 16)
+    model = make_model("llama")
+    isolation_of(model)
+    if is_gathered:
+        next(model.parameters()).ds_id = 0  # as DeepSpeed marks a parameter that it has cut into parts
+    passes: list[object] = []
+    body_of(model).register_forward_hook(lambda *told: passes.append(told))
+    hidden_states(model, torch.zeros((1, 32), dtype=torch.int64), torch.cat([torch.arange(4), torch.arange(28)])[None])
+    assert len(passes) == (1 if is_gathered else 2)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "mamba", "phi3"])
