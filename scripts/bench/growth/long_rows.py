@@ -139,17 +139,19 @@ def _student_steps(work: Path, settings: Settings, config: BenchConfig, block_si
 
 
 def _grown(what: str, actions: dict[int, Action], config: BenchConfig) -> Comparison:
-    (short, short_rows), (long, long_row) = actions.items()
-    megabytes: dict[int, list[float]] = {short: [], long: []}
-    for _ in range(min(config.rounds, _MOST_ROUNDS) + 1):
-        for tokens, action in ((short, short_rows), (long, long_row)):
-            megabytes[tokens].append(max(1e-3, peak_extra_bytes(action, config.device) / 1e6))
+    for action in actions.values():  # warm up
+        action()
+    megabytes: dict[int, list[float]] = {tokens: [] for tokens in actions}
+    for _ in range(min(config.rounds, _MOST_ROUNDS)):
+        for tokens, action in actions.items():
+            megabytes[tokens].append(peak_extra_bytes(action, config.device) / 1e6)
+    short, long = megabytes
     return Comparison(
         what=f"peak memory of a {what}",
         ours=f"1 row of {long}",
         reference=f"{long // short} rows of {short}",
-        our_values=megabytes[long][1:],  # the first round warms up
-        reference_values=megabytes[short][1:],
+        our_values=megabytes[long],
+        reference_values=megabytes[short],
         unit="MB",
         target=_FLAT,
     )
