@@ -43,18 +43,18 @@ bench() { # SECONDS NAME [SHAPE]
         ${3:+--shape $3} --dtype bfloat16 --rounds 3
 }
 
-part tests 60 tests.txt "$python" -m pytest -q -m gpu -p no:cacheprovider tests/student/test_on_a_gpu.py \
+part tests 80 tests.txt "$python" -m pytest -q -m gpu -p no:cacheprovider tests/student/test_on_a_gpu.py \
     tests/pipeline/teacher tests/scripts/bench
 bench 15 ceilings
 bench 30 precompute 124m
-bench 70 precompute xl
+bench 65 precompute xl
 bench 15 loss 124m
 bench 15 loss xl
 bench 30 step 124m
 bench 35 generate 124m
-bench 70 generate xl
+bench 65 generate xl
 bench 45 compiled 124m
-bench 75 step xl # last, with all the time that is left: the student is made and checked on the CPU
+bench 70 step xl # last, with all the time that is left: the student is made and checked on the CPU
 "$python" -m scripts.bench.gpu "$folder" | tee "$folder/table.md"
 [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
 echo "in $folder" >&2
