@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from storage.tensors.model_facts import body_of, context_length_of
 from storage.tensors.output_head import OutputHead, output_head_of, same_logits
@@ -72,12 +71,12 @@ def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> 
 
 
 def _is_sharded(model: Any) -> bool:
-    """Return whether FSDP or DeepSpeed gathers parameters in every pass, so that all processes need as many passes."""
-    parameter = next(model.parameters())
-    return (
-        isinstance(parameter, DTensor)
-        or hasattr(parameter, "ds_id")
-        or any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    """Return whether FSDP or DeepSpeed gathers parameters in every pass, so that all processes need as many passes.
+
+    FSDP's modules tell, as its parameters are plain tensors during a pass.
+    """
+    return hasattr(next(model.parameters()), "ds_id") or any(
+        isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules()
     )
 
 
