@@ -83,6 +83,14 @@ def tiny_config(teacher: Path, data: Path, out: Path, **changes: object) -> Prec
     return PrecomputeConfig(**(settings | changes))  # type: ignore[arg-type]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tensors here are tiny: on a busy machine threads would spend their time waiting for each other."""

@@ -76,24 +76,34 @@ class SoftTargetsProducer(Producer):
 
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield rows [start, stop) in record batches. The teacher reads about --batch-tokens tokens at a time."""
-        rows_per_pass = max(1, self._batch_tokens // self._config.block_size)
+        rows_per_pass = self._rows_per_pass
         if rows_per_pass > record_batch_rows:
             rows_per_pass -= rows_per_pass % record_batch_rows
         passes = in_passes(functools.partial(self._run, split), start, stop, rows_per_pass)
         return _of_rows(_encoded_behind(passes), record_batch_rows)
 
     def online_work(self, num_rows: int) -> Callable[[], None]:
-        """Return the forward pass and the logits, without making them sparse."""
-        return functools.partial(self._forward_only, num_rows)
+        """Return the forward passes and the logits, without making them sparse."""
+
+        def work() -> None:
+            collections.deque(in_passes(self._forward_only, 0, num_rows, self._rows_per_pass), maxlen=0)
+
+        return work
+
+    @property
+    def _rows_per_pass(self) -> int:
+        return max(1, self._batch_tokens // self._config.block_size)
 
     @torch.inference_mode()
-    def _forward_only(self, num_rows: int) -> None:
+    def _forward_only(self, start: int, stop: int) -> int:
+        """Run rows [start, stop) through body and head. Return how many they are."""
         blocks = self._blocks["train"]
-        lengths = [blocks.segment_lengths(row) for row in range(num_rows)]
-        hidden_NTD = self._teacher.hidden(blocks.input_ids(0, num_rows)[:, :-1], lengths)
-        is_valid_NT = _valid_targets(blocks, 0, num_rows, lengths)
+        lengths = [blocks.segment_lengths(row) for row in range(start, stop)]
+        hidden_NTD = self._teacher.hidden(blocks.input_ids(start, stop)[:, :-1], lengths)
+        is_valid_NT = _valid_targets(blocks, start, stop, lengths)
         for hidden_TD, is_valid_T in zip(hidden_NTD, is_valid_NT, strict=True):
             self._teacher.logits(hidden_TD[is_valid_T])
+        return stop - start
 
     @torch.inference_mode()
     def _run(self, split: str, start: int, stop: int) -> Callable[[], pa.RecordBatch]:

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from scripts.bench.comparison import Comparison
-from scripts.bench.config import BenchConfig, Name
+from scripts.bench.config import MODULES, BenchConfig, Name
 from scripts.bench.report import as_json, render
 from scripts.support.measure import peak_bytes
 from scripts.support.report import machine
@@ -34,19 +34,20 @@ def main() -> None:
         torch.set_num_threads(config.threads)
     facts = machine(config.device)
     results: dict[str, tuple[list[Comparison], int]] = {}
-    for name in [name for name in get_args(Name) if name != "all"] if config.name == "all" else [config.name]:
+    everything = [name for name in get_args(Name) if name != "all" and name not in MODULES]
+    for name in everything if config.name == "all" else [config.name]:
         comparisons = list(run_bench(name, config))
         peak = torch.cuda.max_memory_allocated() if config.device == "cuda" else peak_bytes()
         results[name] = comparisons, peak
         if not config.json:
             print(render(name, comparisons, peak, facts), flush=True)
     if config.json:
-        print(as_json(results, facts))
+        print(as_json(results, facts, config))
 
 
 def run_bench(name: str, config: BenchConfig) -> Iterator[Comparison]:
-    """Return the comparisons of one benchmark, which `run` of the module scripts.bench.NAME yields."""
-    comparisons: Iterator[Comparison] = importlib.import_module(f"scripts.bench.{name}").run(config)
+    """Return the comparisons of one benchmark, which `run` of its module yields: that in MODULES, or of its name."""
+    comparisons: Iterator[Comparison] = importlib.import_module(f"scripts.bench.{MODULES.get(name, name)}").run(config)
     return comparisons
 
 

@@ -28,14 +28,13 @@ from pipeline.producers.samples import SamplesProducer
 from pipeline.teacher.loading import load_teacher
 from pipeline.teacher.model import Teacher
 from scripts.bench.comparison import Comparison
-from scripts.bench.config import GPT2_124M, TINY, BenchConfig
+from scripts.bench.config import BenchConfig
 from scripts.support.measure import interleaved_seconds
 from scripts.support.teachers import save_random_teacher
 from storage.rows import beams, samples
 from storage.tensors.padding import left_pad
 
 Texts = list[NDArray[np.int64]]
-DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 Generate = Callable[["Work"], Texts]
 
 _TARGET = 1.5
@@ -48,7 +47,6 @@ _OFFSET = 20.0
 class Size:
     """How much to generate. A beam search takes _NUM_BEAMS rows."""
 
-    shape: dict[str, int]
     longest_prompt: int
     max_new_tokens: int
     batch_rows: int
@@ -57,8 +55,9 @@ class Size:
 
 
 SIZES = {
-    "full": Size(shape=GPT2_124M, longest_prompt=32, max_new_tokens=32, batch_rows=64, num_texts=128, num_searches=32),
-    "tiny": Size(shape=TINY, longest_prompt=8, max_new_tokens=12, batch_rows=8, num_texts=40, num_searches=5),
+    "full": Size(longest_prompt=32, max_new_tokens=32, batch_rows=64, num_texts=128, num_searches=32),
+    "gpu": Size(longest_prompt=32, max_new_tokens=32, batch_rows=256, num_texts=512, num_searches=64),
+    "tiny": Size(longest_prompt=8, max_new_tokens=12, batch_rows=8, num_texts=40, num_searches=5),
 }
 
 
@@ -78,25 +77,25 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     size = SIZES[config.size]
     with tempfile.TemporaryDirectory() as directory:
         plain, ending = Path(directory) / "plain", Path(directory) / "ending"
-        save_random_teacher(plain, **size.shape)
-        save_ending_teacher(ending, size)
-        for dtype in DTYPES:
+        save_random_teacher(plain, config.device, config.saved_dtype, **config.model)
+        save_ending_teacher(ending, config)
+        for dtype in config.dtypes:
             target = _TARGET if dtype == "float32" else None
             for what, teacher, ours, theirs, count in (
                 ("texts that end early", ending, our_samples, their_samples, size.num_texts),
                 ("texts of full length", plain, our_samples, their_samples, size.num_texts),
                 ("beams", plain, our_beams, their_beams, size.num_searches),
             ):
-                work = prepare(teacher, size, config.device, dtype, count)
+                work = prepare(teacher, config, dtype, count)
                 yield _compare(f"{what}, {dtype}", work, ours, theirs, config, target)
 
 
-def save_ending_teacher(directory: Path, size: Size) -> None:
+def save_ending_teacher(directory: Path, config: BenchConfig) -> None:
     """Save a teacher whose texts end after about a third of max_new_tokens, with geometrically distributed lengths."""
-    save_random_teacher(directory, **size.shape)
+    save_random_teacher(directory, config.device, config.saved_dtype, **config.model)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     eos = transformers.AutoTokenizer.from_pretrained(directory).eos_token_id
-    probability = 3 / size.max_new_tokens
+    probability = 3 / SIZES[config.size].max_new_tokens
     head_VD = model.get_output_embeddings().weight
     # After the last layer norm hidden states are normal. So the logits are normal with variance σ², and
     # E exp(logit) = exp(σ² / 2).
@@ -110,26 +109,27 @@ def save_ending_teacher(directory: Path, size: Size) -> None:
     model.save_pretrained(directory)
 
 
-def prepare(directory: Path, size: Size, device: str, dtype: Dtype, num_prompts: int) -> Work:
+def prepare(directory: Path, bench: BenchConfig, dtype: Dtype, num_prompts: int) -> Work:
     """Load the teacher on both sides and make prompts of 1 to longest_prompt tokens."""
+    size = SIZES[bench.size]
     config = PrecomputeConfig(
         teacher=str(directory),
         data="",
         out=directory,
-        device=device,
+        device=bench.device,
         dtype=dtype,
         batch_tokens=size.batch_rows * (size.longest_prompt + size.max_new_tokens),
         samples=SamplesConfig(per_prompt=1, max_new_tokens=size.max_new_tokens),
         beams=BeamsConfig(num_beams=_NUM_BEAMS, num_candidates=_NUM_BEAMS, max_new_tokens=size.max_new_tokens),
     )
     teacher = load_teacher(config)
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(bench.device).eval()
     # Settings that a call does not name must not come from the checkpoint.
     model.generation_config = GenerationConfig()
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, size.longest_prompt + 1, num_prompts)
     lengths[-1] = size.longest_prompt
-    prompts = [rng.integers(0, size.shape["vocab_size"], length) for length in lengths]
+    prompts = [rng.integers(0, bench.model["vocab_size"], length) for length in lengths]
     return Work(config=config, teacher=teacher, model=model, prompts=prompts, batch_rows=size.batch_rows)
 
 

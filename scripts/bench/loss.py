@@ -32,6 +32,7 @@ from student.losses.targets import SparseTargets
 _TIME_TARGET, _MEMORY_TARGET, _BESIDE_TARGET = 0.80, 0.25, 1.10
 _TAIL_WEIGHT = 1 / 32
 _REFERENCE = "cross-entropy on full logits"
+_WORDS = {"float32": "float32", "bfloat16": "bf16 autocast"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,14 @@ SHAPES = {
     "full": Shape(positions=4096, width=512, vocab_size=50_257, top_k=64),
     "tiny": Shape(positions=100, width=16, vocab_size=300, top_k=8),
 }
+
+
+def shape_of(config: BenchConfig) -> Shape:
+    """Return the shape to measure. With --size gpu it is that of a model's head."""
+    if config.size == "gpu":
+        model = config.model
+        return Shape(positions=16_384, width=model["n_embd"], vocab_size=model["vocab_size"], top_k=64)
+    return SHAPES[config.size]
 
 
 class Head:
@@ -86,20 +95,20 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     """
     if config.device == "cpu":
         use_fast_matmul()
-    shape = SHAPES[config.size]
+    shape = shape_of(config)
     head = Head(shape, config.device)
     kinds = {
         "sampled tail": (make_targets(shape, 1, _TAIL_WEIGHT, config.device), forward_kl(is_unbiased=True)),
         f"top {shape.top_k}": (make_targets(shape, shape.top_k, None, config.device), forward_kl(is_unbiased=False)),
     }
-    passes = {is_half: _passes(head, kinds, is_half) for is_half in (False, True)}
-    yield from _times(passes[False], "time, float32", _TIME_TARGET, config)
-    yield from _memory(passes[False], config.device)
-    yield from _times(passes[True], "time, bf16 autocast", None, config)
+    passes = {_WORDS[dtype]: _passes(head, kinds, dtype == "bfloat16") for dtype in config.dtypes}
+    for words, actions in passes.items():
+        yield from _times(actions, f"time, {words}", _TIME_TARGET if words == "float32" else None, config)
+    yield from _memory(next(iter(passes.values())), config.device)
     for neighbour in NEIGHBOURS if config.device == "cpu" else ():
         with busy_neighbour(neighbour):
-            for is_half, dtype in ((False, "float32"), (True, "bf16 autocast")):
-                yield from _times(passes[is_half], f"time, {dtype}, beside {neighbour}", _BESIDE_TARGET, config)
+            for words, actions in passes.items():
+                yield from _times(actions, f"time, {words}, beside {neighbour}", _BESIDE_TARGET, config)
 
 
 def _passes(head: Head, kinds: dict[str, tuple[SparseTargets, HeadLoss]], is_half: bool) -> dict[str, Action]:

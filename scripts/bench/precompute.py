@@ -28,7 +28,8 @@ from pipeline.producers.soft_targets import SoftTargetsProducer
 from pipeline.teacher.loading import load_teacher
 from pipeline.teacher.model import Teacher
 from scripts.bench.comparison import Comparison
-from scripts.bench.config import GPT2_124M, TINY, BenchConfig
+from scripts.bench.config import BenchConfig
+from scripts.bench.gpu.busy import busy_share
 from scripts.support.caches import made_up_identity
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes
 from scripts.support.teachers import save_random_teacher
@@ -39,15 +40,17 @@ from storage.writing.destinations import open_destination
 _TIME_TARGETS = {("float32", "top-k 64"): 1.02, ("bfloat16", "top-k 64"): 1.08}
 _SAMPLED_TIME_TARGET, _MEMORY_TARGET = 1.10, 0.35
 _MEMORY_ROUNDS = 3
-_SETTINGS = {
+_SHARDS_WHILE_BUSY = 4
+SETTINGS = {
     "top-k 64": SoftTargetsConfig(top_k=64, tail_weight=None),
     "sampled tail": SoftTargetsConfig(),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes:
-    shape: dict[str, int]
+class Sizes:
+    """How many tokens to read, and in which pieces."""
+
     block_size: int
     num_blocks: int
     batch_tokens: int
@@ -55,36 +58,39 @@ class _Sizes:
     """Length of the documents that the packed variant packs into blocks."""
 
 
-_SIZES = {
-    "full": _Sizes(shape=GPT2_124M, block_size=512, num_blocks=16, batch_tokens=2048, document_tokens=300),
-    "tiny": _Sizes(shape=TINY, block_size=16, num_blocks=32, batch_tokens=64, document_tokens=9),
+SIZES = {
+    "full": Sizes(block_size=512, num_blocks=16, batch_tokens=2048, document_tokens=300),
+    "gpu": Sizes(block_size=1024, num_blocks=128, batch_tokens=16_384, document_tokens=300),
+    "tiny": Sizes(block_size=16, num_blocks=32, batch_tokens=64, document_tokens=9),
 }
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
-    """Compare time per token and peak memory, in float32 and bfloat16."""
-    sizes = _SIZES[config.size]
+    """Compare time per token and peak memory, in float32 and bfloat16. On a GPU, measure how long its kernels run."""
+    sizes = SIZES[config.size]
     with tempfile.TemporaryDirectory() as directory:
-        for dtype in ("float32", "bfloat16"):
+        for dtype in config.dtypes:
             work = Path(directory) / dtype
             model_dir = work / "teacher"
-            save_random_teacher(model_dir, **sizes.shape)
+            save_random_teacher(model_dir, config.device, dtype, **config.model)
             options = PrecomputeConfig(
                 teacher=str(model_dir), data="stdlib", out=work / "out", dtype=dtype, device=config.device,
                 block_size=sizes.block_size, batch_tokens=sizes.batch_tokens,
             )  # fmt: skip
             teacher = load_teacher(options)
             bare = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=teacher.dtype)
-            bench = _Bench(config, sizes, options, teacher, bare.to(teacher.device).eval(), work)
+            bench = Bench(config, sizes, options, teacher, bare.to(teacher.device).eval(), work)
             yield from bench.times(dtype)
             yield from bench.memory(dtype)
+            if config.device == "cuda":
+                yield bench.busy(dtype)
 
 
-class _Bench:
+class Bench:
     """The teacher as precompute loads it and the bare model, both in one dtype."""
 
     def __init__(
-        self, config: BenchConfig, sizes: _Sizes, options: PrecomputeConfig, teacher: Teacher, bare: Any, work: Path
+        self, config: BenchConfig, sizes: Sizes, options: PrecomputeConfig, teacher: Teacher, bare: Any, work: Path
     ) -> None:
         self._config, self._sizes, self._options = config, sizes, options
         self._teacher, self._bare, self._work = teacher, bare, work
@@ -92,11 +98,11 @@ class _Bench:
 
     def times(self, dtype: str) -> Iterator[Comparison]:
         """Compare the microseconds per token of our pass and of the bare model."""
-        whole, packed = (self._blocks(n) for n in (self._sizes.block_size + 1, self._sizes.document_tokens))
+        whole, packed = (self.blocks(n) for n in (self._sizes.block_size + 1, self._sizes.document_tokens))
         variants: dict[str, Callable[[], object]] = {
-            name: self._pass(whole, settings) for name, settings in _SETTINGS.items()
+            name: self.writing_pass(whole, settings) for name, settings in SETTINGS.items()
         }
-        variants["sampled tail, packed documents"] = self._pass(packed, _SETTINGS["sampled tail"])
+        variants["sampled tail, packed documents"] = self.writing_pass(packed, SETTINGS["sampled tail"])
         variants["bare"] = self._bare_pass(whole)
         seconds = interleaved_seconds(variants, self._config.rounds, self._config.device)
         num_tokens = self._sizes.num_blocks * self._sizes.block_size
@@ -115,14 +121,14 @@ class _Bench:
 
     def memory(self, dtype: str) -> Iterator[Comparison]:
         """Compare the peak memory beyond the weights, in MB, of our pass and of top-k over full log-probabilities."""
-        blocks = self._blocks(self._sizes.block_size + 1)
-        actions = {name: self._pass(blocks, settings) for name, settings in _SETTINGS.items()}
+        blocks = self.blocks(self._sizes.block_size + 1)
+        actions = {name: self.writing_pass(blocks, settings) for name, settings in SETTINGS.items()}
         actions["naive"] = functools.partial(self._naive_pass, blocks)
         megabytes: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(min(self._config.rounds, _MEMORY_ROUNDS)):
             for name, action in actions.items():
                 megabytes[name].append(peak_extra_bytes(action, self._config.device) / 1e6)
-        for name in _SETTINGS:
+        for name in SETTINGS:
             yield Comparison(
                 what=f"peak memory over weights, {dtype}, {name}",
                 ours="whole pass",
@@ -133,7 +139,21 @@ class _Bench:
                 target=_MEMORY_TARGET,
             )
 
-    def _blocks(self, document_tokens: int) -> Blocks:
+    def busy(self, dtype: str) -> Comparison:
+        """Compare the time in which a kernel runs on the GPU with the whole time, while shards are written."""
+        write = self.writing_pass(self.blocks(self._sizes.block_size + 1), SETTINGS["sampled tail"], _SHARDS_WHILE_BUSY)
+        shares = [busy_share(write) for _ in range(self._config.rounds)]
+        return Comparison(
+            what=f"share of time in which a kernel runs, {dtype}, sampled tail",
+            ours="whole pass",
+            reference="all of the time",
+            our_values=shares,
+            reference_values=[1.0] * len(shares),
+            unit="of the time",
+            more_is_better=True,
+        )
+
+    def blocks(self, document_tokens: int) -> Blocks:
         """Return blocks of random tokens in documents of `document_tokens` tokens."""
         directory = self._work / f"tokens-{document_tokens}"
         writer = TokenWriter(directory, np.uint16)
@@ -146,8 +166,8 @@ class _Bench:
             remaining -= length
         return Blocks(writer.close(), self._sizes.block_size)
 
-    def _pass(self, blocks: Blocks, settings: SoftTargetsConfig) -> Callable[[], object]:
-        """Return an action that makes a shard of `blocks` as precompute does."""
+    def writing_pass(self, blocks: Blocks, settings: SoftTargetsConfig, num_shards: int = 1) -> Callable[[], object]:
+        """Return an action that makes shards as precompute does, each of all `blocks`."""
         options = dataclasses.replace(self._options, soft_targets=settings)
         schema = soft_targets.schema(self._teacher.vocab_size, options.block_size)
         producer = SoftTargetsProducer(self._teacher, options, {"train": blocks}, schema)
@@ -157,11 +177,13 @@ class _Bench:
         )  # fmt: skip
 
         def write() -> None:
-            key = ShardKey(kind="soft_targets", split="train", index=next(self._shard_numbers), num_shards=100_000)
-            shard = ShardRange(key=key, first_row=0, end_row=len(blocks))
-            write_missing_shards(open_destination(options.out), identity, producer, [shard], lambda *told: None)
+            shards = [ShardRange(key=self._next_key(), first_row=0, end_row=len(blocks)) for _ in range(num_shards)]
+            write_missing_shards(open_destination(options.out), identity, producer, shards, lambda *told: None)
 
         return write
+
+    def _next_key(self) -> ShardKey:
+        return ShardKey(kind="soft_targets", split="train", index=next(self._shard_numbers), num_shards=100_000)
 
     def _bare_pass(self, blocks: Blocks) -> Callable[[], object]:
         @torch.no_grad()

@@ -1,5 +1,7 @@
 """Measure how time and memory grow with a cache: caches of 1, 10 and 100 times as many shards of equal size.
 
+Memory of models is measured on long rows beside short ones (scripts/bench/growth/long_rows.py).
+
 - verify: verify_cache, which reads every byte. Time per shard.
 - resume: what precompute does on a finished cache, without the teacher: begin_or_resume, every commit record, finish.
   Time per shard.
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
+from scripts.bench.growth import long_rows
 from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes, seconds_of
 from storage.reading.cache import open_cache
@@ -48,6 +51,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
     with tempfile.TemporaryDirectory() as directory:
         yield from compare(make_caches(Path(directory), num_shards, block_size), num_shards, config.rounds)
+    yield from long_rows.run(config)
 
 
 def compare(caches: Caches, num_shards: int, rounds: int) -> Iterator[Comparison]:

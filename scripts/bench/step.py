@@ -8,6 +8,7 @@ defaults: another activation kernel, attention and dropout.
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,12 +40,18 @@ _NUM_SHARDS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The student's preset, and the size of a step."""
+    """The student's preset, or the settings of a GPT2Config in its place, and the size of a step."""
 
     preset: str
     vocab_size: int
     batch_blocks: int
     block_size: int
+    settings: dict[str, int] | None = None
+
+    @property
+    def gpt2(self) -> dict[str, int]:
+        """Settings of the student's GPT2Config."""
+        return (self.settings or PRESETS[self.preset]) | {"vocab_size": self.vocab_size}
 
 
 SHAPES = {
@@ -56,12 +63,22 @@ SHAPES = {
 }
 
 
+def shapes_of(config: BenchConfig) -> tuple[Shape, ...]:
+    """Return the shapes to measure. With --size gpu it is one step of 16,384 tokens of the model of --shape."""
+    if config.size == "gpu":
+        settings = config.model
+        size = {"vocab_size": settings["vocab_size"], "batch_blocks": 32, "block_size": 512}
+        return (Shape(preset="gpt2", settings=settings, **size),)
+    return SHAPES[config.size]
+
+
 class OurStep:
     """Training steps as the trainer runs them: its learner on rows of its stream."""
 
     def __init__(self, cache: Cache, shape: Shape, device: torch.device) -> None:
+        preset = shape.preset if shape.settings is None else _config_file(cache, shape)
         config = TrainConfig(
-            cache=cache.path, out=cache.path / "student", preset=shape.preset, batch_blocks=shape.batch_blocks
+            cache=cache.path, out=cache.path / "student", preset=preset, batch_blocks=shape.batch_blocks
         )
         self.learner: Learner = make_learner(config, cache, device)
         rows = RowStream(cache, "soft_targets", "train", batch_rows=shape.batch_blocks, seed=0)
@@ -102,7 +119,7 @@ class LabelStep:
 def run(config: BenchConfig) -> Iterator[Comparison]:
     """Compare the seconds of a step for each shape, on a CPU also beside a busy neighbour."""
     device = choose_device(config.device)
-    for shape in SHAPES[config.size]:
+    for shape in shapes_of(config):
         with tempfile.TemporaryDirectory() as scratch:
             yield from _compare(shape, make_cache(Path(scratch) / "cache", shape), device, config)
 
@@ -119,10 +136,8 @@ def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, Ou
     learner = ours.learner
     autocast, norm = learner.objective.autocast(), learner.config.max_gradient_norm
     input_ids_NT = _first_input_ids(cache, shape, device)
-    defaults = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=shape.vocab_size, **PRESETS[shape.preset])
-    )
-    defaults = defaults.to(device).train()
+    with device:
+        defaults = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape.gpt2)).train()
     optimizer = make_optimizer(defaults, learner.config)
     return {
         _OURS: ours,
@@ -160,6 +175,13 @@ def _times(
             unit="s",
             target=target,
         )
+
+
+def _config_file(cache: Cache, shape: Shape) -> str:
+    """Write the student's settings as a preset and return its path. The activation is that of our presets."""
+    path = cache.path.with_name(f"{shape.preset}.json")
+    path.write_text(json.dumps(shape.gpt2 | {"model_type": "gpt2", "activation_function": "gelu_pytorch_tanh"}))
+    return str(path)
 
 
 def _first_input_ids(cache: Cache, shape: Shape, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import tyro
 
-from scripts.scale.costs import Assumptions
+from scripts.scale.assumptions import Assumptions
 from scripts.scale.made_up import make_up
 from scripts.scale.measurements import MEASUREMENTS, Measured, measure_all
 from scripts.scale.report import as_json, render_costs, render_measurements

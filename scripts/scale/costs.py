@@ -8,104 +8,16 @@ Legend: L layers of width D, V vocabulary, T targets per block.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
-from scripts.scale.made_up import BLOCK_SIZE, BYTES_PER_TOKEN, TOKENS_PER_SHARD, VOCAB_SIZE
-from storage.errors import ConfigError
-from storage.reading.epoch_order import SHARDS_PER_GROUP, STRANDS
-from storage.remote.directory import PIECE_BYTES
+from scripts.scale.assumptions import Assumptions
+from scripts.support.flops import forward_flops_per_token
+from storage.reading.epoch_order import STRANDS
 
-_BENCHMARKS = "measured, docs/benchmarks.md"
-_TARGETS = "measured, docs/targets.md"
-_HERE = "measured once for this page"
-_CODE = "read from our code"
-_SHAPE = "the model"
-_VENDOR = "vendor's figure"
-_ASSUMED = "assumed"
 _GIVEN = "command line"
-
 _HOUR_S = 3600.0
-
-
-def _number(default: float, unit: str, source: str) -> Any:
-    return field(default=default, metadata={"unit": unit, "source": source})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assumptions:
-    """Numbers that the cost model uses. Rates per second are for one unit: a GPU, a core, a box."""
-
-    num_tokens: float = _number(1e12, "tokens", "the question")
-    """Tokens of the text."""
-    tokens_per_shard: float = _number(TOKENS_PER_SHARD, "tokens", _ASSUMED)
-    """--shard-tokens, rounded to whole record batches. The default of precompute is 2.1 million."""
-    block_size: int = _number(BLOCK_SIZE, "targets", _ASSUMED)
-    """T, targets per block."""
-    vocab_size: int = _number(VOCAB_SIZE, "ids", _SHAPE)
-    """V, GPT-2's vocabulary."""
-    teacher_layers: int = _number(48, "layers", _SHAPE)
-    """Layers of GPT-2 XL."""
-    teacher_width: int = _number(1600, "features", _SHAPE)
-    """Width of GPT-2 XL."""
-    student_layers: int = _number(6, "layers", _SHAPE)
-    """Layers of the student, --preset distil."""
-    student_width: int = _number(768, "features", _SHAPE)
-    """Width of the student."""
-
-    gpu_flops_per_s: float = _number(989e12, "FLOP/s", _VENDOR)
-    """Peak of dense bfloat16 products of an H200 SXM."""
-    gpu_memory_bytes_per_s: float = _number(4.8e12, "B/s", _VENDOR)
-    """Memory bandwidth of an H200 SXM."""
-    pcie_bytes_per_s: float = _number(64e9, "B/s", _VENDOR)
-    """PCIe 5.0 x16, one direction."""
-    store_gets_per_s: float = _number(5500, "GET/s", _VENDOR)
-    """GET requests that an object store answers under one prefix (Amazon S3)."""
-
-    flops_utilisation: float = _number(0.4, "of the peak", _ASSUMED)
-    """Share of the peak that the matrix products of teacher and student reach."""
-    logit_passes: float = _number(12, "passes", _ASSUMED)
-    """How often sparse targets read or write the float32 logits of a position on the GPU."""
-    gpus_per_box: int = _number(8, "GPUs", _ASSUMED)
-    """GPUs in a box."""
-    disk_write_bytes_per_s: float = _number(2e9, "B/s", _ASSUMED)
-    """Rate at which a box writes and flushes to its disk or shared file system."""
-    network_bytes_per_s: float = _number(3e9, "B/s", _ASSUMED)
-    """Rate at which a box reads from an object store."""
-    lookup_s: float = _number(5e-4, "s", _ASSUMED)
-    """Time of a look-up in a shared file system when another machine answers it."""
-
-    bytes_per_token: float = _number(BYTES_PER_TOKEN, "B/token", _TARGETS)
-    """Bytes of a whole row at V = 50,257 and 3.3 nats of entropy. A more certain teacher needs fewer."""
-    encode_tokens_per_s: float = _number(1.29e6, "tokens/s", _BENCHMARKS)
-    """Benchmark write: encode, check, compress, hash, flush and rename on one core."""
-    verify_tokens_per_s: float = _number(16 * 1024 / 5.21e-3, "tokens/s", _BENCHMARKS)
-    """Benchmark scale: verify 16 blocks of 1,024 targets in 5.21 ms on one core."""
-    stream_tokens_per_s: float = _number(2.88e6, "tokens/s", _BENCHMARKS)
-    """Benchmark stream: a first epoch, shuffled, hashed and checked, as tensors."""
-    tokenize_tokens_per_s: float = _number(0.97e6, "tokens/s", _HERE)
-    """GPT-2's fast tokenizer on English documents of 4,000 characters, on one of two busy cores."""
-    hash_bytes_per_s: float = _number(1.9e9, "B/s", _HERE)
-    """sha256 on one core."""
-    text_bytes_per_token: float = _number(4.3, "B/token", _ASSUMED)
-    """UTF-8 bytes of the text per token."""
-
-    device_bytes_per_token: float = _number(33 * (4 + 4 + 1) + 33 * (4 + 1) + 3 * 4, "B/token", _CODE)
-    """pipeline/producers/sparsify.py: PaddedTargets at the default tail_weight 1/32, with 33 head and 33 tail slots."""
-    stored_token_bytes: float = _number(2, "B/token", _CODE)
-    """pipeline/corpus/token_store.py: uint16 below 65,536 ids."""
-    piece_bytes: int = _number(PIECE_BYTES, "B", _CODE)
-    """storage/remote/directory.py: bytes that one request fetches."""
-    group_shards: int = _number(SHARDS_PER_GROUP, "shards", _CODE)
-    """storage/reading/epoch_order.py: shards that a stream hashes before its first batch."""
-    commit_lookups: float = _number(7, "look-ups", _CODE)
-    """storage/records/commits.py, read_held_commit: two checks for links, existence, size and bytes of the record, and
-    its shard, staged and in place."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ConfigError(f"--assume.{name.replace('_', '-')} is {value}, expected more than 0")
+# A shard at a URL is sent, and read back before its commit record is put.
+_PASSES_AT_URL = 2
 
 
 @dataclass(frozen=True)
@@ -146,15 +58,6 @@ def assumed(assumptions: Assumptions) -> list[Amount]:
     ]
 
 
-def forward_flops_per_token(layers: int, width: int, vocab_size: int, block_size: int) -> float:
-    """Return 2 (12 L D² + D V) for products with weights, head included, plus 4 L D T/2 for causal attention.
-
-    A multiplication and an addition count as two operations. This is section 2.1 of Kaplan et al. 2020, with attention
-    to T/2 tokens on average, and with the head.
-    """
-    return 2 * (12 * layers * width**2 + width * vocab_size) + 4 * layers * width * block_size / 2
-
-
 def teacher_flops_per_token(a: Assumptions) -> float:
     """Return the FLOPs per token of the teacher's forward pass."""
     return forward_flops_per_token(a.teacher_layers, a.teacher_width, a.vocab_size, a.block_size)
@@ -186,38 +89,79 @@ def _logit_bytes(a: Assumptions) -> float:
 
 def costs(a: Assumptions) -> list[Amount]:
     """Return the costs of the whole cache."""
+    return [*_making(a), *_text(a), *_reading(a)]
+
+
+def _making(a: Assumptions) -> list[Amount]:
+    """Return what the teacher costs, and what it leaves on disks and networks."""
     seconds = teacher_seconds_per_token(a)
-    num_shards = a.num_tokens / a.tokens_per_shard
-    shard_bytes = a.tokens_per_shard * a.bytes_per_token
+    num_shards, shard_bytes, cache_bytes = _sizes(a)
     return [
         Amount("teacher", teacher_flops_per_token(a) / 1e6, "MFLOP/token", "forward pass, head included"),
         Amount("teacher", 1 / seconds, "tokens/s per GPU", "products, and passes over logits"),
         Amount("teacher", a.num_tokens * seconds / _HOUR_S, "GPU-hours", "all tokens"),
-        Amount("cache", a.num_tokens * a.bytes_per_token / 1e12, "TB", "bytes_per_token"),
+        Amount("cache", cache_bytes / 1e12, "TB", "bytes_per_token"),
         Amount("shards", num_shards, f"of {shard_bytes / 1e6:.0f} MB", "tokens_per_shard"),
         Amount(
             "work lost with a killed process", a.tokens_per_shard * seconds / 60, "GPU-minutes",
             "at most one shard",
         ),
         Amount(
-            "tokens beside the cache", a.num_tokens * a.stored_token_bytes / 1e12, "TB",
-            "work files, until it is finished",
-        ),
-        Amount(
-            "tokenizing", a.num_tokens / a.tokenize_tokens_per_s / _HOUR_S, "core-hours",
-            "one process, before the first shard",
-        ),
-        Amount(
-            "hashing the text", a.num_tokens * a.text_bytes_per_token / a.hash_bytes_per_s / _HOUR_S, "hours",
-            "one core, at every start on files; not for hub data",
-        ),
-        Amount(
             "encoding and writing", a.num_tokens / a.encode_tokens_per_s / _HOUR_S, "core-hours",
             "behind the teacher",
         ),
         Amount(
-            "verify", a.num_tokens / a.verify_tokens_per_s / _HOUR_S, "core-hours",
-            "every byte and row; one process",
+            "made at a URL: bytes over the network", _PASSES_AT_URL * cache_bytes / 1e12, "TB",
+            "each shard is sent and read back, behind the teacher",
+        ),
+        Amount(
+            "resume on a shared file system", num_shards / 2 * a.commit_lookups * a.lookup_s, "s",
+            "half of the commit records, nothing cached",
+        ),
+        Amount(
+            "resume at a URL, on a new machine", cache_bytes / 2 / a.network_bytes_per_s / _HOUR_S, "hours",
+            "half of the shards are read back once",
+        ),
+    ]  # fmt: skip
+
+
+def _text(a: Assumptions) -> list[Amount]:
+    """Return what happens to the text before the first shard."""
+    tokenizing_hours = a.num_tokens / a.tokenize_tokens_per_s / _HOUR_S
+    token_bytes = a.num_tokens * a.stored_token_bytes
+    text_bytes = a.num_tokens * a.text_bytes_per_token
+    return [
+        Amount(
+            "tokens beside the cache", token_bytes / 1e12, "TB",
+            "work files, until it is finished; twice while they are joined",
+        ),
+        Amount("tokenizing", tokenizing_hours, "core-hours", "any number of processes; --only tokenize needs no GPU"),
+        Amount(
+            "tokenizing, the wait", tokenizing_hours / a.cores_per_box, "hours",
+            "one box of cores_per_box; more boxes divide it",
+        ),
+        Amount(
+            "joining the parts' tokens", token_bytes / a.disk_write_bytes_per_s / _HOUR_S, "hours",
+            "one process, after the last part",
+        ),
+        Amount(
+            "hashing the text", text_bytes / a.hash_bytes_per_s / _HOUR_S, "hours",
+            "one core of each process, at every start on files; not for hub data",
+        ),
+    ]  # fmt: skip
+
+
+def _reading(a: Assumptions) -> list[Amount]:
+    """Return what a finished cache costs its readers."""
+    num_shards, shard_bytes, cache_bytes = _sizes(a)
+    verify_hours = a.num_tokens / a.verify_tokens_per_s / _HOUR_S
+    fetch_hours = cache_bytes / a.network_bytes_per_s / _HOUR_S
+    return [
+        Amount("verify", verify_hours, "core-hours", "every byte and row, --jobs processes"),
+        Amount("verify, the wait", verify_hours / a.cores_per_box, "hours", "one box, --jobs cores_per_box"),
+        Amount(
+            "verify at a URL", max(verify_hours / a.cores_per_box, fetch_hours), "hours",
+            "one box; each shard is read once",
         ),
         Amount(
             "reading an epoch", num_shards * math.ceil(shard_bytes / a.piece_bytes), "GET requests",
@@ -231,23 +175,25 @@ def costs(a: Assumptions) -> list[Amount]:
             "first batch from a URL", a.group_shards * shard_bytes / a.network_bytes_per_s, "s",
             "the group is fetched and hashed on the way",
         ),
-        Amount(
-            "resume on a shared file system", num_shards / 2 * a.commit_lookups * a.lookup_s, "s",
-            "half of the commit records, nothing cached",
-        ),
     ]  # fmt: skip
+
+
+def _sizes(a: Assumptions) -> tuple[float, float, float]:
+    """Return the number of shards, and the bytes of a shard and of the cache."""
+    return a.num_tokens / a.tokens_per_shard, a.tokens_per_shard * a.bytes_per_token, a.num_tokens * a.bytes_per_token
 
 
 def precompute_limits(a: Assumptions) -> list[Limit]:
     """Return the demand and supply of each resource for one GPU with the teacher, scarcest first."""
     tokens_per_s = 1 / teacher_seconds_per_token(a)
-    disk = a.disk_write_bytes_per_s / a.gpus_per_box
+    disk, network = (rate / a.gpus_per_box for rate in (a.disk_write_bytes_per_s, a.network_bytes_per_s))
     return _scarcest_first(
         ("the GPU's arithmetic, of its peak", tokens_per_s * teacher_flops_per_token(a), a.gpu_flops_per_s, "FLOP/s"),
         ("the GPU's memory, by logits alone", tokens_per_s * _logit_bytes(a), a.gpu_memory_bytes_per_s, "B/s"),
         ("PCIe, by sparse targets", tokens_per_s * a.device_bytes_per_token, a.pcie_bytes_per_s, "B/s"),
         ("the thread that encodes and writes", tokens_per_s, a.encode_tokens_per_s, "tokens/s"),
         ("a GPU's share of the disk", tokens_per_s * a.bytes_per_token, disk, "B/s"),
+        ("a GPU's share of the network, at a URL", _PASSES_AT_URL * tokens_per_s * a.bytes_per_token, network, "B/s"),
     )
 
 

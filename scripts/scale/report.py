@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from scripts.scale.costs import Amount, Assumptions, Limit, assumed, costs, precompute_limits, training_limits
+from scripts.scale.assumptions import Assumptions
+from scripts.scale.costs import Amount, Limit, assumed, costs, precompute_limits, training_limits
 from scripts.scale.measurements import Measured
 from scripts.support.report import in_one_line, markdown_table
 

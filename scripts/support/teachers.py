@@ -18,15 +18,18 @@ LABELS_ONLY = HeadLoss(divergence="forward_kl", unbiased=False, temperature=1.0,
 """The loss of a model that learns from labels alone."""
 
 
-def save_random_teacher(directory: Path, **settings: Any) -> None:
+def save_random_teacher(directory: Path, device: str = "cpu", dtype: str = "float32", /, **settings: Any) -> None:
     """Save a teacher with seeded random weights, and a byte-level tokenizer without merges.
 
-    settings: arguments of GPT2Config. Without eos_token_id no token ends a text.
+    device: where the weights are drawn; dtype: in which format they are saved; settings: arguments of GPT2Config.
+    Without eos_token_id no token ends a text.
     """
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = GPT2Config(**({"bos_token_id": None, "eos_token_id": None} | settings))
-    GPT2LMHeadModel(config).save_pretrained(directory)
+    with torch.device(device):
+        model = GPT2LMHeadModel(config)
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
     save_byte_tokenizer(directory)
 
 

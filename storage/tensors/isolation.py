@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.tensors.memory import is_out_of_memory
-from storage.tensors.packing import Isolation, isolated_hidden_states
+from storage.tensors.packing import LONGEST_MASKED, Isolation, isolated_hidden_states
 
 # Root mean square of a difference, as a share of the hidden state's own, that matters to no model: about 0.001 nats.
 _NEGLIGIBLE = 1e-4
@@ -47,9 +47,9 @@ def find_isolation(body: Any, *, vocab_size: int, num_tokens: int, device: torch
         return Isolation.PACKED
     if not is_causal(body, documents[0], vocab_size):
         return None
-    for isolation in Isolation:
+    for isolation in _candidates(body, vocab_size=vocab_size, num_tokens=num_tokens, device=device):
         # Pad all rows to the longest: more than any pass of a run.
-        share = 0.0 if isolation is Isolation.ROWS else None
+        share = None if isolation is Isolation.EQUAL_ROWS else 0.0
         run = functools.partial(
             isolated_hidden_states, body, ids_NT, positions_NT.to(device), isolation, shortest_share=share
         )
@@ -57,6 +57,18 @@ def find_isolation(body: Any, *, vocab_size: int, num_tokens: int, device: torch
         if found_NTD is not None and is_rounding(body, found_NTD.flatten(0, 1), expected_PD, again):
             return isolation
     return None
+
+
+def _candidates(body: Any, *, vocab_size: int, num_tokens: int, device: torch.device) -> list[Isolation]:
+    """Return the ways to try, the fastest first.
+
+    Longer blocks than LONGEST_MASKED run as rows even if they are PACKED. So a model must isolate documents both in
+    packed blocks of that length, and in rows of num_tokens.
+    """
+    if num_tokens <= LONGEST_MASKED:
+        return list(Isolation)
+    shorter = find_isolation(body, vocab_size=vocab_size, num_tokens=LONGEST_MASKED, device=device)
+    return list(Isolation) if shorter is Isolation.PACKED else [Isolation.ROWS, Isolation.EQUAL_ROWS]
 
 
 @torch.no_grad()

@@ -17,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# transformers separates the packed documents of a row by a mask of T × T. Documents of longer rows run as rows of their
+# own, which need no mask: causal attention without one takes memory in proportion to T.
+LONGEST_MASKED = 2048
 # A row of a pass is at least this share of the longest one: little padding, and few passes.
 _SHORTEST_SHARE = 0.75
 
@@ -24,9 +27,9 @@ _SHORTEST_SHARE = 0.75
 class Isolation(enum.Enum):
     """How a model runs so that no document of a block changes another's numbers.
 
-    PACKED: whole blocks with position ids. ROWS: a document a row, padded on the right, which a causal model does not
-    see. EQUAL_ROWS: a document a row, with rows of one length in a pass, for models whose function depends on the
-    longest row (longrope and dynamic rotary scaling).
+    PACKED: whole blocks with position ids; those of more than LONGEST_MASKED tokens may run as ROWS. ROWS: a document a
+    row, padded on the right, which a causal model does not see. EQUAL_ROWS: a document a row, with rows of one length
+    in a pass, for models whose function depends on the longest row (longrope and dynamic rotary scaling).
     """
 
     PACKED = "packed"
@@ -41,6 +44,7 @@ def isolated_hidden_states(
     isolation: Isolation,
     *,
     shortest_share: float | None = None,
+    is_one_pass: bool = False,
 ) -> Tensor:
     """Return the last hidden states [N, T, D] of a model's body, with gradient.
 
@@ -48,12 +52,17 @@ def isolated_hidden_states(
     which may end a block. Hidden states of padding have no meaning. A pass over rows holds at most N · T tokens.
 
     shortest_share: the least length of a row as a share of the longest in its pass; None for that of `isolation`.
+    is_one_pass: run PACKED blocks of any length in one pass, in which a mask may take N · T² bytes and more.
     """
-    if isolation is Isolation.PACKED:
+    if isolation is Isolation.PACKED and (is_one_pass or not _needs_large_mask(position_ids_NT)):
         return _packed(body, input_ids_NT, position_ids_NT)
     if shortest_share is None:
         shortest_share = 1.0 if isolation is Isolation.EQUAL_ROWS else _SHORTEST_SHARE
     return _in_rows(body, input_ids_NT, position_ids_NT.cpu().numpy().ravel(), shortest_share)
+
+
+def _needs_large_mask(position_ids_NT: Tensor) -> bool:
+    return position_ids_NT.shape[1] > LONGEST_MASKED and bool((position_ids_NT[:, 1:] == 0).any())
 
 
 def _packed(body: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from storage.tensors.model_facts import body_of, context_length_of
 from storage.tensors.output_head import OutputHead, output_head_of, same_logits
@@ -64,7 +65,19 @@ def hidden_states(model: Any, input_ids_NT: Tensor, position_ids_NT: Tensor) -> 
 
     A segment begins where the positions start again at 0. No segment attends to another. Positions of −1 are padding.
     """
-    return isolated_hidden_states(body_of(model), input_ids_NT, position_ids_NT, isolation_of(model))
+    return isolated_hidden_states(
+        body_of(model), input_ids_NT, position_ids_NT, isolation_of(model), is_one_pass=_is_sharded(model)
+    )
+
+
+def _is_sharded(model: Any) -> bool:
+    """Return whether FSDP or DeepSpeed gathers parameters in every pass, so that all processes need as many passes.
+
+    FSDP's modules tell, as its parameters are plain tensors during a pass.
+    """
+    return hasattr(next(model.parameters()), "ds_id") or any(
+        isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules()
+    )
 
 
 def output_head(model: Any) -> OutputHead:

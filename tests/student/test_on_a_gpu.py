@@ -25,7 +25,7 @@ from student.training import learner
 from student.training.trainer import train
 
 DEVICE = "cuda"
-pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu if DEVICE == "cuda" else ()
 
 MakeCache = Callable[..., Cache]
 MakeConfig = Callable[..., TrainConfig]

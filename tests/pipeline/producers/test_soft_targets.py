@@ -131,6 +131,20 @@ def test_record_batches_are_full_but_for_the_last(
     assert [row_id for batch in batches for row_id in batch["row_id"].to_pylist()] == list(range(start, stop))
 
 
+def test_a_plan_runs_the_teacher_in_passes_of_the_runs_size(
+    make_producer: Callable[..., SoftTargetsProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the memory of --plan is that of 64 blocks at once, however long they are."""
+    producer = make_producer(batch_tokens=8 * 3)
+    rows: list[int] = []
+    original = producer._teacher.hidden
+    monkeypatch.setattr(
+        producer._teacher, "hidden", lambda ids_NT, lengths: (rows.append(len(ids_NT)), original(ids_NT, lengths))[1]
+    )
+    producer.online_work(20)()
+    assert rows == [3] * 6 + [2]
+
+
 def test_the_draws_of_a_row_do_not_depend_on_its_shard_or_pass(
     make_producer: Callable[..., SoftTargetsProducer],
 ) -> None:

@@ -57,7 +57,7 @@ def test_what_was_asked_for_is_taken(helpers: ModuleType, tmp_path: Path) -> Non
     assert choose_batch_tokens(None, config) == 77  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_s_free_memory_decides(helpers: ModuleType, teacher_dir: Path, text_file: Path, tmp_path: Path) -> None:
     from pipeline.teacher.loading import load_teacher
 

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from scripts.bench.__main__ import run_bench
 from scripts.bench.comparison import Comparison
@@ -66,9 +65,8 @@ def test_what_is_printed(changes: dict[str, object], verdict: str) -> None:
     assert all(
         part in text for part in ("fast: 2 s", "slow: 4 s", "0.500", "(0.500–1.500)", "peak memory 5 MB", verdict)
     )
-    (found,) = json.loads(as_json({"step": ([comparison(**changes)], 5_000_000)}, facts))["benches"]["step"][
-        "comparisons"
-    ]
+    document = as_json({"step": ([comparison(**changes)], 5_000_000)}, facts, BenchConfig(name="step"))
+    (found,) = json.loads(document)["benches"]["step"]["comparisons"]
     assert found["ratio"] == 0.5
     assert found["is_met"] is (verdict == "met")
 
@@ -88,7 +86,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert (config.device, config.size) == ("cpu", "full")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["precompute", "loss", "step", "generate"])
 def test_a_benchmark_runs_on_a_gpu(name: str) -> None:
     comparisons = list(run_bench(name, BenchConfig(name=name, size="tiny", rounds=1, device="cuda")))

@@ -19,18 +19,19 @@ from scripts.bench.generate import (
     their_samples,
 )
 
-SIZE = SIZES["tiny"]
+CONFIG = BenchConfig(name="generate", size="tiny", rounds=2)
+SIZE = SIZES[CONFIG.size]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     directory = tmp_path_factory.mktemp("ending")
-    save_ending_teacher(directory, SIZE)
-    return prepare(directory, SIZE, "cpu", "float32", SIZE.num_texts)
+    save_ending_teacher(directory, CONFIG)
+    return prepare(directory, CONFIG, "float32", SIZE.num_texts)
 
 
 def test_it_runs_and_has_targets_for_float32() -> None:
-    comparisons = list(run(BenchConfig(name="generate", size="tiny", rounds=2)))
+    comparisons = list(run(CONFIG))
     assert len(comparisons) == 6
     assert [c.target for c in comparisons] == [1.5] * 3 + [None] * 3
     for comparison in comparisons:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from scripts.scale.__main__ import SimulateScaleConfig, main
+from scripts.scale.assumptions import Assumptions
 from scripts.scale.costs import (
-    Assumptions,
     assumed,
     costs,
-    forward_flops_per_token,
     precompute_limits,
     student_tokens_per_s,
     teacher_seconds_per_token,
@@ -22,6 +21,7 @@ from scripts.scale.costs import (
 from scripts.scale.made_up import BYTES_PER_TOKEN, ROWS_PER_SHARD, TOKENS_PER_SHARD, MadeUp, make_up
 from scripts.scale.measurements import KIND, MEASUREMENTS, SPLIT, STREAM_POSITION, Figures, epoch_order, measure_all
 from scripts.scale.report import render_costs
+from scripts.support.flops import forward_flops_per_token
 from storage.disk.hashing import sha256_file
 from storage.errors import ConfigError
 from storage.reading.cache import open_cache
@@ -157,6 +157,13 @@ def test_costs_follow_from_what_enters() -> None:
     assert amounts["teacher", "GPU-hours"] == pytest.approx(1e12 / amounts["teacher", "tokens/s per GPU"] / 3600)
     assert amounts["teacher", "MFLOP/token"] == pytest.approx(2 * 1.5548e9 / 1e6 + 78.6, rel=0.001)
     assert amounts["verify", "core-hours"] == pytest.approx(a.num_tokens / a.verify_tokens_per_s / 3600)
+    boxes = {(cost.what, cost.unit): cost.value for cost in costs(dataclasses.replace(a, cores_per_box=16))}
+    for what in ("tokenizing", "verify"):
+        assert boxes[what, "core-hours"] == amounts[what, "core-hours"]
+        assert boxes[f"{what}, the wait", "hours"] == pytest.approx(amounts[what, "core-hours"] / 16)
+    assert boxes["verify at a URL", "hours"] == boxes["verify, the wait", "hours"]  # 16 cores wait for no network
+    assert amounts["verify at a URL", "hours"] == pytest.approx(33.6e12 / 3e9 / 3600)
+    assert amounts["made at a URL: bytes over the network", "TB"] == pytest.approx(2 * 33.6)
     half = dataclasses.replace(a, flops_utilisation=0.2)
     assert teacher_seconds_per_token(half) < 2 * teacher_seconds_per_token(a)  # passes over logits stay
     assert student_tokens_per_s(half) == pytest.approx(student_tokens_per_s(a) / 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.tensors.isolation import find_isolation, is_causal, is_rounding, unless_refused
-from storage.tensors.packing import Isolation
+from storage.tensors.packing import LONGEST_MASKED, Isolation
 from tests.storage.tensors.bodies import Acausal, Leaking, OfBatch, OfLongest, Sums
 
 CPU = torch.device("cpu")
@@ -32,6 +32,35 @@ def test_a_function_of_the_longest_text_matters_where_the_run_passes_its_thresho
     short, long = (find_isolation(body, vocab_size=11, num_tokens=n, device=CPU) for n in (10, 11))
     assert (short, long) == (Isolation.PACKED if packs else Isolation.ROWS, Isolation.EQUAL_ROWS)
     assert find_isolation(body, vocab_size=11, num_tokens=2000, device=CPU) is Isolation.EQUAL_ROWS
+
+
+class LeakingBelow(Leaking):
+    """Packs, except in passes of `num_tokens` or fewer."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        self._num_tokens = num_tokens
+
+    def hidden(self, values_NT: Tensor, positions_NT: Tensor | None) -> Tensor:
+        if values_NT.shape[1] <= self._num_tokens:
+            return super().hidden(values_NT, positions_NT)
+        return Sums.hidden(self, values_NT, positions_NT)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (Sums(packs=True), Isolation.PACKED),
+        (Leaking(), Isolation.ROWS),
+        (OfLongest(packs=True), Isolation.EQUAL_ROWS),
+        (LeakingBelow(LONGEST_MASKED), Isolation.ROWS),
+    ],
+)
+def test_blocks_too_long_to_run_packed_are_tried_as_they_run_and_shorter_ones_packed(
+    body: Sums, expected: Isolation
+) -> None:
+    found = find_isolation(body, vocab_size=11, num_tokens=LONGEST_MASKED + 100, device=CPU)
+    assert found is expected
 
 
 @pytest.mark.parametrize("body", [Acausal(packs=True), Acausal(packs=False), OfBatch(packs=False)])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
-from storage.tensors.packing import Isolation, isolated_hidden_states
+from scripts.support.measure import peak_extra_bytes
+from storage.tensors.packing import LONGEST_MASKED, Isolation, isolated_hidden_states
 from tests.storage.tensors.bodies import Sums
 
 # Each block's documents, and the tokens of padding at its end.
@@ -64,6 +68,41 @@ def test_a_pass_of_packed_blocks_is_one_pass_with_their_positions() -> None:
     body, positions = Sums(packs=True), positions_of([([2, 3], 0), ([4], 1)])
     isolated_hidden_states(body, torch.zeros_like(positions), positions, Isolation.PACKED)
     assert body.shapes == [(2, 5)]
+
+
+def test_long_blocks_of_several_documents_need_no_mask_over_the_whole_row() -> None:
+    """They run a document a row, unless all must run in one pass. Blocks of one document, padded or not, run whole."""
+    length = LONGEST_MASKED + 1
+    blocks = [([length], 0), ([1000, 40, length - 1040], 0), ([1500, 500], length - 2000)]
+    positions = positions_of(blocks)
+    ids = torch.arange(positions.numel()).view(positions.shape) * 7 % 11
+    for is_one_pass in (False, True):
+        body = Sums(packs=True)
+        found = isolated_hidden_states(body, ids, positions, Isolation.PACKED, is_one_pass=is_one_pass)
+        assert (body.shapes == [tuple(ids.shape)]) == is_one_pass
+        torch.testing.assert_close(found[positions >= 0], alone(body, ids, blocks), rtol=0, atol=0)
+    for whole in (positions[:1], positions_of([([1500], length - 1500)]), positions[1:2, :LONGEST_MASKED]):
+        body = Sums(packs=True)
+        isolated_hidden_states(body, torch.zeros_like(whole), whole, Isolation.PACKED)
+        assert body.shapes == [tuple(whole.shape)]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_attention_over_long_packed_rows_takes_memory_in_proportion_to_them(family: str) -> None:
+    """A mask of 4,096 × 4,096 has 16 MB, and attention makes 64 MB of it. Hidden states of width 16 have 0.25."""
+    heads = {"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 16, "vocab_size": 11}
+    more = {"intermediate_size": 32, "num_key_value_heads": 1} if family == "llama" else {"n_inner": 32}
+    config = AutoConfig.for_model(family, max_position_embeddings=4096, **heads, **more)
+    body = AutoModel.from_config(config).eval()
+    positions = positions_of([([1024] * 4, 0)])
+    ids = torch.arange(4096)[None] % 11
+    run = functools.partial(isolated_hidden_states, body, ids, positions, Isolation.PACKED)
+    found = run()
+    expected = torch.cat([body(part, use_cache=False).last_hidden_state for part in ids.split(1024, 1)], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert peak_extra_bytes(run) < 16e6
+    assert peak_extra_bytes(functools.partial(run, is_one_pass=True)) > 64e6  # the measure sees a mask
 
 
 def test_the_sums_of_these_tests_are_kept_apart_by_positions() -> None:

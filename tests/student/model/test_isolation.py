@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from storage import Cache
+from storage.tensors import packing
 from storage.tensors.model_facts import body_of
 from student import EvaluateConfig, TrainConfig, evaluate, train
 from student.errors import ArchitectureError
@@ -24,6 +27,7 @@ from student.model.loading import load_student
 from student.processes import Processes
 from student.token_loop import draw_tokens
 from student.training.learner import make_learner
+from student.training.parallel import ParallelModel
 from tests.odd_models import MODELS, in_float64, make_model
 
 SEGMENTS = [[32], [3, 9, 13, 1, 6], [17, 15]]
@@ -31,8 +35,12 @@ SEGMENTS = [[32], [3, 9, 13, 1, 6], [17, 15]]
 STUDENTS = [name for name in MODELS if name != "recurrent_gemma"]
 
 
+@pytest.mark.parametrize("longest_masked", [packing.LONGEST_MASKED, 16])
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_those_of_each_document_alone(name: str) -> None:
+def test_gradients_are_those_of_each_document_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str, longest_masked: int
+) -> None:
+    monkeypatch.setattr(packing, "LONGEST_MASKED", longest_masked)
     model = make_model(name)
     ids = torch.randint(257, (3, 32), generator=torch.Generator().manual_seed(0))
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in SEGMENTS])
@@ -51,6 +59,32 @@ def test_gradients_are_those_of_each_document_alone(name: str) -> None:
     atol = 1e-5 * max(float(gradient.abs().max()) for gradient in truth)
     for gradient, expected in zip(gradients(found), truth, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=atol)
+
+
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("gatherer", "expected"), [("", 2), ("DeepSpeed", 1), ("FSDP2", 1)])
+def test_where_processes_gather_parameters_long_blocks_run_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, group_of_one: None, gatherer: str, expected: int
+) -> None:
+    """Otherwise a process whose blocks hold more documents would wait for the others for ever."""
+    monkeypatch.setattr(packing, "LONGEST_MASKED", 16)
+    model = make_model("llama")
+    isolation_of(model)
+    if gatherer == "DeepSpeed":
+        next(model.parameters()).ds_id = 0  # as it marks a parameter that it has cut into parts
+    parallel = ParallelModel(model, "fsdp" if gatherer == "FSDP2" else "ddp", Processes())
+    passes: list[object] = []
+    body_of(model).register_forward_hook(lambda *told: passes.append(told))
+    positions = torch.cat([torch.arange(4), torch.arange(28)])[None]
+    loss = functools.partial(hidden_states, model, torch.zeros((1, 32), dtype=torch.int64), positions)
+    parallel.accumulate(lambda: (loss().sum(), None), is_last=True)
+    assert len(passes) == expected
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "mamba", "phi3"])

@@ -1,0 +1,1 @@
+"""Benchmarks of what must not grow: parts of `scale`."""
