@@ -102,9 +102,9 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
         f"top {shape.top_k}": (make_targets(shape, shape.top_k, None, config.device), forward_kl(is_unbiased=False)),
     }
     passes = {_WORDS[dtype]: _passes(head, kinds, dtype == "bfloat16") for dtype in config.dtypes}
+    yield from _memory(next(iter(passes.values())), config.device)
     for words, actions in passes.items():
         yield from _times(actions, f"time, {words}", _TIME_TARGET if words == "float32" else None, config)
-    yield from _memory(next(iter(passes.values())), config.device)
     for neighbour in NEIGHBOURS if config.device == "cpu" else ():
         with busy_neighbour(neighbour):
             for words, actions in passes.items():
