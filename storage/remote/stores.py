@@ -28,6 +28,9 @@ class Store(Protocol):
     def num_bytes(self, path: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
 
+    def names(self, directory: str) -> list[str] | None:
+        """Return the names in a directory, none when there is no such directory; None when no listing is to be had."""
+
     def read(self, path: str, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, fewer when it ends earlier."""
 
@@ -80,6 +83,17 @@ class FileSystem:
             raise OSError("the server does not say how large it is")
         return int(info["size"])
 
+    def names(self, directory: str) -> list[str] | None:
+        """Return the names in a directory, none when there is no such directory; None over HTTP, which has no lists."""
+        if "http" in self._fs.protocol:
+            return None
+        place = self._full(directory).rstrip("/")
+        try:
+            paths = (path.rstrip("/") for path in self._fs.ls(place, detail=False))
+            return [path.rpartition("/")[2] for path in paths if path != place]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def read(self, path: str, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, fewer when it ends earlier."""
         content: bytes = self._fs.cat_file(self._full(path), start=start, end=end)
@@ -127,6 +141,16 @@ class HubRepository:
         if num_bytes is None:
             raise OSError("the Hub does not say how large it is")
         return num_bytes
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, none when there is no such directory."""
+        try:
+            with self._translated():
+                place = self._full(directory).rstrip("/") or None
+                tree = self._api.list_repo_tree(self._repo_id, place, repo_type="dataset", revision=self._revision)
+                return [entry.path.rpartition("/")[2] for entry in tree]
+        except FileNotFoundError:
+            return []
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, fewer when it ends earlier."""

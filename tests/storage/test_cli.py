@@ -163,7 +163,7 @@ def test_a_missing_cache_is_one_line(run: Run, tmp_path: Path, command: str) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    ["verify URL", "pack URL OUT", "pack CACHE URL", "unpack URL OUT", "push URL file:///x", "pull file:///x URL",
+    ["pack URL OUT", "pack CACHE URL", "unpack URL OUT", "push URL file:///x", "pull file:///x URL",
      "merge CACHE URL --out OUT", "merge CACHE CACHE --out URL", "compact CACHE --out URL", "report CACHE --out URL"],
 )  # fmt: skip
 def test_a_url_where_a_path_is_expected_is_one_line(
