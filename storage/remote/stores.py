@@ -19,6 +19,8 @@ _HUB_URL = re.compile(
     r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<root>.*))?"
 )
 
+_MISSING = (http.client.NOT_FOUND, http.client.GONE)
+
 
 class Store(Protocol):
     """The operations of one kind of storage. They do not retry. Paths are relative to the URL."""
@@ -70,12 +72,15 @@ class FileSystem:
             raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._is_http = "http" in self._fs.protocol
 
     def num_bytes(self, path: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
         try:
             info = self._fs.info(self._full(path))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._is_http and getattr(error.__cause__, "status", None) not in _MISSING:
+                raise (error.__cause__ or error) from None  # fsspec calls every failure a missing file
             return None
         if info["type"] == "directory":
             return None
@@ -85,7 +90,7 @@ class FileSystem:
 
     def names(self, directory: str) -> list[str] | None:
         """Return the names in a directory, none when there is no such directory; None over HTTP, which has no lists."""
-        if "http" in self._fs.protocol:
+        if self._is_http:
             return None
         place = self._full(directory).rstrip("/")
         try:
