@@ -7,7 +7,7 @@
 - first batch: open_cache, RowStream and its first batch, which a training run waits for. Total time.
 
 - verify, shared: verify_cache of a larger cache by two processes, and over HTTP from this machine, each against one
-  process in the directory. Bytes per second, the start of processes included.
+  process in the directory. Each process has one thread. Bytes per second, the start of processes included.
 
 Peak memory is the memory that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
 
@@ -25,7 +25,7 @@ from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.support.file_server import serving
-from scripts.support.measure import interleaved_seconds, peak_extra_bytes, seconds_of
+from scripts.support.measure import interleaved_seconds, one_arrow_thread, peak_extra_bytes, seconds_of
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import open_subject, verify_cache
@@ -86,7 +86,7 @@ def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds
         num_distinct_batches=_NUM_DISTINCT_BATCHES,
     )
     num_bytes = open_subject(path).num_bytes
-    with serving(path) as url:
+    with serving(path) as url, one_arrow_thread():
         verifiers: dict[str, Callable[[], object]] = {
             "one job": lambda: _verify(path, 1),
             "two jobs": lambda: _verify(path, 2),

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from storage.errors import (
     CacheError,
     ConfigError,
@@ -181,6 +183,7 @@ class _Checker:
 
 
 def _start_checker(path: str | Path, identity: CacheIdentity) -> _Checker:
+    pa.set_cpu_count(1)  # as many jobs as cores, each with as many threads, would be in each other's way
     return _Checker(place_at(path), identity)
 
 
