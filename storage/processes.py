@@ -39,13 +39,12 @@ def map_in_processes(
 ) -> None:
     """Call `done` with the index of each item, the item, and its result, in the order in which results arrive.
 
-    start: makes the function, once in each process. It, the items and the results are pickled.
-    killed: returns the result of an item whose process ended on the way, given how it ended. Another process takes its
-    place.
+    start: makes the function, once in each process. `start`, items and results are pickled.
+    killed: returns the result of an item whose process ended on the way, given the item and how the process ended.
+    Another process takes its place.
 
-    Raise the first exception of `start` or of the function, and ConfigError when a process ends before it
-    can take an item. After an exception or Ctrl-C all
-    processes are killed. They also end at once when this process ends in any way.
+    Raise the first exception of `start` or of the function; ConfigError when a process ends before it can take an item.
+    After an exception or Ctrl-C all processes are killed. They end at once when this process ends in any way.
     """
     crew = _Crew(start, enumerate(items), killed)
     try:

@@ -28,12 +28,11 @@ from storage.reading.places import DirectoryPlace, Place, place_at
 from storage.reading.unlisted import unlisted_files
 from storage.records.identity import CacheIdentity, FileRecord, ShardRecord
 from storage.records.manifest import Manifest
+from storage.remote.directory import ProgressHook
 from storage.shards.shard import batch_stats
 
 # A process starts in the time in which another one checks twice as many bytes.
 _BYTES_WORTH_A_PROCESS = 64 << 20
-
-ProgressHook = Callable[[int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +64,7 @@ class Subject:
 
 
 def open_subject(path: str | Path) -> Subject:
-    """Read the manifest at a path or URL.
-
-    Raise NoCacheError, IncompleteCacheError, UnfinishedRemoteError, RecordError or FormatVersionError when there is no
-    manifest to verify against; UnreadableFileError or ConfigError when the URL cannot be reached or served.
-    """
+    """Read the manifest at a path or URL; raise the errors of verify_cache when there is none to verify against."""
     place = place_at(path)
     return Subject(path=path, place=place, manifest=place.read_manifest())
 
@@ -81,11 +76,13 @@ def verify_cache(
 
     path: a directory, or any URL that fsspec reads. At a URL each file is read once and nothing is kept; each job takes
     room for a shard in the directory for temporary files.
-    jobs: the number of processes; None decides by num_jobs. With more than one, a script must call this below
-    `if __name__ == "__main__"`.
+    jobs: number of processes, at most one for each shard. None takes one for each core, or one alone for a small cache. A
+    script that asks for more than one must call this below `if __name__ == "__main__":`.
 
-    Raise the errors of open_subject, ConfigError for less than one job, WriteRefusedError when there is no room for a
-    shard from a URL. Return every other problem, in the same order for any number of jobs.
+    Raise NoCacheError, IncompleteCacheError, UnfinishedRemoteError, RecordError or FormatVersionError when there is no
+    manifest to verify against; UnreadableFileError or ConfigError when the URL cannot be reached or served; ConfigError
+    for less than one job; WriteRefusedError when there is no room for a shard from a URL. Return every other problem,
+    in the same order for any number of jobs.
     """
     return verify(open_subject(path), progress, jobs=jobs)
 
