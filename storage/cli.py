@@ -46,7 +46,7 @@ def verify(
     Args:
         cache: Directory of the cache, or its URL, of which nothing is kept here.
         jobs: Number of processes that share the shards. None takes one for each core that may be used, and one alone
-            for a cache below 128 MB. At a URL, more than the cores may be faster.
+            for a cache below 256 MB. At a URL, more than the cores may be faster.
         quiet: Show no progress.
     """
     subject = open_subject(cache)

@@ -54,7 +54,7 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
     with tempfile.TemporaryDirectory() as directory:
         yield from compare(make_caches(Path(directory), num_shards, block_size), num_shards, config.rounds)
-        num_batches = 1280 if config.size == "full" else 2
+        num_batches = 1920 if config.size == "full" else 2
         yield from compare_verifiers(Path(directory), num_batches, block_size, config.rounds)
 
 
@@ -74,7 +74,7 @@ def compare(caches: Caches, num_shards: int, rounds: int) -> Iterator[Comparison
 def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds: int) -> Iterator[Comparison]:
     """Compare the throughput of verify by two processes, and from a URL, with that of one process in a directory.
 
-    1,280 record batches of 1,024 targets a block are 1 GB, which takes much longer than two processes take to start.
+    1,920 record batches of 1,024 targets a block are 1.5 GB, which takes much longer than two processes take to start.
     """
     path = directory / "to-verify"
     write_soft_targets_cache(

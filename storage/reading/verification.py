@@ -31,8 +31,8 @@ from storage.records.manifest import Manifest
 from storage.remote.directory import ProgressHook
 from storage.shards.shard import batch_stats
 
-# A process starts in the time in which another one checks twice as many bytes.
-_BYTES_WORTH_A_PROCESS = 64 << 20
+# A process takes as long to start as to check about 80 MB.
+_BYTES_WORTH_A_PROCESS = 128 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ def verify_cache(
 
     path: a directory, or any URL that fsspec reads. At a URL each file is read once and nothing is kept; each job takes
     room for a shard in the directory for temporary files.
-    jobs: number of processes, at most one for each shard. None takes one for each core, or one alone for a small cache. A
-    script that asks for more than one must call this below `if __name__ == "__main__":`.
+    jobs: number of processes, at most one for each shard. None takes one for each core, or one alone for a small cache.
+    A script that asks for more than one must call this below `if __name__ == "__main__":`.
 
     Raise NoCacheError, IncompleteCacheError, UnfinishedRemoteError, RecordError or FormatVersionError when there is no
     manifest to verify against; UnreadableFileError or ConfigError when the URL cannot be reached or served; ConfigError

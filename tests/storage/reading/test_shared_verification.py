@@ -174,7 +174,7 @@ def test_jobs_are_decided_by_cores_bytes_and_shards(small_cache: Path, monkeypat
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     for shard_bytes, wanted, expected in (
         (10, None, 1),
-        (20 << 20, None, 2),
+        (40 << 20, None, 2),
         (1 << 30, None, 6),
         (10, 3, 3),
         (10, 100, 8),
