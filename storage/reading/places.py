@@ -194,12 +194,11 @@ class UrlPlace:
         def attempt() -> None:
             begin()
             found = self._remote.sha256_of(record.path, record.num_bytes, take)
+            if found in wrong:
+                raise HashMismatchError(named, f"sha256 {found[:16]}…", f"{record.sha256[:16]}…")
             if found != record.sha256:
-                mismatch = HashMismatchError(named, f"sha256 {found[:16]}…", f"{record.sha256[:16]}…")
-                if found in wrong:
-                    raise mismatch
                 wrong.add(found)
-                raise OSError(str(mismatch))
+                raise OSError(f"its bytes have sha256 {found[:16]}…, expected {record.sha256[:16]}…")
 
         with _unread():
             self._remote.retrying(record.path, attempt)
