@@ -98,17 +98,18 @@ def test_a_damaged_plan_or_commit_is_named(
     assert str(path) in str(problem)
 
 
-def test_a_flipped_bit_anywhere_in_a_record_is_found(small_cache: Path) -> None:
+def test_a_flipped_bit_anywhere_in_a_record_is_found(tmp_path: Path, make: SimpleNamespace) -> None:
+    cache_dir = make.cache(tmp_path / "cache", {"soft_targets": {"train": [1, 1]}})
     for name in ("plan.json", COMMIT):
-        pristine = (small_cache / name).read_bytes()
+        pristine = (cache_dir / name).read_bytes()
         meaning = json.loads(pristine)
         for position in range(0, len(pristine), 23):
             damaged = bytearray(pristine)
             damaged[position] ^= 2
-            (small_cache / name).write_bytes(damaged)
-            found = verify_cache(small_cache).problems
+            (cache_dir / name).write_bytes(damaged)
+            found = verify_cache(cache_dir).problems
             assert found or json.loads(damaged) == meaning, (name, position)
-        (small_cache / name).write_bytes(pristine)
+        (cache_dir / name).write_bytes(pristine)
 
 
 def test_every_problem_is_told_and_verification_goes_on(
