@@ -16,7 +16,8 @@ from storage.importing.config import ImportConfig
 from storage.progress import Progress, tell
 from storage.reading.cache import open_cache
 from storage.reading.inspection import render_head, render_summary, summarize
-from storage.reading.verification import verify_cache
+from storage.reading.verification import open_subject
+from storage.reading.verification import verify as verify_subject
 from storage.remote.directory import require_local
 from storage.sharing import archive, transfer
 from storage.sharing.compaction import COMPACT_ZSTD_LEVEL
@@ -37,21 +38,28 @@ def inspect(cache: Positional[str], json_output: Annotated[bool, tyro.conf.arg(n
     return 0
 
 
-def verify(cache: Positional[Path], quiet: bool = False) -> int:
+def verify(
+    cache: Positional[str], jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None, quiet: bool = False
+) -> int:
     """Check every byte, row and count of a cache; print one line for each problem and exit with 2 if there is any.
 
     Args:
-        cache: Directory of the cache.
+        cache: Directory of the cache, or its URL, of which nothing is kept here.
+        jobs: Number of processes that share the shards. None takes one for each core that may be used, and one alone
+            for a cache below 256 MB. At a URL, more than the cores may be faster.
         quiet: Show no progress.
     """
-    require_local(cache)
-    with Progress(_cache_bytes(cache), "verify", "bytes", quiet=quiet) as bar:
-        found = verify_cache(cache, bar.update)
+    subject = open_subject(cache)
+    with Progress(subject.num_bytes, "verify", "bytes", quiet=quiet) as bar:
+        found = verify_subject(subject, bar.update, jobs=jobs)
+    for remark in found.remarks:
+        tell(f"{subject.place.where}: {remark}")
     for problem in found.problems:
         print(f"teachonce-cache: error: {problem}", file=sys.stderr)
     if found.problems:
         return EXIT_BAD_INPUT
-    print(f"{cache}: whole: {found.num_shards} shards, {found.num_rows:,} rows, {found.num_bytes:,} bytes")
+    place, sizes = subject.place.where, f"{found.num_rows:,} rows, {found.num_bytes:,} bytes"
+    print(f"{place}: whole: {found.num_shards} shards, {sizes}")
     return 0
 
 

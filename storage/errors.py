@@ -20,7 +20,8 @@ TeachonceError
     ├── LinkInTheWayError      a symbolic link where something is to be written
     ├── MissingFileError       a file that the manifest lists is missing
     ├── UnlistedFileError      a file that the manifest does not list
-    ├── UnreadableFileError    the system refuses to read a file
+    ├── UnreadableFileError    the system or a store refuses to read a file
+    ├── UncheckedFileError     the process that verified a file was killed
     ├── HashMismatchError      bytes differ from the recorded sha256
     ├── ShardFormatError       the file is not an Arrow file with the expected schema
     ├── RowError               a row breaks a rule of its kind
@@ -44,6 +45,10 @@ _NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errn
 
 class TeachonceError(Exception):
     """Base of all errors that a user can cause or meet."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The arguments of __init__ are others than the message, which pickle would call it with.
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class StoppedError(Exception):
@@ -218,11 +223,19 @@ class UnlistedFileError(CacheError):
 
 
 class UnreadableFileError(CacheError):
-    """The operating system refused to read an existing file."""
+    """The operating system, or the store at a URL, refused to read an existing file."""
 
     def __init__(self, path: str, reason: str | None) -> None:
-        self.path = path
+        self.path, self.reason = path, reason
         super().__init__(f"{path}: cannot be read ({reason}); make it readable, or restore it")
+
+
+class UncheckedFileError(CacheError):
+    """The process that verified the file at `path` ended on the way."""
+
+    def __init__(self, path: str, how: str) -> None:
+        self.path, self.how = path, how
+        super().__init__(f"{path}: not verified: the process that did it ended ({how}); try again, with fewer --jobs")
 
 
 class HashMismatchError(CacheError):
@@ -311,11 +324,3 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
     return " ".join(lines[:count]).rstrip(":")
-
-
-def is_unreadable_tokenizer(error: BaseException) -> bool:
-    """Return whether `error` means that a tokenizer cannot be loaded.
-
-    Libraries raise any Exception, or a PanicException, which is not a subclass of Exception.
-    """
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

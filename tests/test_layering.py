@@ -16,7 +16,7 @@ from tests.places import ROOT
 # storey, whose files may import each other.
 STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "storage": (
-        ("errors", "progress", "command", "draws"),
+        ("errors", "progress", "command", "processes", "draws"),
         ("disk",),
         ("text",),
         ("rows",),

@@ -8,6 +8,9 @@ Memory of models is measured on long rows beside short ones (scripts/bench/growt
 - open: open_cache, which reads the manifest. Time per shard.
 - first batch: open_cache, RowStream and its first batch, which a training run waits for. Total time.
 
+- verify, shared: verify_cache of a larger cache by two processes, and over HTTP from this machine, each against one
+  process in the directory. Each process has one thread. Bytes per second, the start of processes included.
+
 Peak memory is the memory that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
 
 All files are in the page cache, because they have just been written.
@@ -24,10 +27,11 @@ from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.bench.growth import long_rows
 from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
-from scripts.support.measure import interleaved_seconds, peak_extra_bytes, seconds_of
+from scripts.support.file_server import serving
+from scripts.support.measure import interleaved_seconds, one_arrow_thread, peak_extra_bytes, seconds_of
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
-from storage.reading.verification import verify_cache
+from storage.reading.verification import open_subject, verify_cache
 from storage.records.commits import read_plan
 from storage.writing.directory_destination import DirectoryDestination
 
@@ -37,6 +41,8 @@ _FLAT, _CONSTANT = 1.2, 1.5
 # Read small caches several times, so that the measured time is longer than the clock's noise.
 _LEAST_SHARDS_TIMED = 40
 _NUM_DISTINCT_BATCHES = 8
+# Smallest allowed ratio of the throughput of two processes to that of one.
+_SHARED = 1.7
 _BATCH_ROWS = 8
 
 Action = Callable[[Path], object]
@@ -51,6 +57,8 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
     num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
     with tempfile.TemporaryDirectory() as directory:
         yield from compare(make_caches(Path(directory), num_shards, block_size), num_shards, config.rounds)
+        num_batches = 1920 if config.size == "full" else 2
+        yield from compare_verifiers(Path(directory), num_batches, block_size, config.rounds)
     yield from long_rows.run(config)
 
 
@@ -65,6 +73,42 @@ def compare(caches: Caches, num_shards: int, rounds: int) -> Iterator[Comparison
     yield _first_batch(caches, rounds)
     for what, action in {"verify": verify, "first batch": first_batch}.items():
         yield _memory(what, action, caches, rounds)
+
+
+def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds: int) -> Iterator[Comparison]:
+    """Compare the throughput of verify by two processes, and from a URL, with that of one process in a directory.
+
+    1,920 record batches of 1,024 targets a block are 1.5 GB, which takes much longer than two processes take to start.
+    """
+    path = directory / "to-verify"
+    write_soft_targets_cache(
+        path,
+        num_batches * RECORD_BATCH_ROWS,
+        block_size,
+        vocab_size=50_257,
+        num_shards=min(num_batches, 32),
+        num_distinct_batches=_NUM_DISTINCT_BATCHES,
+    )
+    num_bytes = open_subject(path).num_bytes
+    with serving(path) as url, one_arrow_thread():
+        verifiers: dict[str, Callable[[], object]] = {
+            "one job": lambda: _verify(path, 1),
+            "two jobs": lambda: _verify(path, 2),
+            "from a URL": lambda: _verify(url, 1),
+        }
+        seconds = interleaved_seconds(verifiers, rounds, warm_up=0)
+    speeds = {name: [num_bytes / 1e6 / s for s in values] for name, values in seconds.items()}
+    for name, target in (("two jobs", _SHARED), ("from a URL", None)):
+        yield Comparison(
+            what="verify, shared: throughput",
+            ours=name,
+            reference="one job",
+            our_values=speeds[name],
+            reference_values=speeds["one job"],
+            unit="MB/s",
+            target=target,
+            more_is_better=True,
+        )
 
 
 def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:
@@ -84,7 +128,11 @@ def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:
 
 def verify(path: Path) -> None:
     """Verify the cache. It must have no problems."""
-    assert not verify_cache(path).problems
+    _verify(path, 1)
+
+
+def _verify(where: str | Path, jobs: int) -> None:
+    assert not verify_cache(where, jobs=jobs).problems
 
 
 def resume(path: Path) -> None:

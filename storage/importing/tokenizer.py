@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from storage.disk.hashing import files_sha256
-from storage.errors import first_line, is_unreadable_tokenizer
+from storage.errors import first_line
 from storage.importing.errors import ImportTokenizerError, UnknownTokenError
+from storage.text.tokenizer_files import is_unreadable_tokenizer
 
 _MODEL, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 # A tokenizer's directory is often a model's. Of its files these belong to the tokenizer.

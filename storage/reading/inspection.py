@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import CacheError, ConfigError, RecordError, first_line, is_unreadable_tokenizer
+from storage.errors import CacheError, ConfigError, RecordError, first_line
 from storage.reading.cache import Cache
 from storage.records.identity import SPLITS, describe_teacher
 from storage.rows.kind import ToText
 from storage.rows.kinds import KINDS
 from storage.shards.shard import check_file
+from storage.text.tokenizer_files import is_unreadable_tokenizer
 
 
 def summarize(cache: Cache) -> dict[str, Any]:

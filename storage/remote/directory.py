@@ -129,14 +129,25 @@ class RemoteDirectory:
 
     def holds(self, path: str, num_bytes: int, sha256: str, progress: ProgressHook = lambda num_bytes: None) -> bool:
         """Return whether the file exists with this size and this sha256. If the size is right, read every byte."""
-        patience = self._patience(path)
-        if patience.call(lambda: self._store.num_bytes(path)) != num_bytes:
+        if self.num_bytes(path) != num_bytes:
             return False
+        return self.sha256_of(path, num_bytes, lambda piece: progress(len(piece))) == sha256
+
+    def sha256_of(self, path: str, num_bytes: int, take: Callable[[bytes], object] = lambda piece: None) -> str:
+        """Return the hex sha256 of the first `num_bytes` of a file; call `take` with each piece on the way."""
+        patience = self._patience(path)
         digest = hashlib.sha256()
+        num_read = 0
         for piece in self._pieces(path, num_bytes, patience):
             digest.update(piece)
-            progress(len(piece))
-        return digest.hexdigest() == sha256
+            take(piece)
+            num_read += len(piece)
+            patience.reached(num_read)
+        return digest.hexdigest()
+
+    def names(self, directory: str) -> list[str] | None:
+        """Return the names in a directory, none when there is no such directory; None when no listing is to be had."""
+        return self._patience(directory).call(lambda: self._store.names(directory))
 
     def put(self, local: Path, path: str) -> None:
         """Copy a local file to `path`; replace an existing file."""

@@ -19,6 +19,8 @@ _HUB_URL = re.compile(
     r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<root>.*))?"
 )
 
+_MISSING = (http.client.NOT_FOUND, http.client.GONE)
+
 
 class Store(Protocol):
     """The operations of one kind of storage. They do not retry. Paths are relative to the URL."""
@@ -27,6 +29,9 @@ class Store(Protocol):
 
     def num_bytes(self, path: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
+
+    def names(self, directory: str) -> list[str] | None:
+        """Return the names in a directory, none when there is no such directory; None when no listing is to be had."""
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, fewer when it ends earlier."""
@@ -67,18 +72,32 @@ class FileSystem:
             raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._is_http = "http" in self._fs.protocol
 
     def num_bytes(self, path: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
         try:
             info = self._fs.info(self._full(path))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._is_http and getattr(error.__cause__, "status", None) not in _MISSING:
+                raise (error.__cause__ or error) from None  # fsspec calls every failure a missing file
             return None
         if info["type"] == "directory":
             return None
         if info.get("size") is None:
             raise OSError("the server does not say how large it is")
         return int(info["size"])
+
+    def names(self, directory: str) -> list[str] | None:
+        """Return the names in a directory, none when there is no such directory; None over HTTP, which has no lists."""
+        if self._is_http:
+            return None
+        place = self._full(directory).rstrip("/")
+        try:
+            paths = (path.rstrip("/") for path in self._fs.ls(place, detail=False))
+            return [path.rpartition("/")[2] for path in paths if path != place]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, fewer when it ends earlier."""
@@ -127,6 +146,16 @@ class HubRepository:
         if num_bytes is None:
             raise OSError("the Hub does not say how large it is")
         return num_bytes
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, none when there is no such directory."""
+        try:
+            with self._translated():
+                place = self._full(directory).rstrip("/") or None
+                tree = self._api.list_repo_tree(self._repo_id, place, repo_type="dataset", revision=self._revision)
+                return [entry.path.rpartition("/")[2] for entry in tree]
+        except FileNotFoundError:
+            return []
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, fewer when it ends earlier."""

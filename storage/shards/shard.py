@@ -149,16 +149,18 @@ def _one_line(error: BaseException) -> str:
 class Shard:
     """An open shard. Its record batches are read, decompressed and checked one by one."""
 
-    def __init__(self, path: Path, identity: CacheIdentity, record: ShardRecord) -> None:
+    def __init__(self, path: Path, identity: CacheIdentity, record: ShardRecord, where: str | None = None) -> None:
         """Open the shard at `path`, whose sha256 the caller has checked; read no rows.
+
+        where: its name in messages, by default `path`.
 
         Raise ShardFormatError when it is not the Arrow file that the identity and the record promise.
         """
         self.record = record
         self._identity = identity
-        self._path = path
+        self._named = where or str(path)
         try:
-            file = pa.memory_map(str(self._path))
+            file = pa.memory_map(str(path))
             # Do not swap bytes of another byte order: then the comparison of schemas below refuses the file.
             options = pa.ipc.IpcReadOptions(ensure_native_endian=False)
             self._reader = pa.ipc.open_file(file, options=options, memory_pool=BATCH_MEMORY)
@@ -166,19 +168,19 @@ class Shard:
             self._content = file.read_buffer()
             check_claims(self._content)
         except ClaimError as error:
-            raise ShardFormatError(str(self._path), str(error)) from error
+            raise ShardFormatError(self._named, str(error)) from error
         except _UNREADABLE as error:
-            raise ShardFormatError(str(self._path), f"not an Arrow IPC file ({_one_line(error)})") from error
+            raise ShardFormatError(self._named, f"not an Arrow IPC file ({_one_line(error)})") from error
         wanted = identity.schema(record.key.kind)
         if not found.equals(wanted, check_metadata=True):
             raise ShardFormatError(
-                str(self._path),
+                self._named,
                 f"its columns are {found_names}, expected {wanted.names}, each of its type and without metadata",
             )
         expected_batches = -(-record.num_rows // identity.record_batch_rows)
         if self._reader.num_record_batches != expected_batches:
             raise ShardFormatError(
-                str(self._path),
+                self._named,
                 f"holds {self._reader.num_record_batches} record batches, expected {expected_batches}",
             )
 
@@ -194,9 +196,9 @@ class Shard:
         try:
             stored = stored_buffer_bytes(self._content) or [0] * num_all
         except ClaimError as error:
-            raise ShardFormatError(str(self._path), str(error)) from error
+            raise ShardFormatError(self._named, str(error)) from error
         if len(stored) != num_all:
-            raise ShardFormatError(str(self._path), f"has {len(stored)} buffers, expected {num_all}")
+            raise ShardFormatError(self._named, f"has {len(stored)} buffers, expected {num_all}")
         sizes = iter(stored)
         return {name: sum(islice(sizes, count)) for name, count in num_buffers.items()}
 
@@ -234,7 +236,7 @@ class Shard:
             raise RowError(where, "row_id", "is not where the manifest puts it")
 
     def _where(self, index: int) -> str:
-        return f"{self._path}, record batch {index}"
+        return f"{self._named}, record batch {index}"
 
     def _unreadable(self, index: int, error: BaseException) -> ShardFormatError:
         return ShardFormatError(self._where(index), f"cannot be read ({_one_line(error)})")

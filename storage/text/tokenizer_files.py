@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.disk.json_files import read_json_object
-from storage.errors import UnusableModelError, first_line, is_unreadable_tokenizer
+from storage.errors import UnusableModelError, first_line
 
 _JSON_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 NEEDS_OWN_CODE = (
@@ -55,3 +55,11 @@ def _reason_of_the_fast_tokenizer(path: Path) -> str | None:
             raise
         return f"{path.name}: {first_line(error)}"
     return None
+
+
+def is_unreadable_tokenizer(error: BaseException) -> bool:
+    """Return whether `error` means that a tokenizer cannot be loaded.
+
+    Libraries raise any Exception, or a PanicException, which is not a subclass of Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

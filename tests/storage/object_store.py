@@ -15,6 +15,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 FAULTS = ("503", "short body", "reset", "flipped bit", "slow first byte", "lost acknowledgement")
 
@@ -213,6 +214,8 @@ class FakeHub(FaultyServer):
             return _json({"files": [self._upload_mode(file["path"]) for file in json.loads(body)["files"]]})
         if path.startswith(f"{api}/commit/"):
             return self._commit([json.loads(line) for line in body.splitlines()])
+        if path.startswith(f"{api}/tree/main"):
+            return self._list(path.removeprefix(f"{api}/tree/main").strip("/"))
         if path.startswith(f"{api}/revision/"):
             return _json({"id": self.repo_id, "sha": "0" * 40})
         if path.startswith(f"/datasets/{self.repo_id}/resolve/main/"):
@@ -247,6 +250,18 @@ class FakeHub(FaultyServer):
         commit = {"commitOid": "1" * 40, "commitUrl": f"{self.url}/datasets/{self.repo_id}/commit/{'1' * 40}"}
         return _json(commit | {"success": True, "hookOutput": ""})
 
+    def _list(self, directory: str) -> Answer:
+        inside = [
+            path.removeprefix(f"{directory}/")
+            for path in self.files
+            if not directory or path.startswith(f"{directory}/")
+        ]
+        if not inside:
+            return Answer(404, {"X-Error-Code": "EntryNotFound"})
+        files = [{"type": "file", "path": name, "size": 0, "oid": ""} for name in inside if "/" not in name]
+        folders = {name.partition("/")[0] for name in inside if "/" in name}
+        return _json(files + [{"type": "directory", "path": name, "oid": ""} for name in sorted(folders)])
+
     def _resolve(self, method: str, path: str, headers: dict[str, str]) -> Answer:
         content = self.files.get(path)
         if content is None:
@@ -255,6 +270,28 @@ class FakeHub(FaultyServer):
         if method == "HEAD":
             return Answer(200, {"Content-Length": str(len(content)), "ETag": '"0"', "X-Repo-Commit": "1" * 40})
         if asked is None or not path.endswith(".arrow"):
+            return Answer(200, {}, content)
+        start, _, end = asked.removeprefix("bytes=").partition("-")
+        return Answer(206, {}, content[int(start) : int(end) + 1])
+
+
+class FileServer(FaultyServer):
+    """The files of a directory, and answers with other statuses for some of their paths."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.statuses = directory, dict[str, int]()
+        super().__init__()
+
+    def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        file = self.directory / path.lstrip("/")
+        status = self.statuses.get(path.lstrip("/"), 200 if file.is_file() else 404)
+        if status != 200:
+            return Answer(status)
+        content = file.read_bytes()
+        if method == "HEAD":
+            return Answer(200, {"Content-Length": str(len(content)), "Accept-Ranges": "bytes"})
+        asked = {name.lower(): value for name, value in headers.items()}.get("range")
+        if asked is None:
             return Answer(200, {}, content)
         start, _, end = asked.removeprefix("bytes=").partition("-")
         return Answer(206, {}, content[int(start) : int(end) + 1])

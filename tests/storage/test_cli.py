@@ -93,6 +93,22 @@ def test_verify_prints_one_line_per_problem(run: Run, own_cache: Path) -> None:
     assert [name in line for name, line in zip(("samples", "README", "tokenizer"), done.err, strict=True)] == [True] * 3
 
 
+def test_verify_of_a_url_names_it_and_keeps_nothing(
+    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = run("verify", f"file://{cache.path}", "--quiet")
+    assert (done.code, done.err) == (0, [])
+    assert done.out.startswith(f"file://{cache.path}: whole: 10 shards")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_with_no_job_is_one_line(run: Run, cache: Cache) -> None:
+    done = run("verify", cache.path, "--jobs", "0")
+    assert done.code == 2
+    assert done.err[-1] == "teachonce-cache: error: --jobs 0: expected 1 or more"
+
+
 def test_verify_reports_progress_without_a_terminal(run: Run, cache: Cache) -> None:
     done = run("verify", cache.path)
     assert done.code == 0
@@ -163,7 +179,7 @@ def test_a_missing_cache_is_one_line(run: Run, tmp_path: Path, command: str) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    ["verify URL", "pack URL OUT", "pack CACHE URL", "unpack URL OUT", "push URL file:///x", "pull file:///x URL",
+    ["pack URL OUT", "pack CACHE URL", "unpack URL OUT", "push URL file:///x", "pull file:///x URL",
      "merge CACHE URL --out OUT", "merge CACHE CACHE --out URL", "compact CACHE --out URL", "report CACHE --out URL"],
 )  # fmt: skip
 def test_a_url_where_a_path_is_expected_is_one_line(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from scripts.bench import scale
@@ -36,3 +38,9 @@ def test_time_and_memory_are_compared(caches: scale.Caches) -> None:
     comparisons = list(scale.compare(caches, num_shards=1, rounds=1))
     assert [(c.ours, c.reference) for c in comparisons] == [("100×", "1×")] * 4 + [("100×", "10×")] * 2
     assert all(c.target is not None for c in comparisons)
+
+
+def test_verifiers_are_compared_with_one_process_in_a_directory(tmp_path: Path) -> None:
+    shared, remote = scale.compare_verifiers(tmp_path, num_batches=2, block_size=16, rounds=1)
+    assert (shared.ours, shared.reference, shared.target, shared.more_is_better) == ("two jobs", "one job", 1.7, True)
+    assert (remote.ours, remote.reference, remote.target) == ("from a URL", "one job", None)

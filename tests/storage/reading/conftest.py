@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from storage import verify_cache
+from storage.errors import CacheError
+from storage.remote import retrying
 from tests.storage.reading.forging import outside, snapshot, write_good_cache
 from tests.storage.reading.readers import READERS, Case, Watch, bounded, errors_of
 
@@ -60,3 +63,18 @@ def require_refused(
         assert snapshot(beside) | snapshot(stranger) == before
 
     return require
+
+
+@pytest.fixture
+def verify_alike(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[CacheError, ...]]:
+    """Verifies a directory as such and at its URL, which must find the same; returns the problems in the directory."""
+    monkeypatch.setattr(retrying, "_JITTER", SimpleNamespace(uniform=lambda least, most: 0.0))
+
+    def verify(cache_dir: Path) -> tuple[CacheError, ...]:
+        url = f"file://{cache_dir}"
+        here, there = verify_cache(cache_dir).problems, verify_cache(url).problems
+        assert [str(error).replace(url, str(cache_dir)) for error in there] == [str(error) for error in here]
+        assert [type(error) for error in there] == [type(error) for error in here]
+        return here
+
+    return verify

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from storage import open_cache, verify_cache
-from storage.errors import UnlistedFileError
-from storage.reading.unlisted import unlisted_files
+from storage import verify_cache
+from storage.errors import CacheError, UnlistedFileError
 from tests.storage.links import laid_by_hand
 from tests.storage.reading.forging import FIRST, outside
 from tests.storage.reading.readers import Watch
+
+Verify = Callable[[Path], tuple[CacheError, ...]]
 
 SOFT = FIRST["soft_targets"]
 STRAYS = (
@@ -56,9 +58,9 @@ def put(cache_dir: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRAYS)
-def test_a_file_that_the_manifest_does_not_list_is_named(stranger: Path, name: str) -> None:
+def test_a_file_that_the_manifest_does_not_list_is_named(stranger: Path, verify_alike: Verify, name: str) -> None:
     put(stranger, name)
-    [problem] = verify_cache(stranger).problems
+    [problem] = verify_alike(stranger)
     assert type(problem) is UnlistedFileError
     assert str(problem).startswith(f"{stranger / name}: not in the manifest")
 
@@ -66,15 +68,14 @@ def test_a_file_that_the_manifest_does_not_list_is_named(stranger: Path, name: s
 def test_each_is_named_once_and_a_directory_as_one(stranger: Path) -> None:
     for name in (*STRAYS, "old/a/b.arrow", "old/c.arrow"):
         put(stranger, name)
-    assert sorted(error.path for error in unlisted_files(stranger, open_cache(stranger).manifest)) == sorted(
-        str(stranger / name) for name in (*STRAYS, "old")
-    )
+    found = [str(problem.path) for problem in verify_cache(stranger).problems]
+    assert sorted(found) == sorted(str(stranger / name) for name in (*STRAYS, "old"))
 
 
-def test_what_tools_keep_in_a_cache_may_stay(stranger: Path) -> None:
+def test_what_tools_keep_in_a_cache_may_stay(stranger: Path, verify_alike: Verify) -> None:
     for name in OF_TOOLS:
         put(stranger, name)
-    assert verify_cache(stranger).problems == ()
+    assert verify_alike(stranger) == ()
 
 
 def test_a_directory_that_is_a_link_is_looked_into(stranger: Path, tmp_path: Path) -> None:
@@ -93,12 +94,16 @@ def test_an_unlisted_link_is_named_and_not_followed(stranger: Path, watch: Watch
 
 @pytest.mark.parametrize("path", ["../outside/file", "a/../../outside/file", "/{outside}/file"])
 def test_a_listed_path_that_leads_out_is_not_looked_at(
-    stranger: Path, forge: SimpleNamespace, watch: Watch, path: str
+    stranger: Path,
+    forge: SimpleNamespace,
+    watch: Watch,
+    verify_alike: Verify,
+    path: str,
 ) -> None:
     path = path.format(outside=outside(stranger))
     forge.record(stranger / "manifest.json", lambda manifest: manifest["files"][0].update(path=path))
     with watch.on(outside(stranger)) as seen:
-        assert len(verify_cache(stranger).problems) == 2, "that path, and README.md, which is not listed now"
+        assert len(verify_alike(stranger)) == 2, "that path, and README.md, which is not listed now"
     assert seen == []
 
 

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from storage import open_cache, verify_cache
-from storage.errors import HashMismatchError, MissingFileError, RecordError, RowError, UnreadableFileError
+from storage.errors import CacheError, HashMismatchError, MissingFileError, RecordError, RowError, UnreadableFileError
 from storage.reading.cache import Cache
 from storage.reading.verification import check_records
 from storage.shards import shard as shard_module
+
+Verify = Callable[[Path], tuple[CacheError, ...]]
 
 COMMIT = "commits/soft_targets-train-00001.json"
 
@@ -69,7 +72,9 @@ def test_a_shard_that_may_not_be_read_is_one_problem_of_several(
 
 @pytest.mark.parametrize("name", ["plan.json", COMMIT])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "flipped", "other content", "later version"])
-def test_a_damaged_plan_or_commit_is_named(small_cache: Path, forge: SimpleNamespace, name: str, damage: str) -> None:
+def test_a_damaged_plan_or_commit_is_named(
+    small_cache: Path, forge: SimpleNamespace, verify_alike: Verify, name: str, damage: str
+) -> None:
     path = small_cache / name
     content = path.read_bytes()
     match damage:
@@ -89,39 +94,42 @@ def test_a_damaged_plan_or_commit_is_named(small_cache: Path, forge: SimpleNames
             forge.record(path, lambda record: record.update(format_version=4))
         case _:
             forge.record(path, lambda record: record.update(format_version=4))
-    (problem,) = verify_cache(small_cache).problems
+    (problem,) = verify_alike(small_cache)
     assert str(path) in str(problem)
 
 
-def test_a_flipped_bit_anywhere_in_a_record_is_found(small_cache: Path) -> None:
+def test_a_flipped_bit_anywhere_in_a_record_is_found(tmp_path: Path, make: SimpleNamespace) -> None:
+    cache_dir = make.cache(tmp_path / "cache", {"soft_targets": {"train": [1, 1]}})
     for name in ("plan.json", COMMIT):
-        pristine = (small_cache / name).read_bytes()
+        pristine = (cache_dir / name).read_bytes()
         meaning = json.loads(pristine)
         for position in range(0, len(pristine), 23):
             damaged = bytearray(pristine)
             damaged[position] ^= 2
-            (small_cache / name).write_bytes(damaged)
-            found = verify_cache(small_cache).problems
+            (cache_dir / name).write_bytes(damaged)
+            found = verify_cache(cache_dir).problems
             assert found or json.loads(damaged) == meaning, (name, position)
-        (small_cache / name).write_bytes(pristine)
+        (cache_dir / name).write_bytes(pristine)
 
 
-def test_every_problem_is_told_and_verification_goes_on(small_cache: Path, forge: SimpleNamespace) -> None:
+def test_every_problem_is_told_and_verification_goes_on(
+    small_cache: Path, forge: SimpleNamespace, verify_alike: Verify
+) -> None:
     (small_cache / "README.md").unlink()
     (small_cache / "samples" / "train-00001-of-00002.arrow").unlink()
     shard = small_cache / "soft_targets" / "train-00000-of-00003.arrow"
     shard.write_bytes(shard.read_bytes()[:-1])
     (small_cache / COMMIT).unlink()
     forge.shard_record(small_cache, "beams/train-00000-of-00001.arrow", num_targets=1)
-    found = verify_cache(small_cache)
-    assert {type(problem) for problem in found.problems} == {
+    problems = verify_alike(small_cache)
+    assert {type(problem) for problem in problems} == {
         MissingFileError,
         HashMismatchError,
         RecordError,
         RowError,
     }
-    assert len(found.problems) == 5
-    assert found.num_shards == 8
+    assert len(problems) == 5
+    assert verify_cache(small_cache).num_shards == 8
 
 
 def test_verification_changes_nothing(small_cache: Path) -> None:

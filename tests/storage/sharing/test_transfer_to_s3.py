@@ -8,7 +8,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from storage.errors import NoCacheError, TransferError
+from storage import verify_cache
+from storage.errors import MissingFileError, NoCacheError, TransferError, UnlistedFileError
 from storage.remote.retrying import RetryPolicy
 from storage.sharing.transfer import pull, push
 from tests.storage.object_store import FAULTS, S3Proxy
@@ -23,6 +24,21 @@ def test_a_round_trip_through_s3(source: Path, s3: S3Proxy, bucket: str, tmp_pat
     assert s3.count("PUT") == NUM_FILES
     pull(url, tmp_path / "back", policy=QUICK)
     assert snapshot(tmp_path / "back") == snapshot(source)
+
+
+def test_a_cache_in_s3_is_verified_there(source: Path, s3: S3Proxy, bucket: str) -> None:
+    url = f"s3://{bucket}/deep/cache"
+    push(source, url, policy=QUICK)
+    found = verify_cache(url)
+    assert (found.problems, found.remarks, found.num_shards) == ((), (), NUM_SHARDS)
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.pipe_file(f"{bucket}/deep/cache/samples/stray", b"stray")
+    store.rm_file(f"{bucket}/deep/cache/{SHARD}")
+    missing, stray = verify_cache(url).problems
+    assert isinstance(missing, MissingFileError)
+    assert missing.path == f"{url}/{SHARD}"
+    assert isinstance(stray, UnlistedFileError)
+    assert stray.path == f"{url}/samples/stray"
 
 
 # A request meets them one after the other. Those that do not always fail a request come last.

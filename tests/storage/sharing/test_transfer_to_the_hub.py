@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import TransferError
+from storage import verify_cache
+from storage.errors import TransferError, UnlistedFileError
 from storage.sharing.transfer import pull, push
 from tests.storage.object_store import FakeHub
 from tests.storage.sharing.copies import NUM_FILES, QUICK, SHARD
@@ -25,6 +26,17 @@ def test_a_dataset_repository_takes_three_commits(
     assert len(hub.commits) == 3
     pull(url, tmp_path / "back", policy=QUICK)
     assert snapshot(tmp_path / "back") == snapshot(source)
+
+
+def test_a_cache_on_the_hub_is_verified_there(source: Path, hub: FakeHub) -> None:
+    url = "hf://datasets/owner/name"
+    push(source, url, policy=QUICK)
+    hub.files[".gitattributes"] = b"*.arrow filter=lfs"
+    assert verify_cache(url).problems == ()
+    hub.files["soft_targets/train-00000-of-00003 (1).arrow"] = b""
+    [stray] = verify_cache(url).problems
+    assert isinstance(stray, UnlistedFileError)
+    assert stray.path == f"{url}/soft_targets/train-00000-of-00003 (1).arrow"
 
 
 def test_a_commit_whose_acknowledgement_is_lost(source: Path, hub: FakeHub) -> None:
