@@ -34,7 +34,7 @@ def write_shards(
     _write_shards(config, destination, producers, begun.identity, begun.shards)
     if to_prove:
         with Progress(len(to_prove), "reading back", "shards", quiet=config.quiet) as bar:
-            damaged = set(destination.prove(begun.identity, to_prove, bar.update))
+            damaged = set(destination.prove(to_prove, bar.update))
         again = [shard for shard in begun.shards if shard.key in damaged]
         _write_shards(config, destination, producers, begun.identity, again)
 

@@ -52,9 +52,7 @@ class Destination(Protocol):
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
         """Return a shard's commit record; None if it is not committed, or its file is lost or has another size."""
 
-    def prove(
-        self, identity: CacheIdentity, keys: Sequence[ShardKey], progress: Callable[[int], object]
-    ) -> list[ShardKey]:
+    def prove(self, keys: Sequence[ShardKey], progress: Callable[[int], object]) -> list[ShardKey]:
         """Read these committed shards back; return those that are lost or damaged and must be written again.
 
         `progress` receives the number of shards done.

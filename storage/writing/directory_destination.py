@@ -85,9 +85,7 @@ class DirectoryDestination:
         """Return a shard's commit record; None when the shard must be written."""
         return read_held_commit(self.directory, key)
 
-    def prove(
-        self, identity: CacheIdentity, keys: Sequence[ShardKey], progress: Callable[[int], object]
-    ) -> list[ShardKey]:
+    def prove(self, keys: Sequence[ShardKey], progress: Callable[[int], object]) -> list[ShardKey]:
         """Return nothing, as look_up does."""
         return []
 

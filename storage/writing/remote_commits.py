@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from storage.errors import RecordError, RowError, ShardFormatError
 from storage.records.commits import read_commit, write_commit
-from storage.records.identity import CacheIdentity, ShardRecord
+from storage.records.identity import CacheIdentity, ShardKey, ShardRecord
 from storage.remote.directory import RemoteDirectory
 from storage.remote.remote_records import read_remote
 from storage.shards.shard import check_file, record_of_rows
@@ -40,22 +40,23 @@ def commit_shard(remote: RemoteDirectory, staging: Path, identity: CacheIdentity
         is_ours = remote.create(check_file(staging, record), record.path)
         standing = _settle(remote, staging, identity, record, is_ours=is_ours)
         if standing is None:
-            remote.remove(record.path)
-            remote.remove(record.key.commit_path)  # after the shard: a record without a shard counts as none
+            _remove(remote, record.key)
             raise OSError("what was read back is not a shard of this cache, and was removed")
         return standing
 
     return remote.retrying(record.path, attempt)
 
 
-def commit_standing(
-    remote: RemoteDirectory, staging: Path, identity: CacheIdentity, record: ShardRecord
-) -> ShardRecord | None:
-    """Make a shard at the URL and its commit record agree; return the record, None when the shard is lost or damaged.
+def prove_or_remove(remote: RemoteDirectory, record: ShardRecord) -> bool:
+    """Read a committed shard back; if its bytes are not those of its record, remove both and return False.
 
-    record: the commit record that was found. If the shard is whole and has other bytes, replace the record.
+    Older versions could leave such a shard, and it may be damaged, even so that its rows can still be read.
     """
-    return remote.retrying(record.path, lambda: _settle(remote, staging, identity, record, is_ours=False))
+    for _ in range(2):  # the network may have damaged what came first
+        if remote.holds(record.path, record.num_bytes, record.sha256):
+            return True
+    _remove(remote, record.key)
+    return False
 
 
 def create_record(remote: RemoteDirectory, staging: Path, name: str, read: Callable[[Path], Parsed | None]) -> Parsed:
@@ -79,6 +80,11 @@ def create_record(remote: RemoteDirectory, staging: Path, name: str, read: Calla
         return found
 
     return remote.retrying(name, attempt)
+
+
+def _remove(remote: RemoteDirectory, key: ShardKey) -> None:
+    remote.remove(key.path)
+    remote.remove(key.commit_path)  # after the shard: a record without a shard counts as none
 
 
 def _settle(

@@ -33,7 +33,7 @@ from storage.remote.sending import Sender, Unit
 from storage.shards.shard import write_shard
 from storage.writing.card_and_manifest import file_record, write_card_and_manifest
 from storage.writing.plan_comparison import require_same_facts, require_same_plan
-from storage.writing.remote_commits import commit_shard, commit_standing, create_record
+from storage.writing.remote_commits import commit_shard, create_record, prove_or_remove
 
 # Commit records are small, so latency decides how long it takes to read them.
 _NUM_CONNECTIONS = 32
@@ -116,18 +116,15 @@ class RemoteDestination:
             self._committed[key] = record
         return self._committed[key]
 
-    def prove(
-        self, identity: CacheIdentity, keys: Sequence[ShardKey], progress: Callable[[int], object]
-    ) -> list[ShardKey]:
+    def prove(self, keys: Sequence[ShardKey], progress: Callable[[int], object]) -> list[ShardKey]:
         """Read these committed shards back; return those that are lost or damaged and must be written again.
 
-        If a shard is whole and its commit record is of other bytes, which older versions could leave, replace the
-        record. `progress` receives the number of shards done.
+        `progress` receives the number of shards done.
         """
         crew = Crew(_NUM_READERS, progress)
 
         def prove(key: ShardKey) -> bool:
-            is_whole = self._prove(identity, key)
+            is_whole = self._prove(key)
             crew.tell(1)
             return is_whole
 
@@ -229,17 +226,14 @@ class RemoteDestination:
         if not self._remote.creates:
             tell(f"{self.where}: this store replaces files; whoever writes to it must agree on every byte of a shard")
 
-    def _prove(self, identity: CacheIdentity, key: ShardKey) -> bool:
-        """Return whether a committed shard is whole, after replacing a commit record of other bytes."""
-        if self._is_proved(self._committed[key]):
-            return True
-        record = self._committed.pop(key)
-        with self._staging() as staging:
-            standing = commit_standing(self._remote, staging, identity, record)
-        if standing is None:
-            self._remote.remove(key.commit_path)
-            return False
-        self._note(standing)
+    def _prove(self, key: ShardKey) -> bool:
+        """Return whether a committed shard has the bytes of its record; if not, remove both."""
+        record = self._committed[key]
+        if not self._is_proved(record):
+            if not prove_or_remove(self._remote, record):
+                del self._committed[key]
+                return False
+            self._note(record)
         return True
 
     def _note(self, record: ShardRecord) -> None:
