@@ -59,7 +59,11 @@ class RayWorker:
 
     def write(self, shard: ShardRange) -> Outcome | Failure:
         """Make a shard unless it is committed. Return "taken" when a process outside this run is making it."""
-        return _attempt(lambda: self._write(shard))
+        try:
+            return _attempt(lambda: self._write(shard))
+        except StoppedError:  # the other call of this worker has failed, and its answer ends the run
+            time.sleep(_LOOK_AGAIN_AFTER_S)
+            return "taken"
 
     def leave(self) -> None:
         """Leave the work directory. The driver calls this when every shard is committed."""
@@ -95,17 +99,13 @@ class RayWorker:
 
         producer = self._job.producers[shard.key.kind]
         is_new: list[bool] = []
-        try:
-            taken = write_missing_shards(
-                self._destination,
-                self._begun.identity,
-                producer,
-                self._while_the_teacher_is_free(shard),
-                lambda num_rows, new: is_new.append(new),
-            )
-        except StoppedError:  # the other call has failed, and its answer ends the run
-            taken = [shard]
-        if taken:
+        if write_missing_shards(
+            self._destination,
+            self._begun.identity,
+            producer,
+            self._while_the_teacher_is_free(shard),
+            lambda num_rows, new: is_new.append(new),
+        ):
             time.sleep(_LOOK_AGAIN_AFTER_S)
             return "taken"
         return "made" if any(is_new) else "found"

@@ -134,9 +134,14 @@ class RemoteDirectory:
         if patience.call(lambda: self._store.num_bytes(path)) != num_bytes:
             return False
         digest = hashlib.sha256()
-        for piece in self._pieces(path, num_bytes, patience):
-            digest.update(piece)
-            progress(len(piece))
+        try:
+            for piece in self._pieces(path, num_bytes, patience):
+                digest.update(piece)
+                progress(len(piece))
+        except TransferError as error:
+            if _says_missing(error):  # another process has just removed it
+                return False
+            raise
         return digest.hexdigest() == sha256
 
     def fetch(self, path: str, destination: Path) -> FileRecord | None:
@@ -148,9 +153,14 @@ class RemoteDirectory:
         num_bytes = patience.call(lambda: self._store.num_bytes(path))
         if num_bytes is None:
             return None
-        with publishing(destination) as file:
-            for piece in self._pieces(path, num_bytes, patience):
-                file.write(piece)
+        try:
+            with publishing(destination) as file:
+                for piece in self._pieces(path, num_bytes, patience):
+                    file.write(piece)
+        except TransferError as error:
+            if _says_missing(error):
+                return None
+            raise
         return FileRecord(path=path, file_bytes=num_bytes, sha256=file.sha256)
 
     def put(self, local: Path, path: str) -> None:
@@ -217,3 +227,7 @@ class RemoteDirectory:
 
     def _named(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
+
+
+def _says_missing(error: TransferError) -> bool:
+    return isinstance(error.__cause__, FileNotFoundError)

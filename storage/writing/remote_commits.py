@@ -50,12 +50,15 @@ def commit_shard(remote: RemoteDirectory, staging: Path, identity: CacheIdentity
 def prove_or_remove(remote: RemoteDirectory, record: ShardRecord) -> bool:
     """Read a committed shard back; if its bytes are not those of its record, remove both and return False.
 
-    Older versions could leave such a shard, and it may be damaged, even so that its rows can still be read.
+    Older versions could leave such a shard, and it may be damaged, even so that its rows can still be read. Leave it if
+    another process has replaced the record meanwhile.
     """
     for _ in range(2):  # the network may have damaged what came first
         if remote.holds(record.path, record.num_bytes, record.sha256):
             return True
-    _remove(remote, record.key)
+    found = read_remote(remote, record.key.commit_path, functools.partial(read_commit, key=record.key))
+    if found and found[0] == record:
+        _remove(remote, record.key)
     return False
 
 
