@@ -41,7 +41,7 @@ QUICK = RetryPolicy(deadline_s=20, first_wait_s=0.001, longest_wait_s=0.01)
 
 
 @pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch) -> None:
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gs", CreatingStore)
     monkeypatch.setattr(CreatingStore, "files", {})
     if Path("/dev/shm").is_dir():  # thousands of small files
