@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 from storage import Cache
+from storage.reading import proofs
 from tests.browser import headless_chromium
 from tests.precomputed import precomputed
 from tests.storage.object_store import S3Proxy, s3_proxy
@@ -92,6 +93,15 @@ def one_thread() -> None:
 def ctrl_c_stops() -> None:
     """A shell that starts pytest in the background lets it ignore Ctrl-C; tests, and what they start, must not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Notes of checked rows that no earlier session left. Other processes note as ever."""
+    path = tmp_path_factory.mktemp("notes") / "notes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proofs, "notes_path", lambda: path)
+        yield
 
 
 _real_fsync = os.fsync

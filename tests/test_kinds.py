@@ -47,6 +47,7 @@ MAY_NAME = {
     "student/report/candidates.py": ABOUT_ONE_KIND,
     "student/report/passage.py": ABOUT_ONE_KIND,
     "student/report/texts.py": ABOUT_ONE_KIND,
+    "student/run_record.py": "runs of earlier versions gave candidates another weight",
     "student/training/run_directory.py": "a student keeps the length penalty that its cache's beams were scored with",
 }
 

@@ -22,6 +22,7 @@ from scripts.bench.stream_systems import SYSTEMS, Epochs, StreamSystem
 from scripts.support.child import serve, stdout_for_answers
 from scripts.support.measure import peak_bytes, reset_peak
 from storage import open_cache
+from storage.reading.proofs import notes_path
 from student.losses.batches import BlockBatch
 
 
@@ -47,6 +48,10 @@ class Reader:
         """Open and read an epoch. Return its seconds (opening included), tokens and peak bytes."""
         return self._epoch(self._open())
 
+    def known_epoch(self) -> dict[str, Any]:
+        """Do the same over rows that an earlier epoch has read and so checked."""
+        return self._epoch(self._open(forget=False))
+
     def later_epoch(self) -> dict[str, Any]:
         """Read the next epoch without reopening. Return its seconds, tokens and peak bytes."""
         return self._epoch(time.perf_counter())
@@ -60,10 +65,15 @@ class Reader:
             "first_tokens": torch.cat([batch.input_ids[:, 0] for batch in batches]).tolist(),
         }
 
-    def _open(self) -> float:
-        """Open as in a new process, except that modules are already imported. Return the time at which it began."""
+    def _open(self, *, forget: bool = True) -> float:
+        """Open as in a new process, except that modules are already imported. Return the time at which it began.
+
+        forget: delete the notes of checked rows first.
+        """
         self._epochs = iter(())
         gc.collect()
+        if forget:
+            notes_path().unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
         started = time.perf_counter()

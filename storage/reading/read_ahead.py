@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from storage.reading.cache import Cache
 from storage.reading.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
+from storage.reading.proofs import Proofs
 from storage.records.identity import ShardRecord
 from storage.shards.shard import Shard
 
-_NUM_READERS = 2
+_NUM_READERS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,39 +27,21 @@ class _WindowInReading:
     """
 
     places: list[tuple[int, int]]
-    batches: dict[int, _BatchInReading]
+    batches: dict[int, Future[pa.RecordBatch]]
 
     def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows at places[start:stop], each a slice of its record batch; wait until that is read."""
+        """Yield the rows at places[start:stop], each a slice of its record batch, once that is read and checked."""
         for batch, row in self.places[start:stop]:
-            yield self.batches[batch].checked_rows().slice(row, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BatchInReading:
-    """A record batch that is being read. is_checked: a byte for each record batch of its shard, 1 when checked."""
-
-    shard: Shard
-    index: int
-    is_checked: bytearray
-    rows: Future[pa.RecordBatch]
-
-    def checked_rows(self) -> pa.RecordBatch:
-        """Wait for the rows, check them the first time, and return them; raise ShardFormatError or RowError."""
-        rows = self.rows.result()
-        if not self.is_checked[self.index]:
-            self.shard.check(rows, self.index)
-            self.is_checked[self.index] = True
-        return rows
+            yield self.batches[batch].result().slice(row, 1)
 
 
 class ReadAhead:
     """The wanted rows of one epoch after the other, in order, from a position on.
 
-    In the middle of each window a planner thread begins the next window. Reader threads read and decompress its record
-    batches in the order in which they are needed. The thread that uses the rows checks each record batch the first
-    time. A check is many short operations: threads that ran checks in parallel would spend almost as much time again on
-    handing Python's global interpreter lock to each other.
+    In the middle of each window a planner thread begins the next window. A reader thread reads, decompresses and checks
+    its record batches in the order in which they are needed. There is one such thread, because Arrow decompresses the
+    columns of a record batch in threads of its own, and because a check is many short operations: threads that ran
+    checks in parallel would spend much time on handing Python's global interpreter lock to each other.
     """
 
     def __init__(
@@ -78,6 +61,7 @@ class ReadAhead:
         # By index of the shard: a byte for each record batch, 1 when checked. The bytes outlive the open shard. So each
         # record batch is checked once, as is the sha256 of a shard's file.
         self._is_checked: dict[int, bytearray] = {}
+        self._proofs = Proofs()
         self._in_reading: list[Future[pa.RecordBatch]] = []
         self._is_closed = False
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="teachonce-planner")
@@ -108,7 +92,7 @@ class ReadAhead:
         places = window.places(positions[is_wanted])
         in_order_of_need = dict.fromkeys(batch for batch, _ in places)
         batches = {batch: self._begin(*window.batches[batch]) for batch in in_order_of_need}
-        self._in_reading = [batch.rows for batch in batches.values()]
+        self._in_reading = list(batches.values())
         return _WindowInReading(places=places, batches=batches)
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
@@ -145,16 +129,24 @@ class ReadAhead:
 
     def _open_one(self, index: int) -> None:
         shard = self._cache.open_shard(self._shards[index])
-        self._is_checked.setdefault(index, bytearray(shard.num_record_batches))
+        if index not in self._is_checked:
+            is_proved = self._proofs.holds(self._cache.identity, shard.record)
+            self._is_checked[index] = bytearray([is_proved]) * shard.num_record_batches
         self._opened[index] = shard
 
-    def _begin(self, index: int, batch: int) -> _BatchInReading:
-        shard = self._opened[index]
-        rows = self._readers.submit(self._read, shard, batch)
-        return _BatchInReading(shard=shard, index=batch, is_checked=self._is_checked[index], rows=rows)
+    def _begin(self, index: int, batch: int) -> Future[pa.RecordBatch]:
+        return self._readers.submit(self._read, self._opened[index], batch, self._is_checked[index])
 
-    def _read(self, shard: Shard, batch: int) -> pa.RecordBatch | None:
-        return None if self._is_closed else shard.read_unchecked(batch)
+    def _read(self, shard: Shard, batch: int, is_checked: bytearray) -> pa.RecordBatch | None:
+        if self._is_closed:
+            return None
+        if is_checked[batch]:
+            return shard.read_unchecked(batch)
+        rows = shard.read_batch(batch)
+        is_checked[batch] = True
+        if all(is_checked):
+            self._proofs.add(self._cache.identity, shard.record)
+        return rows
 
     def _close(self) -> None:
         self._is_closed = True
@@ -162,3 +154,4 @@ class ReadAhead:
         self._readers.shutdown()
         while self._opened:
             self._cache.close_shard(self._opened.popitem()[1])
+        self._proofs.close()

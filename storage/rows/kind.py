@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from storage.errors import RowError
@@ -116,6 +115,7 @@ class Kind(ABC):
         one wide row among many narrow ones would take far more memory than it has bytes in the file.
         """
         for limit in self.size_limits(batch, facts):
-            if limit.most is not None and np.any(limit.num_tokens > limit.most):
-                problem = f"has {limit.num_tokens.max()} tokens where the cache's settings allow {limit.most}"
+            largest = limit.num_tokens.max(initial=0)
+            if limit.most is not None and largest > limit.most:
+                problem = f"has {largest} tokens where the cache's settings allow {limit.most}"
                 raise RowError(where, limit.column, problem)

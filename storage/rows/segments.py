@@ -20,7 +20,14 @@ def position_ids(segment_lengths: Int64s) -> Int64s:
     return np.arange(segment_lengths.sum()) - np.repeat(starts, segment_lengths)
 
 
+def continues_segment(segment_lengths: Int64s) -> NDArray[np.bool_]:
+    """Return whether each token lies in the same segment as the token before it: [sum of lengths]."""
+    # The last place takes the beginnings of empty segments at the end.
+    continues = np.ones(segment_lengths.sum() + 1, dtype=np.bool_)
+    continues[np.cumsum(segment_lengths) - segment_lengths] = False
+    return continues[:-1]
+
+
 def valid_targets(segment_lengths: Int64s) -> NDArray[np.bool_]:
     """Return whether tokens t and t + 1 lie in the same segment, for each target t: [sum of lengths - 1]."""
-    positions = position_ids(segment_lengths)
-    return positions[1:] > 0
+    return continues_segment(segment_lengths)[1:]

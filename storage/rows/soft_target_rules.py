@@ -6,10 +6,12 @@ entries, X stretches of S entries.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from storage.errors import RowError
@@ -22,6 +24,10 @@ MASS_TOLERANCE = 0.05
 # Rows are checked in pieces of about this many entries, which bounds the memory that the check takes. Shorter pieces
 # cost more time, because each piece takes a hundred calls into Arrow and NumPy.
 _PIECE_ENTRIES = 1 << 19
+# Probabilities are added up in units of 1 / _ONE. A sum of as many as the largest vocabulary has ids fits in int64.
+_ONE = 1 << 31
+# Bits of float16 numbers.
+_LARGEST_FINITE, _MINUS_ZERO, _LOWEST_FINITE, _MINUS_INFINITY = 0x7BFF, 0x8000, 0xFBFF, 0xFC00
 # Number of entries that are sorted together; larger when some position has more than a quarter of this.
 _SORTED_ENTRIES = 256
 
@@ -31,11 +37,13 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int
 
     mantissa_bits: the mantissa bits that logprobs were rounded to. They bound how far the mass may be from 1.
     """
-    _check_lengths(batch, where)
     num_entries = int(columns.ragged_offsets(batch, "ids")[-1])
     rows_per_piece = max(1, batch.num_rows * _PIECE_ENTRIES // max(num_entries, 1))
     for start in range(0, batch.num_rows, rows_per_piece):
-        _check_rows(decode(batch.slice(start, rows_per_piece)), vocab_size, where, mantissa_bits)
+        piece = batch.slice(start, rows_per_piece)
+        rows = decode(piece)
+        _check_lengths(piece, rows, where)
+        _check_rows(rows, vocab_size, where, mantissa_bits)
 
 
 def _check_rows(rows: SoftTargetRows, vocab_size: int, where: str, mantissa_bits: int) -> None:
@@ -51,14 +59,13 @@ def _require(condition: Any, where: str, column: str, problem: str) -> None:
         raise RowError(where, column, problem)
 
 
-def _check_lengths(batch: pa.RecordBatch, where: str) -> None:
-    block_size = batch.schema.field("head_size").type.list_size
-    head = columns.fixed(batch, "head_size").astype(np.int64).sum(axis=1)
-    tail = columns.fixed(batch, "tail_size").astype(np.int64).sum(axis=1)
-    stored = np.diff(columns.ragged(batch, "ids")[1])
-    stored_head = np.diff(columns.ragged(batch, "logprobs")[1])
+def _check_lengths(batch: pa.RecordBatch, rows: SoftTargetRows, where: str) -> None:
+    """Raise RowError unless the lists of `batch`, which was decoded to `rows`, are as long as the sizes say."""
+    block_size = rows.head_size.shape[1]
+    head, tail = rows.head_size.sum(axis=1), rows.tail_size.sum(axis=1)
     segments, offsets = columns.ragged(batch, "segment_lengths")
     covered = columns.row_sums(segments, offsets)
+    stored, stored_head = columns.ragged_lengths(batch, "ids"), columns.ragged_lengths(batch, "logprobs")
     _require(stored == head + tail, where, "ids", "its length is not the sum of head_size and tail_size")
     _require(stored_head == head, where, "logprobs", "its length is not the sum of head_size")
     _require(covered == block_size + 1, where, "segment_lengths", f"does not add up to {block_size + 1} tokens")
@@ -83,11 +90,12 @@ def _scalars(rows: SoftTargetRows) -> dict[str, NDArray[Any]]:
 
 
 def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
-    _require(rows.input_ids < vocab_size, where, "input_ids", f"an id is outside the vocabulary of {vocab_size}")
-    _require(rows.ids < vocab_size, where, "ids", f"an id is outside the vocabulary of {vocab_size}")
+    for column, ids in (("input_ids", rows.input_ids), ("ids", rows.ids)):
+        is_inside = ids.max(initial=0) < vocab_size
+        _require(is_inside, where, column, f"an id is outside the vocabulary of {vocab_size}")
     part_ends_2P = np.cumsum(part_sizes(rows))
     _check_ascending(rows, part_ends_2P, where)
-    _check_disjoint(rows, part_ends_2P, vocab_size, where)
+    _check_disjoint(rows, part_ends_2P, where)
 
 
 def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
@@ -98,53 +106,110 @@ def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], wher
     _require(is_in_order, where, "ids", "head and tail must each ascend within a position")
 
 
-def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], vocab_size: int, where: str) -> None:
+def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
     """Raise RowError when an id is in both head and tail of a position. Each head and tail must ascend."""
     if not np.any((rows.head_size > 0) & (rows.tail_size > 0)):
         return
     # Sorting many short stretches is several times as fast as sorting one long one. Stretches overlap, so that each
-    # position lies within one. A key is (number of the position) × vocab_size + id. Keys too large for their type wrap
-    # around to 0. Those of one stretch span at most the range of the type, so they remain distinct.
-    sizes_P = np.diff(part_ends_2P[1::2], prepend=0)
-    sizes_F = sizes_P[sizes_P > 0]
-    most_entries = int(sizes_F.max())
+    # position lies within one.
+    ends_P = part_ends_2P[1::2]
+    most_entries = int(np.diff(ends_P, prepend=0).max())
     stretch = min(max(_SORTED_ENTRIES, 4 * most_entries), len(rows.ids))
-    keys_F = np.arange(len(sizes_F), dtype=np.uint32 if stretch * vocab_size <= 1 << 32 else np.uint64)
-    np.multiply(keys_F, vocab_size, out=keys_F)
-    keys_E = np.repeat(keys_F, sizes_F)
-    np.add(keys_E, rows.ids, out=keys_E)
-    stretches = np.lib.stride_tricks.sliding_window_view(keys_E, stretch)
+    stretches = np.lib.stride_tricks.sliding_window_view(_keys(rows.ids, ends_P, stretch), stretch)
     for keys_XS in (stretches[:: stretch - most_entries + 1], stretches[-1:]):
-        sorted_XS = np.sort(keys_XS)
-        is_distinct_XS = sorted_XS[:, 1:] != sorted_XS[:, :-1]
-        _require(is_distinct_XS, where, "ids", "an id stands in both head and tail of a position")
+        # One long comparison is faster than one per stretch. The last key of a stretch may equal the next one's first.
+        sorted_keys = np.sort(keys_XS).reshape(-1)
+        is_repeated = sorted_keys[1:] == sorted_keys[:-1]
+        is_repeated[stretch - 1 :: stretch] = False
+        _require(not is_repeated.any(), where, "ids", "an id stands in both head and tail of a position")
+
+
+def _keys(ids_E: NDArray[Any], ends_P: NDArray[np.int64], stretch: int) -> NDArray[Any]:
+    """Return integers [E] of which two in a stretch are equal only when position and id are.
+
+    A key is the id and above it the number of the position among those with entries, modulo 2^8, 2^16 or 2^32: a
+    stretch holds no more positions than entries. Arrow expands runs of bytes three times as fast as NumPy.
+    """
+    ends_F = ends_P[np.diff(ends_P, prepend=0) > 0]
+    number = np.min_scalar_type(stretch - 1)
+    numbers_F = np.arange(len(ends_F)).astype(number)
+    numbers_E = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(pa.array(ends_F), pa.array(numbers_F))).to_numpy()
+    key = np.uint32 if number.itemsize + ids_E.itemsize <= np.dtype(np.uint32).itemsize else np.uint64
+    keys_E: NDArray[Any] = np.left_shift(numbers_E, 8 * ids_E.itemsize, dtype=key)
+    keys_E |= ids_E.astype(key)
+    return keys_E
 
 
 def _check_values(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
-    # As float16 bits, −0 and the negative finite numbers are 0x8000 to 0xFBFF, −∞ is 0xFC00, and +0 is 0.
-    logprob_bits = rows.logprobs.view(np.uint16)
-    is_negative = logprob_bits - np.uint16(0x8000) < 0x7C00
-    _require(is_negative | (logprob_bits == 0), where, "logprobs", "a value is not a finite number ≤ 0")
-    _require(rows.tail_logprob <= 0, where, "tail_logprob", "a value is NaN or above 0")
+    _require_bits(rows.logprobs, 0, _LOWEST_FINITE, where, "logprobs", "a value is not a finite number ≤ 0")
+    _require_bits(rows.tail_logprob, 0, _MINUS_INFINITY, where, "tail_logprob", "a value is NaN or above 0")
     if rows.label_logprob is not None:
-        _require(rows.label_logprob <= 0, where, "label_logprob", "a value is NaN or above 0")
-        _require(np.isfinite(rows.label_logprob), where, "label_logprob", "a value is not finite")
+        _require_bits(rows.label_logprob, 0, _MINUS_INFINITY, where, "label_logprob", "a value is NaN or above 0")
+        _require_bits(rows.label_logprob, 0, _LOWEST_FINITE, where, "label_logprob", "a value is not finite")
     for temperature, logmass in rows.tempered_tail_logmass.items():
-        _require(logmass < np.inf, where, tempered_column(temperature), "a value is NaN or infinite")
-    if rows.entropy is None:
-        return
-    entropy = rows.entropy.astype(np.float32)
-    most = np.log(vocab_size) * 1.001 + 1e-3
-    _require((entropy >= 0) & (entropy <= most), where, "entropy", f"a value is outside 0 to {most:.2f} nats")
+        column, problem = tempered_column(temperature), "a value is NaN or infinite"
+        _require_bits(logmass, _LARGEST_FINITE, _MINUS_INFINITY, where, column, problem)
+    if rows.entropy is not None:
+        most = np.log(vocab_size) * 1.001 + 1e-3
+        problem = f"a value is outside 0 to {most:.2f} nats"
+        _require_bits(rows.entropy, _float16_bits_at_most(most), _MINUS_ZERO, where, "entropy", problem)
+
+
+def _require_bits(values: NDArray[Any], most: int, lowest: int, where: str, column: str, problem: str) -> None:
+    """Raise RowError unless all float16 values lie between `lowest` and `most`, both given as the bits of a float16.
+
+    most: of +0 or a positive number; lowest: of −0 or a negative number or −∞. As signed integers, the bits of positive
+    numbers, of +∞ and of a positive NaN ascend from 1; bits with the sign are negative. As unsigned integers, these
+    ascend from −0 through −∞ to the negative NaNs and are above all others. Two maxima are far faster than comparisons
+    of float16 values.
+    """
+    bits = values.view(np.uint16)
+    is_within = bits.view(np.int16).max(initial=0) <= most and bits.max(initial=0) <= lowest
+    _require(is_within, where, column, problem)
+
+
+def _float16_bits_at_most(most: float) -> int:
+    """Return the bits of the largest float16 that is not above `most`, which is positive."""
+    nearest = np.float16(most)
+    return int(nearest.view(np.uint16)) - int(float(nearest) > most)
 
 
 def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str, mantissa_bits: int) -> None:
-    """Raise RowError unless Σ head + tail = 1 up to MASS_TOLERANCE and rounding.
+    """Raise RowError unless Σ head + tail = 1 up to MASS_TOLERANCE and rounding. Every logprob must be ≤ 0.
 
     Rounding changes a logprob by at most |logprob| 2^−(mantissa_bits + 1).
     """
-    logprobs_H = rows.logprobs.astype(np.float64)
-    head_size_P = rows.head_size.reshape(-1)
+    head_size_P, tail_logprob_P = rows.head_size.reshape(-1), rows.tail_logprob.reshape(-1)
+    # Differences of running sums, in integers: running sums that overflow cancel out. Each probability is off by at
+    # most half a unit. Positions whose sum is close to the bound are judged in float64.
+    sums_H = np.zeros(len(rows.logprobs) + 1, dtype=np.int64)
+    np.cumsum(np.take(_fixed_point_probs(), rows.logprobs.view(np.uint16)), out=sums_H[1:])
+    head_mass_P = np.diff(sums_H[np.cumsum(head_size_P)], prepend=0)
+    mass_P = head_mass_P + np.take(_fixed_point_probs(), tail_logprob_P.view(np.uint16))
+    most_off = int(MASS_TOLERANCE * _ONE) - int(head_size_P.max(initial=0)) - 1
+    is_off_P = (np.abs(mass_P - _ONE) > most_off) & is_valid_RT.reshape(-1)
+    if np.any(is_off_P):
+        logprobs_H = rows.logprobs[np.repeat(is_off_P, head_size_P)].astype(np.float64)
+        tail_logprob_P = tail_logprob_P[is_off_P].astype(np.float64)
+        _require_mass(logprobs_H, head_size_P[is_off_P], tail_logprob_P, where, mantissa_bits)
+
+
+@functools.cache
+def _fixed_point_probs() -> NDArray[np.int64]:
+    """Return exp(x) in units of 1 / _ONE for every float16 x, by its bits; 0 for NaN and for x above 0."""
+    logprobs = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    probs: NDArray[np.float64] = np.exp(np.where(logprobs <= 0, logprobs, -np.inf))
+    return np.rint(probs * _ONE).astype(np.int64)
+
+
+def _require_mass(
+    logprobs_H: NDArray[np.float64],
+    head_size_P: NDArray[np.int64],
+    tail_logprob_P: NDArray[np.float64],
+    where: str,
+    mantissa_bits: int,
+) -> None:
+    """Raise RowError unless the mass of each position is 1 up to MASS_TOLERANCE and rounding."""
     starts_P = np.cumsum(head_size_P) - head_size_P
 
     def per_position(weights_H: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -153,12 +218,8 @@ def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str
         return np.where(head_size_P > 0, sums_P, 0.0)
 
     probs_H = np.exp(logprobs_H)
-    mass_P = per_position(probs_H) + np.exp(rows.tail_logprob.reshape(-1).astype(np.float64))
-    is_off_P = (np.abs(mass_P - 1) > MASS_TOLERANCE) & is_valid_RT.reshape(-1)
-    if not np.any(is_off_P):
-        return
+    mass_P = per_position(probs_H) + np.exp(tail_logprob_P)
     # Σ p (exp(|log p| 2^−(bits + 1)) − 1) = Σ (exp(log p · (1 − 2^−(bits + 1))) − p). The exp on the left would
     # overflow for small p and few bits.
     slack_P = per_position(np.exp(logprobs_H * (1 - 2.0 ** -(mantissa_bits + 1))) - probs_H) + MASS_TOLERANCE
-    is_wrong_P = is_off_P & (np.abs(mass_P - 1) > slack_P)
-    _require(~is_wrong_P, where, "tail_logprob", "head and tail do not add up to mass 1")
+    _require(np.abs(mass_P - 1) <= slack_P, where, "tail_logprob", "head and tail do not add up to mass 1")

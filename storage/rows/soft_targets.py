@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from storage.draws import hash_uniform
 from storage.rows import columns
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, round_at_random, round_float16
-from storage.rows.segments import position_ids
+from storage.rows.segments import continues_segment, position_ids
 
 # The columns that a cache lacks when whoever made its rows did not know them, in the order of the schema, in words.
 MAY_BE_UNKNOWN = {"entropy": "the teacher's entropy", "label_logprob": "the teacher's probability of the next token"}
@@ -97,14 +98,17 @@ class SoftTargetRows:
     @property
     def positions(self) -> NDArray[np.int64]:
         """Position of each token inside its segment: [R, T+1]."""
-        lengths = np.concatenate([np.empty(0, dtype=np.int64), *self.segment_lengths])
-        return position_ids(lengths).reshape(self.input_ids.shape)
+        return position_ids(self._all_segment_lengths).reshape(self.input_ids.shape)
+
+    @property
+    def _all_segment_lengths(self) -> NDArray[np.int64]:
+        return np.concatenate([np.empty(0, dtype=np.int64), *self.segment_lengths])
 
     @property
     def is_in_one_segment(self) -> NDArray[np.bool_]:
         """Whether token t and the label of target t, token t + 1, lie in the same segment: [R, T]."""
-        is_in_one: NDArray[np.bool_] = self.positions[:, 1:] > 0
-        return is_in_one
+        continues = continues_segment(self._all_segment_lengths).reshape(self.input_ids.shape)
+        return np.ascontiguousarray(continues[:, 1:])
 
     @property
     def is_valid_target(self) -> NDArray[np.bool_]:
@@ -161,10 +165,11 @@ def encode(
 def decode(batch: pa.RecordBatch) -> SoftTargetRows:
     """Return the rows of a record batch. Most arrays are views of it, without a copy."""
     segments, segment_offsets = columns.ragged(batch, "segment_lengths")
+    segments = segments.astype(np.int64)
     return SoftTargetRows(
         row_id=columns.plain(batch, "row_id"),
         input_ids=columns.fixed(batch, "input_ids"),
-        segment_lengths=np.split(segments.astype(np.int64), segment_offsets[1:-1])[: batch.num_rows],
+        segment_lengths=[segments[start:stop] for start, stop in pairwise(segment_offsets.tolist())],
         is_wanted=_fixed_if_known(batch, "is_wanted"),
         head_size=columns.fixed(batch, "head_size").astype(np.int64),
         tail_size=columns.fixed(batch, "tail_size").astype(np.int64),

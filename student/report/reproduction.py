@@ -19,6 +19,7 @@ from storage.reading.cache import Cache
 from storage.records.manifest import MANIFEST_NAME
 from storage.report.cache_page import code, commands_block
 from student.config import LoraConfig, MixConfig, TrainConfig
+from student.losses.parts.beams import BeamsPart
 from student.report.runs import Run
 from student.run_record import is_of_other_rows, stated_mix
 from student.training.objective import has_targets
@@ -60,7 +61,7 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
         ("Report made with", versions()),
     ]
     strangers = [run.name for run in runs if is_of_other_rows(run.settings, cache)]
-    has_candidates = has_targets(cache, "beams")
+    has_candidates = has_targets(cache, BeamsPart.kind)
     lines = [
         train_line(run, cache_path, has_candidates=has_candidates)
         for run in runs

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import torch
 
 from scripts.faults.time_limit import time_limit
@@ -21,6 +22,7 @@ from storage.errors import TeachonceError
 from storage.reading.inspection import render_head, render_summary, summarize
 from storage.records.identity import SPLITS
 from storage.rows.kinds import KINDS
+from storage.shards import shard
 from student import TrainConfig, train
 from student.losses.batches import beam_batch, block_batch, sample_batch
 from student.losses.targets import soft_target_settings
@@ -147,6 +149,19 @@ def bounded() -> Iterator[None]:
         yield
     for name, peak in peaks().items():
         assert peak <= max(before[name], MOST_BYTES[name]), f"{name} peaked at {peak} bytes"
+
+
+def watched_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by the place of each record batch whose rows are checked."""
+    checked: list[str] = []
+    original = shard.check_batch
+
+    def check_batch(batch: pa.RecordBatch, kind: str, identity: Any, where: str) -> None:
+        checked.append(where)
+        original(batch, kind, identity, where)
+
+    monkeypatch.setattr(shard, "check_batch", check_batch)
+    return checked
 
 
 def peaks() -> dict[str, int]:
