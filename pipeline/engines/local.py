@@ -18,22 +18,42 @@ from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import Begun, ShardRange
 from pipeline.producers.producer import Producer
 from pipeline.work.claims import Claims
+from storage.progress import Progress
+from storage.records.identity import CacheIdentity
 from storage.writing.destinations import Destination
 
 
 def write_shards(
     config: PrecomputeConfig, destination: Destination, producers: dict[str, Producer], begun: Begun
 ) -> None:
-    """Make shards and return when every shard is committed, by this process or by others."""
-    waiting = in_order_of_host(begun.shards, platform.node())
+    """Make shards and return when every shard is committed, by this process or by others.
+
+    Then read back the shards that the destination names, and make those again that are damaged.
+    """
+    to_prove = destination.look_up([shard.key for shard in begun.shards])
+    _write_shards(config, destination, producers, begun.identity, begun.shards)
+    if to_prove:
+        with Progress(len(to_prove), "reading back", "shards", quiet=config.quiet) as bar:
+            damaged = set(destination.prove(to_prove, bar.update))
+        again = [shard for shard in begun.shards if shard.key in damaged]
+        _write_shards(config, destination, producers, begun.identity, again)
+
+
+def _write_shards(
+    config: PrecomputeConfig,
+    destination: Destination,
+    producers: dict[str, Producer],
+    identity: CacheIdentity,
+    shards: list[ShardRange],
+) -> None:
+    waiting = in_order_of_host(shards, platform.node())
     has_printed = config.quiet
-    with KindProgress(begun.shards, quiet=config.quiet) as progress:
-        destination.look_up([shard.key for shard in waiting])
+    with KindProgress(shards, quiet=config.quiet) as progress:
         while waiting:
             taken: list[ShardRange] = []
-            for kind, shards in itertools.groupby(waiting, key=lambda shard: shard.key.kind):
+            for kind, of_kind in itertools.groupby(waiting, key=lambda shard: shard.key.kind):
                 count = functools.partial(progress.count, kind)
-                taken += write_missing_shards(destination, begun.identity, producers[kind], list(shards), count)
+                taken += write_missing_shards(destination, identity, producers[kind], of_kind, count)
             waiting = taken
             if waiting and not has_printed:
                 print(f"waiting for {len(waiting)} shards that other processes are at", file=sys.stderr)

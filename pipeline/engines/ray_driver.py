@@ -32,6 +32,8 @@ from storage.writing.destinations import Destination
 _MAX_DEATHS = 4
 _REPORT_WAITING_AFTER_S = 60.0
 _LEAVE_WITHIN_S = 10.0
+# Shards that a worker has at a time: at a URL one is sent while the teacher makes the next.
+_SHARDS_PER_WORKER, _SHARDS_PER_WORKER_AT_URL = 1, 2
 _CAUSE_OF_DEATH = re.compile(r"The actor is dead because (.+?)\.(?:\s|$)")
 _IP = re.compile(r"\bip[=:] ?([0-9a-f.:]*[0-9a-f])")
 
@@ -46,13 +48,16 @@ def write_on_ray(config: PrecomputeConfig, destination: Destination) -> Begun:
         share = share_out(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         _announce(config, share)
         meeting_point = stack.enter_context(_meeting_point(config, destination))
+        num_shards = _SHARDS_PER_WORKER_AT_URL if meeting_point is None else _SHARDS_PER_WORKER
+        options = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "max_concurrency": num_shards}
         start = functools.partial(
-            ray.remote(RayWorker).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus).remote,
+            ray.remote(RayWorker).options(**options).remote,
             worker_config(config, on_gpu=share.num_gpus > 0),
             meeting_point,
             max(share.num_cpus, 1),
         )
-        return stack.enter_context(_Crew(ray, start, quiet=config.quiet)).run(share.num_workers)
+        crew = stack.enter_context(_Crew(ray, start, num_shards, quiet=config.quiet))
+        return crew.run(share.num_workers)
 
 
 @contextlib.contextmanager
@@ -76,13 +81,14 @@ def _announce(config: PrecomputeConfig, share: Share) -> None:
         print(f"Ray workers: {share.num_workers}{gpus}, CPUs each: {share.num_cpus}; loading", file=sys.stderr)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
-    """An actor, the number of its place in the crew, and its host, empty until the actor has answered."""
+    """An actor, the number of its place in the crew, its host, empty until it has answered, and whether it is ready."""
 
     actor: Any
     place: int
     host: str = ""
+    is_loaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,16 @@ class _Task:
 
 
 class _Crew:
-    """The workers of a run, the call that each one is working on, and the shards that wait."""
+    """The workers of a run, the calls that each one is working on, and the shards that wait.
 
-    def __init__(self, ray: Any, start: Callable[[], Any], *, quiet: bool) -> None:
+    shards_per_worker: the number of shards that a worker may have at a time.
+    """
+
+    def __init__(self, ray: Any, start: Callable[[], Any], shards_per_worker: int, *, quiet: bool) -> None:
         self._ray, self._start, self._quiet = ray, start, quiet
+        self._shards_per_worker = shards_per_worker
         self._workers: dict[int, _Worker] = {}
         self._tasks: dict[Any, _Task] = {}
-        self._idle: list[_Worker] = []
         self._waiting: deque[ShardRange] = deque()
         self._deaths: Counter[str] = Counter()
         self._begun: Begun | None = None
@@ -120,7 +129,8 @@ class _Crew:
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if kind is None:
-            leaving = [worker.actor.leave.remote() for worker in self._idle]
+            is_loading = {task.worker for task in self._tasks.values()}
+            leaving = [worker.actor.leave.remote() for worker in self._workers.values() if worker not in is_loading]
             self._ray.wait(leaving, num_returns=len(leaving), timeout=_LEAVE_WITHIN_S)
         for worker in self._workers.values():
             self._ray.kill(worker.actor)
@@ -131,8 +141,9 @@ class _Crew:
         for place in range(num_workers):
             self._hire(place)
         while self._begun is None or self._waiting or self._num_writing:
-            while self._idle and self._waiting:
-                self._give(self._idle.pop(), self._waiting.popleft())
+            while self._waiting and (worker := self._freest()):
+                shard = self._waiting.popleft()
+                self._tasks[worker.actor.write.remote(shard)] = _Task(worker, shard)
             done, _ = self._ray.wait(list(self._tasks), timeout=_REPORT_WAITING_AFTER_S)
             for answer in done:
                 self._settle(answer)
@@ -149,8 +160,11 @@ class _Crew:
         worker = self._workers[place] = _Worker(self._start(), place)
         self._tasks[worker.actor.host.remote()] = _Task(worker, "host")
 
-    def _give(self, worker: _Worker, shard: ShardRange) -> None:
-        self._tasks[worker.actor.write.remote(shard)] = _Task(worker, shard)
+    def _freest(self) -> _Worker | None:
+        """Return the loaded worker with the fewest shards; None when all have as many as they may have."""
+        num_tasks = Counter(task.worker for task in self._tasks.values())
+        free = [w for w in self._workers.values() if w.is_loaded and num_tasks[w] < self._shards_per_worker]
+        return min(free, key=lambda worker: num_tasks[worker], default=None)
 
     def _settle(self, answer: Any) -> None:
         task = self._tasks.pop(answer)
@@ -166,8 +180,8 @@ class _Crew:
             worker.host = result
             self._tasks[worker.actor.load.remote()] = _Task(worker, "load")
             return
-        self._idle.append(worker)
         if task.work == "load":
+            worker.is_loaded = True
             self._begin(result)
         elif isinstance(task.work, ShardRange):
             self._count(task.work, result)
@@ -202,10 +216,13 @@ class _Crew:
                 f"died {_MAX_DEATHS} times while {doing} ({cause[1] if cause else _last_line(error)}); "
                 "look there for lack of memory; what was committed is safe",
             )
+        is_replaced = self._workers[task.worker.place] is not task.worker
         if isinstance(task.work, ShardRange):
-            self._waiting.appendleft(task.work)
-        self._ray.kill(task.worker.actor)  # it may still run and only be unreachable
-        self._hire(task.worker.place)
+            # Separate the shards of one worker: it may be one of them that kills.
+            (self._waiting.append if is_replaced else self._waiting.appendleft)(task.work)
+        if not is_replaced:
+            self._ray.kill(task.worker.actor)  # it may still run and only be unreachable
+            self._hire(task.worker.place)
 
 
 def _host_of(task: _Task, error: Exception) -> str:

@@ -1,12 +1,16 @@
-"""The part of --engine ray that runs in Ray's processes: load the teacher once, then make one shard per call."""
+"""The part of --engine ray that runs in Ray's processes: load the teacher once, then make one shard per call.
+
+At a URL two calls may run at once, each in a thread: the teacher makes a shard while the one before is sent.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import platform
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,7 +18,7 @@ from typing import Literal, TypeVar
 from pipeline.config import PrecomputeConfig
 from pipeline.plan import Begun, ShardRange
 from pipeline.work.work_directory import work_directory
-from storage.errors import ConfigError, TeachonceError, first_line
+from storage.errors import ConfigError, StoppedError, TeachonceError, first_line
 from storage.remote.directory import is_remote_url
 from storage.writing.destinations import open_destination
 
@@ -43,6 +47,7 @@ class RayWorker:
         self._config, self._meeting_point, self._num_threads = config, meeting_point, num_threads
         self._destination = open_destination(config.out, config.work_dir)
         self._stack = contextlib.ExitStack()
+        self._teacher_is_free = threading.Lock()
 
     def host(self) -> str:
         """Return the name of this host. This is the first call: its answer shows that Ray has started the worker."""
@@ -54,7 +59,11 @@ class RayWorker:
 
     def write(self, shard: ShardRange) -> Outcome | Failure:
         """Make a shard unless it is committed. Return "taken" when a process outside this run is making it."""
-        return _attempt(lambda: self._write(shard))
+        try:
+            return _attempt(lambda: self._write(shard))
+        except StoppedError:  # the other call of this worker has failed, and its answer ends the run
+            time.sleep(_LOOK_AGAIN_AFTER_S)
+            return "taken"
 
     def leave(self) -> None:
         """Leave the work directory. The driver calls this when every shard is committed."""
@@ -80,16 +89,31 @@ class RayWorker:
         return self._begun
 
     def _write(self, shard: ShardRange) -> Outcome:
+        outcome = self._make(shard)
+        if outcome == "found" and self._destination.prove(self._destination.look_up([shard.key]), lambda _: None):
+            return self._make(shard)
+        return outcome
+
+    def _make(self, shard: ShardRange) -> Outcome:
         from pipeline.engines.shard_writing import write_missing_shards
 
         producer = self._job.producers[shard.key.kind]
         is_new: list[bool] = []
         if write_missing_shards(
-            self._destination, self._begun.identity, producer, [shard], lambda num_rows, new: is_new.append(new)
+            self._destination,
+            self._begun.identity,
+            producer,
+            self._while_the_teacher_is_free(shard),
+            lambda num_rows, new: is_new.append(new),
         ):
             time.sleep(_LOOK_AGAIN_AFTER_S)
             return "taken"
         return "made" if any(is_new) else "found"
+
+    def _while_the_teacher_is_free(self, shard: ShardRange) -> Iterator[ShardRange]:
+        """Yield the shard once the other call no longer needs the teacher; keep the teacher until the next item."""
+        with self._teacher_is_free:
+            yield shard
 
 
 def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig:

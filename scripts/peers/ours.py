@@ -44,7 +44,7 @@ def _write(directory: Path, rows: RowSet) -> None:
             first = key.index * ROWS_PER_SHARD
             starts = range(first, first + ROWS_PER_SHARD, _BATCH_ROWS)
             batches = (_encode([rows.make_row(start + i) for i in range(_BATCH_ROWS)], identity) for start in starts)
-            destination.add_shard(identity, key, first, batches)
+            destination.stage_shard(identity, key, first, batches)()
     destination.finish(identity, [])
 
 

@@ -141,7 +141,8 @@ def _write_split(
             bar.skip(sum(1 for _ in part))
         else:
             filler = source.tokenizer.eos_token_id or 0
-            destination.add_shard(identity, key, first, _record_batches(part, identity, first, filler, bar))
+            batches = _record_batches(part, identity, first, filler, bar)
+            destination.stage_shard(identity, key, first, batches)()
 
 
 def _exactly(items: Iterator[Item], count: int, source: Source) -> Iterator[Item]:

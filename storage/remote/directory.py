@@ -20,8 +20,9 @@ from pathlib import Path
 
 from storage.disk.files import publishing
 from storage.errors import ConfigError, TransferError
+from storage.records.identity import FileRecord
 from storage.remote.retrying import DEFAULT_POLICY, Patience, Result, RetryPolicy
-from storage.remote.stores import open_store
+from storage.remote.stores import FileSystem, open_store
 
 # Size of one request, and the memory that one connection takes.
 PIECE_BYTES = 8 << 20
@@ -131,7 +132,12 @@ class RemoteDirectory:
         """Return whether the file exists with this size and this sha256. If the size is right, read every byte."""
         if self.num_bytes(path) != num_bytes:
             return False
-        return self.sha256_of(path, num_bytes, lambda piece: progress(len(piece))) == sha256
+        try:
+            return self.sha256_of(path, num_bytes, lambda piece: progress(len(piece))) == sha256
+        except TransferError as error:
+            if _says_missing(error):  # another process has just removed it
+                return False
+            raise
 
     def sha256_of(self, path: str, num_bytes: int, take: Callable[[bytes], object] = lambda piece: None) -> str:
         """Return the hex sha256 of the first `num_bytes` of a file; call `take` with each piece on the way."""
@@ -149,6 +155,25 @@ class RemoteDirectory:
         """Return the names in a directory, none when there is no such directory; None when no listing is to be had."""
         return self._patience(directory).call(lambda: self._store.names(directory))
 
+    def fetch(self, path: str, destination: Path) -> FileRecord | None:
+        """Download a file of unknown content; return its size and sha256, None when there is no such file.
+
+        The network may have damaged it: check it before use. Raise WriteRefusedError when the write fails.
+        """
+        patience = self._patience(path)
+        num_bytes = patience.call(lambda: self._store.num_bytes(path))
+        if num_bytes is None:
+            return None
+        try:
+            with publishing(destination) as file:
+                for piece in self._pieces(path, num_bytes, patience):
+                    file.write(piece)
+        except TransferError as error:
+            if _says_missing(error):
+                return None
+            raise
+        return FileRecord(path=path, file_bytes=num_bytes, sha256=file.sha256)
+
     def put(self, local: Path, path: str) -> None:
         """Copy a local file to `path`; replace an existing file."""
         self.put_all([(local, path)])
@@ -162,9 +187,40 @@ class RemoteDirectory:
         for group in groups:
             self._patience(group[0][1]).call(functools.partial(self._store.put, group))
 
+    @property
+    def creates(self) -> bool:
+        """Whether `create` leaves an existing file alone, as far as is known."""
+        return self._files.creates
+
+    def create(self, local: Path, path: str) -> bool:
+        """Copy a local file to `path` unless there is a file; return False when there is one.
+
+        Where `creates` is False, replace an existing file and return True. After a retry, False may also mean that the
+        first attempt had arrived.
+        """
+        return self._patience(path).call(lambda: self._files.create(local, path))
+
+    def find_out_whether_it_creates(self, local: Path, path: str) -> None:
+        """Put a file that is there, with the bytes that are there. If that is not refused, set `creates` to False."""
+        if self.creates and self.create(local, path):
+            self._files.creates = False
+
+    def remove(self, path: str) -> None:
+        """Remove a file if there is one."""
+        self._patience(path).call(lambda: self._files.remove(path))
+
+    def version(self, path: str) -> str | None:
+        """Return a text that changes when a file is replaced; None when there is no such file."""
+        return self._patience(path).call(lambda: self._files.version(path))
+
     def retrying(self, path: str, action: Callable[[], Result]) -> Result:
         """Return the result of `action`; retry it after errors that may pass, until the deadline of the file `path`."""
         return self._patience(path).call(action)
+
+    @property
+    def _files(self) -> FileSystem:
+        assert isinstance(self._store, FileSystem), "the Hub has commits instead"
+        return self._store
 
     def _pieces(self, path: str, num_bytes: int, patience: Patience) -> Iterator[bytes]:
         for start in range(0, num_bytes, PIECE_BYTES):
@@ -182,3 +238,7 @@ class RemoteDirectory:
 
     def _named(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
+
+
+def _says_missing(error: TransferError) -> bool:
+    return isinstance(error.__cause__, FileNotFoundError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import re
@@ -15,6 +16,9 @@ from typing import Protocol
 from storage.disk.files import publishing
 from storage.errors import ConfigError, MissingExtraError, TransferError, first_line
 
+# The file systems that put a file only where there is none, in one step at the server: S3 and Azure by the header
+# If-None-Match (s3fs, adlfs), Google by ifGenerationMatch=0 (gcsfs). The others look first and put afterwards.
+_CREATING_PROTOCOLS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"))
 _HUB_URL = re.compile(
     r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<root>.*))?"
 )
@@ -54,6 +58,8 @@ class FileSystem:
     """One of fsspec's file systems.
 
     fsspec's caches of instances and listings are off, because other writers would make them stale.
+
+    creates: whether `create` leaves existing files alone. A server may turn out not to know such requests.
     """
 
     puts_are_commits = False
@@ -72,7 +78,10 @@ class FileSystem:
             raise ConfigError(f"{where}: cannot be opened: {first_line(error)}") from error
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)
-        self._is_http = "http" in self._fs.protocol
+        protocol = self._fs.protocol
+        protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+        self.creates = self._is_local or bool(protocols & _CREATING_PROTOCOLS)
+        self._is_http = "http" in protocols
 
     def num_bytes(self, path: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
@@ -113,8 +122,55 @@ class FileSystem:
             else:
                 self._fs.put_file(str(local), self._full(path))
 
+    def create(self, local: Path, path: str) -> bool:
+        """Copy a local file to `path` unless there is a file; return False when there is one.
+
+        Replace it and return True if the store has no such request.
+        """
+        if self._is_local:
+            if Path(self._full(path)).exists():
+                return False
+            with local.open("rb") as source, publishing(Path(self._full(path)), "drop") as target:
+                shutil.copyfileobj(source, target)
+            return True
+        if not self.creates:
+            self.put([(local, path)])
+            return True
+        try:
+            self._fs.put_file(str(local), self._full(path), mode="create")
+        except OSError as error:
+            if _says_exists(error):
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            self.creates = False  # a server of S3's kind that answers "not implemented"
+            return self.create(local, path)
+        return True
+
+    def remove(self, path: str) -> None:
+        """Remove a file if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._full(path))
+
+    def version(self, path: str) -> str | None:
+        """Return a text that changes when a file is replaced; None when there is no such file."""
+        try:
+            return str(self._fs.ukey(self._full(path)))
+        except FileNotFoundError:
+            return None
+
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+
+def _says_exists(error: OSError) -> bool:
+    """Return whether a store refused to put a file because there is one.
+
+    s3fs raises FileExistsError only for servers that name the condition in their answer, as Amazon's do.
+    """
+    answer = getattr(error.__cause__, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412")
 
 
 class HubRepository:

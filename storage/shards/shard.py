@@ -73,15 +73,20 @@ def write_shard(
             stats.append(batch_stats(batch, key.kind))
             num_rows += batch.num_rows
             writer.write_batch(columns.with_own_bits(batch))
+    written = FileRecord(path=key.path, file_bytes=file.num_bytes, sha256=file.sha256)
+    return _shard_record(written, first_row_id, num_rows, stats)
+
+
+def _shard_record(file: FileRecord, first_row_id: int, num_rows: int, stats: list[BatchStats]) -> ShardRecord:
     return ShardRecord(
-        path=key.path,
+        path=file.path,
         first_row_id=first_row_id,
         num_rows=num_rows,
         num_tokens=sum(s.num_tokens for s in stats),
         num_targets=sum(s.num_targets for s in stats),
         entropy_sum_nats=float(sum(s.entropy_sum_nats for s in stats)),
         label_nll_sum_nats=float(sum(s.label_nll_sum_nats for s in stats)),
-        shard_bytes=file.num_bytes,
+        shard_bytes=file.file_bytes,
         sha256=file.sha256,
     )
 
@@ -132,6 +137,17 @@ def ensure_file(cache_dir: Path, record: ShardRecord | FileRecord, bring: Callab
         bring(safe_join(cache_dir, record.path, str(cache_dir)))
         return True
     return False
+
+
+def record_of_rows(path: Path, identity: CacheIdentity, file: FileRecord, like: ShardRecord) -> ShardRecord:
+    """Read and check every row of the shard at `path` and return its record.
+
+    file: its path in the cache, size and sha256. like: a record of the same rows, perhaps with other values. Raise
+    ShardFormatError or RowError when the file does not hold these rows.
+    """
+    shard = Shard(path, identity, like)
+    stats = [batch_stats(shard.read_batch(index), like.key.kind) for index in range(shard.num_record_batches)]
+    return _shard_record(file, like.first_row_id, like.num_rows, stats)
 
 
 def _has_nulls(column: pa.Array) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,16 +43,28 @@ class Destination(Protocol):
     def add_file(self, path: str, content: bytes) -> None:
         """Publish a file that is not a shard, unless it is there with this content."""
 
-    def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """Find out which of these shards are committed, many at a time where single requests are slow."""
+    def look_up(self, keys: Sequence[ShardKey]) -> list[ShardKey]:
+        """Find out which of these shards are committed, many at a time where single requests are slow.
+
+        Return the keys of committed shards that are to be read back before the cache is finished.
+        """
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
         """Return a shard's commit record; None if it is not committed, or its file is lost or has another size."""
 
-    def add_shard(
+    def prove(self, keys: Sequence[ShardKey], progress: Callable[[int], object]) -> list[ShardKey]:
+        """Read these committed shards back; return those that are lost or damaged and must be written again.
+
+        `progress` receives the number of shards done.
+        """
+
+    def stage_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
-    ) -> None:
-        """Write a shard and commit it. If another process commits it meanwhile, that shard stays."""
+    ) -> Callable[[], None]:
+        """Write a shard; return the function that commits it. Another thread may call it.
+
+        If another process commits the shard meanwhile, that shard stays.
+        """
 
     def hurry(self) -> None:
         """Tell other threads that the run has failed: finish what is in progress, but do not wait for retries."""

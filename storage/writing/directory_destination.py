@@ -7,7 +7,8 @@ the same shard, hard links decide: the first commit record stands (storage/FORMA
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,25 @@ class DirectoryDestination:
         if not holds(self.directory / path, content):
             write_file(safe_join(self.directory, path, self.where), content)
 
-    def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """Do nothing: on a disk, single lookups are fast."""
+    def look_up(self, keys: Sequence[ShardKey]) -> list[ShardKey]:
+        """Return nothing: on a disk, single lookups are fast, and a commit record stands beside its own shard."""
+        return []
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
         """Return a shard's commit record; None when the shard must be written."""
         return read_held_commit(self.directory, key)
 
-    def add_shard(
+    def prove(self, keys: Sequence[ShardKey], progress: Callable[[int], object]) -> list[ShardKey]:
+        """Return nothing, as look_up does."""
+        return []
+
+    def stage_shard(
         self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
-    ) -> None:
-        """Write a shard and commit it. If another process committed it first, that shard stays."""
+    ) -> Callable[[], None]:
+        """Write a shard; return the function that commits it. If another process commits it first, that shard stays."""
         forget_lost_shard(self.directory, key)
-        write_commit(self.directory, write_shard(self.directory, identity, key, first_row, batches), if_taken="drop")
+        record = write_shard(self.directory, identity, key, first_row, batches)
+        return functools.partial(self._commit, record)
 
     def add_shard_file(self, source: Path, record: ShardRecord) -> None:
         """Commit the file `source` as the shard of `record`, by a hard link or, if that fails, by a copy."""
@@ -126,6 +133,9 @@ class DirectoryDestination:
             remove_leftovers(self.directory)
         with contextlib.suppress(OSError):
             self.directory.rmdir()  # only when it is empty
+
+    def _commit(self, record: ShardRecord) -> None:
+        write_commit(self.directory, record, if_taken="drop")
 
     def _committed(self, identity: CacheIdentity) -> list[ShardRecord]:
         """Return the records of the planned shards that are committed and held, in order."""

@@ -1,25 +1,27 @@
 """Write a cache at a URL: write each shard to a local disk, send it and its commit record, and read both back.
 
 Object stores have neither rename nor locks. A process looks for a shard's commit record before it makes the shard and
-again before it sends it, so two processes seldom send the same shard. When they do, the later put replaces the earlier.
-This is harmless when the processes agree on every byte. Otherwise readers detect it by the sha256 in the manifest.
+again before it sends it, so two processes seldom send the same shard. When they do, the first shard stands
+(storage.writing.remote_commits), and so does the first plan. The other files follow from plan and commit records alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from storage.disk.directories import remove_directory
-from storage.disk.files import refusals, write_file
+from storage.disk.files import holds, refusals, write_file
 from storage.errors import ConfigError, IncompleteCacheError, MissingFileError, RecordError
-from storage.records.commits import read_commit, read_plan, write_commit, write_plan
+from storage.progress import tell
+from storage.records.commits import read_commit, read_plan, write_plan
 from storage.records.identity import PLAN_NAME, CacheIdentity, FileRecord, ShardKey, ShardRecord
 from storage.records.manifest import CARD_NAME, MANIFEST_NAME, Manifest, read_manifest
 from storage.records.records import MAX_RECORD_BYTES
@@ -31,11 +33,16 @@ from storage.remote.sending import Sender, Unit
 from storage.shards.shard import write_shard
 from storage.writing.card_and_manifest import file_record, write_card_and_manifest
 from storage.writing.plan_comparison import require_same_facts, require_same_plan
+from storage.writing.remote_commits import commit_shard, create_record, prove_or_remove
 
 # Commit records are small, so latency decides how long it takes to read them.
 _NUM_CONNECTIONS = 32
 # A file with this name in the work directory says that a run has begun the cache. Later runs resume from the directory.
 _BEGUN_NAME = "begun"
+# A directory there with the sha256 of each shard that a process of this machine has read back as its record says.
+_PROVED_NAME = "proved"
+# Shards that are read back at once. Each takes a piece of memory (storage.remote.directory).
+_NUM_READERS = 8
 
 
 class RemoteDestination:
@@ -49,6 +56,7 @@ class RemoteDestination:
         self.work_dir = work_dir
         self._committed: dict[ShardKey, ShardRecord] = {}
         self._lost: set[ShardKey] = set()
+        self._has_asked = False
         if self._remote.puts_are_commits:
             raise ConfigError(
                 f"--out {self.where}: every shard would be a commit of its own there; write to a directory, and send "
@@ -75,10 +83,9 @@ class RemoteDestination:
 
     def begin_or_resume(self, identity: CacheIdentity) -> CacheIdentity:
         """Put the plan unless there is one; return the plan at the URL. Raise CacheMismatchError when it differs."""
-        if self.published_plan() is None:
-            with self._staging() as staging:
-                write_plan(staging, identity)
-                self._send(staging, file_record(staging, PLAN_NAME))
+        with self._staging() as staging:
+            write_plan(staging, identity)
+            create_record(self._remote, staging, PLAN_NAME, read_plan)
         begun = self._begun(identity)
         write_file(self.work_dir / _BEGUN_NAME, b"")
         return begun
@@ -89,40 +96,61 @@ class RemoteDestination:
             write_file(staging / path, content)
             self._send(staging, file_record(staging, path))
 
-    def look_up(self, keys: Sequence[ShardKey]) -> None:
-        """Read the commit records that this process has not read yet, many at a time."""
-        self._crew.map(self.read_commit, [key for key in keys if key not in self._committed])
+    def look_up(self, keys: Sequence[ShardKey]) -> list[ShardKey]:
+        """Read the commit records that this process has not read yet, many at a time.
+
+        Return the keys of committed shards that no process of this machine has read back.
+        """
+        records = self._crew.map(self.read_commit, keys)
+        return [record.key for record in records if record is not None and not self._is_proved(record)]
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
         """Return a shard's commit record; None when the shard must be written."""
         if key not in self._committed:
             found = read_remote(self._remote, key.commit_path, functools.partial(read_commit, key=key))
-            if found is None or found[0] is None:
+            record = found[0] if found else None
+            is_lost = record is not None and self._remote.num_bytes(key.path) != record.num_bytes
+            (self._lost.add if is_lost else self._lost.discard)(key)
+            if record is None or is_lost:
                 return None
-            if self._remote.num_bytes(key.path) != found[0].num_bytes:
-                self._lost.add(key)
-                return None
-            self._committed[key] = found[0]
+            self._committed[key] = record
         return self._committed[key]
 
-    def add_shard(
-        self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
-    ) -> None:
-        """Write a shard to the local disk, send it and then its commit record.
+    def prove(self, keys: Sequence[ShardKey], progress: Callable[[int], object]) -> list[ShardKey]:
+        """Read these committed shards back; return those that are lost or damaged and must be written again.
 
-        Send nothing when another process committed the shard meanwhile. Raise CacheMismatchError when a different cache
-        was begun at the URL at the same time and its plan replaced this one.
+        `progress` receives the number of shards done.
         """
-        with self._staging() as staging:
+        crew = Crew(_NUM_READERS, progress)
+
+        def prove(key: ShardKey) -> bool:
+            is_whole = self._prove(key)
+            crew.tell(1)
+            return is_whole
+
+        # In random order: processes of this machine that begin together then divide the shards, by their notes.
+        shuffled = random.sample(keys, len(keys))
+        return [key for key, is_whole in zip(shuffled, crew.map(prove, shuffled), strict=True) if not is_whole]
+
+    def stage_shard(
+        self, identity: CacheIdentity, key: ShardKey, first_row: int, batches: Iterator[pa.RecordBatch]
+    ) -> Callable[[], None]:
+        """Write a shard to the local disk; return the function that sends it and then its commit record.
+
+        It sends nothing when another process committed the shard meanwhile, and commits another process's shard if that
+        was there first. It raises CacheMismatchError when a different cache was begun at the URL at the same time and
+        its plan replaced this one.
+        """
+        with contextlib.ExitStack() as stack:
+            staging = stack.enter_context(self._staging())
             record = write_shard(staging, identity, key, first_row, batches)
-            [is_missing] = self._crew.map(functools.partial(self._is_missing, identity), [key])
-            if is_missing:
-                write_commit(staging, record)
-                files = [record, file_record(staging, key.commit_path)]
-                # When the old shard is lost, send the new record first: the old record beside a new shard of the same
-                # size would look committed.
-                # Do not store the record in _committed: another process may replace it, so `finish` reads it again.
-                self._send(staging, *(reversed(files) if key in self._lost else files))
+            kept = stack.pop_all()
+
+        def commit() -> None:
+            with kept:
+                self._crew.map(functools.partial(self._commit, staging, identity), [record])
+
+        return commit
 
     def hurry(self) -> None:
         """From now on, give up retries and transfers that hang; let all other transfers finish."""
@@ -134,7 +162,7 @@ class RemoteDestination:
         Leave a cache that is finished and whole as it is.
 
         Raise IncompleteCacheError when shards are missing, MissingFileError when a tokenizer file is, and
-        CacheMismatchError as add_shard does.
+        CacheMismatchError when the plan at the URL is another one.
         """
         begun = self._begun(identity)
         records = self._look_up_all(begun)
@@ -176,15 +204,49 @@ class RemoteDestination:
         sender.send([unit])
         sender.prove([unit])
 
-    def _is_missing(self, identity: CacheIdentity, key: ShardKey) -> bool:
+    def _commit(self, staging: Path, identity: CacheIdentity, record: ShardRecord) -> None:
+        """Commit a staged shard unless it is committed. Do not keep its record: `finish` reads the one that stands."""
         self._begun(identity)
-        return self.read_commit(key) is None
+        if self.read_commit(record.key) is None:
+            self._ask_whether_it_creates()
+            if record.key in self._lost:  # beside the old record a new shard of the same size would look committed
+                self._remote.remove(record.key.commit_path)
+            self._note(commit_shard(self._remote, staging, identity, record))
+
+    def _ask_whether_it_creates(self) -> None:
+        """Before the first shard, find out whether the store refuses to replace files; if not, print one line."""
+        if self._has_asked:
+            return
+        self._has_asked = True
+        content = self._remote.read_small(PLAN_NAME, MAX_RECORD_BYTES)
+        if content is not None:
+            with self._staging() as staging:
+                write_file(staging / PLAN_NAME, content)
+                self._remote.find_out_whether_it_creates(staging / PLAN_NAME, PLAN_NAME)
+        if not self._remote.creates:
+            tell(f"{self.where}: this store replaces files; whoever writes to it must agree on every byte of a shard")
+
+    def _prove(self, key: ShardKey) -> bool:
+        """Return whether a committed shard has the bytes of its record; if not, remove both."""
+        record = self._committed[key]
+        if not self._is_proved(record):
+            if not prove_or_remove(self._remote, record):
+                del self._committed[key]
+                return False
+            self._note(record)
+        return True
+
+    def _note(self, record: ShardRecord) -> None:
+        write_file(self._note_path(record), record.sha256.encode())
+
+    def _is_proved(self, record: ShardRecord) -> bool:
+        return holds(self._note_path(record), record.sha256.encode())
+
+    def _note_path(self, record: ShardRecord) -> Path:
+        return self.work_dir / _PROVED_NAME / PurePosixPath(record.key.commit_path).stem
 
     def _begun(self, identity: CacheIdentity) -> CacheIdentity:
-        """Return the plan at the URL, or `identity` when there is none; raise CacheMismatchError when the plan differs.
-
-        When two processes begin at the same time, the later plan replaces the earlier.
-        """
+        """Return the plan at the URL, or `identity` when there is none; raise CacheMismatchError if it differs."""
         begun = self.published_plan() or identity
         require_same_plan(self.where, begun, identity)
         return begun

@@ -78,6 +78,12 @@ def test_a_stopped_run_to_a_url_finishes_with_the_bytes_of_a_directory(
     assert snapshot(there) == snapshot(expected)
     assert {path: path.stat().st_ino for path in kept} == kept, "what was committed was not made again"
     assert list(config.work_dir.iterdir()) == []
+    damaged = next(there.rglob("beams/*.arrow"))
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1  # the record knows, and the size does not change
+    damaged.write_bytes(content)
+    assert precompute(config) == read_manifest(there)
+    assert snapshot(there) == snapshot(expected)
     assert len(list(open_cache(there).record_batches("beams", "train"))) > 0
 
     with pytest.raises(CacheMismatchError, match=f"^file://{tmp_path}/remote/cache: .*seed"):

@@ -158,10 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class S3Proxy(FaultyServer):
-    """Passes everything on to an S3 API."""
+    """Passes everything on to an S3 API, one write at a time: moto looks whether a name is taken, and then puts."""
 
     def __init__(self, host: str, port: int) -> None:
         self._upstream = (host, port)
+        self._writing = threading.Lock()
         self._num_buckets = 0
         super().__init__()
 
@@ -175,7 +176,10 @@ class S3Proxy(FaultyServer):
 
     def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         connection = http.client.HTTPConnection(*self._upstream, timeout=30)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
+            if method not in ("GET", "HEAD"):
+                stack.enter_context(self._writing)
             passed = {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}
             connection.request(method, path, body if body or method in ("PUT", "POST") else None, passed)
             response = connection.getresponse()
@@ -186,8 +190,6 @@ class S3Proxy(FaultyServer):
                 if name.lower() not in _HOP_BY_HOP or (keep_length and name.lower() == "content-length")
             }
             return Answer(response.status, answered, response.read())
-        finally:
-            connection.close()
 
 
 class FakeHub(FaultyServer):

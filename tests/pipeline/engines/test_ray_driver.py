@@ -6,7 +6,10 @@ import functools
 import itertools
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +22,7 @@ from pipeline.engines.ray_session import Share, ray_session, share_out
 from pipeline.engines.ray_worker import Failure, RayWorker, worker_config
 from pipeline.errors import WorkerError
 from pipeline.plan import Begun, ShardRange
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StoppedError
 from storage.records.identity import ShardKey
 
 
@@ -83,12 +86,12 @@ PATHS = [shard.key.path for shard in planned(5)]
 def run(identity: Any) -> Callable[..., tuple[list[tuple[int, str]], FakeRay]]:
     """Runs a crew to its end; who did what, in order, and the Ray."""
 
-    def run(num_workers: int, **script: list[object]) -> tuple[list[tuple[int, str]], FakeRay]:
+    def run(num_workers: int, per_worker: int = 1, **script: list[object]) -> tuple[list[tuple[int, str]], FakeRay]:
         begun = Begun(identity=identity, shards=planned(5), tokenizer_files=[])
         log: list[tuple[int, str]] = []
         numbers, ray = itertools.count(), FakeRay()
         named = {PATHS[int(name[-1])] if name not in CALLS else name: answers for name, answers in script.items()}
-        with _Crew(ray, lambda: FakeActor(next(numbers), begun, named, log), quiet=True) as crew:
+        with _Crew(ray, lambda: FakeActor(next(numbers), begun, named, log), per_worker, quiet=True) as crew:
             assert crew.run(num_workers) is begun
         return log, ray
 
@@ -100,9 +103,10 @@ def identity() -> object:
     return object()
 
 
+@pytest.mark.parametrize("per_worker", [1, 2])
 @pytest.mark.parametrize("num_workers", [1, 2, 5, 9])
-def test_every_shard_is_handed_out_once(run: Callable[..., Any], num_workers: int) -> None:
-    log, ray = run(num_workers)
+def test_every_shard_is_handed_out_once(run: Callable[..., Any], num_workers: int, per_worker: int) -> None:
+    log, ray = run(num_workers, per_worker)
     assert sorted(name for _, name in log if name not in CALLS) == PATHS
     assert sum(name == "leave" for _, name in log) == sum(name == "load" for _, name in log)
     assert len(ray.killed) == num_workers
@@ -112,6 +116,14 @@ def test_a_dead_workers_shard_goes_to_another_at_once(run: Callable[..., Any]) -
     log, ray = run(2, shard_1=[Died()])
     assert [name for _, name in log].count(PATHS[1]) == 2
     assert {name for _, name in log} == {"load", "leave", *PATHS}
+    assert [name for _, name in log].count("load") == 3
+    assert len(ray.killed) == 3
+
+
+def test_a_worker_that_dies_with_two_shards_is_replaced_once(run: Callable[..., Any]) -> None:
+    log, ray = run(2, 2, shard_0=[Died()], shard_1=[Died()])
+    made = [name for _, name in log if name not in CALLS]
+    assert sorted(made) == sorted([*PATHS, PATHS[0], PATHS[1]])
     assert [name for _, name in log].count("load") == 3
     assert len(ray.killed) == 3
 
@@ -268,3 +280,34 @@ def test_a_worker_without_memory_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 def test_settings_that_do_not_go_together(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         config(**changes)
+
+
+def test_a_worker_at_a_url_has_the_teacher_for_one_shard_while_another_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = RayWorker(config(out="memory://bucket/cache", work_dir=tmp_path), None, 1)
+    worker._job = SimpleNamespace(producers={"beams": None})  # type: ignore[assignment]
+    worker._begun = SimpleNamespace(identity=None)  # type: ignore[assignment]
+    all_at, is_sent, at_teacher = threading.Barrier(3), threading.Event(), list[int]()
+    failures: list[Exception] = [ConfigError("no network"), StoppedError()]
+
+    def write_missing_shards(
+        destination: object, identity: object, producer: object, shards: Iterator[ShardRange], count: Any
+    ) -> list[ShardRange]:
+        for shard in shards:
+            at_teacher.append(shard.key.index)
+            assert len(at_teacher) == 1
+            time.sleep(0.01)
+            at_teacher.remove(shard.key.index)
+        all_at.wait(20)  # the teacher has made both shards, and none is sent
+        is_sent.wait(20)
+        raise failures.pop(0)
+
+    monkeypatch.setattr("pipeline.engines.shard_writing.write_missing_shards", write_missing_shards)
+    monkeypatch.setattr("pipeline.engines.ray_worker._LOOK_AGAIN_AFTER_S", 0)
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(worker.write, shard) for shard in planned(2)]
+        all_at.wait(20)
+        is_sent.set()
+        found = [answer.result(20) for answer in answers]
+    assert sorted(map(str, found)) == ["Failure(reason='no network')", "taken"], "the one that says why ends the run"

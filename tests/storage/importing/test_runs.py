@@ -114,21 +114,21 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(
     whole = contents(imported(dump, "topk-jsonl", out=tmp_path / "whole", **settings).path)
     again = imported(dump, "topk-jsonl", out=tmp_path / "whole", **settings)
     assert contents(again.path) == whole, "a finished cache stays as it is"
-    add_shard = runs.DirectoryDestination.add_shard
+    stage_shard = runs.DirectoryDestination.stage_shard
     num_shards = sum(name.endswith(".arrow") for name in whole)
     assert num_shards >= 3
     for stop_at in range(num_shards):
         calls = SimpleNamespace(count=0)
 
-        def stopping(*arguments: Any, calls: SimpleNamespace = calls, stop_at: int = stop_at) -> None:
+        def stopping(*arguments: Any, calls: SimpleNamespace = calls, stop_at: int = stop_at) -> Any:
             if calls.count == stop_at:
                 raise StoppedError
             calls.count += 1
-            add_shard(*arguments)
+            return stage_shard(*arguments)
 
         out = tmp_path / f"stopped-{stop_at}"
         with monkeypatch.context() as patch:
-            patch.setattr(runs.DirectoryDestination, "add_shard", stopping)
+            patch.setattr(runs.DirectoryDestination, "stage_shard", stopping)
             with pytest.raises(StoppedError):
                 imported(dump, "topk-jsonl", out=out, **settings)
         assert not (out / "manifest.json").exists()

@@ -399,3 +399,22 @@ def test_a_repository_that_is_not_there_is_final(hub: FakeHub, tmp_path: Path) -
     with pytest.raises(TransferError, match=r"create it, or log in"):
         directory.put(tmp_path / "file", "file")
     assert hub.count("POST") == 1
+
+
+def test_a_file_that_another_process_removes_while_it_is_read_counts_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RemoteDirectory("memory://bucket/cache", QUICK)
+    (tmp_path / "local").write_bytes(CONTENT)
+    directory.put(tmp_path / "local", "file")
+
+    def vanished(*arguments: object, **settings: object) -> bytes:
+        raise FileNotFoundError("file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cat_file", vanished)
+        assert not directory.holds("file", len(CONTENT), SHA256)
+        assert directory.fetch("file", tmp_path / "copy") is None
+    found = directory.fetch("file", tmp_path / "copy")
+    assert found
+    assert (found.file_bytes, found.sha256, (tmp_path / "copy").read_bytes()) == (len(CONTENT), SHA256, CONTENT)

@@ -92,7 +92,7 @@ def batches_of(source: Cache, record: ShardRecord) -> Iterator[pa.RecordBatch]:
 
 
 def add(source: Cache, destination: RemoteDestination | DirectoryDestination, record: ShardRecord) -> None:
-    destination.add_shard(source.identity, record.key, record.first_row_id, batches_of(source, record))
+    destination.stage_shard(source.identity, record.key, record.first_row_id, batches_of(source, record))()
 
 
 def publish(source: Cache, destination: RemoteDestination | DirectoryDestination, num_shards: int = 99) -> None:
@@ -275,7 +275,7 @@ def test_a_manifest_lists_the_commit_records_that_stand(
     first.look_up(keys_of(source))
     add(source, first, record)
     MemoryFileSystem().rm(f"/bucket/cache/{record.key.commit_path}")  # the other looked before it was there
-    at_url().add_shard(source.identity, record.key, record.first_row_id, batches_of(other, others_record))
+    at_url().stage_shard(source.identity, record.key, record.first_row_id, batches_of(other, others_record))()
     assert first.finish(source.identity, [TOKENIZER[0]]).shards[0] == others_record
 
 

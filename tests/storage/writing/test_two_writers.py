@@ -123,7 +123,7 @@ def test_a_committed_shard_without_its_file_is_made_again(
     destination = DirectoryDestination(tmp_path)
     assert destination.read_commit(KEY) is None
     rows = Shard(source / KEY.path, identity, record)
-    destination.add_shard(identity, KEY, 0, (rows.read_batch(index) for index in range(rows.num_record_batches)))
+    destination.stage_shard(identity, KEY, 0, (rows.read_batch(index) for index in range(rows.num_record_batches)))()
     assert read_commit(tmp_path, KEY) == destination.read_commit(KEY) == record
     check_file(tmp_path, record)
     assert not list(shard.parent.glob(f"{TEMPORARY_PREFIX}*"))
