@@ -22,10 +22,14 @@ def _main() -> int:
     # Import the heavy modules after the flags are parsed, so that --help and a wrong flag answer at once.
     from pipeline.run import announce, plan_only, precompute
 
-    if config.plan:
+    if config.plan == "exact":
         from pipeline.estimate import render_plan
 
         print(plan_only(config, render_plan))
+    elif config.plan == "sample":
+        from pipeline.sampled_plan import plan_from_sample
+
+        print(plan_from_sample(config))
     else:
         announce(config, precompute(config))
     return 0

@@ -52,7 +52,7 @@ class JsonRowError(DataError):
     """The content at `place` of a JSON file, such as "line 3", is not a row."""
 
     def __init__(self, source: str, place: str, found: str) -> None:
-        self.source, self.place = source, place
+        self.source, self.place, self.found = source, place, found
         super().__init__(
             f"--data {source}: {place} {found}; expected objects, one a line, or one array of them: mend it, or take "
             "it out"

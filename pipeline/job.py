@@ -67,8 +67,19 @@ def lay_out(loaded: Loaded, work_dir: Path) -> Job:
 
     Raises DataError (for example NoPromptsError) or WriteRefusedError.
     """
+    return with_producers(loaded, tokenize(loaded, work_dir))
+
+
+def with_producers(loaded: Loaded, tokenized: TokenizedCorpus) -> Job:
+    """Lay out the rows of each kind. Raises NoPromptsError or NoWantedTargetError."""
+    producers = make_producers(loaded.teacher, tokenized, loaded.config)
+    return Job(**vars(loaded), tokenized=tokenized, producers=producers)
+
+
+def tokenize(loaded: Loaded, work_dir: Path) -> TokenizedCorpus:
+    """Tokenize the text. Store the tokens below `work_dir`. Raises DataError or WriteRefusedError."""
     config, teacher, corpus = loaded.config, loaded.teacher, loaded.corpus
-    tokenized = tokenize_corpus(
+    return tokenize_corpus(
         corpus,
         teacher.tokenizer,
         config,
@@ -77,8 +88,6 @@ def lay_out(loaded: Loaded, work_dir: Path) -> Job:
         context_length=teacher.context_length,
         work_dir=work_dir / tokenization_key(corpus, teacher.tokenizer, config, loaded.beginning_ids),
     )
-    producers = make_producers(teacher, tokenized, config)
-    return Job(**vars(loaded), tokenized=tokenized, producers=producers)
 
 
 def _require_fit(teacher: Teacher, config: PrecomputeConfig, begins: tuple[int, ...]) -> None:

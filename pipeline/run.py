@@ -43,7 +43,7 @@ def precompute(config: PrecomputeConfig) -> Manifest:
         finished = destination.finished()
         if finished is None:
             raise
-    config = _as_begun(config, destination)
+    config = as_begun(config, destination)
     destination.require_same_facts(facts_of(load_teacher_and_source(config)))
     return finished
 
@@ -52,13 +52,13 @@ def _run(config: PrecomputeConfig) -> Manifest:
     write = {"local": _write_here, "ray": _write_on_ray}[config.engine]
     destination = open_destination(config.out, config.work_dir)
     destination.require_own()
-    config = _as_begun(config, destination)
+    config = as_begun(config, destination)
     with work_directory(destination):
         begun = write(config, destination)
         return destination.finish(begun.identity, begun.tokenizer_files)
 
 
-def _as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
+def as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
     """Return the settings with what they leave to a cache that was begun: the date of chats, and rounded scalars."""
     begun = destination.published_plan()
     if begun and config.soft_targets.scalar_mantissa_bits is None:
@@ -112,7 +112,7 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     different cache was begun at --out.
     """
     destination = open_destination(config.out, config.work_dir)
-    config = _as_begun(config, destination)
+    config = as_begun(config, destination)
     with tempfile.TemporaryDirectory() as directory:
         loaded = load_teacher_and_source(config)
         destination.require_same_facts(facts_of(loaded))

@@ -44,7 +44,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("plan", "job", "identity", "framing", "beginning"),
         ("engines",),
         ("cutting",),
-        ("run", "estimate"),
+        ("run", "estimate", "sampled_plan"),
         ("cli", "__init__"),
     ),
     "student": (

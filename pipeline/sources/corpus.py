@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ _MOST_ROWS_WITHOUT = 1000
 # The decoder replaces bytes that are not UTF-8 by this character.
 _REPLACEMENT = "\ufffd"
 # Errors that datasets and its parsers raise for files that are cut short, empty or of another format.
-_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zstandard.ZstdError)
 
 Prompt = str | list[dict[str, Any]]
-# Returns the names of all columns (none when only the rows tell), and the rows. Raises what _UNREADABLE lists.
+# Returns the names of all columns (none when only the rows tell), and the rows. Raises what UNREADABLE lists.
 OpenRows = Callable[[], tuple[list[str], Iterable[dict[str, Any]]]]
 
 
@@ -59,15 +59,21 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A data source. Each call of `documents()` reads it from the beginning.
+    """A data source. Each call of `documents()` reads it from the beginning. files: in order; none but for files.
 
     Read the pieces of a document before you take the next document: plain text is split as it is read.
     """
 
     source: str
-    fingerprint: str
+    fingerprint_of: Callable[[], str]
     licence: str | None
     documents: Callable[[], Iterator[Document]]
+    files: Sequence[Path] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A sha256 of all bytes of the source, or of its name and commit on the hub."""
+        return self.fingerprint_of()
 
 
 def open_corpus(config: PrecomputeConfig) -> Corpus:
@@ -84,15 +90,19 @@ def open_corpus(config: PrecomputeConfig) -> Corpus:
 
 
 def _stdlib_corpus() -> Corpus:
-    digest = hashlib.sha256()
-    for document in stdlib_documents():
-        digest.update(document.encode(errors="replace"))
     return Corpus(
         source="the docstrings of the Python standard library",
-        fingerprint=digest.hexdigest(),
+        fingerprint_of=_stdlib_fingerprint,
         licence="psfl",
         documents=lambda: (Document(pieces=[text], prompts={}) for text in stdlib_documents()),
     )
+
+
+def _stdlib_fingerprint() -> str:
+    digest = hashlib.sha256()
+    for document in stdlib_documents():
+        digest.update(document.encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
@@ -101,9 +111,6 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
         raise NoSuchDataError(config.data, "no file of a known kind")
     if all(format_of(file) == "text" for file in files):
         _require_no_columns(config)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
 
     def documents() -> Iterator[Document]:
         for file in files:
@@ -111,12 +118,25 @@ def _file_corpus(config: PrecomputeConfig, path: Path) -> Corpus:
                 case "text":
                     yield from _text_documents(file, config.document_separator)
                 case "json":
-                    yield from _row_documents(config, str(file), functools.partial(_json_rows, file))
+                    yield from row_documents(config, str(file), functools.partial(_json_rows, file))
                 case _:
-                    open_rows = functools.partial(table_rows, file, _columns(config))
-                    yield from _row_documents(config, str(file), open_rows)
+                    open_rows = functools.partial(table_rows, file, columns_of(config))
+                    yield from row_documents(config, str(file), open_rows)
 
-    return Corpus(source=path.resolve().name, fingerprint=digest.hexdigest(), licence=None, documents=documents)
+    return Corpus(
+        source=path.resolve().name,
+        fingerprint_of=functools.partial(_files_fingerprint, files),
+        licence=None,
+        documents=documents,
+        files=files,
+    )
+
+
+def _files_fingerprint(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _data_files(path: Path) -> list[Path]:
@@ -146,12 +166,12 @@ def _require_no_columns(config: PrecomputeConfig) -> None:
 
 
 def _hub_corpus(config: PrecomputeConfig) -> Corpus:
-    name = config.data.partition(":")[0]
+    commit = _hub_commit(config, config.data.partition(":")[0])
     return Corpus(
         source=config.data,
-        fingerprint=hashlib.sha256(f"{config.data} {_hub_commit(config, name)}".encode()).hexdigest(),
+        fingerprint_of=lambda: hashlib.sha256(f"{config.data} {commit}".encode()).hexdigest(),
         licence=_load_hub(config).info.license or None,
-        documents=lambda: _row_documents(config, config.data, functools.partial(_hub_rows, config)),
+        documents=lambda: row_documents(config, config.data, functools.partial(_hub_rows, config)),
     )
 
 
@@ -159,7 +179,7 @@ def _hub_rows(config: PrecomputeConfig) -> tuple[list[str], Iterable[dict[str, A
     """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded."""
     rows = _load_hub(config)
     names = rows.column_names or []
-    columns = _columns(config)
+    columns = columns_of(config)
     return names, rows.select_columns([name for name in names if name in columns]) if names else rows
 
 
@@ -184,7 +204,7 @@ def _load_hub(config: PrecomputeConfig) -> Any:
         return datasets.load_dataset(name, name=subset or None, split="train", streaming=True)
     except StopIteration as error:
         raise NoSuchDataError(config.data, "cannot be loaded: holds no rows, or is cut short") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = f"is no file or directory here, and cannot be loaded from the hub: {first_line(error)}"
         raise NoSuchDataError(config.data, reason) from error
 
@@ -193,7 +213,7 @@ def _json_rows(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
     return [], json_rows(path)
 
 
-def _columns(config: PrecomputeConfig) -> set[str]:
+def columns_of(config: PrecomputeConfig) -> set[str]:
     """Return the names of the columns that a run reads."""
     return _prompt_columns(config).union(config.document_columns.values())
 
@@ -202,7 +222,8 @@ def _prompt_columns(config: PrecomputeConfig) -> set[str]:
     return {kind.prompt_column for kind in config.prompt_settings.values() if kind.prompt_column}
 
 
-def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
+def row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -> Iterator[Document]:
+    """Yield the documents of rows. source: their place, for messages. Raises NoSuchDataError or ColumnError."""
     wanted = _prompt_columns(config)
     # A conversation or a pair has to be in every row, unless bad rows are skipped.
     most_without = 1 if config.marks_wanted and config.on_bad_row == "stop" else _MOST_ROWS_WITHOUT
@@ -225,7 +246,7 @@ def _row_documents(config: PrecomputeConfig, source: str, open_rows: OpenRows) -
                 raise ColumnError(source, column, f"not among {sorted(names)}", flag)
     except TeachonceError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise NoSuchDataError(source, f"cannot be read: {first_line(error)}") from error
 
 

@@ -28,7 +28,7 @@ UNREAD = {
 }  # fmt: skip
 _READ_BYTES = 1 << 16
 # Archives of texts are often compressed with windows of 2^27 to 2^31 bytes (zstd --long), which most readers refuse.
-_LARGEST_WINDOW_BYTES = 1 << 31
+LARGEST_WINDOW_BYTES = 1 << 31
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?", re.ASCII)
 
 
@@ -117,7 +117,7 @@ def _gzip_chunks(file: io.BufferedReader) -> Iterator[bytes]:
 
 def _zstd_chunks(file: io.BufferedReader) -> Iterator[bytes]:
     """Yield the bytes of all frames. zstandard's own reader would end without an error where a frame is cut."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW_BYTES)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
     frame, num_frames, data = None, 0, b""
     while data := data or file.read(_READ_BYTES):
         if frame is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,14 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     Replace lone surrogates by U+FFFD and print their number. Raises JsonRowError, OSError, NoSuchDataError for UTF-16.
     """
     refuse_utf16(path)
+    return checked_rows(path, _values(path))
+
+
+def checked_rows(path: Path, values: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows among the values of a file, each with the name of its place. Raises JsonRowError."""
     num_replaced = 0
     try:
-        for place, value in _values(path):
+        for place, value in values:
             if not isinstance(value, dict):
                 raise JsonRowError(str(path), place, f"holds {json.dumps(value)[:40]}")
             try:
@@ -58,12 +63,19 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
                 continue
             if is_first and _is_cut(content):
                 content += file.read()
-            for place, value in _parse(content, path, number):
+            for place, value in parse(content, path, number):
                 if is_first and isinstance(value, list):
                     yield from ((f"item {item} of the array", found) for item, found in enumerate(value, 1))
                 else:
                     yield place, value
                 is_first = False
+
+
+def is_one_row_a_line(head: bytes) -> bool:
+    """Return whether a file that begins with `head` has one row a line: no array, and no row of several lines."""
+    content = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    first, end, _ = content.partition(b"\n")
+    return not content.startswith(b"[") and not (end and _is_cut(first))
 
 
 def _is_cut(line: bytes) -> bool:
@@ -78,8 +90,11 @@ def _is_cut(line: bytes) -> bool:
     return False
 
 
-def _parse(content: bytes, path: Path, number: int) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the value of each JSON value in `content`, which begins in line `number` of the file."""
+def parse(content: bytes, path: Path, number: int) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value of each JSON value in `content`, which begins in line `number` of the file.
+
+    Raises JsonRowError.
+    """
     line, seen = number, 0
     try:
         text = content.decode().rstrip()

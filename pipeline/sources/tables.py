@@ -27,19 +27,25 @@ def table_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], Iterator[
     Raises OSError or pyarrow.ArrowInvalid (a ValueError) for other bytes, also while the rows are read, and ValueError
     when two columns have one of the names.
     """
-    if path.suffix.lower() != suffix_of(path):
-        raise OSError(f"{suffix_of(path)} inside {path.suffix} cannot be read in parts; decompress the file")
+    require_plain(path)
     if suffix_of(path) == ".parquet":
         file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
         names = file.schema_arrow.names
-        kept = _kept(names, columns)
+        kept = kept_columns(names, columns)
         return names, _rows(file.iter_batches(batch_size=_BATCH_ROWS, columns=kept), kept)
-    reader, batches = _arrow_batches(path)
-    kept = _kept(reader.schema.names, columns)
+    reader, batches = arrow_batches(path)
+    kept = kept_columns(reader.schema.names, columns)
     return reader.schema.names, _rows(batches, kept)
 
 
-def _kept(names: list[str], columns: Iterable[str]) -> list[str]:
+def require_plain(path: Path) -> None:
+    """Raise OSError for a compressed file: a table has a compression of its own."""
+    if path.suffix.lower() != suffix_of(path):
+        raise OSError(f"{suffix_of(path)} inside {path.suffix} cannot be read in parts; decompress the file")
+
+
+def kept_columns(names: list[str], columns: Iterable[str]) -> list[str]:
+    """Return those of `names` that are among `columns`. Raises ValueError when two columns have one of the names."""
     wanted = set(columns)
     kept = [name for name in names if name in wanted]
     if len(set(kept)) < len(kept):
@@ -47,7 +53,7 @@ def _kept(names: list[str], columns: Iterable[str]) -> list[str]:
     return kept
 
 
-def _arrow_batches(path: Path) -> tuple[Any, Iterator[pa.RecordBatch]]:
+def arrow_batches(path: Path) -> tuple[Any, Iterator[pa.RecordBatch]]:
     """Open an Arrow file of either form: the file format, or the stream format in which `datasets` saves."""
     source = pa.memory_map(str(path))
     is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC

@@ -23,7 +23,7 @@ END = "<|endoftext|>"
 
 
 def corpus_of(documents: Iterable[Document]) -> Corpus:
-    return Corpus(source="made up", fingerprint="", licence=None, documents=lambda: iter(documents))
+    return Corpus(source="made up", fingerprint_of=str, licence=None, documents=lambda: iter(documents))
 
 
 def unused_config(**changes: Any) -> PrecomputeConfig:

@@ -33,7 +33,7 @@ def tokenize(teacher_dir: Path, tmp_path: Path) -> Callable[..., TokenizedCorpus
         config = PrecomputeConfig(
             teacher="t", data="d", out=tmp_path, block_size=8, quiet=True, validation_fraction=0.0, **settings
         )
-        corpus = Corpus(source="made up", fingerprint="", licence=None, documents=read)
+        corpus = Corpus(source="made up", fingerprint_of=str, licence=None, documents=read)
         work_dir = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
         return tokenize_corpus(
             corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=work_dir,

@@ -1,0 +1,185 @@
+"""--plan: say what a run would make of a large text, from a sample of the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import PrecomputeConfig
+from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.tokenization import TokenizedCorpus
+from pipeline.corpus.tokenized_rows import RowTokenizer
+from pipeline.corpus.validation_split import split_of
+from pipeline.estimate import Whole, render_plan
+from pipeline.identity import facts_of
+from pipeline.job import Loaded, lay_out, load_teacher_and_source, tokenize, with_producers
+from pipeline.run import as_begun
+from pipeline.sources.data_files import format_of
+from pipeline.sources.sample.ratio import Estimate, ratio_total
+from pipeline.sources.sample.sample import Sample, take_sample
+from storage.draws import hash_permutation
+from storage.writing.destinations import open_destination
+
+# The first tokens of a text are read in seconds.
+_FEW_TOKENS = 1 << 20
+_SPREAD_DRAW = 10
+
+
+def plan_from_sample(config: PrecomputeConfig) -> str:
+    """Load the teacher, tokenize a sample of the text, and return the plan. A small text is read whole.
+
+    Raises the errors of `plan_only`; CacheMismatchError only for what is known without reading the text.
+    """
+    destination = open_destination(config.out, config.work_dir)
+    config = as_begun(config, destination)
+    begun = destination.published_plan()
+    loaded = _unread(load_teacher_and_source(config), begun.data["fingerprint"] if begun else "")
+    destination.require_same_facts(facts_of(loaded))
+    is_short = config.max_tokens is not None and config.max_tokens <= _FEW_TOKENS
+    sample = None if is_short or not loaded.corpus.files else take_sample(config, loaded.corpus)
+    with tempfile.TemporaryDirectory() as directory:
+        if sample is None:
+            return render_plan(lay_out(loaded, Path(directory)))
+        sampled = _sampled(loaded, sample)
+        tokenized = tokenize(sampled, Path(directory))
+        job = with_producers(sampled, _spread(tokenized))
+        return render_plan(job, _whole(loaded, sample, tokenized))
+
+
+def _unread(loaded: Loaded, fingerprint: Any) -> Loaded:
+    """Return the same with this fingerprint: the true one takes the time of reading every byte."""
+    return dataclasses.replace(loaded, corpus=dataclasses.replace(loaded.corpus, fingerprint_of=lambda: fingerprint))
+
+
+def _sampled(loaded: Loaded, sample: Sample) -> Loaded:
+    """Return the same with the sample in place of the text."""
+    documents = [part.document for readings in sample.readings for reading in readings for part in reading.parts]
+    corpus = dataclasses.replace(loaded.corpus, documents=lambda: iter(documents))
+    config = dataclasses.replace(loaded.config, max_tokens=None)
+    return dataclasses.replace(loaded, config=config, corpus=corpus)
+
+
+class _SpreadBlocks(Blocks):
+    """The same blocks in an order in which neighbours come from anywhere, so that a few stand for all."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks, self._order = blocks, hash_permutation(len(blocks), _SPREAD_DRAW)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def num_beginning(self) -> int:
+        return self._blocks.num_beginning
+
+    @property
+    def marks_wanted(self) -> bool:
+        return self._blocks.marks_wanted
+
+    def input_ids(self, start: int, stop: int) -> NDArray[Any]:
+        return np.concatenate([self._blocks.input_ids(i, i + 1) for i in self._order[start:stop]])
+
+    def is_wanted(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        if not self.marks_wanted:
+            return None
+        return np.concatenate([self._blocks.is_wanted(i, i + 1) for i in self._order[start:stop]])
+
+    def segment_lengths(self, index: int) -> NDArray[np.int64]:
+        return self._blocks.segment_lengths(self._order[index])
+
+
+def _spread(tokenized: TokenizedCorpus) -> TokenizedCorpus:
+    return dataclasses.replace(
+        tokenized, blocks={split: _SpreadBlocks(blocks) for split, blocks in tokenized.blocks.items()}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WindowCounts:
+    """Tokens and ends of documents with text, both in proportion to the source's own bytes, by window."""
+
+    num_tokens: list[float]
+    num_documents: list[float]
+    num_bytes: list[float]
+    tokens_read: int
+
+
+def _counted(loaded: Loaded, sample: Sample) -> _WindowCounts:
+    """Tokenize the parts of each window, and count what is theirs alone."""
+    rows = RowTokenizer(loaded.teacher.tokenizer, loaded.config)
+    places = [
+        (index, reading.density, part)
+        for index, readings in enumerate(sample.readings)
+        for reading in readings
+        for part in reading.parts
+    ]
+    num_tokens, num_documents = ([0.0] * len(sample.windows) for _ in range(2))
+    tokens_read = 0
+    tokenized = rows.tokenized(part.document for _, _, part in places)
+    for (index, density, part), (_, pieces) in zip(places, tokenized, strict=True):
+        found = sum(len(piece.ids) for piece in pieces or ())
+        if part.begins and part.ends and found < 2:
+            continue
+        has_end = (
+            part.ends and not rows.ends_itself(part.document) and loaded.teacher.tokenizer.eos_token_id is not None
+        )
+        num_tokens[index] += density * (found + has_end)
+        num_documents[index] += density * part.ends
+        tokens_read += found + has_end
+    num_bytes = [math.fsum(reading.num_bytes for reading in readings) for readings in sample.readings]
+    return _WindowCounts(
+        num_tokens=num_tokens, num_documents=num_documents, num_bytes=num_bytes, tokens_read=tokens_read
+    )
+
+
+def _whole(loaded: Loaded, sample: Sample, tokenized: TokenizedCorpus) -> Whole:
+    """Return what the sample says of the whole text."""
+    config, counts = loaded.config, _counted(loaded, sample)
+    stored = sum(store.num_tokens for store in tokenized.documents.values())
+    tokens = ratio_total(sample.windows, counts.num_tokens, counts.num_bytes, sample.num_bytes)
+    if config.marks_wanted:  # whole rows, which are lengthened to blocks and lose the beginnings of their templates
+        tokens = tokens.times(Estimate(value=stored / counts.tokens_read))
+    documents = ratio_total(sample.windows, counts.num_documents, counts.num_bytes, sample.num_bytes)
+    if config.max_tokens is not None:
+        share = tokens.at_most(config.max_tokens).value / tokens.value
+        tokens, documents = tokens.at_most(config.max_tokens), documents.times(Estimate(value=share))
+    return Whole(
+        num_tokens=tokens,
+        num_documents=documents,
+        validation_share=_validation_share(loaded, documents.value),
+        growth=tokens.times(Estimate(value=1 / stored)),
+        remarks=_remarks(loaded.config, sample),
+    )
+
+
+def _validation_share(loaded: Loaded, num_documents: float) -> float:
+    """Return the expected share of the tokens that is held out; of texts that are files, that of the files' bytes."""
+    config, files = loaded.config, loaded.corpus.files
+    if config.document_separator is not None or any(format_of(file) != "text" for file in files):
+        return config.validation_fraction
+    sizes = np.array([file.stat().st_size for file in files])
+    held_out = sizes[[split_of(config, index) == "validation" for index in range(len(files))]].sum()
+    return float(held_out / sizes.sum()) if held_out else config.validation_fraction
+
+
+def _remarks(config: PrecomputeConfig, sample: Sample) -> list[str]:
+    num_read = len(sample.read_files)
+    lines = [
+        f"{'read':<14}{sample.read_bytes / 1e6:,.1f} MB of {sample.num_bytes / 1e6:,.1f} MB, in {len(sample.windows)} "
+        f"places of {num_read:,} of {sample.num_files:,} file{'s' if sample.num_files > 1 else ''}; intervals hold for "
+        "95 of 100 samples; --plan exact reads all"
+    ]
+    if sample.beginnings:
+        named = sample.beginnings[0].name + (", …" if len(sample.beginnings) > 1 else "")
+        lines.append(
+            f"{'':<14}{len(sample.beginnings):,} of these files can be read only from the beginning on ({named}), and "
+            "were read in part: no interval says how the rest differs"
+        )
+    return lines

@@ -1,0 +1,74 @@
+"""What a window holds: whole documents, and pieces of long ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.sources.corpus import Document
+
+# Cut a text where a space follows a word, as tokenizers do. Texts without spaces are cut anywhere.
+_WORD_END = re.compile(r"(?<=\S)\s")
+_FARTHEST_CHARS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A document or a piece of one, with its text in memory. begins, ends: whether the document does so in it."""
+
+    document: Document
+    begins: bool = True
+    ends: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What was read of a range of a file.
+
+    num_bytes: length of the parts, as they stand in the text. density: such bytes in a byte of the file.
+    """
+
+    parts: Sequence[Part]
+    num_bytes: float
+    density: float = 1.0
+
+
+class Reader(Protocol):
+    """A file of which ranges can be read, in ascending order. is_whole: whether every part of it can be reached."""
+
+    is_whole: bool
+
+    def read(self, start: int, stop: int) -> Reading:
+        """Return what stands for bytes [start, stop) of the file."""
+
+
+def share_of_row(start: float, stop: float, row_start: float, row_stop: float, longest: float) -> tuple[float, float]:
+    """Return which part of a row at bytes [row_start, row_stop) the window [start, stop) owns, from 0 to 1.
+
+    A row belongs to the window in which it begins. One that is longer than `longest` is shared: each window owns what
+    lies in it, so that a window never means much more text than its own length.
+    """
+    row_bytes = row_stop - row_start
+    if row_bytes <= longest:
+        return (0.0, 1.0) if start <= row_start < stop else (0.0, 0.0)
+    low, high = max(start - row_start, 0) / row_bytes, min(stop - row_start, row_bytes) / row_bytes
+    return (low, high) if low < high else (0.0, 0.0)
+
+
+def part_of(document: Document, low: float, high: float) -> Part:
+    """Return the part [low, high) of a document whose pieces are one text, cut at the ends of words."""
+    if (low, high) == (0.0, 1.0):
+        return Part(document=document)
+    text = "".join(document.pieces)
+    first, last = (_word_end(text, int(edge * len(text))) for edge in (low, high))
+    prompts = document.prompts if high == 1 else {}  # those of one row count once
+    piece = dataclasses.replace(document, pieces=[text[first:last]], prompts=prompts)
+    return Part(document=piece, begins=low == 0, ends=high == 1)
+
+
+def _word_end(text: str, place: int) -> int:
+    found = _WORD_END.search(text, place, place + _FARTHEST_CHARS) if 0 < place < len(text) else None
+    return found.start() if found else place
