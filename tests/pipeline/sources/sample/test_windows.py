@@ -1,0 +1,42 @@
+"""Windows are drawn the same every time, two from each stretch, and none overlaps another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sources.sample.windows import WINDOW_BYTES, Line, Window, draw_windows
+
+
+@pytest.mark.parametrize("num_bytes", [4 * WINDOW_BYTES, 100 * WINDOW_BYTES + 1, 4 << 20, 10**12 + 7])
+def test_two_windows_of_each_stretch(num_bytes: int) -> None:
+    windows = draw_windows(num_bytes, seed=1)
+    assert windows == draw_windows(num_bytes, seed=1)
+    assert [window.stratum for window in windows] == [i // 2 for i in range(len(windows))]
+    assert all(before.stop <= after.start for before, after in zip(windows, windows[1:], strict=False))
+    assert windows[-1].stop <= num_bytes
+    assert sum(window.weight for window in windows) == -(-num_bytes // WINDOW_BYTES)
+
+
+def test_every_window_is_drawn_as_often_as_its_weight_says() -> None:
+    num_windows, num_draws = 43, 1500
+    drawn = np.zeros(num_windows)
+    for seed in range(num_draws):
+        for window in draw_windows(num_windows * WINDOW_BYTES, seed):
+            drawn[window.start // WINDOW_BYTES] += window.weight
+    assert np.abs(drawn / num_draws - 1).max() < 6 / np.sqrt(num_draws)
+
+
+def test_a_window_may_hold_several_files(tmp_path: Path) -> None:
+    for name, size in {"a": 3, "b": 0, "c": 2, "d": 10}.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    line = Line([tmp_path / name for name in "abcd"])
+    found = line.ranges(Window(stratum=0, weight=1, start=2, stop=7))
+    assert [(part.path.name, part.file_bytes, part.start, part.stop) for part in found] == [
+        ("a", 3, 2, 3),
+        ("c", 2, 0, 2),
+        ("d", 10, 0, 2),
+    ]
+    assert line.num_bytes == 15
