@@ -4,6 +4,7 @@
 TeachonceError
 ├── DataError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
+│   ├── UnknownSizeError       nobody says how long a data set on the hub is
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
 │   ├── ChatTemplateError      there is no chat template, or it cannot be used
@@ -45,6 +46,17 @@ class NoSuchDataError(DataError):
         super().__init__(
             f"--data {source}: {reason}; expected stdlib, a .txt, .jsonl, .parquet or .arrow "
             "file (.gz and .zst too), a directory of them, or a Hugging Face dataset id"
+        )
+
+
+class UnknownSizeError(DataError):
+    """The hub does not say how many rows the data set `source` has, so a sample tells nothing of the whole."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        super().__init__(
+            f"--data {source}: the hub does not say how many rows its train split has, expected a number to plan from; "
+            "say --plan exact, which reads all of it"
         )
 
 

@@ -22,8 +22,9 @@ from pipeline.identity import facts_of
 from pipeline.job import Loaded, lay_out, load_teacher_and_source, tokenize, with_producers
 from pipeline.run import as_begun
 from pipeline.sources.data_files import format_of
+from pipeline.sources.sample.parts import Sample
 from pipeline.sources.sample.ratio import Estimate, ratio_total
-from pipeline.sources.sample.sample import Sample, take_sample
+from pipeline.sources.sample.sample import take_sample
 from storage.draws import hash_permutation
 from storage.writing.destinations import open_destination
 
@@ -43,7 +44,7 @@ def plan_from_sample(config: PrecomputeConfig) -> str:
     loaded = _unread(load_teacher_and_source(config), begun.data["fingerprint"] if begun else "")
     destination.require_same_facts(facts_of(loaded))
     is_short = config.max_tokens is not None and config.max_tokens <= _FEW_TOKENS
-    sample = None if is_short or not loaded.corpus.files else take_sample(config, loaded.corpus)
+    sample = None if is_short else take_sample(config, loaded.corpus)
     with tempfile.TemporaryDirectory() as directory:
         if sample is None:
             return render_plan(lay_out(loaded, Path(directory)))
@@ -143,10 +144,10 @@ def _whole(loaded: Loaded, sample: Sample, tokenized: TokenizedCorpus) -> Whole:
     """Return what the sample says of the whole text."""
     config, counts = loaded.config, _counted(loaded, sample)
     stored = sum(store.num_tokens for store in tokenized.documents.values())
-    tokens = ratio_total(sample.windows, counts.num_tokens, counts.num_bytes, sample.num_bytes)
+    tokens = ratio_total(sample.windows, counts.num_tokens, counts.num_bytes, sample.size)
     if config.marks_wanted:  # whole rows, which are lengthened to blocks and lose the beginnings of their templates
         tokens = tokens.times(Estimate(value=stored / counts.tokens_read))
-    documents = ratio_total(sample.windows, counts.num_documents, counts.num_bytes, sample.num_bytes)
+    documents = ratio_total(sample.windows, counts.num_documents, counts.num_bytes, sample.size)
     if config.max_tokens is not None:
         share = tokens.at_most(config.max_tokens).value / tokens.value
         tokens, documents = tokens.at_most(config.max_tokens), documents.times(Estimate(value=share))
@@ -155,31 +156,35 @@ def _whole(loaded: Loaded, sample: Sample, tokenized: TokenizedCorpus) -> Whole:
         num_documents=documents,
         validation_share=_validation_share(loaded, documents.value),
         growth=tokens.times(Estimate(value=1 / stored)),
-        remarks=_remarks(loaded.config, sample),
+        remarks=_remarks(sample),
     )
 
 
 def _validation_share(loaded: Loaded, num_documents: float) -> float:
     """Return the expected share of the tokens that is held out; of texts that are files, that of the files' bytes."""
     config, files = loaded.config, loaded.corpus.files
-    if config.document_separator is not None or any(format_of(file) != "text" for file in files):
+    if config.document_separator is not None or not files or any(format_of(file) != "text" for file in files):
         return config.validation_fraction
     sizes = np.array([file.stat().st_size for file in files])
     held_out = sizes[[split_of(config, index) == "validation" for index in range(len(files))]].sum()
     return float(held_out / sizes.sum()) if held_out else config.validation_fraction
 
 
-def _remarks(config: PrecomputeConfig, sample: Sample) -> list[str]:
-    num_read = len(sample.read_files)
+def _remarks(sample: Sample) -> list[str]:
+    """Return lines that say what was read, what was not, and what the intervals mean."""
+    read, size = (_amount(number, sample.unit) for number in (sample.read_size, sample.size))
     lines = [
-        f"{'read':<14}{sample.read_bytes / 1e6:,.1f} MB of {sample.num_bytes / 1e6:,.1f} MB, in {len(sample.windows)} "
-        f"places of {num_read:,} of {sample.num_files:,} file{'s' if sample.num_files > 1 else ''}; intervals hold for "
-        "95 of 100 samples; --plan exact reads all"
+        f"{'read':<14}{read} of {size}, in {len(sample.windows)} places of {sample.num_read_files:,} of "
+        f"{sample.num_files:,} file{'s' if sample.num_files > 1 else ''}; 95 of 100 samples have an interval that "
+        "holds; --plan exact reads all"
     ]
     if sample.beginnings:
-        named = sample.beginnings[0].name + (", …" if len(sample.beginnings) > 1 else "")
+        named = sample.beginnings[0] + (", …" if len(sample.beginnings) > 1 else "")
         lines.append(
-            f"{'':<14}{len(sample.beginnings):,} of these files can be read only from the beginning on ({named}), and "
-            "were read in part: no interval says how the rest differs"
+            f"{'':<14}of {named} the sample has the beginnings of files only: no interval says how the rest differs"
         )
     return lines
+
+
+def _amount(number: float, unit: str) -> str:
+    return f"{number / 1e6:,.1f} MB" if unit == "bytes" else f"{number:,.0f} {unit}"

@@ -170,14 +170,21 @@ def _hub_corpus(config: PrecomputeConfig) -> Corpus:
     return Corpus(
         source=config.data,
         fingerprint_of=lambda: hashlib.sha256(f"{config.data} {commit}".encode()).hexdigest(),
-        licence=_load_hub(config).info.license or None,
-        documents=lambda: row_documents(config, config.data, functools.partial(_hub_rows, config)),
+        licence=load_hub(config).info.license or None,
+        documents=lambda: row_documents(config, config.data, functools.partial(hub_rows, config)),
     )
 
 
-def _hub_rows(config: PrecomputeConfig) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded."""
-    rows = _load_hub(config)
+def hub_rows(
+    config: PrecomputeConfig, index: int = 0, num_shards: int = 1
+) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded.
+
+    index: of one of num_shards parts of the data set's files.
+    """
+    rows = load_hub(config)
+    if num_shards > 1:
+        rows = rows.shard(num_shards=num_shards, index=index)
     names = rows.column_names or []
     columns = columns_of(config)
     return names, rows.select_columns([name for name in names if name in columns]) if names else rows
@@ -192,7 +199,7 @@ def _hub_commit(config: PrecomputeConfig, name: str) -> str:
         raise NoSuchDataError(config.data, f"has no commit on the hub: {first_line(error)}") from error
 
 
-def _load_hub(config: PrecomputeConfig) -> Any:
+def load_hub(config: PrecomputeConfig) -> Any:
     """Return the rows as a stream of `datasets`. Raises NoSuchDataError."""
     import datasets
     import huggingface_hub

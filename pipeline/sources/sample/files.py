@@ -26,12 +26,11 @@ _HEAD_BYTES = 1 << 20
 
 
 class Files:
-    """Opens files. seen: names of the columns that were found. most_bytes: to read from the beginning of a file."""
+    """Opens files. most_bytes: to read from the beginning of a file. seen: gets the names of their columns."""
 
-    def __init__(self, config: PrecomputeConfig, most_bytes: int) -> None:
-        self._config, self._most_bytes = config, most_bytes
+    def __init__(self, config: PrecomputeConfig, most_bytes: int, seen: set[str]) -> None:
+        self._config, self._most_bytes, self._seen = config, most_bytes, seen
         self._can_cut = not config.marks_wanted
-        self.seen: set[str] = set()
 
     @contextlib.contextmanager
     def opened(self, path: Path) -> Iterator[Reader]:
@@ -77,11 +76,11 @@ class Files:
         columns = columns_of(self._config)
         sized = self._config.document_columns.values()
         reader = TableReader(path, columns, sized, self._documents, can_cut=self._can_cut)
-        self.seen |= set(reader.names)
+        self._seen |= set(reader.names)
         return reader
 
     def _documents(self, source: str, rows: Sequence[dict[str, Any]]) -> Iterator[Document]:
-        self.seen.update(*rows)
+        self._seen.update(*rows)
         # Whether any row has the columns is known when the sample is read: single rows may lack them.
         return row_documents(self._config, source, lambda: ([*self._config.document_columns.values()], rows))
 

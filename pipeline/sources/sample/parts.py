@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pipeline.sources.corpus import Document
+from pipeline.sources.sample.windows import Window
 
 # Cut a text where a space follows a word, as tokenizers do. Texts without spaces are cut anywhere.
 _WORD_END = re.compile(r"(?<=\S)\s")
@@ -28,12 +30,35 @@ class Part:
 class Reading:
     """What was read of a range of a file.
 
-    num_bytes: length of the parts, as they stand in the text. density: such bytes in a byte of the file.
+    num_bytes: length of the parts, as they stand in the text. density: such bytes in a byte of the file. On the hub,
+    rows take the place of bytes.
     """
 
     parts: Sequence[Part]
     num_bytes: float
     density: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Windows of a source, and what was read of each. size: of the source, in `unit`: bytes, or rows on the hub.
+
+    num_read_files: files of the num_files that were opened. beginnings: names of those of which only the beginning was
+    read.
+    """
+
+    windows: Sequence[Window]
+    readings: Sequence[Sequence[Reading]]
+    size: int
+    num_files: int
+    num_read_files: int
+    beginnings: Sequence[str]
+    unit: Literal["bytes", "rows"] = "bytes"
+
+    @property
+    def read_size(self) -> float:
+        """How much of the source the sample stands in for."""
+        return math.fsum(r.num_bytes / r.density for readings in self.readings for r in readings if r.density)
 
 
 class Reader(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ def test_two_windows_of_each_stretch(num_bytes: int) -> None:
     windows = draw_windows(num_bytes, seed=1)
     assert windows == draw_windows(num_bytes, seed=1)
     assert [window.stratum for window in windows] == [i // 2 for i in range(len(windows))]
-    assert all(before.stop <= after.start for before, after in zip(windows, windows[1:], strict=False))
+    assert all(before.stop <= after.start for before, after in itertools.pairwise(windows))
     assert windows[-1].stop <= num_bytes
     assert sum(window.weight for window in windows) == -(-num_bytes // WINDOW_BYTES)
 
