@@ -43,7 +43,7 @@ def _file_sample(config: PrecomputeConfig, paths: Sequence[Path], seen: set[str]
     is_dense = any(is_compressed(file) or format_of(file) == "table" for file in paths)
     if line.num_bytes <= (_SMALL_DENSE_BYTES if is_dense else _SMALL_BYTES):
         return None
-    windows = draw_windows(line.num_bytes, config.seed)
+    windows = draw_windows(line.stretches(), config.seed)
     ranges = [(index, part) for index, window in enumerate(windows) for part in line.ranges(window)]
     opened = list(dict.fromkeys(part.path for _, part in ranges))
     files, beginnings = Files(config, _most_beginning_bytes(opened), seen), []

@@ -19,6 +19,7 @@ WINDOW_BYTES = 1 << 12
 _MOST_STRATA = 256
 # Windows in a stratum at least, so that two are a sample of it.
 _LEAST_WINDOWS = 4
+_LEAST_STRETCH_BYTES = _LEAST_WINDOWS * WINDOW_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +42,28 @@ class FileRange:
     stop: int
 
 
-def draw_windows(line_bytes: int, seed: int) -> list[Window]:
-    """Return windows in order, pairs of one stratum; the same for the same length and seed.
+def draw_windows(stretches: Sequence[int], seed: int) -> list[Window]:
+    """Return windows in order, pairs of one stratum; the same for the same line and seed.
 
-    line_bytes: enough for a stratum, which is four windows.
+    stretches: the lengths in bytes that the line consists of, each of four windows at least. No stratum and no window
+    lies in two of them.
     """
-    num_windows = -(-line_bytes // WINDOW_BYTES)
-    num_strata = min(_MOST_STRATA, num_windows // _LEAST_WINDOWS)
     generator, windows = random.Random(seed), []
-    for stratum in range(num_strata):
-        first, end = (edge * num_windows // num_strata for edge in (stratum, stratum + 1))
-        for index in sorted(generator.sample(range(first, end), 2)):
-            start = index * WINDOW_BYTES
-            stop = min(start + WINDOW_BYTES, line_bytes)
-            windows.append(Window(stratum=stratum, weight=(end - first) / 2, start=start, stop=stop))
+    offset = num_strata = 0
+    for num_bytes in stretches:
+        num_windows = -(-num_bytes // WINDOW_BYTES)
+        share = round(_MOST_STRATA * num_bytes / sum(stretches))
+        own_strata = max(1, min(share, num_windows // _LEAST_WINDOWS))
+        for stratum in range(own_strata):
+            first, end = (edge * num_windows // own_strata for edge in (stratum, stratum + 1))
+            for index in sorted(generator.sample(range(first, end), 2)):
+                start = index * WINDOW_BYTES
+                stop = min(start + WINDOW_BYTES, num_bytes)
+                window = Window(
+                    stratum=num_strata + stratum, weight=(end - first) / 2, start=offset + start, stop=offset + stop
+                )
+                windows.append(window)
+        offset, num_strata = offset + num_bytes, num_strata + own_strata
     return windows
 
 
@@ -69,6 +78,25 @@ class Line:
     def num_bytes(self) -> int:
         """Number of bytes of all files."""
         return int(self._ends[-1])
+
+    def stretches(self) -> list[int]:
+        """Return the lengths of the line's stretches: files that are long enough for a stratum, and the rest between.
+
+        A stratum with the end of one long file and the beginning of another would be of two kinds, and two windows do
+        not show how different these are.
+        """
+        long_file = self.num_bytes // _MOST_STRATA
+        stretches, has_long = [0], False
+        for size in self._sizes:
+            if (size >= long_file or has_long) and stretches[-1] >= _LEAST_STRETCH_BYTES:
+                stretches.append(0)
+                has_long = False
+            stretches[-1] += size
+            has_long = has_long or size >= long_file
+        if stretches[-1] < _LEAST_STRETCH_BYTES and len(stretches) > 1:
+            last = stretches.pop()
+            stretches[-1] += last
+        return stretches
 
     def ranges(self, window: Window) -> Iterator[FileRange]:
         """Yield the ranges of files that make up a window."""

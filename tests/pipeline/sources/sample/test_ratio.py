@@ -79,7 +79,7 @@ def test_intervals_hold_as_often_as_they_say(make: Callable[[np.random.Generator
 
 @functools.cache
 def draw(seed: int) -> tuple[list[Window], list[int]]:
-    windows = draw_windows(NUM_WINDOWS * WINDOW_BYTES, seed)
+    windows = draw_windows([NUM_WINDOWS * WINDOW_BYTES], seed)
     return windows, [window.start // WINDOW_BYTES for window in windows]
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import ColumnError, DataError, JsonRowError
 from pipeline.sources.corpus import Document, open_corpus
 from pipeline.sources.sample.files import Files
 from pipeline.sources.sample.parts import Reading, Sample
+from pipeline.sources.sample.ratio import ratio_total
 from pipeline.sources.sample.sample import take_sample
 from pipeline.sources.sample.windows import WINDOW_BYTES, Line, Window
 
@@ -194,3 +195,21 @@ def test_bytes_of_another_format(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"[no such bytes" * 100)
     with pytest.raises(DataError, match=name):
         read_all(configured(tmp_path / name), tmp_path / name)
+
+
+def test_intervals_hold_for_files_of_two_kinds(sampled: Callable[..., Sample | None]) -> None:
+    """A text of words, and rows with much beside their words: no stratum may hold the end of one and the other's
+    beginning."""
+    documents = made_up(900, longest=300)
+    rows = [{"text": text, "note": text} for text in documents]
+    files = {"plain.txt": documents, "rows.jsonl": [json.dumps(row) for row in rows]}
+    num_words = sum(len(text.split()) for text in documents) + sum(len(json.dumps(row).split()) for row in rows)
+    num_held = 0
+    for seed in range(60):
+        sample = sampled(files if seed == 0 else {}, seed=seed)
+        assert sample is not None
+        counts = [sum(len(words_of(p.document)) for r in readings for p in r.parts) for readings in sample.readings]
+        num_bytes = [sum(r.num_bytes for r in readings) for readings in sample.readings]
+        found = ratio_total(sample.windows, counts, num_bytes, sample.size)
+        num_held += found.value - found.below <= num_words <= found.value + found.above
+    assert num_held >= 52
