@@ -116,7 +116,20 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     with tempfile.TemporaryDirectory() as directory:
         loaded = load_teacher_and_source(config)
         destination.require_same_facts(facts_of(loaded))
-        return report(lay_out(loaded, Path(directory)))
+        return "\n".join([*begun_lines(destination), report(lay_out(loaded, Path(directory)))])
+
+
+def begun_lines(destination: Destination) -> list[str]:
+    """Return a line for --plan on what is made of a cache that was begun; none if it was not."""
+    begun = destination.published_plan()
+    if begun is None:
+        return []
+    keys = begun.planned_keys()
+    destination.look_up(keys)
+    records = [record for key in keys if (record := destination.read_commit(key))]
+    made = f"{len(records):,} of {len(keys):,} shards, {sum(record.shard_bytes for record in records) / 1e6:,.1f} MB"
+    num_tokens = sum(begun.data["num_tokens"].values())
+    return [f"{'begun':<14}{destination.where} holds {made}, of {num_tokens:,} tokens; what follows is the whole run"]
 
 
 def announce(config: PrecomputeConfig, manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ from pipeline.corpus.validation_split import split_of
 from pipeline.estimate import Whole, render_plan
 from pipeline.identity import facts_of
 from pipeline.job import Loaded, lay_out, load_teacher_and_source, tokenize, with_producers
-from pipeline.run import as_begun
+from pipeline.run import as_begun, begun_lines
 from pipeline.sources.data_files import format_of
 from pipeline.sources.sample.parts import Sample
 from pipeline.sources.sample.ratio import Estimate, ratio_total
@@ -46,12 +46,15 @@ def plan_from_sample(config: PrecomputeConfig) -> str:
     is_short = config.max_tokens is not None and config.max_tokens <= _FEW_TOKENS
     sample = None if is_short else take_sample(config, loaded.corpus)
     with tempfile.TemporaryDirectory() as directory:
-        if sample is None:
-            return render_plan(lay_out(loaded, Path(directory)))
-        sampled = _sampled(loaded, sample)
-        tokenized = tokenize(sampled, Path(directory))
-        job = with_producers(sampled, _spread(tokenized))
-        return render_plan(job, _whole(loaded, sample, tokenized))
+        return "\n".join([*begun_lines(destination), _plan(loaded, sample, Path(directory))])
+
+
+def _plan(loaded: Loaded, sample: Sample | None, directory: Path) -> str:
+    if sample is None:
+        return render_plan(lay_out(loaded, directory))
+    sampled = _sampled(loaded, sample)
+    tokenized = tokenize(sampled, directory)
+    return render_plan(with_producers(sampled, _spread(tokenized)), _whole(loaded, sample, tokenized))
 
 
 def _unread(loaded: Loaded, fingerprint: Any) -> Loaded:

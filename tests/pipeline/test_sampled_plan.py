@@ -15,7 +15,7 @@ from pipeline import PrecomputeConfig
 from pipeline.estimate import render_plan
 from pipeline.run import plan_only
 from pipeline.sampled_plan import plan_from_sample
-from storage import Cache
+from storage import Cache, open_cache
 from storage.errors import CacheMismatchError
 
 INTERVAL = r"([\d,]+) \(([\d,]+) to ([\d,]+)\)"
@@ -111,6 +111,20 @@ def test_a_plan_for_the_place_of_another_cache_is_refused(
     with pytest.raises(CacheMismatchError):
         plan_from_sample(configure(finished.path, seed=1))
     assert "nothing was written" in plan_from_sample(configure(finished.path))
+
+
+def test_a_plan_says_what_is_made_already(
+    configure: Callable[..., PrecomputeConfig], copied: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    cache = open_cache(copied)
+    num_shards, num_bytes = len(cache.manifest.shards), sum(shard.shard_bytes for shard in cache.manifest.shards)
+    lost = cache.manifest.shards[-1]
+    (copied / lost.path).unlink()
+    before = snapshot(copied)
+    config = configure(copied)
+    for plan in (plan_from_sample(config), plan_only(config, lambda job: "the plan")):
+        assert f"holds {num_shards - 1} of {num_shards} shards, {(num_bytes - lost.shard_bytes) / 1e6:,.1f} MB" in plan
+    assert snapshot(copied) == before
 
 
 def test_conversations_and_prompts_of_a_column(
