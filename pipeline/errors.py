@@ -4,7 +4,7 @@
 TeachonceError
 ├── DataError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
-│   ├── UnknownSizeError       nobody says how long a data set on the hub is
+│   ├── NoSampleError          a sample of the data would say nothing of the whole
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
 │   ├── ChatTemplateError      there is no chat template, or it cannot be used
@@ -49,14 +49,13 @@ class NoSuchDataError(DataError):
         )
 
 
-class UnknownSizeError(DataError):
-    """The hub does not say how many rows the data set `source` has, so a sample tells nothing of the whole."""
+class NoSampleError(DataError):
+    """A sample of `source` would say nothing of the whole."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, reason: str) -> None:
         self.source = source
         super().__init__(
-            f"--data {source}: the hub does not say how many rows its train split has, expected a number to plan from; "
-            "say --plan exact, which reads all of it"
+            f"--data {source}: {reason}, so no sample tells its size; say --plan exact, which reads all of it"
         )
 
 

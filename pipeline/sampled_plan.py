@@ -22,7 +22,7 @@ from pipeline.identity import facts_of
 from pipeline.job import Loaded, lay_out, load_teacher_and_source, tokenize, with_producers
 from pipeline.run import as_begun, begun_lines
 from pipeline.sources.data_files import format_of
-from pipeline.sources.sample.parts import Sample
+from pipeline.sources.sample.fragments import Sample
 from pipeline.sources.sample.ratio import Estimate, ratio_total
 from pipeline.sources.sample.sample import take_sample
 from storage.draws import hash_permutation
@@ -64,7 +64,9 @@ def _unread(loaded: Loaded, fingerprint: Any) -> Loaded:
 
 def _sampled(loaded: Loaded, sample: Sample) -> Loaded:
     """Return the same with the sample in place of the text."""
-    documents = [part.document for readings in sample.readings for reading in readings for part in reading.parts]
+    documents = [
+        fragment.document for readings in sample.readings for reading in readings for fragment in reading.fragments
+    ]
     corpus = dataclasses.replace(loaded.corpus, documents=lambda: iter(documents))
     config = dataclasses.replace(loaded.config, max_tokens=None)
     return dataclasses.replace(loaded, config=config, corpus=corpus)
@@ -116,26 +118,28 @@ class _WindowCounts:
 
 
 def _counted(loaded: Loaded, sample: Sample) -> _WindowCounts:
-    """Tokenize the parts of each window, and count what is theirs alone."""
+    """Tokenize the fragments of each window, and count what is theirs alone."""
     rows = RowTokenizer(loaded.teacher.tokenizer, loaded.config)
     places = [
-        (index, reading.density, part)
+        (index, reading.density, fragment)
         for index, readings in enumerate(sample.readings)
         for reading in readings
-        for part in reading.parts
+        for fragment in reading.fragments
     ]
     num_tokens, num_documents = ([0.0] * len(sample.windows) for _ in range(2))
     tokens_read = 0
-    tokenized = rows.tokenized(part.document for _, _, part in places)
-    for (index, density, part), (_, pieces) in zip(places, tokenized, strict=True):
+    tokenized = rows.tokenized(fragment.document for _, _, fragment in places)
+    for (index, density, fragment), (_, pieces) in zip(places, tokenized, strict=True):
         found = sum(len(piece.ids) for piece in pieces or ())
-        if part.begins and part.ends and found < 2:
+        if fragment.begins and fragment.ends and found < 2:
             continue
         has_end = (
-            part.ends and not rows.ends_itself(part.document) and loaded.teacher.tokenizer.eos_token_id is not None
+            fragment.ends
+            and not rows.ends_itself(fragment.document)
+            and loaded.teacher.tokenizer.eos_token_id is not None
         )
         num_tokens[index] += density * (found + has_end)
-        num_documents[index] += density * part.ends
+        num_documents[index] += density * fragment.ends
         tokens_read += found + has_end
     num_bytes = [math.fsum(reading.num_bytes for reading in readings) for readings in sample.readings]
     return _WindowCounts(

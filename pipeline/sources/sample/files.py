@@ -15,8 +15,8 @@ from pipeline.sources.corpus import UNREADABLE, Document, columns_of, row_docume
 from pipeline.sources.data_files import format_of, refuse_utf16
 from pipeline.sources.json_rows import is_one_row_a_line
 from pipeline.sources.sample.beginnings import Beginning, beginning_of, is_compressed, one_row_a_line
+from pipeline.sources.sample.fragments import Reader, Reading
 from pipeline.sources.sample.json_lines import JsonLinesReader
-from pipeline.sources.sample.parts import Reader, Reading
 from pipeline.sources.sample.table_rows import TableReader
 from pipeline.sources.sample.texts import TextReader
 from pipeline.sources.tables import require_plain

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
-from pipeline.errors import UnknownSizeError
+from pipeline.errors import NoSampleError
 from pipeline.sources.corpus import hub_rows, load_hub, row_documents
-from pipeline.sources.sample.parts import Part, Reading, Sample
+from pipeline.sources.sample.fragments import Fragment, Reading, Sample
 from pipeline.sources.sample.windows import Window
 
 # Rows that are read together, and how many such groups of a data set; fewer rows when their texts are long.
@@ -23,12 +23,12 @@ _LEAST_FILES = 4
 def take_hub_sample(config: PrecomputeConfig, seen: set[str]) -> Sample | None:
     """Return the sample that --seed decides; None for so few rows that all may as well be read.
 
-    seen: gets the names of the columns. Raises DataError, such as UnknownSizeError.
+    seen: gets the names of the columns. Raises DataError, such as NoSampleError.
     """
     rows = load_hub(config)
     split = (rows.info.splits or {}).get("train")
     if split is None or not split.num_examples:
-        raise UnknownSizeError(config.data)
+        raise NoSampleError(config.data, "the hub does not say how many rows its train split has")
     if split.num_examples <= 2 * _GROUP_ROWS * _NUM_GROUPS:
         return None
     files = _files(rows.num_shards, config.seed)
@@ -70,7 +70,7 @@ def _first_rows(
         seen.update(*group)
         open_rows = functools.partial(_as_rows, [*config.document_columns.values()], group)
         documents = row_documents(config, f"{config.data}, file {file}", open_rows)
-        yield Reading(parts=[Part(document=document) for document in documents], num_bytes=len(group))
+        yield Reading(fragments=[Fragment(document=document) for document in documents], num_bytes=len(group))
 
 
 def _as_rows(names: list[str], rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:

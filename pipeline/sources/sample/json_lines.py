@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from pipeline.errors import JsonRowError
 from pipeline.sources.corpus import Document
 from pipeline.sources.json_rows import checked_rows, parse
-from pipeline.sources.sample.parts import Reading, part_of, share_of_row
+from pipeline.sources.sample.fragments import Reading, fragment_of, share_of_row
 from pipeline.sources.sample.windows import WINDOW_BYTES
 
 _BACK_BYTES = 1 << 16
@@ -30,16 +30,16 @@ class JsonLinesReader:
 
     def read(self, start: int, stop: int) -> Reading:
         """Return the rows that begin in [start, stop), and what lies there of long rows."""
-        parts, num_bytes = [], 0.0
+        fragments, num_bytes = [], 0.0
         row_start = self._line_start(start)
         self._file.seek(row_start)
         while row_start < stop and (line := self._file.readline()):
             low, high = share_of_row(start, stop, row_start, row_start + len(line), self._longest)
             if high and line.strip():
-                parts += [part_of(document, low, high) for document in self._documents(line, row_start)]
+                fragments += [fragment_of(document, low, high) for document in self._documents(line, row_start)]
             num_bytes += (high - low) * len(line)
             row_start += len(line)
-        return Reading(parts=parts, num_bytes=num_bytes)
+        return Reading(fragments=fragments, num_bytes=num_bytes)
 
     def _line_start(self, place: int) -> int:
         """Return where the line that holds the byte at `place` begins."""

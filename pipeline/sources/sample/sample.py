@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import PrecomputeConfig
-from pipeline.errors import ColumnError
+from pipeline.errors import ColumnError, NoSampleError
 from pipeline.sources.corpus import STDLIB, Corpus
 from pipeline.sources.data_files import format_of
 from pipeline.sources.sample.beginnings import is_compressed
 from pipeline.sources.sample.files import Files
+from pipeline.sources.sample.fragments import Reading, Sample
 from pipeline.sources.sample.hub import take_hub_sample
-from pipeline.sources.sample.parts import Reading, Sample
 from pipeline.sources.sample.windows import Line, draw_windows
 
 # Sources of fewer bytes are read whole. A byte of a compressed file or a table holds several of text.
 _SMALL_BYTES, _SMALL_DENSE_BYTES = 4 << 20, 1 << 20
+# Windows in which a row has to begin. Fewer differ too little to show how much they might.
+_LEAST_FILLED = 8
 # Bytes to read from the beginnings of files that cannot be entered in the middle: of all together, of each at least.
 _MOST_BEGINNING_BYTES, _LEAST_BEGINNING_BYTES = 64 << 20, 1 << 20
 
@@ -25,7 +27,7 @@ _MOST_BEGINNING_BYTES, _LEAST_BEGINNING_BYTES = 64 << 20, 1 << 20
 def take_sample(config: PrecomputeConfig, corpus: Corpus) -> Sample | None:
     """Return the sample that --seed decides; None for a small source, which may as well be read whole.
 
-    Raises DataError.
+    Raises DataError, such as NoSampleError.
     """
     seen: set[str] = set()
     sample = _file_sample(config, corpus.files, seen) if corpus.files else None
@@ -34,6 +36,11 @@ def take_sample(config: PrecomputeConfig, corpus: Corpus) -> Sample | None:
     for flag, column in config.document_columns.items():
         if seen and column not in seen:
             raise ColumnError(config.data, column, f"not among {sorted(seen)}", flag)
+    if sample is not None:
+        num_filled = sum(any(reading.fragments for reading in readings) for readings in sample.readings)
+        if num_filled < min(_LEAST_FILLED, len(sample.windows)):
+            reason = f"a row begins at {num_filled} of {len(sample.windows)} places, because rows are very long"
+            raise NoSampleError(config.data, reason)
     return sample
 
 

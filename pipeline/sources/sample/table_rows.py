@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.data_files import suffix_of
+from pipeline.sources.sample.fragments import Reading, fragment_of, share_of_row
 from pipeline.sources.sample.json_lines import DocumentsOf
-from pipeline.sources.sample.parts import Reading, part_of, share_of_row
 from pipeline.sources.sample.windows import WINDOW_BYTES
 from pipeline.sources.tables import arrow_batches, kept_columns
 from storage.draws import hash_uniform
@@ -42,14 +42,14 @@ class TableReader:
     def read(self, start: int, stop: int) -> Reading:
         """Return rows from near the place at which a file with rows of one length has bytes [start, stop)."""
         if not self._table.num_rows:
-            return Reading(parts=[], num_bytes=stop - start, density=0.0)
+            return Reading(fragments=[], num_bytes=stop - start, density=0.0)
         bytes_a_row = self._file_bytes / self._table.num_rows
         first, rows = self._table.around(int(start / bytes_a_row))
         ends = np.cumsum([sum(len(str(row.get(name) or "")) for name in self._sized) for row in rows])
         text_length = int(ends[-1])
         density = text_length / (len(rows) * bytes_a_row)
         if not text_length:
-            return Reading(parts=[], num_bytes=stop - start, density=0.0)
+            return Reading(fragments=[], num_bytes=stop - start, density=0.0)
         low = float(hash_uniform(_PLACE_DRAW, start)) * max(text_length - (stop - start), 0)
         return self._window(first, rows, ends.tolist(), (low, min(low + stop - start, text_length)), density)
 
@@ -57,7 +57,7 @@ class TableReader:
         self, first: int, rows: list[dict[str, Any]], ends: list[int], window: tuple[float, float], density: float
     ) -> Reading:
         """Return the rows that begin in a window of their joined texts, and what lies there of long rows."""
-        parts, num_bytes = [], 0.0
+        fragments, num_bytes = [], 0.0
         for index in range(bisect.bisect_right(ends, window[0]), len(rows)):
             row_start, row_stop = ends[index - 1] if index else 0, ends[index]
             if row_start >= window[1]:
@@ -65,9 +65,9 @@ class TableReader:
             low, high = share_of_row(*window, row_start, row_stop, self._longest)
             if high:
                 found = self._documents_of(f"{self._path}, row {first + index + 1}", rows[index : index + 1])
-                parts += [part_of(document, low, high) for document in found]
+                fragments += [fragment_of(document, low, high) for document in found]
                 num_bytes += (high - low) * (row_stop - row_start)
-        return Reading(parts=parts, num_bytes=num_bytes, density=density)
+        return Reading(fragments=fragments, num_bytes=num_bytes, density=density)
 
 
 class _ParquetRows:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.sources.corpus import Document
-from pipeline.sources.sample.parts import Part, Reading
+from pipeline.sources.sample.fragments import Fragment, Reading
 
 _WORD_END = re.compile(rb"(?<=\S)\s")
 _FARTHEST_BYTES = 128
@@ -30,13 +30,13 @@ class TextReader:
         first = 0 if start == 0 else _word_end(content, start - before)
         last = len(content) if is_end else _word_end(content, stop - before)
         text = content[first:last].decode("utf-8" if start else "utf-8-sig", errors="replace")
-        parts = self._parts(text.replace("\r\n", "\n").replace("\r", "\n"), begins=start == 0, ends=is_end)
-        return Reading(parts=list(parts), num_bytes=last - first)
+        fragments = self._fragments(text.replace("\r\n", "\n").replace("\r", "\n"), begins=start == 0, ends=is_end)
+        return Reading(fragments=list(fragments), num_bytes=last - first)
 
-    def _parts(self, text: str, *, begins: bool, ends: bool) -> Iterator[Part]:
+    def _fragments(self, text: str, *, begins: bool, ends: bool) -> Iterator[Fragment]:
         documents = [text] if self._separator is None else text.split(self._separator)
         for index, document in enumerate(documents):
-            yield Part(
+            yield Fragment(
                 document=Document(pieces=[document], prompts={}),
                 begins=begins or index > 0,
                 ends=ends or index < len(documents) - 1,

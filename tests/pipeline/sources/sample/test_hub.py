@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import PrecomputeConfig
-from pipeline.errors import ColumnError, UnknownSizeError
+from pipeline.errors import ColumnError, NoSampleError
 from pipeline.sources.corpus import open_corpus
-from pipeline.sources.sample.parts import Sample
+from pipeline.sources.sample.fragments import Sample
 from pipeline.sources.sample.ratio import ratio_total
 from pipeline.sources.sample.sample import take_sample
 
@@ -41,9 +41,11 @@ def test_first_rows_of_some_files(sampled: Callable[..., Sample | None], num_fil
     sample = sampled(num_files)
     assert sample is not None
     assert (sample.unit, sample.size, sample.num_read_files) == ("rows", NUM_ROWS, num_read)
-    assert sample.read_size == sum(len(reading.parts) for (reading,) in sample.readings)
+    assert sample.read_size == sum(len(reading.fragments) for (reading,) in sample.readings)
     assert sample.beginnings == ["some/rows"]
-    chars = [sum(len("".join(part.document.pieces)) for part in reading.parts) for (reading,) in sample.readings]
+    chars = [
+        sum(len("".join(fragment.document.pieces)) for fragment in reading.fragments) for (reading,) in sample.readings
+    ]
     num_rows = [reading.num_bytes for (reading,) in sample.readings]
     found = ratio_total(sample.windows, chars, num_rows, sample.size)
     assert abs(found.value - int(np.random.default_rng(0).integers(1, 60, NUM_ROWS).sum())) < 1.6 * found.above
@@ -54,7 +56,7 @@ def test_a_small_data_set_is_read_whole(sampled: Callable[..., Sample | None]) -
 
 
 def test_a_data_set_of_unknown_size(sampled: Callable[..., Sample | None]) -> None:
-    with pytest.raises(UnknownSizeError, match=r"--data some/rows: the hub does not say how many rows"):
+    with pytest.raises(NoSampleError, match=r"--data some/rows: the hub does not say how many rows"):
         sampled(1, num_examples=None)
 
 

@@ -14,10 +14,10 @@ import pytest
 import zstandard
 
 from pipeline.config import PrecomputeConfig
-from pipeline.errors import ColumnError, DataError, JsonRowError
+from pipeline.errors import ColumnError, DataError, JsonRowError, NoSampleError
 from pipeline.sources.corpus import Document, open_corpus
 from pipeline.sources.sample.files import Files
-from pipeline.sources.sample.parts import Reading, Sample
+from pipeline.sources.sample.fragments import Reading, Sample
 from pipeline.sources.sample.ratio import ratio_total
 from pipeline.sources.sample.sample import take_sample
 from pipeline.sources.sample.windows import WINDOW_BYTES, Line, Window
@@ -90,11 +90,13 @@ def test_windows_hold_every_word_and_end_once(tmp_path: Path, name: str) -> None
     documents = made_up(1500)
     path = written(tmp_path / name, documents)
     readings = read_all(configured(path), path)
-    parts = [part for reading in readings for part in reading.parts]
-    assert [word for part in parts for word in words_of(part.document)] == [
+    fragments = [fragment for reading in readings for fragment in reading.fragments]
+    assert [word for fragment in fragments for word in words_of(fragment.document)] == [
         w for text in documents for w in text.split()
     ]
-    assert sum(part.ends for part in parts) == sum(part.begins for part in parts) == len(documents)
+    assert (
+        sum(fragment.ends for fragment in fragments) == sum(fragment.begins for fragment in fragments) == len(documents)
+    )
     assert sum(reading.num_bytes for reading in readings) == pytest.approx(path.stat().st_size, rel=1e-9)
 
 
@@ -104,8 +106,10 @@ def test_windows_of_other_formats_hold_as_many_words_as_the_file(tmp_path: Path,
     documents = made_up(3000, longest=3000)
     path = written(tmp_path / name, documents)
     readings = read_all(configured(path), path)
-    num_words = sum(len(words_of(part.document)) * reading.density for reading in readings for part in reading.parts)
-    num_ends = sum(part.ends * reading.density for reading in readings for part in reading.parts)
+    num_words = sum(
+        len(words_of(fragment.document)) * reading.density for reading in readings for fragment in reading.fragments
+    )
+    num_ends = sum(fragment.ends * reading.density for reading in readings for fragment in reading.fragments)
     per_byte = path.stat().st_size / sum(reading.num_bytes for reading in readings)
     assert num_words * per_byte == pytest.approx(sum(len(text.split()) for text in documents), rel=0.05)
     assert num_ends * per_byte == pytest.approx(len(documents), rel=0.12)
@@ -116,11 +120,11 @@ def test_odd_texts(tmp_path: Path, text: str) -> None:
     path = tmp_path / "odd.txt"
     path.write_bytes(text.encode())
     readings = read_all(configured(path, document_separator=None), path)
-    found = "".join("".join(part.document.pieces) for reading in readings for part in reading.parts)
+    found = "".join("".join(fragment.document.pieces) for reading in readings for fragment in reading.fragments)
     assert found == text.replace("\r\n", "\n")
     assert sum(reading.num_bytes for reading in readings) == len(text.encode())
     if text:
-        assert sum(part.ends for reading in readings for part in reading.parts) == 1
+        assert sum(fragment.ends for reading in readings for fragment in reading.fragments) == 1
 
 
 def test_conversations_stay_whole(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_conversations_stay_whole(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     readings = read_all(configured(path, document_separator=None, messages_column="messages"), path)
-    found = [part.document.turns for reading in readings for part in reading.parts]
+    found = [fragment.document.turns for reading in readings for fragment in reading.fragments]
     assert [turns.messages for turns in found if turns] == [row["messages"] for row in rows]
 
 
@@ -158,7 +162,12 @@ def test_a_sample_is_the_same_twice_and_says_what_it_read(sampled: Callable[...,
     assert sample is not None
     assert again is not None
     texts = [
-        ["".join(part.document.pieces) for readings in taken.readings for reading in readings for part in reading.parts]
+        [
+            "".join(fragment.document.pieces)
+            for readings in taken.readings
+            for reading in readings
+            for fragment in reading.fragments
+        ]
         for taken in (sample, again)
     ]
     assert texts[0] == texts[1]
@@ -197,6 +206,13 @@ def test_bytes_of_another_format(tmp_path: Path, name: str) -> None:
         read_all(configured(tmp_path / name), tmp_path / name)
 
 
+def test_rows_too_long_for_a_sample(tmp_path: Path, sampled: Callable[..., Sample | None]) -> None:
+    row = {"messages": [{"role": "user", "content": "word " * 100_000}]}
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(5)))
+    with pytest.raises(NoSampleError, match=r"a row begins at [0-5] of 304 places, because rows are very long"):
+        sampled({}, document_separator=None, messages_column="messages")
+
+
 def test_intervals_hold_for_files_of_two_kinds(sampled: Callable[..., Sample | None]) -> None:
     """A text of words, and rows with much beside their words: no stratum may hold the end of one and the other's
     beginning."""
@@ -208,7 +224,7 @@ def test_intervals_hold_for_files_of_two_kinds(sampled: Callable[..., Sample | N
     for seed in range(60):
         sample = sampled(files if seed == 0 else {}, seed=seed)
         assert sample is not None
-        counts = [sum(len(words_of(p.document)) for r in readings for p in r.parts) for readings in sample.readings]
+        counts = [sum(len(words_of(p.document)) for r in readings for p in r.fragments) for readings in sample.readings]
         num_bytes = [sum(r.num_bytes for r in readings) for readings in sample.readings]
         found = ratio_total(sample.windows, counts, num_bytes, sample.size)
         num_held += found.value - found.below <= num_words <= found.value + found.above

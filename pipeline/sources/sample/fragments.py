@@ -18,7 +18,7 @@ _FARTHEST_CHARS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Fragment:
     """A document or a piece of one, with its text in memory. begins, ends: whether the document does so in it."""
 
     document: Document
@@ -30,11 +30,11 @@ class Part:
 class Reading:
     """What was read of a range of a file.
 
-    num_bytes: length of the parts, as they stand in the text. density: such bytes in a byte of the file. On the hub,
+    num_bytes: length of the fragments, as they stand in the text. density: such bytes in a byte of the file. On the hub,
     rows take the place of bytes.
     """
 
-    parts: Sequence[Part]
+    fragments: Sequence[Fragment]
     num_bytes: float
     density: float = 1.0
 
@@ -83,15 +83,15 @@ def share_of_row(start: float, stop: float, row_start: float, row_stop: float, l
     return (low, high) if low < high else (0.0, 0.0)
 
 
-def part_of(document: Document, low: float, high: float) -> Part:
+def fragment_of(document: Document, low: float, high: float) -> Fragment:
     """Return the part [low, high) of a document whose pieces are one text, cut at the ends of words."""
     if (low, high) == (0.0, 1.0):
-        return Part(document=document)
+        return Fragment(document=document)
     text = "".join(document.pieces)
     first, last = (_word_end(text, int(edge * len(text))) for edge in (low, high))
     prompts = document.prompts if high == 1 else {}  # those of one row count once
     piece = dataclasses.replace(document, pieces=[text[first:last]], prompts=prompts)
-    return Part(document=piece, begins=low == 0, ends=high == 1)
+    return Fragment(document=piece, begins=low == 0, ends=high == 1)
 
 
 def _word_end(text: str, place: int) -> int:
