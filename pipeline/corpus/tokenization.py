@@ -69,22 +69,26 @@ def tokenize_corpus(
     context_length: int,
     work_dir: Path,
 ) -> TokenizedCorpus:
-    """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
-
-    vocab_size: ids that the teacher has rows for. beginning_ids: what segments and prompts begin with. context_length:
-    tokens that the teacher can read. Prompts from columns that leave no room in it for the completion are skipped and
-    counted. Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
-    text with a token that the teacher has no row for, BadRowError for a row that cannot be used, ChatTemplateError when
-    conversations cannot be rendered.
-    """
+    """Tokenize a corpus as a TokenizationPlan of these fields says; see tokenize_as_planned."""
     plan = TokenizationPlan(
         corpus=corpus,
         tokenizer=tokenizer,
         config=config,
         vocab_size=vocab_size,
         beginning_ids=beginning_ids,
-        prompt_limits=_prompt_limits(config, context_length - len(beginning_ids)),
+        context_length=context_length,
     )
+    return tokenize_as_planned(plan, work_dir)
+
+
+def tokenize_as_planned(plan: TokenizationPlan, work_dir: Path) -> TokenizedCorpus:
+    """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
+
+    Processes that do so at once share the work. Prompts that leave no room for the completion are skipped and counted.
+    Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
+    text with a token that the teacher has no row for, BadRowError for a row that cannot be used, ChatTemplateError when
+    conversations cannot be rendered.
+    """
     if not work_dir.exists():
         parts = SharedParts(plan, work_dir)
         parts.make_all()
@@ -94,23 +98,13 @@ def tokenize_corpus(
     tokenized = _open_stores(plan, work_dir)
     if len(tokenized.blocks["train"]) == 0:
         raise NoUsableTextError(
-            config.data,
+            plan.config.data,
             tokenized.counts.num_documents,
             tokenized.counts.num_documents_skipped,
             {split: store.num_tokens for split, store in tokenized.documents.items()},
-            config.block_size + 1,
+            plan.config.block_size + 1,
         )
     return tokenized
-
-
-def _prompt_limits(config: PrecomputeConfig, context_length: int) -> dict[str, int]:
-    """Return, by column, the maximum tokens of a prompt that leave room for the completion."""
-    limits: dict[str, int] = {}
-    for settings in config.prompt_settings.values():
-        if settings.prompt_column:
-            room = context_length - settings.max_new_tokens
-            limits[settings.prompt_column] = min(room, limits.get(settings.prompt_column, room))
-    return limits
 
 
 def _join(plan: TokenizationPlan, parts: SharedParts, work_dir: Path) -> None:

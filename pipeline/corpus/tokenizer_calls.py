@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -124,6 +125,15 @@ class CorpusTokenizer:
         self.num_control_tokens.update(match.group() for match in found if match.start() < len(kept))
         self._own_chars = num_chars
         yield behind
+
+
+def use_threads(num_threads: int | None) -> None:
+    """Let fast tokenizers of this process use so many threads; None: as many as it has cores, or as RAYON_NUM_THREADS
+    says. The first texts decide: a later call can only turn several threads into one and back.
+    """
+    if num_threads is not None:
+        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads > 1 else "false"
 
 
 def _pattern_of(control_tokens: Iterable[str]) -> re.Pattern[str]:

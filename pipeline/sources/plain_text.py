@@ -189,9 +189,13 @@ def _separators(data: bytes, separator: str) -> Iterator[tuple[int, int]]:
 
 
 def _end_of_line(data: bytes, place: int) -> int:
-    """Return the first place behind a line's end nearby, else the next place between two characters."""
+    """Return the first place behind a line's end nearby, else behind a space, else between two characters.
+
+    There tokens of both sides are soon the same.
+    """
     newline = data.find(b"\n", place, place + _LINE_WITHIN_BYTES)
-    if newline >= 0:
-        return newline + 1
+    space = data.find(b" ", place) if newline < 0 else newline
+    if space >= 0:
+        return space + 1
     is_continuation = [byte & 0xC0 == 0x80 for byte in data[place : place + 3]]
     return place + next((i for i, is_inside in enumerate(is_continuation) if not is_inside), len(is_continuation))

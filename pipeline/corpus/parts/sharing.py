@@ -20,6 +20,10 @@ from storage.errors import TeachonceError, WriteRefusedError
 from storage.progress import Progress
 
 
+def _ignore(num_tokens: int) -> None:
+    pass
+
+
 class SharedParts:
     """The parts of a plan, in the directory of an entry that is to be made out of them.
 
@@ -44,7 +48,7 @@ class SharedParts:
             Claims(self._entry.parent) as claims,
             Progress(config.max_tokens, "tokenize", "tokens", quiet=config.quiet) as bar,
         ):
-            while not self._are_enough(made, bar.skip):
+            while not self.are_enough(made, bar.skip):
                 index = next((i for i in self._missing(failed) if claims.take(self._claim_name(i))), None)
                 if index is None:
                     claims.wait()
@@ -61,7 +65,12 @@ class SharedParts:
                     failed.add(index)
                 claims.give_back(self._claim_name(index))
 
-    def make(self, index: int, count: Callable[[int], object]) -> None:
+    @property
+    def num_parts(self) -> int:
+        """Number of parts of the text; 0 when it is tokenized."""
+        return 0 if self._entry.exists() else len(self._plan.parts)
+
+    def make(self, index: int, count: Callable[[int], object] = _ignore) -> None:
         """Make a part unless it is made. count: called with the number of tokens of each piece."""
         if self._is_made(index) or self._entry.exists():
             return
@@ -69,24 +78,7 @@ class SharedParts:
         room = None if max_tokens is None else max_tokens - self._num_before
         self._write(index, self._part_dir(index), room, count)
 
-    def needed(self) -> Iterator[TokenizedPart]:
-        """Yield the parts that hold the tokens of the run, in order. The last one ends where --max-tokens does."""
-        left = self._plan.config.max_tokens
-        for index in range(len(self._plan.parts)):
-            part = TokenizedPart(self._plan, self._part_dir(index))
-            if left is not None and part.counts.num_tokens >= left != part.counts.room:
-                directory = self._part_dir(index).with_suffix(f".{left}")
-                self._write(index, directory, left, lambda _: None)
-                part = TokenizedPart(self._plan, directory)
-            yield part
-            if left is not None and (left := left - part.counts.num_tokens) <= 0:
-                return
-
-    def remove(self) -> None:
-        """Remove the parts, which nobody needs when the entry is there."""
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _are_enough(self, own: Container[int], count: Callable[[int], object]) -> bool:
+    def are_enough(self, own: Container[int] = (), count: Callable[[int], object] = _ignore) -> bool:
         """Return whether no more parts are needed. Call `count` with the tokens of each part that is not `own`."""
         max_tokens = self._plan.config.max_tokens
         while not self._entry.exists():
@@ -99,6 +91,23 @@ class SharedParts:
                 count(num_tokens)
             self._first, self._num_before = self._first + 1, self._num_before + num_tokens
         return True
+
+    def needed(self) -> Iterator[TokenizedPart]:
+        """Yield the parts that hold the tokens of the run, in order. The last one ends where --max-tokens does."""
+        left = self._plan.config.max_tokens
+        for index in range(len(self._plan.parts)):
+            part = TokenizedPart(self._plan, self._part_dir(index))
+            if left is not None and part.counts.num_tokens >= left != part.counts.room:
+                directory = self._part_dir(index).with_suffix(f".{left}")
+                self._write(index, directory, left, _ignore)
+                part = TokenizedPart(self._plan, directory)
+            yield part
+            if left is not None and (left := left - part.counts.num_tokens) <= 0:
+                return
+
+    def remove(self) -> None:
+        """Remove the parts, which nobody needs when the entry is there."""
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _missing(self, failed: set[int]) -> Iterator[int]:
         wanted = (index for index in range(self._first, len(self._plan.parts)) if not self._is_made(index))

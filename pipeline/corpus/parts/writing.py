@@ -40,7 +40,8 @@ _HEAD_NAME, _TAIL_NAME = "head.npy", "tail.npy"
 class TokenizationPlan:
     """What to tokenize, and how to store it.
 
-    vocab_size: ids that the teacher has rows for. prompt_limits: maximum tokens of a prompt by column.
+    vocab_size: ids that the teacher has rows for. beginning_ids: what segments and prompts begin with. context_length:
+    tokens that the teacher can read.
     """
 
     corpus: Corpus
@@ -48,12 +49,22 @@ class TokenizationPlan:
     config: PrecomputeConfig
     vocab_size: int
     beginning_ids: tuple[int, ...]
-    prompt_limits: dict[str, int]
+    context_length: int
 
     @property
     def dtype(self) -> Any:
         """The dtype of the stored ids."""
         return token_type(self.vocab_size).to_pandas_dtype()
+
+    @functools.cached_property
+    def prompt_limits(self) -> dict[str, int]:
+        """The maximum tokens of a prompt that leave room for the completion, by column."""
+        limits: dict[str, int] = {}
+        for settings in self.config.prompt_settings.values():
+            if settings.prompt_column:
+                room = self.context_length - len(self.beginning_ids) - settings.max_new_tokens
+                limits[settings.prompt_column] = min(room, limits.get(settings.prompt_column, room))
+        return limits
 
     @functools.cached_property
     def parts(self) -> list[Part]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pipeline.corpus.parts.joining import TokenizationCounts
 
 from pipeline import PrecomputeConfig, SoftTargetsConfig
 from pipeline.corpus.blocks import Blocks
+from pipeline.corpus.parts.joining import TokenizationCounts
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.errors import NoWantedTargetError

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import PrecomputeConfig, SamplesConfig
+from pipeline import PrecomputeConfig
 from pipeline.corpus import long_texts
-from pipeline.corpus.parts.writing import TokenizationPlan
 from pipeline.corpus.tokenization import tokenize_corpus
 from pipeline.sources import parts as source_parts
 from pipeline.sources.corpus import open_corpus
@@ -42,9 +37,7 @@ def bytes_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         )
         corpus = open_corpus(config)
         work_dir = tmp_path / f"{random.randbytes(8).hex()}" / "tokens"
-        tokenize_corpus(
-            corpus, tokenizer, config, vocab_size=len(tokenizer) + 2, context_length=64, work_dir=work_dir
-        )
+        tokenize_corpus(corpus, tokenizer, config, vocab_size=len(tokenizer) + 2, context_length=64, work_dir=work_dir)
         files = {
             path.relative_to(work_dir).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(work_dir.rglob("*"))
