@@ -24,6 +24,8 @@ _REPLACEMENT = "\ufffd"
 # How far behind the wished place of a cut a separator, or the end of a line, is looked for.
 _SEPARATOR_WITHIN_BYTES = 1 << 18
 _LINE_WITHIN_BYTES = 1 << 12
+# A run of spaces is not cut: tokenizers group its characters.
+_LINE_END, _SPACE_END = re.compile(rb"\n(?=\S)"), re.compile(rb"\s(?=\S)")
 # A newline as the decoder reads it. Each stands in one way only, so that a search cannot take half of one.
 _NEWLINE = rb"(?:\r\n|\r(?!\n)|(?<!\r)\n)"
 
@@ -193,9 +195,7 @@ def _end_of_line(data: bytes, place: int) -> int:
 
     There tokens of both sides are soon the same.
     """
-    newline = data.find(b"\n", place, place + _LINE_WITHIN_BYTES)
-    space = data.find(b" ", place) if newline < 0 else newline
-    if space >= 0:
-        return space + 1
+    if found := _LINE_END.search(data, place, place + _LINE_WITHIN_BYTES) or _SPACE_END.search(data, place):
+        return found.end()
     is_continuation = [byte & 0xC0 == 0x80 for byte in data[place : place + 3]]
     return place + next((i for i, is_inside in enumerate(is_continuation) if not is_inside), len(is_continuation))

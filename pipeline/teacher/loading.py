@@ -27,7 +27,7 @@ from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import build_skeleton, load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
-from storage.tensors.model_facts import context_length_of
+from storage.tensors.model_facts import context_length_of, vocab_size_of
 from storage.text.tokenizer_files import load_tokenizer_files
 
 
@@ -54,10 +54,7 @@ def load_reader(config: PrecomputeConfig) -> Reader:
     tokenizer = load_tokenizer(config)
     with _loading(config):
         skeleton = build_skeleton(transformers, config.teacher, **_place(config))
-        with torch.inference_mode():
-            ids = torch.zeros((1, 1), dtype=torch.int64, device="meta")
-            vocab_size = int(skeleton(input_ids=ids, use_cache=False).logits.shape[-1])
-    return Reader(tokenizer, vocab_size=vocab_size, context_length=context_length_of(skeleton))
+    return Reader(tokenizer, vocab_size=vocab_size_of(skeleton), context_length=context_length_of(skeleton))
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:

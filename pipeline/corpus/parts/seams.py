@@ -33,7 +33,7 @@ def seam(tail: Encoded, head: Encoded) -> Seam:
 
     tail: the last tokens of the part before, those that end behind the cut. head: the first tokens of the next part.
     Both have places relative to the cut. Where no stretch agrees, take the last place between two tokens of both, else
-    leave out what the tail covers.
+    leave out the tokens that the tail covers: of the next one, a few characters stand twice.
     """
     if place := agreement(tail, head, 0):
         return Seam(len(tail.ids) - place[0], place[1], is_exact=True)
@@ -45,7 +45,7 @@ def seam(tail: Encoded, head: Encoded) -> Seam:
         left, right = np.searchsorted(ends, common[-1]), np.searchsorted(starts, common[-1])
         return Seam(len(tail.ids) - int(kept[left]), int(skipped[right]), is_exact=False)
     covered = int(tail.ends[-1]) if len(tail.ids) else 0
-    return Seam(0, int(np.count_nonzero(head.starts < covered)), is_exact=False)
+    return Seam(0, int(np.count_nonzero(head.ends <= covered)), is_exact=False)
 
 
 def joined(pieces: Sequence[Encoded]) -> Encoded:
