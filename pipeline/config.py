@@ -21,6 +21,7 @@ Kind = Literal["soft_targets", "samples", "beams"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap = Literal["auto"]
 Engine = Literal["local", "ray"]
+Only = Literal["tokenize"]
 OnBadRow = Literal["stop", "skip"]
 Plan = Literal["sample", "exact"]
 
@@ -236,6 +237,11 @@ class PrecomputeConfig:
     address: str | None = None
     """Address of the Ray cluster for --engine ray: auto (the cluster on this machine) or HOST:PORT. None starts a Ray
     for this run alone."""
+    only: Only | None = None
+    """tokenize makes the tokens in the work directory and stops: without the teacher's weights or a GPU. The same line
+    without it goes on from there."""
+    tokenizer_threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Threads of a fast tokenizer in each process; None takes its cores, or with Ray the worker's share of them."""
     plan: Annotated[Plan | None, _PLAN] = None
     """Print tokens, bytes, time and the break-even against online distillation, and write nothing. A large text is not
     read: a sample of it gives figures with intervals, in seconds. --plan exact tokenizes all of it."""
@@ -258,6 +264,8 @@ class PrecomputeConfig:
         sizes = (self.batch_tokens or 1, self.shard_tokens)
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
+        _require(self.tokenizer_threads is None or self.tokenizer_threads > 0, "--tokenizer-threads must be at least 1")
+        _require(self.only is None or not self.plan, "--only and --plan exclude each other; give one of them")
         _require(self.device_map is None or self.device == "auto", "--device-map chooses devices; leave out --device")
         self._check_engine()
         self._check_columns()

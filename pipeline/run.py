@@ -15,15 +15,16 @@ from pipeline.beginning import begin
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.notices import tokenization_notices
 from pipeline.engines.local import write_shards
-from pipeline.engines.ray_driver import write_on_ray
+from pipeline.engines.ray_driver import tokenize_on_ray, write_on_ray
 from pipeline.framing import framing_remarks
 from pipeline.identity import facts_of
-from pipeline.job import Job, lay_out, load_teacher_and_source
-from pipeline.plan import Begun
+from pipeline.job import Job, lay_out, load_teacher_and_source, open_text, tokenize
+from pipeline.plan import Begun, TokenizedText, summary_of
+from pipeline.teacher.loading import load_reader
 from pipeline.work.work_directory import work_directory
 from storage.errors import WriteRefusedError
 from storage.progress import tell
-from storage.records.identity import CacheIdentity
+from storage.records.identity import SPLITS, CacheIdentity
 from storage.records.manifest import Manifest
 from storage.writing.destinations import Destination, open_destination
 
@@ -56,6 +57,32 @@ def _run(config: PrecomputeConfig) -> Manifest:
     with work_directory(destination):
         begun = write(config, destination)
         return destination.finish(begun.identity, begun.tokenizer_files)
+
+
+def tokenize_only(config: PrecomputeConfig) -> str:
+    """Tokenize the text, without the teacher's weights or a GPU. Return what was made and what to do next.
+
+    The tokens stay in the work directory, where the run finds them. Raises DataError, TeacherError, ConfigError or
+    WriteRefusedError.
+    """
+    destination = open_destination(config.out, config.work_dir)
+    destination.require_own()
+    if destination.finished() is not None:
+        return f"{destination.where}: complete, there is nothing to tokenize"
+    config = as_begun(config, destination)
+    tokenize = {"local": _tokenize_here, "ray": tokenize_on_ray}[config.engine]
+    with work_directory(destination, keeps_tokens=True):
+        made = tokenize(config, destination)
+    for line in tokenization_notices(config, made.facts):
+        tell(line)
+    counts = ", ".join(
+        f"{split} {made.num_tokens[split]:,} tokens in {made.num_documents[split]:,} documents" for split in SPLITS
+    )
+    return f"tokenized into {destination.work_dir}: {counts}; the same line without --only runs the teacher on them"
+
+
+def _tokenize_here(config: PrecomputeConfig, destination: Destination) -> TokenizedText:
+    return summary_of(tokenize(open_text(load_reader(config), config), destination.work_dir))
 
 
 def as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:

@@ -16,12 +16,13 @@ from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.corpus.tokenized_rows import RowTokenizer
-from pipeline.corpus.validation_split import split_of
+from pipeline.corpus.validation_split import is_held_out
 from pipeline.estimate import Whole, render_plan
 from pipeline.identity import facts_of
 from pipeline.job import Loaded, lay_out, load_teacher_and_source, tokenize, with_producers
 from pipeline.run import as_begun, begun_lines
 from pipeline.sources.data_files import format_of
+from pipeline.sources.documents import Part
 from pipeline.sources.sample.fragments import Sample
 from pipeline.sources.sample.ratio import Estimate, ratio_total
 from pipeline.sources.sample.sample import take_sample
@@ -67,7 +68,8 @@ def _sampled(loaded: Loaded, sample: Sample) -> Loaded:
     documents = [
         fragment.document for readings in sample.readings for reading in readings for fragment in reading.fragments
     ]
-    corpus = dataclasses.replace(loaded.corpus, documents=lambda: iter(documents))
+    part = Part(documents=lambda: iter(documents))
+    corpus = dataclasses.replace(loaded.corpus, parts=lambda _: [part])
     config = dataclasses.replace(loaded.config, max_tokens=None)
     return dataclasses.replace(loaded, config=config, corpus=corpus)
 
@@ -173,7 +175,7 @@ def _validation_share(loaded: Loaded, num_documents: float) -> float:
     if config.document_separator is not None or not files or any(format_of(file) != "text" for file in files):
         return config.validation_fraction
     sizes = np.array([file.stat().st_size for file in files])
-    held_out = sizes[[split_of(config, index) == "validation" for index in range(len(files))]].sum()
+    held_out = sizes[is_held_out(config, np.arange(len(files)))].sum()
     return float(held_out / sizes.sum()) if held_out else config.validation_fraction
 
 

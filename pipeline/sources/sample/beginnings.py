@@ -13,7 +13,7 @@ from typing import Any
 import zstandard
 
 from pipeline.errors import JsonRowError, NoSuchDataError
-from pipeline.sources.data_files import LARGEST_WINDOW_BYTES
+from pipeline.sources.data_files import LARGEST_WINDOW_BYTES, is_compressed
 from storage.errors import first_line
 
 # Feed so few bytes at a time that it is known to a fraction of a percent which bytes made a text.
@@ -32,11 +32,6 @@ class Beginning:
     content: bytes
     file_bytes: int
     is_whole: bool
-
-
-def is_compressed(path: Path) -> bool:
-    """Return whether a file can be read only from its beginning on."""
-    return path.suffix.lower() in _DECOMPRESSORS
 
 
 def beginning_of(path: Path, num_bytes: int) -> Beginning:

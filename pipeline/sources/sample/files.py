@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import NoSuchDataError
-from pipeline.sources.corpus import UNREADABLE, Document, columns_of, row_documents
-from pipeline.sources.data_files import format_of, refuse_utf16
+from pipeline.sources.data_files import format_of, is_compressed, refuse_utf16
+from pipeline.sources.documents import Document
 from pipeline.sources.json_rows import is_one_row_a_line
-from pipeline.sources.sample.beginnings import Beginning, beginning_of, is_compressed, one_row_a_line
+from pipeline.sources.rows import UNREADABLE, columns_of, row_documents
+from pipeline.sources.sample.beginnings import Beginning, beginning_of, one_row_a_line
 from pipeline.sources.sample.fragments import Reader, Reading
 from pipeline.sources.sample.json_lines import JsonLinesReader
 from pipeline.sources.sample.table_rows import TableReader
@@ -82,7 +83,7 @@ class Files:
     def _documents(self, source: str, rows: Sequence[dict[str, Any]]) -> Iterator[Document]:
         self._seen.update(*rows)
         # Whether any row has the columns is known when the sample is read: single rows may lack them.
-        return row_documents(self._config, source, lambda: ([*self._config.document_columns.values()], rows))
+        return row_documents(self._config, source, lambda: ([], rows), is_beginning=False, is_end=False)
 
 
 class _BeginningReader:

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import NoSampleError
-from pipeline.sources.corpus import hub_rows, load_hub, row_documents
+from pipeline.sources.corpus import hub_rows, load_hub
+from pipeline.sources.rows import row_documents
 from pipeline.sources.sample.fragments import Fragment, Reading, Sample
 from pipeline.sources.sample.windows import Window
 
@@ -68,13 +69,14 @@ def _first_rows(
         if not group:
             return
         seen.update(*group)
-        open_rows = functools.partial(_as_rows, [*config.document_columns.values()], group)
-        documents = row_documents(config, f"{config.data}, file {file}", open_rows)
+        open_rows = functools.partial(_as_rows, group)
+        place = f"{config.data}, file {file}"
+        documents = row_documents(config, place, open_rows, is_beginning=False, is_end=False)
         yield Reading(fragments=[Fragment(document=document) for document in documents], num_bytes=len(group))
 
 
-def _as_rows(names: list[str], rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    return names, rows
+def _as_rows(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    return [], rows
 
 
 def _some(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

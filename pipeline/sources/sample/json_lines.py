@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import JsonRowError
-from pipeline.sources.corpus import Document
+from pipeline.sources.documents import Document
 from pipeline.sources.json_rows import checked_rows, parse
 from pipeline.sources.sample.fragments import Reading, fragment_of, share_of_row
 from pipeline.sources.sample.windows import WINDOW_BYTES
@@ -55,7 +55,7 @@ class JsonLinesReader:
     def _documents(self, line: bytes, place: int) -> Iterator[Document]:
         where = f"the line at byte {place:,}"
         try:
-            rows = list(checked_rows(self._path, ((where, value) for _, value in parse(line, self._path, 1))))
+            rows = list(checked_rows(str(self._path), ((where, value) for _, value in parse(line, str(self._path), 1))))
         except JsonRowError as error:
             raise JsonRowError(str(self._path), where, error.found) from error
         return self._documents_of(f"{self._path}, {where}", rows)

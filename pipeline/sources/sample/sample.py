@@ -9,8 +9,7 @@ from pathlib import Path
 from pipeline.config import PrecomputeConfig
 from pipeline.errors import ColumnError, NoSampleError
 from pipeline.sources.corpus import STDLIB, Corpus
-from pipeline.sources.data_files import format_of
-from pipeline.sources.sample.beginnings import is_compressed
+from pipeline.sources.data_files import format_of, is_compressed
 from pipeline.sources.sample.files import Files
 from pipeline.sources.sample.fragments import Reading, Sample
 from pipeline.sources.sample.hub import take_hub_sample

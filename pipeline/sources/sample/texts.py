@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from pipeline.sources.corpus import Document
+from pipeline.sources.documents import Document
 from pipeline.sources.sample.fragments import Fragment, Reading
 
 _WORD_END = re.compile(rb"(?<=\S)\s")

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import PrecomputeConfig, SoftTargetsConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.store_writing import TokenizationCounts
+from pipeline.corpus.parts.joining import TokenizationCounts
 from pipeline.corpus.token_store import TokenStore, TokenWriter
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.errors import NoWantedTargetError
