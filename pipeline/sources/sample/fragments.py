@@ -30,8 +30,8 @@ class Fragment:
 class Reading:
     """What was read of a range of a file.
 
-    num_bytes: length of the fragments, as they stand in the text. density: such bytes in a byte of the file. On the hub,
-    rows take the place of bytes.
+    num_bytes: length of the fragments, as they stand in the text. density: such bytes in a byte of the file. Of a data
+    set on the hub, rows take the place of bytes.
     """
 
     fragments: Sequence[Fragment]
