@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from pipeline.flags import PLAN, DeviceMap, Dtype, Engine, OnBadRow, Only, Plan
 from storage.errors import ConfigError
 from storage.remote.directory import is_remote_url, require_local
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, LEAST_SCALAR_MANTISSA_BITS
 from storage.text.beginnings import Bos
 
 Kind = Literal["soft_targets", "samples", "beams"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceMap = Literal["auto"]
-Engine = Literal["local", "ray"]
-Only = Literal["tokenize"]
-OnBadRow = Literal["stop", "skip"]
-Plan = Literal["sample", "exact"]
 
 # Of 24 bytes a token this saves 1. Over a million tokens it moves the teacher's mean loss by 1 % of its standard error.
 _SCALAR_MANTISSA_BITS = 6
@@ -32,22 +26,6 @@ _SCALAR_MANTISSA_BITS = 6
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
-
-
-def _plan_of(words: list[str]) -> Plan:
-    if words not in ([], ["exact"]):
-        raise ValueError(f"{' '.join(words)} follows --plan, expected nothing or exact")
-    return "exact" if words else "sample"
-
-
-# A flag whose value may be left out.
-_PLAN = tyro.constructors.PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="[exact]",
-    instance_from_str=_plan_of,
-    is_instance=lambda value: value in typing.get_args(Plan),
-    str_from_instance=lambda plan: [plan] if plan == "exact" else [],
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +220,7 @@ class PrecomputeConfig:
     without it goes on from there."""
     tokenizer_threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Threads of a fast tokenizer in each process; None takes its cores, or with Ray the worker's share of them."""
-    plan: Annotated[Plan | None, _PLAN] = None
+    plan: Annotated[Plan | None, PLAN] = None
     """Print tokens, bytes, time and the break-even against online distillation, and write nothing. A large text is not
     read: a sample of it gives figures with intervals, in seconds. --plan exact tokenizes all of it."""
     work_dir: Path | None = None

@@ -163,13 +163,13 @@ def _whole(loaded: Loaded, sample: Sample, tokenized: TokenizedCorpus) -> Whole:
     return Whole(
         num_tokens=tokens,
         num_documents=documents,
-        validation_share=_validation_share(loaded, documents.value),
+        validation_share=_validation_share(loaded),
         growth=tokens.times(Estimate(value=1 / stored)),
         remarks=_remarks(sample),
     )
 
 
-def _validation_share(loaded: Loaded, num_documents: float) -> float:
+def _validation_share(loaded: Loaded) -> float:
     """Return the expected share of the tokens that is held out; of texts that are files, that of the files' bytes."""
     config, files = loaded.config, loaded.corpus.files
     if config.document_separator is not None or not files or any(format_of(file) != "text" for file in files):

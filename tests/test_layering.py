@@ -33,7 +33,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli", "__init__"),
     ),
     "pipeline": (
-        ("config", "errors"),
+        ("config", "errors", "flags"),
         ("work",),
         ("sources",),
         ("corpus",),
