@@ -32,7 +32,7 @@ class MixConfig:
     samples: float | None = None
     """Next-token loss on the teacher's texts; by default 0.5 when the cache holds them."""
     beams: float | None = None
-    """Loss of choosing the teacher's best candidate; by default 0.25 when the cache holds candidates."""
+    """Loss of choosing the teacher's best candidate; by default 0.05 when the cache holds candidates."""
     labels: float | None = None
     """Next-token loss on the real text; by default 0.1 when the cache holds blocks of it."""
 

@@ -19,6 +19,10 @@ RUN_NAME = "run.json"
 # The fact that states the ids before every text that the student was trained on.
 BEGINNING = "beginning_ids"
 _PRESET_SHA256 = "preset_sha256"
+# Facts that hold several settings; null in runs of versions that had none of them.
+_GROUPS = ("mix", "lora", "teacher")
+# Weight of candidates in runs of earlier versions, which state no weight that was not given.
+_EARLIER_BEAMS_WEIGHT = 0.25
 # What a checkpoint directory's student is made of. The rest, such as logs and the tokenizer, does not decide weights.
 _STUDENT_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "*.index.json", "*.safetensors", "*.bin",
@@ -55,12 +59,21 @@ def require_same_facts(out: Path, begun: dict[str, Any], run: dict[str, Any]) ->
 
     Earlier versions noted the preset's name alone. Then, and where nothing is at that path now, the name decides.
     """
+    begun, run = begun | {"mix": stated_mix(begun)}, run | {"mix": stated_mix(run)}
     is_known = bool(begun.get(_PRESET_SHA256) and run.get(_PRESET_SHA256))
     if is_known and begun[_PRESET_SHA256] != run[_PRESET_SHA256]:
         raise PresetChangedError(str(out), begun["preset"], run["preset"])
     for field in sorted((begun.keys() | run.keys()) - {_PRESET_SHA256} - ({"preset"} if is_known else set())):
         if begun.get(field) != run.get(field):
             raise RunMismatchError(str(out), field, begun.get(field), run.get(field))
+
+
+def stated_mix(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights that a run states, {} for none; that of candidates as earlier versions meant it."""
+    mix: Any = run.get("mix")
+    if not isinstance(mix, dict):
+        return {}
+    return mix | {"beams": _EARLIER_BEAMS_WEIGHT} if mix.get("beams") is None else mix
 
 
 def is_of_other_rows(run: dict[str, Any], cache: Cache) -> bool:
@@ -79,4 +92,7 @@ def read_run(student: Path) -> dict[str, Any]:
         raise CheckpointError(str(path), str(error)) from error
     if not isinstance(run, dict):
         raise CheckpointError(str(path), "not a JSON object")
+    for name in _GROUPS:
+        if not isinstance(run.get(name), dict | None):
+            raise CheckpointError(str(path), f"its {name} is not a JSON object")
     return run

@@ -42,7 +42,7 @@ def run(directory: Path) -> dict[str, Any]:
     trained = student.train(
         student.TrainConfig(
             cache=cache.path, out=directory / "student", preset=str(preset), max_steps=8, batch_blocks=4,
-            batch_samples=4, batch_beams=2, dropout=0.1, device="cpu", quiet=True,
+            batch_samples=4, batch_beams=2, dropout=0.1, mix=student.MixConfig(beams=0.25), device="cpu", quiet=True,
         )
     )  # fmt: skip
     weights = load_file(trained / "model.safetensors")

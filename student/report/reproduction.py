@@ -20,7 +20,8 @@ from storage.records.manifest import MANIFEST_NAME
 from storage.report.cache_page import code, commands_block
 from student.config import LoraConfig, MixConfig, TrainConfig
 from student.report.runs import Run
-from student.run_record import is_of_other_rows
+from student.run_record import is_of_other_rows, stated_mix
+from student.training.objective import has_targets
 
 _NESTED = {"mix": MixConfig, "lora": LoraConfig}
 _PACKAGES = ("teachonce", "torch", "transformers", "pyarrow")
@@ -59,7 +60,12 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
         ("Report made with", versions()),
     ]
     strangers = [run.name for run in runs if is_of_other_rows(run.settings, cache)]
-    lines = [train_line(run, cache_path) for run in runs if run.settings and run.name not in strangers]
+    has_candidates = has_targets(cache, "beams")
+    lines = [
+        train_line(run, cache_path, has_candidates=has_candidates)
+        for run in runs
+        if run.settings and run.name not in strangers
+    ]
     directories = " ".join(shlex.quote(str(run.directory)) for run in runs)
     lines.append(
         f"teachonce-student report {directories} --cache {shlex.quote(cache_path)} --out {shlex.quote(str(out))}"
@@ -79,10 +85,12 @@ def reproduction(cache: Cache, cache_path: str, runs: Sequence[Run], out: Path) 
     )
 
 
-def train_line(run: Run, cache_path: str) -> str:
+def train_line(run: Run, cache_path: str, *, has_candidates: bool) -> str:
     """Return the command that trains a student again, with the settings that differ from the defaults."""
     flags = []
     settings = {"dropout": None} | run.settings  # runs of earlier versions took the dropout of the student's config
+    if has_candidates:
+        settings |= {"mix": stated_mix(run.settings)}
     for field in dataclasses.fields(TrainConfig):
         if field.name in _NESTED:
             flags += _changed(_NESTED[field.name], settings.get(field.name) or {}, f"--{field.name}.")

@@ -29,11 +29,11 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
     weights = {}
     for name, (kind, default) in _default_weights().items():
         asked = getattr(config.mix, name)
-        weights[name] = asked if asked is not None else default if _has_targets(cache, kind) else 0.0
+        weights[name] = asked if asked is not None else default if has_targets(cache, kind) else 0.0
         if weights[name]:
             cache.shards(kind, "train")
     if not any(weights.values()):
-        held = [kind if _has_targets(cache, kind) else f"{kind} without a target" for kind in cache.held_kinds("train")]
+        held = [kind if has_targets(cache, kind) else f"{kind} without a target" for kind in cache.held_kinds("train")]
         raise ConfigError(
             f"{cache.where}: nothing to learn: its train split holds {', '.join(held) or 'no rows'}, "
             "and --mix gives no part of that a weight; give one, or another cache"
@@ -41,7 +41,7 @@ def resolve_weights(config: TrainConfig, cache: Cache) -> dict[str, float]:
     return weights
 
 
-def _has_targets(cache: Cache, kind: str) -> bool:
+def has_targets(cache: Cache, kind: str) -> bool:
     """Return whether the train split has a target of this kind: of soft targets, perhaps none is wanted."""
     return any(shard.num_targets for shard in cache.manifest.shards_of(kind, "train"))
 

@@ -20,9 +20,11 @@ from storage.records.records import read_record, write_record
 from storage.text.ends import as_stated
 from student.config import TrainConfig
 from student.errors import CheckpointError, ForeignFileError
-from student.run_record import BEGINNING, RUN_NAME, preset_facts, read_run, require_same_facts
+from student.losses.parts.beams import BeamsPart
+from student.run_record import BEGINNING, RUN_NAME, preset_facts, read_run, require_same_facts, stated_mix
 from student.training.checkpoint import CHECKPOINT_NAME, SHARDED_PREFIX, begun_run, is_sharded, remove_checkpoint
 from student.training.micro_batches import MICRO_BATCHES_NAME
+from student.training.objective import has_targets
 from student.training.run_log import LINE_BEGINNING, METRICS_NAME
 from student.training.tensorboard_log import TENSORBOARD_NAME
 
@@ -56,14 +58,19 @@ def note_incomplete(out: Path, cache: Cache) -> None:
         write_record(out / _SHARDS_NAME, {"shards": [shard.path for shard in cache.manifest.shards]})
 
 
-def with_begun_dropout(config: TrainConfig) -> TrainConfig:
+def with_begun_settings(config: TrainConfig, cache: Cache) -> TrainConfig:
     """Return the settings of a run that goes on as it began, raise CheckpointError when its record is damaged.
 
-    Earlier versions had no --dropout, and took what the student's config says: None. No flag has to be given for that.
+    Earlier versions had no --dropout, and took what the student's config says: None. They gave candidates another
+    weight, and did not state it. No flag has to be given for either.
     """
     begun = begun_run(config.out)
-    is_of_config = bool(begun) and begun.get("dropout") is None
-    return dataclasses.replace(config, dropout=None) if is_of_config and config.dropout == 0.0 else config
+    if begun and begun.get("dropout") is None and config.dropout == 0.0:
+        config = dataclasses.replace(config, dropout=None)
+    if config.mix.beams is not None or not has_targets(cache, BeamsPart.kind):
+        return config
+    weight = stated_mix(begun).get("beams", BeamsPart.default_weight)
+    return dataclasses.replace(config, mix=dataclasses.replace(config.mix, beams=weight))
 
 
 def run_facts(config: TrainConfig, cache: Cache) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from student.training.run_directory import (
     require_same_run,
     run_facts,
     save_student,
-    with_begun_dropout,
+    with_begun_settings,
 )
 from student.training.run_log import RunLog
 from student.training.stop_signals import stop_signals
@@ -67,7 +67,7 @@ def _train(config: TrainConfig, processes: Processes) -> Path:
 def _train_on(cache: Cache, config: TrainConfig, processes: Processes) -> Path:
     with processes.together():
         require_own_directory(config.out)
-        config = with_begun_dropout(with_batch_blocks(config, cache))
+        config = with_begun_settings(with_batch_blocks(config, cache), cache)
         config = with_remembered_micro_batches(config, processes)
         run = run_facts(config, cache)
     _require_same_everywhere(run, processes)

@@ -67,44 +67,48 @@ class Run:
         return replace(student, steps=self.steps, batch_blocks=self.batches * student.batch_blocks)
 
 
+_BEGINNINGS = ("fresh", "even", "importance")
 _CHOICES = (
     "entropy 20 %", "entropy 50 %", "entropy 80 %", "unsure or wrong 20 %", "unsure or wrong 50 %", "random 20 %",
 )  # fmt: skip
-_SAMPLED_OR_NOT = tuple(
-    Arm(beginning=beginning, targets=targets)
-    for beginning in ("fresh", "even", "importance")
-    for targets in ("full", "tail_32_top_0")
-)
-_WITH_LABELS = (
-    *(Arm(beginning=name, targets=targets) for name in ("fresh", "even") for targets in ("full + 0.1 ce", "ce")),
-    Arm(beginning="importance", targets="ce"),
-)
-_AT_POSITIONS = (
-    *(Arm(beginning=beginning, positions=choice) for beginning in ("even", "fresh") for choice in _CHOICES),
-    Arm(beginning="even", positions="entropy 50 %", targets="tail_32_top_0"),
+_TARGETS = ("full", "tail_32_top_0", "ce")
+_AT_ALL = tuple(Arm(beginning=beginning, targets=targets) for beginning in _BEGINNINGS for targets in _TARGETS)
+_WITH_LABELS = tuple(Arm(beginning=name, targets="full + 0.1 ce") for name in ("fresh", "even"))
+_AT_POSITIONS = tuple(Arm(beginning=name, positions=choice) for name in _BEGINNINGS for choice in _CHOICES)
+_SPARSE_AT_POSITIONS = tuple(
+    Arm(beginning=beginning, positions=choice, targets=targets)
+    for beginning in _BEGINNINGS
+    for choice in _CHOICES[1:3]
+    for targets in _TARGETS[1:]
 )
 
 
 def runs_of(size: Size) -> Iterator[Run]:
     """Yield every run of a size, the most telling first.
 
-    The first seed tries everything. The others repeat what is compared closely.
+    All seeds repeat what is compared closely. The first seed tries the rest too.
     """
     steps, (first, *others) = size.student.steps, size.seeds
     for beginning, rates in (("even", (5e-4, 1e-3, 2e-3, 4e-3)), ("fresh", (1e-3, 2e-3, 4e-3))):
         arms = _by_rates(beginning, rates)
         yield Run(table="rates", name=f"rates-{beginning}", seed=first, steps=steps // 2, arms=arms)
-    yield Run(table="targets", name="targets", seed=first, steps=steps, arms=(*_SAMPLED_OR_NOT, *_WITH_LABELS))
-    yield Run(table="targets", name="positions", seed=first, steps=steps, arms=_AT_POSITIONS)
-    yield _soon(first, steps)
+    yield from _compared(first, steps, (*_AT_ALL, *_WITH_LABELS))
     for seed in others:
-        yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=_SAMPLED_OR_NOT)
-        yield _soon(seed, steps)
+        yield from _compared(seed, steps, _AT_ALL)
     yield from _with_first_seed_alone(size)
+
+
+def _compared(seed: int, steps: int, at_all: tuple[Arm, ...]) -> Iterator[Run]:
+    yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=at_all)
+    yield Run(table="targets", name="positions", seed=seed, steps=steps, arms=_AT_POSITIONS)
+    arms = tuple(Arm(beginning="even", targets=targets) for targets in _TARGETS[:2])
+    yield Run(table="a third of the steps", name="third", seed=seed, steps=steps // 3, arms=arms)
 
 
 def _with_first_seed_alone(size: Size) -> Iterator[Run]:
     steps, first = size.student.steps, size.seeds[0]
+    arms = _SPARSE_AT_POSITIONS
+    yield Run(table="targets", name="positions-sparse", seed=first, steps=steps, arms=arms)
     for beginning in ("even", "fresh"):
         arms = tuple(Arm(beginning=beginning, positions=choice) for choice in ("all", *_CHOICES[:3]))
         yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)
@@ -113,7 +117,7 @@ def _with_first_seed_alone(size: Size) -> Iterator[Run]:
     yield Run(table=f"{_NUM_EPOCHS} epochs", name="epochs", seed=first, steps=steps, arms=arms, num_blocks=num_blocks)
     arms = tuple(Arm(beginning=name) for name in size.shapes)
     yield Run(table="shapes", name="shapes", seed=first, steps=steps, arms=arms)
-    arms = tuple(Arm(beginning="even", targets=name) for name in ("full", "tail_32_top_0"))
+    arms = tuple(Arm(beginning="even", targets=name) for name in _TARGETS[:2])
     yield Run(table="four times the batch", name="large", seed=first, steps=steps // 3, arms=arms, batches=4)
 
 
@@ -121,11 +125,6 @@ def _by_rates(beginning: str, rates: tuple[float, ...]) -> tuple[Arm, ...]:
     of_rates = [Arm(beginning=beginning, learning_rate=rate) for rate in rates]
     of_warmups = [Arm(beginning=beginning, learning_rate=1e-3, warmup_share=share) for share in (0.0, 0.2)]
     return (*of_rates, *of_warmups)
-
-
-def _soon(seed: int, steps: int) -> Run:
-    arms = tuple(Arm(beginning="even", targets=targets) for targets in ("full", "tail_32_top_0"))
-    return Run(table="a third of the steps", name="third", seed=seed, steps=steps // 3, arms=arms)
 
 
 SIZES = {

@@ -21,7 +21,7 @@ class BeamsPart(LossPart[BeamBatch]):
     """The part for beam candidates; its loss is a mean over prompts."""
 
     kind = "beams"
-    default_weight = 0.25
+    default_weight = 0.05
 
     def __init__(self, model: Any, cache: Cache, config: TrainConfig, weights: Mapping[str, float]) -> None:
         self._model, self._weight = model, weights[self.kind]

@@ -164,7 +164,15 @@ def test_the_line_to_type_is_the_run_again() -> None:
     for name in ("cache", "out", "device", "quiet", "local_cache_dir", "allow_incomplete"):
         del settings[name]
     run = make_run(directory=config.out, settings=settings | {"teacher": {}, "cache_sha256": "0" * 64})
-    words = shlex.split(train_line(run, "a cache"))
+    words = shlex.split(train_line(run, "a cache", has_candidates=False))
     assert words[:2] == ["teachonce-student", "train"]
     parsed = tyro.cli(TrainConfig, args=words[2:])
     assert dataclasses.replace(parsed, cache="a cache") == config
+
+
+@pytest.mark.parametrize(("stated", "flags"), [(None, ["--mix.beams", "0.25"]), (0.05, ["--mix.beams", "0.05"])])
+def test_the_line_of_a_run_says_the_weight_that_its_candidates_had(stated: float | None, flags: list[str]) -> None:
+    """Runs of earlier versions state none, and theirs was 0.25."""
+    run = make_run(settings={"mix": {"labels": None, "beams": stated}, "dropout": 0.0})
+    assert shlex.split(train_line(run, "c", has_candidates=True))[5:] == flags
+    assert shlex.split(train_line(run, "c", has_candidates=False))[5:] == ([] if stated is None else flags)

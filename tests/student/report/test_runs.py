@@ -125,7 +125,7 @@ def test_bounds_and_estimates_share_no_axis() -> None:
     assert alone.count("<figure ") == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00"])
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', "\x00", '{"lora": "x"}', '{"mix": 1}'])
 def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
     assert read_run(tmp_path) == {}
     (tmp_path / "run.json").write_text(content)

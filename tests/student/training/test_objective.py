@@ -226,7 +226,7 @@ def test_default_weights_follow_what_the_cache_holds(
     cache: Cache, make_cache: Callable[..., Cache], train_config: Callable[..., TrainConfig]
 ) -> None:
     assert resolve_weights(train_config(), cache) == {
-        "labels": 0.1, "soft_targets": 1.0, "samples": 0.5, "beams": 0.25,
+        "labels": 0.1, "soft_targets": 1.0, "samples": 0.5, "beams": 0.05,
     }  # fmt: skip
     only_soft = make_cache(kinds=("soft_targets",))
     assert resolve_weights(train_config(), only_soft) == {

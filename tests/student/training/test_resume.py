@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -12,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from student import TrainConfig
-from student.errors import CheckpointError
+from student import MixConfig, TrainConfig
+from student.errors import CheckpointError, RunMismatchError
+from student.run_record import read_run
 from student.training import learner, loop
 from student.training.run_log import read_metrics
 from student.training.stop_signals import stop_signals
@@ -209,6 +212,31 @@ def test_a_run_begun_by_an_earlier_version_goes_on(
     train(config)
     assert without_timing(read_metrics(config.out)) == without_timing(read_metrics(whole.out))
     assert final_files(config.out) == undisturbed[1]
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_run_begun_by_an_earlier_version_keeps_its_weight_of_candidates(
+    undisturbed: Undisturbed, tmp_path: Path, is_finished: bool
+) -> None:
+    """A weight that was not given is 0.25 then, and stated as none; a run that begins now states its own."""
+    new = dataclasses.replace(undisturbed[0], mix=MixConfig(), out=tmp_path / "new")
+    train(new)
+    assert read_run(new.out)["mix"] == {"soft_targets": None, "samples": None, "beams": 0.05, "labels": None}
+    stated = dataclasses.replace(new, mix=MixConfig(beams=0.25), out=tmp_path / "stated", checkpoint_every=4)
+    train(stated)
+    old = dataclasses.replace(stated, out=tmp_path / "old")
+    with contextlib.nullcontext() if is_finished else stopped_at(6):
+        train(old)
+    record = old.out / ("run.json" if is_finished else "checkpoint.pt")
+    state = json.loads(record.read_text()) if is_finished else torch.load(record, weights_only=True)
+    (state if is_finished else state["run"])["mix"]["beams"] = None
+    record.write_text(json.dumps(state)) if is_finished else torch.save(state, record)
+    with pytest.raises(RunMismatchError, match="mix"):
+        train(dataclasses.replace(old, mix=MixConfig(beams=0.05)))
+    train(dataclasses.replace(old, mix=MixConfig()))
+    assert without_timing(read_metrics(old.out)) == without_timing(read_metrics(stated.out))
+    weights = [(student.out / "model.safetensors").read_bytes() for student in (old, stated)]
+    assert weights[0] == weights[1]
 
 
 def test_a_damaged_checkpoint_is_an_error_of_its_own(train_config: Callable[..., TrainConfig]) -> None:
