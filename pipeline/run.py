@@ -22,11 +22,14 @@ from pipeline.job import Job, lay_out, load_teacher_and_source, open_text, token
 from pipeline.plan import Begun, TokenizedText, summary_of
 from pipeline.teacher.loading import load_reader
 from pipeline.work.work_directory import work_directory
+from storage.disk.files import write_file
 from storage.errors import WriteRefusedError
 from storage.progress import tell
 from storage.records.identity import SPLITS, CacheIdentity
 from storage.records.manifest import Manifest
 from storage.writing.destinations import Destination, open_destination
+
+_DATE_NAME = "chat_date"
 
 
 def precompute(config: PrecomputeConfig) -> Manifest:
@@ -55,6 +58,7 @@ def _run(config: PrecomputeConfig) -> Manifest:
     destination.require_own()
     config = as_begun(config, destination)
     with work_directory(destination):
+        _note_date(config, destination.work_dir)
         begun = write(config, destination)
         return destination.finish(begun.identity, begun.tokenizer_files)
 
@@ -72,6 +76,7 @@ def tokenize_only(config: PrecomputeConfig) -> str:
     config = as_begun(config, destination)
     tokenize = {"local": _tokenize_here, "ray": tokenize_on_ray}[config.engine]
     with work_directory(destination, keeps_tokens=True):
+        _note_date(config, destination.work_dir)
         made = tokenize(config, destination)
     for line in tokenization_notices(config, made.facts):
         tell(line)
@@ -93,18 +98,30 @@ def as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeCo
         config = dataclasses.replace(
             config, soft_targets=dataclasses.replace(config.soft_targets, scalar_mantissa_bits=bits)
         )
-    return _with_chat_date(config, begun)
+    return _with_chat_date(config, begun, destination.work_dir)
 
 
-def _with_chat_date(config: PrecomputeConfig, begun: CacheIdentity | None) -> PrecomputeConfig:
-    """Return the settings with the date that chat templates print: the given one, the plan's, or today's.
+def _with_chat_date(config: PrecomputeConfig, begun: CacheIdentity | None, work_dir: Path) -> PrecomputeConfig:
+    """Return the settings with the date that chat templates print: the given one, the plan's, the tokens', or today's.
 
     It is chosen here, before any process of the run reads a clock of its own.
     """
     if config.chat_date is not None or not config.may_hold_chats:
         return config
-    chosen = begun.data.get("chat_date") if begun else None
+    chosen = begun.data.get("chat_date") if begun else _noted_date(work_dir)
     return dataclasses.replace(config, chat_date=str(chosen or datetime.date.today()))
+
+
+def _noted_date(work_dir: Path) -> str | None:
+    """Return the date of the run whose tokens lie in the work directory; None if none is noted."""
+    noted = work_dir / _DATE_NAME
+    return noted.read_text() if noted.exists() else None
+
+
+def _note_date(config: PrecomputeConfig, work_dir: Path) -> None:
+    """Note the date of chats, so that a run that goes on tomorrow finds the tokens of today."""
+    if config.chat_date is not None:
+        write_file(work_dir / _DATE_NAME, config.chat_date.encode())
 
 
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:

@@ -158,8 +158,8 @@ def test_hosts_that_do_not_see_each_others_claims_seldom_make_the_same_shard(num
     assert made.total() < 1.15 * len(planned)
 
 
-# Everything heavy is imported once. Each fork tells what it made; one of a job's may die in a part of the text, or at its
-# first shard.
+# Everything heavy is imported once. Each fork tells what it made; one of a job's may die in its first part of the text,
+# or at its first shard.
 SCRIPT = """
 import base64, os, pickle, signal, sys, time
 import torch

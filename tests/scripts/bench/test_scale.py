@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from scripts.bench import scale
@@ -35,4 +37,10 @@ def test_what_is_timed_leaves_the_cache_as_it_was(caches: scale.Caches, action: 
 def test_time_and_memory_are_compared(caches: scale.Caches) -> None:
     comparisons = list(scale.compare(caches, num_shards=1, rounds=1))
     assert [(c.ours, c.reference) for c in comparisons] == [("100×", "1×")] * 4 + [("100×", "10×")] * 2
+    assert all(c.target is not None for c in comparisons)
+
+
+def test_tokenizing_is_compared(tmp_path: Path) -> None:
+    comparisons = list(scale.compare_tokenizing(tmp_path, 40_000, 5_000, rounds=1))
+    assert [(c.ours, c.reference) for c in comparisons] == [("two of one thread", "one of one thread"), ("10×", "1×")]
     assert all(c.target is not None for c in comparisons)

@@ -86,8 +86,10 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama3", "unigram always", "wordpiece"])
-@pytest.mark.parametrize("separator", [None, "\\n", "\\n\\n", "e"])
+@pytest.mark.parametrize(
+    ("family", "separator"),
+    [("gpt2", None), ("llama3", None), ("unigram always", None), ("wordpiece", None), ("gpt2", "\\n"), ("gpt2", "e")],
+)
 def test_text(same_in_parts: Callable[..., int], tmp_path: Path, family: str, separator: str | None) -> None:
     path = tmp_path / "a.txt"
     path.write_text(TEXT, newline="")
