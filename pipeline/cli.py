@@ -10,6 +10,7 @@ import tyro
 from pipeline.config import PrecomputeConfig
 from pipeline.cutting.config import CutConfig
 from storage.command import run_command
+from storage.progress import tell
 
 
 def main() -> None:
@@ -20,12 +21,18 @@ def main() -> None:
 def _main() -> int:
     config = tyro.cli(PrecomputeConfig, prog="teachonce-precompute", description=PrecomputeConfig.__doc__)
     # Import the heavy modules after the flags are parsed, so that --help and a wrong flag answer at once.
-    from pipeline.run import announce, plan_only, precompute
+    from pipeline.run import announce, plan_only, precompute, tokenize_only
 
-    if config.plan:
+    if config.only == "tokenize":
+        tell(tokenize_only(config))
+    elif config.plan == "exact":
         from pipeline.estimate import render_plan
 
         print(plan_only(config, render_plan))
+    elif config.plan == "sample":
+        from pipeline.sampled_plan import plan_from_sample
+
+        print(plan_from_sample(config))
     else:
         announce(config, precompute(config))
     return 0

@@ -11,16 +11,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pipeline.flags import PLAN, DeviceMap, Dtype, Engine, OnBadRow, Only, Plan
 from storage.errors import ConfigError
 from storage.remote.directory import is_remote_url, require_local
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS, LEAST_SCALAR_MANTISSA_BITS
 from storage.text.beginnings import Bos
 
 Kind = Literal["soft_targets", "samples", "beams"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceMap = Literal["auto"]
-Engine = Literal["local", "ray"]
-OnBadRow = Literal["stop", "skip"]
 
 # Of 24 bytes a token this saves 1. Over a million tokens it moves the teacher's mean loss by 1 % of its standard error.
 _SCALAR_MANTISSA_BITS = 6
@@ -216,13 +213,17 @@ class PrecomputeConfig:
     num_workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of workers of --engine ray; None takes one per GPU, or one per machine when no GPU is used."""
     address: str | None = None
-    """Address of the Ray cluster for --engine ray: auto (the cluster on this machine) or HOST:PORT. None starts a Ray
-    for this run alone."""
-    plan: bool = False
-    """Print tokens, bytes, time and the break-even against online distillation, and write nothing."""
+    """Address of a Ray cluster: auto (the one on this machine) or HOST:PORT. None starts a Ray for this run alone."""
+    only: Only | None = None
+    """tokenize makes the tokens and stops, without weights or a GPU; the same line without it goes on from there."""
+    tokenizer_threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Threads of a fast tokenizer in each process; None: one for each core, or with Ray for each of the worker's."""
+    plan: Annotated[Plan | None, PLAN] = None
+    """Print tokens, bytes, time and the break-even against online distillation, and write nothing. A large text is not
+    read: a sample of it gives figures with intervals, in seconds. --plan exact tokenizes all of it."""
     work_dir: Path | None = None
-    """For an --out that is a URL: directory for tokenized text and for shards that are not sent yet. None takes the
-    user's cache directory. An --out that is a directory keeps such files inside it."""
+    """For an --out that is a URL: directory for tokenized text and shards not sent yet; None takes the user's cache
+    directory. An --out that is a directory keeps such files inside it."""
     quiet: bool = False
     """Show no progress."""
     soft_targets: SoftTargetsConfig = field(default_factory=SoftTargetsConfig)
@@ -239,6 +240,8 @@ class PrecomputeConfig:
         sizes = (self.batch_tokens or 1, self.shard_tokens)
         _require(min(sizes) >= 1 and self.batch_tokens != 0, "--batch-tokens and --shard-tokens must be at least 1")
         _require(self.max_tokens is None or self.max_tokens >= 2, "--max-tokens must be at least 2")
+        _require(self.tokenizer_threads is None or self.tokenizer_threads >= 1, "--tokenizer-threads must be 1 or more")
+        _require(self.only is None or not self.plan, "--only and --plan exclude each other; give one of them")
         _require(self.device_map is None or self.device == "auto", "--device-map chooses devices; leave out --device")
         self._check_engine()
         self._check_columns()

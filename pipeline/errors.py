@@ -4,6 +4,7 @@
 TeachonceError
 ├── DataError
 │   ├── NoSuchDataError        there is no readable data at the path or hub id
+│   ├── NoSampleError          a sample of the data would say nothing of the whole
 │   ├── JsonRowError           a line of a JSON file is not an object
 │   ├── ColumnError            rows lack the named column, or its values cannot be used
 │   ├── ChatTemplateError      there is no chat template, or it cannot be used
@@ -48,11 +49,21 @@ class NoSuchDataError(DataError):
         )
 
 
+class NoSampleError(DataError):
+    """A sample of `source` would say nothing of the whole."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        super().__init__(
+            f"--data {source}: {reason}, so no sample tells its size; say --plan exact, which reads all of it"
+        )
+
+
 class JsonRowError(DataError):
     """The content at `place` of a JSON file, such as "line 3", is not a row."""
 
     def __init__(self, source: str, place: str, found: str) -> None:
-        self.source, self.place = source, place
+        self.source, self.place, self.found = source, place, found
         super().__init__(
             f"--data {source}: {place} {found}; expected objects, one a line, or one array of them: mend it, or take "
             "it out"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import PrecomputeConfig
-from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
+from pipeline.corpus.parts.writing import TokenizationPlan
+from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_as_planned
 from pipeline.corpus.tokenization_key import tokenization_key
 from pipeline.errors import TokenBeyondVocabularyError
 from pipeline.plan import make_producers
@@ -14,22 +15,29 @@ from pipeline.producers.producer import Producer
 from pipeline.producers.table import PRODUCERS
 from pipeline.sources.corpus import Corpus, open_corpus
 from pipeline.teacher.loading import load_teacher
-from pipeline.teacher.model import Teacher
+from pipeline.teacher.model import Reader, Teacher
 from storage.errors import ConfigError
 from storage.text.beginnings import beginning_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """The teacher and the source of a run. The text has not been read yet.
+class Opened:
+    """The source of a run, and what decides how its text is tokenized. The text has not been read yet.
 
     beginning_ids: what every segment and prompt begins with.
     """
 
     config: PrecomputeConfig
-    teacher: Teacher
+    reader: Reader
     beginning_ids: tuple[int, ...]
     corpus: Corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Opened):
+    """The teacher and the source of a run. The text has not been read yet."""
+
+    teacher: Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +57,22 @@ def load_teacher_and_source(config: PrecomputeConfig) -> Loaded:
 
 
 def open_source(teacher: Teacher, config: PrecomputeConfig) -> Loaded:
-    """Open the source for a loaded teacher.
+    """Open the source for a loaded teacher. Raises the errors of open_text."""
+    return Loaded(**vars(open_text(teacher, config)), teacher=teacher)
+
+
+def open_text(reader: Reader, config: PrecomputeConfig) -> Opened:
+    """Open the source for what tokenizes it.
 
     Raises NoSuchDataError, NoBosTokenError, TokenBeyondVocabularyError, EndBeyondVocabularyError, or ConfigError for
     settings that do not fit the teacher or the source.
     """
-    begins = beginning_ids(teacher.tokenizer, config.bos)
-    if begins != beginning_ids(teacher.tokenizer, "auto"):
+    begins = beginning_ids(reader.tokenizer, config.bos)
+    if begins != beginning_ids(reader.tokenizer, "auto"):
         # The cache and its students get this tokenizer: it shall begin texts as they do, whoever uses it.
-        teacher.tokenizer.add_bos_token = config.bos == "always"
-    _require_fit(teacher, config, begins)
-    return Loaded(config=config, teacher=teacher, beginning_ids=begins, corpus=open_corpus(config))
+        reader.tokenizer.add_bos_token = config.bos == "always"
+    _require_fit(reader, config, begins)
+    return Opened(config=config, reader=reader, beginning_ids=begins, corpus=open_corpus(config))
 
 
 def lay_out(loaded: Loaded, work_dir: Path) -> Job:
@@ -67,21 +80,38 @@ def lay_out(loaded: Loaded, work_dir: Path) -> Job:
 
     Raises DataError (for example NoPromptsError) or WriteRefusedError.
     """
-    config, teacher, corpus = loaded.config, loaded.teacher, loaded.corpus
-    tokenized = tokenize_corpus(
-        corpus,
-        teacher.tokenizer,
-        config,
-        vocab_size=teacher.vocab_size,
-        beginning_ids=loaded.beginning_ids,
-        context_length=teacher.context_length,
-        work_dir=work_dir / tokenization_key(corpus, teacher.tokenizer, config, loaded.beginning_ids),
-    )
-    producers = make_producers(teacher, tokenized, config)
+    return with_producers(loaded, tokenize(loaded, work_dir))
+
+
+def with_producers(loaded: Loaded, tokenized: TokenizedCorpus) -> Job:
+    """Lay out the rows of each kind. Raises NoPromptsError or NoWantedTargetError."""
+    producers = make_producers(loaded.teacher, tokenized, loaded.config)
     return Job(**vars(loaded), tokenized=tokenized, producers=producers)
 
 
-def _require_fit(teacher: Teacher, config: PrecomputeConfig, begins: tuple[int, ...]) -> None:
+def tokenize(opened: Opened, work_dir: Path) -> TokenizedCorpus:
+    """Tokenize the text with all processes that share `work_dir`; store the tokens below it. Raises as lay_out."""
+    return tokenize_as_planned(tokenization_of(opened), tokens_dir(opened, work_dir))
+
+
+def tokenization_of(opened: Opened) -> TokenizationPlan:
+    """Return what to tokenize, and how to store it."""
+    return TokenizationPlan(
+        corpus=opened.corpus,
+        tokenizer=opened.reader.tokenizer,
+        config=opened.config,
+        vocab_size=opened.reader.vocab_size,
+        beginning_ids=opened.beginning_ids,
+        context_length=opened.reader.context_length,
+    )
+
+
+def tokens_dir(opened: Opened, work_dir: Path) -> Path:
+    """Return where the tokens lie below `work_dir`: the same for the same text, tokenizer and settings."""
+    return work_dir / tokenization_key(opened.corpus, opened.reader.tokenizer, opened.config, opened.beginning_ids)
+
+
+def _require_fit(teacher: Reader, config: PrecomputeConfig, begins: tuple[int, ...]) -> None:
     """Raise TokenBeyondVocabularyError, ContextTooShortError or ConfigError when beginning or settings do not fit."""
     for token_id in begins:
         if token_id >= teacher.vocab_size:

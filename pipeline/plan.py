@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import TokenizedCorpus
@@ -40,6 +41,24 @@ class Begun:
     identity: CacheIdentity
     shards: list[ShardRange]
     tokenizer_files: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedText:
+    """What --only tokenize made: tokens and documents by split, and facts as TokenizationCounts gives them."""
+
+    num_tokens: dict[str, int]
+    num_documents: dict[str, int]
+    facts: dict[str, Any]
+
+
+def summary_of(tokenized: TokenizedCorpus) -> TokenizedText:
+    """Return what a tokenized corpus holds."""
+    return TokenizedText(
+        num_tokens={split: store.num_tokens for split, store in tokenized.documents.items()},
+        num_documents={split: len(store.ends) for split, store in tokenized.documents.items()},
+        facts=tokenized.counts.facts(),
+    )
 
 
 def make_producers(teacher: Teacher, tokenized: TokenizedCorpus, config: PrecomputeConfig) -> dict[str, Producer]:

@@ -15,17 +15,21 @@ from pipeline.beginning import begin
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.notices import tokenization_notices
 from pipeline.engines.local import write_shards
-from pipeline.engines.ray_driver import write_on_ray
+from pipeline.engines.ray_driver import tokenize_on_ray, write_on_ray
 from pipeline.framing import framing_remarks
 from pipeline.identity import facts_of
-from pipeline.job import Job, lay_out, load_teacher_and_source
-from pipeline.plan import Begun
+from pipeline.job import Job, lay_out, load_teacher_and_source, open_text, tokenize
+from pipeline.plan import Begun, TokenizedText, summary_of
+from pipeline.teacher.loading import load_reader
 from pipeline.work.work_directory import work_directory
+from storage.disk.files import write_file
 from storage.errors import WriteRefusedError
 from storage.progress import tell
-from storage.records.identity import CacheIdentity
+from storage.records.identity import SPLITS, CacheIdentity
 from storage.records.manifest import Manifest
 from storage.writing.destinations import Destination, open_destination
+
+_DATE_NAME = "chat_date"
 
 
 def precompute(config: PrecomputeConfig) -> Manifest:
@@ -43,7 +47,7 @@ def precompute(config: PrecomputeConfig) -> Manifest:
         finished = destination.finished()
         if finished is None:
             raise
-    config = _as_begun(config, destination)
+    config = as_begun(config, destination)
     destination.require_same_facts(facts_of(load_teacher_and_source(config)))
     return finished
 
@@ -52,13 +56,41 @@ def _run(config: PrecomputeConfig) -> Manifest:
     write = {"local": _write_here, "ray": _write_on_ray}[config.engine]
     destination = open_destination(config.out, config.work_dir)
     destination.require_own()
-    config = _as_begun(config, destination)
+    config = as_begun(config, destination)
     with work_directory(destination):
+        _note_date(config, destination.work_dir)
         begun = write(config, destination)
         return destination.finish(begun.identity, begun.tokenizer_files)
 
 
-def _as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
+def tokenize_only(config: PrecomputeConfig) -> str:
+    """Tokenize the text, without the teacher's weights or a GPU. Return what was made and what to do next.
+
+    The tokens stay in the work directory, where the run finds them. Raises DataError, TeacherError, ConfigError or
+    WriteRefusedError.
+    """
+    destination = open_destination(config.out, config.work_dir)
+    destination.require_own()
+    if destination.finished() is not None:
+        return f"{destination.where}: complete, there is nothing to tokenize"
+    config = as_begun(config, destination)
+    tokenize = {"local": _tokenize_here, "ray": tokenize_on_ray}[config.engine]
+    with work_directory(destination, keeps_tokens=True):
+        _note_date(config, destination.work_dir)
+        made = tokenize(config, destination)
+    for line in tokenization_notices(config, made.facts):
+        tell(line)
+    counts = ", ".join(
+        f"{split} {made.num_tokens[split]:,} tokens in {made.num_documents[split]:,} documents" for split in SPLITS
+    )
+    return f"tokenized into {destination.work_dir}: {counts}; the same line without --only runs the teacher on them"
+
+
+def _tokenize_here(config: PrecomputeConfig, destination: Destination) -> TokenizedText:
+    return summary_of(tokenize(open_text(load_reader(config), config), destination.work_dir))
+
+
+def as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeConfig:
     """Return the settings with what they leave to a cache that was begun: the date of chats, and rounded scalars."""
     begun = destination.published_plan()
     if begun and config.soft_targets.scalar_mantissa_bits is None:
@@ -66,18 +98,30 @@ def _as_begun(config: PrecomputeConfig, destination: Destination) -> PrecomputeC
         config = dataclasses.replace(
             config, soft_targets=dataclasses.replace(config.soft_targets, scalar_mantissa_bits=bits)
         )
-    return _with_chat_date(config, begun)
+    return _with_chat_date(config, begun, destination.work_dir)
 
 
-def _with_chat_date(config: PrecomputeConfig, begun: CacheIdentity | None) -> PrecomputeConfig:
-    """Return the settings with the date that chat templates print: the given one, the plan's, or today's.
+def _with_chat_date(config: PrecomputeConfig, begun: CacheIdentity | None, work_dir: Path) -> PrecomputeConfig:
+    """Return the settings with the date that chat templates print: the given one, the plan's, the tokens', or today's.
 
     It is chosen here, before any process of the run reads a clock of its own.
     """
     if config.chat_date is not None or not config.may_hold_chats:
         return config
-    chosen = begun.data.get("chat_date") if begun else None
+    chosen = begun.data.get("chat_date") if begun else _noted_date(work_dir)
     return dataclasses.replace(config, chat_date=str(chosen or datetime.date.today()))
+
+
+def _noted_date(work_dir: Path) -> str | None:
+    """Return the date of the run whose tokens lie in the work directory; None if none is noted."""
+    noted = work_dir / _DATE_NAME
+    return noted.read_text() if noted.exists() else None
+
+
+def _note_date(config: PrecomputeConfig, work_dir: Path) -> None:
+    """Note the date of chats, so that a run that goes on tomorrow finds the tokens of today."""
+    if config.chat_date is not None:
+        write_file(work_dir / _DATE_NAME, config.chat_date.encode())
 
 
 def _write_here(config: PrecomputeConfig, destination: Destination) -> Begun:
@@ -112,11 +156,24 @@ def plan_only(config: PrecomputeConfig, report: Callable[[Job], str]) -> str:
     different cache was begun at --out.
     """
     destination = open_destination(config.out, config.work_dir)
-    config = _as_begun(config, destination)
+    config = as_begun(config, destination)
     with tempfile.TemporaryDirectory() as directory:
         loaded = load_teacher_and_source(config)
         destination.require_same_facts(facts_of(loaded))
-        return report(lay_out(loaded, Path(directory)))
+        return "\n".join([*begun_lines(destination), report(lay_out(loaded, Path(directory)))])
+
+
+def begun_lines(destination: Destination) -> list[str]:
+    """Return a line for --plan on what is made of a cache that was begun; none if it was not."""
+    begun = destination.published_plan()
+    if begun is None:
+        return []
+    keys = begun.planned_keys()
+    destination.look_up(keys)
+    records = [record for key in keys if (record := destination.read_commit(key))]
+    made = f"{len(records):,} of {len(keys):,} shards, {sum(record.shard_bytes for record in records) / 1e6:,.1f} MB"
+    num_tokens = sum(begun.data["num_tokens"].values())
+    return [f"{'begun':<14}{destination.where} holds {made}, of {num_tokens:,} tokens; what follows is the whole run"]
 
 
 def announce(config: PrecomputeConfig, manifest: Manifest) -> None:

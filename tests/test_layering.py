@@ -33,7 +33,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli", "__init__"),
     ),
     "pipeline": (
-        ("config", "errors"),
+        ("config", "errors", "flags"),
         ("work",),
         ("sources",),
         ("corpus",),
@@ -44,7 +44,7 @@ STOREYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("plan", "job", "identity", "framing", "beginning"),
         ("engines",),
         ("cutting",),
-        ("run", "estimate"),
+        ("run", "estimate", "sampled_plan"),
         ("cli", "__init__"),
     ),
     "student": (

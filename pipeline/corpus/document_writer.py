@@ -1,4 +1,4 @@
-"""Write the documents of a split to its token store. Keep conversations and pairs whole where they fit into a block.
+"""Write conversations and pairs to the token store of a split. Keep them whole where they fit into a block.
 
 An answer without its question is not what the teacher was made for. So a conversation or a pair that has no room in the
 rest of a block begins the next one. The document before it is lengthened by tokens that nobody is to learn. No token
@@ -7,7 +7,6 @@ sees what follows it, so they change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +24,15 @@ class Piece(NamedTuple):
 
 
 class DocumentWriter:
-    """Write documents one after the other.
+    """Write conversations and pairs one after the other.
 
-    marks_wanted: whether documents have flags; others are packed without a gap. block_tokens, num_beginning: tokens of
-    a block, and of the beginning that blocks give to each segment. filler_id: the token that lengthens documents.
+    block_tokens, num_beginning: tokens of a block, and of the beginning that blocks give to each segment. filler_id:
+    the token that lengthens documents.
     """
 
-    def __init__(
-        self, directory: Path, dtype: Any, *, marks_wanted: bool, block_tokens: int, num_beginning: int, filler_id: int
-    ) -> None:
-        self._writer = TokenWriter(directory, dtype, marks_wanted=marks_wanted)
+    def __init__(self, directory: Path, dtype: Any, *, block_tokens: int, num_beginning: int, filler_id: int) -> None:
+        self._writer = TokenWriter(directory, dtype, marks_wanted=True)
         self._block_tokens, self._num_beginning, self._filler_id = block_tokens, num_beginning, filler_id
-        self._fills = marks_wanted
         self._used = 0  # tokens in the current block
         self._is_open = False  # whether the last document may still be lengthened
 
@@ -45,29 +41,19 @@ class DocumentWriter:
         """Number of tokens in the store, with those that lengthen documents."""
         return self._writer.num_tokens
 
-    def write(self, pieces: Iterable[Piece], count: Callable[[int], object], *, keep_whole: bool) -> int:
-        """Write a document and return its number of tokens. Call `count` with the number of each piece's tokens.
-
-        keep_whole: begin a new block if the document fits into one, but not into the rest of this one.
-        """
-        if keep_whole:
-            pieces = list(pieces)
-            needed = self._num_beginning + sum(len(piece.ids) for piece in pieces)
-            if self._used and self._block_tokens - self._used < needed <= self._block_tokens:
-                self._fill_block()
+    def write(self, document: Piece) -> None:
+        """Write a document. Begin a new block if it fits into one, but not into the rest of this one."""
+        num_tokens = len(document.ids)
+        if self._used and self._block_tokens - self._used < self._num_beginning + num_tokens <= self._block_tokens:
+            self._fill_block()
         self._end_document()
-        before = self.num_tokens
-        for piece in pieces:
-            self._writer.append(*piece)
-            count(len(piece.ids))
+        self._writer.append(*document)
         self._is_open = True
-        num_written = self.num_tokens - before
-        self._used = self._used_after(num_written)
-        return num_written
+        self._used = self._used_after(num_tokens)
 
     def close(self) -> None:
         """Write the end of the last document. Fill the last block, which would be left out otherwise."""
-        if self._fills and self._used:
+        if self._used:
             self._fill_block()
         self._end_document()
         self._writer.close()

@@ -72,18 +72,20 @@ class LongTextTokenizer:
 
     def ids(self, text: TextAhead) -> Iterator[NDArray[np.int64]]:
         """Yield the token ids of the whole text in pieces."""
-        yield from self._spliced(text) if self._tokenizer.is_fast else self._cut(text)
+        yield from (piece.ids for piece in self.encoded(text)) if self._tokenizer.is_fast else self._cut(text)
 
-    def _spliced(self, text: TextAhead) -> Iterator[NDArray[np.int64]]:
-        window, first = self._tokenizer.encode(text.peek(WINDOW_CHARS)), 0
+    def encoded(self, text: TextAhead) -> Iterator[Encoded]:
+        """Yield the encoding of the whole text in pieces, with places in it. For fast tokenizers only."""
+        window, first, begin = self._tokenizer.encode(text.peek(WINDOW_CHARS)), 0, 0
         while len(text.peek(WINDOW_CHARS + 1)) > WINDOW_CHARS:
             num_chars, following, left, right = self._following(text, window)
             if following is None:
                 window, left = self._cut_window(text, window, num_chars), None
-            yield window.ids[first:left]
+            yield window.part(first, left, begin)
             text.drop(num_chars)
+            begin += num_chars
             window, first = following or self._tokenizer.encode(text.peek(WINDOW_CHARS)), right
-        yield window.ids[first:]
+        yield window.part(first, None, begin)
 
     def _following(self, text: TextAhead, window: Encoded) -> tuple[int, Encoded | None, int | None, int]:
         """Return where the following window begins, its encoding, and the tokens at which it takes over from this one.
@@ -131,8 +133,8 @@ def agreement(window: Encoded, following: Encoded, begin: int) -> tuple[int, int
     begin: where the following window begins in `window`, in characters. It is the middle token of the longest stretch
     on which both hold the same ids at the same places; None if that is shorter than AGREED_TOKENS tokens.
     """
-    places, starts = _boundaries(window)
-    following_places, following_starts = _boundaries(following)
+    places, starts = boundaries(window)
+    following_places, following_starts = boundaries(following)
     _, ours, theirs = np.intersect1d(places, following_places + begin, assume_unique=True, return_indices=True)
     left, right = starts[ours], following_starts[theirs]
     stretch = longest = (0, 0)
@@ -152,12 +154,12 @@ def _beginnings(window: Encoded, earliest: int) -> list[int]:
     At a boundary of this window; then one character later, where the mark that some tokenizers put before a text stands
     for a space that is left out, so that a run of spaces is grouped as in the whole.
     """
-    places, _ = _boundaries(window)
+    places, _ = boundaries(window)
     inside = places[(places >= earliest) & (places < WINDOW_CHARS - 1)]
     return [int(inside[0]), int(inside[0]) + 1] if len(inside) else [earliest]
 
 
-def _boundaries(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def boundaries(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the places between tokens, ascending, and the index of the token behind each.
 
     No place cuts through a character that is several tokens. Of several tokens behind one place the last counts.

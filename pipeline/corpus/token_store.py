@@ -18,6 +18,7 @@ from storage.disk.files import refusals
 _TOKENS_NAME = "tokens.bin"
 _ENDS_NAME = "ends.bin"
 _IS_WANTED_NAME = "is_wanted.bin"
+_COPIED_TOKENS = 1 << 20
 
 
 class TokenWriter:
@@ -54,6 +55,14 @@ class TokenWriter:
         with refusals(self._directory):
             self._ends.write(np.int64(self.num_tokens).tobytes())
 
+    def extend(self, store: TokenStore, start: int, stop: int, ends: NDArray[np.int64]) -> None:
+        """Append tokens [start, stop) of another store. ends: those of its documents that end among them."""
+        with refusals(self._directory):
+            self._ends.write((ends - start + self.num_tokens).tobytes())
+        for first in range(start, stop, _COPIED_TOKENS):
+            piece = slice(first, min(first + _COPIED_TOKENS, stop))
+            self.append(store.tokens[piece], None if store.is_wanted is None else store.is_wanted[piece])
+
     def close(self) -> TokenStore:
         """Close the files and return the readable store."""
         with refusals(self._directory):
@@ -72,10 +81,10 @@ class TokenStore:
     """
 
     def __init__(self, directory: Path, dtype: Any) -> None:
-        self.tokens = _map(directory / _TOKENS_NAME, np.dtype(dtype))
-        self.ends = _map(directory / _ENDS_NAME, np.dtype(np.int64))
+        self.tokens = map_array(directory / _TOKENS_NAME, np.dtype(dtype))
+        self.ends = map_array(directory / _ENDS_NAME, np.dtype(np.int64))
         flags = directory / _IS_WANTED_NAME
-        self.is_wanted = _map(flags, np.dtype(np.bool_)) if flags.exists() else None
+        self.is_wanted = map_array(flags, np.dtype(np.bool_)) if flags.exists() else None
 
     @property
     def num_tokens(self) -> int:
@@ -84,8 +93,11 @@ class TokenStore:
 
     def document(self, index: int) -> NDArray[Any]:
         """Return the tokens of one document."""
-        start = self.ends[index - 1] if index else 0
-        return self.tokens[start : self.ends[index]]
+        return self.tokens[self.place(index)]
+
+    def place(self, index: int) -> slice:
+        """Return where the tokens of one document lie."""
+        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
     def segment_lengths(self, start: int, stop: int) -> NDArray[np.int64]:
         """Return the lengths of the pieces of documents that make up tokens [start, stop)."""
@@ -94,7 +106,8 @@ class TokenStore:
         return np.diff(np.concatenate([[start], inner_ends, [stop]])).astype(np.int64)
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def map_array(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the values in a file, memory-mapped."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r")

@@ -1,9 +1,9 @@
 """Tokenize a corpus once, before the teacher runs, into token stores on disk that every process maps.
 
-Costs: before the first row is made, a pass over the whole text and 2 or 4 bytes of disk per token. A pass that is
-killed starts again from the beginning. Gains: the number of rows is known at the start, so the plan is a pure function
-of configuration and data. Any process can read any row without reading the rows before it. Memory does not grow with
-the text. A rerun reuses the tokens of an earlier run.
+Costs: before the first row is made, a pass over the whole text, which processes share part by part, and 2 or 4 bytes of
+disk per token, twice that while the parts are joined. Gains: the number of rows is known at the start, so the plan is a
+pure function of configuration and data. Any process can read any row without reading the rows before it. Memory does
+not grow with the text. A rerun reuses the parts, or all tokens, of an earlier run.
 
 Every text and every pair ends with the tokenizer's end-of-text token if there is one; conversations end as their chat
 template ends them. Prompts from columns have separate stores.
@@ -11,22 +11,21 @@ template ends them. Prompts from columns have separate stores.
 
 from __future__ import annotations
 
-import errno
 import json
-import secrets
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.store_writing import TokenizationCounts, TokenizationPlan, prompt_dirs, write_stores
+from pipeline.corpus.parts.joining import TokenizationCounts, join_parts, prompt_dirs
+from pipeline.corpus.parts.sharing import SharedParts, staged
+from pipeline.corpus.parts.writing import TokenizationPlan
 from pipeline.corpus.token_store import TokenStore
 from pipeline.errors import NoUsableTextError
 from pipeline.sources.corpus import Corpus
 from pipeline.work.claims import claimed
-from storage.disk.files import refusals, write_file
+from storage.disk.files import write_file
 from storage.records.identity import SPLITS
 
 PACKING_RECIPE = (
@@ -70,60 +69,54 @@ def tokenize_corpus(
     context_length: int,
     work_dir: Path,
 ) -> TokenizedCorpus:
-    """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
-
-    vocab_size: ids that the teacher has rows for. beginning_ids: what segments and prompts begin with. context_length:
-    tokens that the teacher can read. Prompts from columns that leave no room in it for the completion are skipped and
-    counted. Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
-    text with a token that the teacher has no row for, BadRowError for a row that cannot be used, ChatTemplateError when
-    conversations cannot be rendered.
-    """
+    """Tokenize a corpus as a TokenizationPlan of these fields says; see tokenize_as_planned."""
     plan = TokenizationPlan(
         corpus=corpus,
         tokenizer=tokenizer,
         config=config,
         vocab_size=vocab_size,
         beginning_ids=beginning_ids,
-        prompt_limits=_prompt_limits(config, context_length - len(beginning_ids)),
+        context_length=context_length,
     )
+    return tokenize_as_planned(plan, work_dir)
+
+
+def tokenize_as_planned(plan: TokenizationPlan, work_dir: Path) -> TokenizedCorpus:
+    """Tokenize into `work_dir`, or reuse the tokens that an earlier run stored there.
+
+    Processes that do so at once share the work. Prompts that leave no room for the completion are skipped and counted.
+    Raises NoUsableTextError when the train split is shorter than one block, TokenBeyondVocabularyError for a
+    text with a token that the teacher has no row for, BadRowError for a row that cannot be used, ChatTemplateError when
+    conversations cannot be rendered.
+    """
     if not work_dir.exists():
+        parts = SharedParts(plan, work_dir)
+        parts.make_all()
         with claimed(work_dir.parent, work_dir.name):
-            if not work_dir.exists():  # no process finished it while this one waited
-                _tokenize(plan, work_dir)
+            if not work_dir.exists():  # no process joined them while this one waited
+                _join(plan, parts, work_dir)
     tokenized = _open_stores(plan, work_dir)
     if len(tokenized.blocks["train"]) == 0:
         raise NoUsableTextError(
-            config.data,
+            plan.config.data,
             tokenized.counts.num_documents,
             tokenized.counts.num_documents_skipped,
             {split: store.num_tokens for split, store in tokenized.documents.items()},
-            config.block_size + 1,
+            plan.config.block_size + 1,
         )
     return tokenized
 
 
-def _prompt_limits(config: PrecomputeConfig, context_length: int) -> dict[str, int]:
-    """Return, by column, the maximum tokens of a prompt that leave room for the completion."""
-    limits: dict[str, int] = {}
-    for settings in config.prompt_settings.values():
-        if settings.prompt_column:
-            room = context_length - settings.max_new_tokens
-            limits[settings.prompt_column] = min(room, limits.get(settings.prompt_column, room))
-    return limits
-
-
-def _tokenize(plan: TokenizationPlan, work_dir: Path) -> None:
+def _join(plan: TokenizationPlan, parts: SharedParts, work_dir: Path) -> None:
     """Write the stores beside `work_dir`, then rename them. Without working locks, the first process to finish wins."""
-    staging = work_dir.with_name(f"{work_dir.name}-{secrets.token_hex(8)}")
-    counts = write_stores(plan, staging)
-    write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
-    with refusals(work_dir):
-        try:
-            staging.rename(work_dir)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            shutil.rmtree(staging)
+    try:
+        with staged(work_dir) as staging:
+            counts = join_parts(plan, parts.needed(), staging)
+            write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
+    except FileNotFoundError:
+        if not work_dir.exists():  # else another process has joined the parts, and removed them
+            raise
+    parts.remove()
 
 
 def _open_stores(plan: TokenizationPlan, work_dir: Path) -> TokenizedCorpus:

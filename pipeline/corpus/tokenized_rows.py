@@ -17,7 +17,7 @@ from pipeline.corpus.chats.turns import joined_pair, messages_of, question_of
 from pipeline.corpus.document_writer import Piece
 from pipeline.corpus.tokenizer_calls import CorpusTokenizer
 from pipeline.errors import BadRowError, RefusedChatError
-from pipeline.sources.corpus import Document, Prompt
+from pipeline.sources.documents import Document, Prompt
 from pipeline.sources.turns import Conversation, Pair
 
 

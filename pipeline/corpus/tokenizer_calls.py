@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.corpus import long_texts
 from pipeline.corpus.long_texts import LongTextTokenizer, TextAhead
-from pipeline.sources.corpus import Document
-from storage.text.characters import CharacterTokenizer
+from pipeline.corpus.parts.seams import joined
+from pipeline.sources.documents import Document
+from storage.text.characters import CharacterTokenizer, Encoded
 
 # Change this text whenever the functions of this wing may give other ids for the same text and tokenizer.
 TOKENIZATION_RULE = "texts as characters; long texts in windows of 131072 that overlap by 4096"
@@ -24,7 +26,7 @@ class CorpusTokenizer:
     """Tokenizes the texts of a run as characters, and counts the control tokens that they spell out.
 
     characters: tokenizes single texts. num_control_tokens: how often each stood in the texts. num_chat_control_tokens:
-    how often each stood in messages of chats.
+    how often each stood in messages of chats. head, tail: of the part that was read; see parts.seams.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -34,6 +36,8 @@ class CorpusTokenizer:
         self._longest_chars = max(map(len, self.characters.control_tokens), default=1)
         self.num_control_tokens: Counter[str] = Counter()
         self.num_chat_control_tokens: Counter[str] = Counter()
+        self.head: Encoded | None = None
+        self.tail: Encoded | None = None
 
     @property
     def num_inexact_cuts(self) -> int:
@@ -67,15 +71,15 @@ class CorpusTokenizer:
         for document in documents:
             ahead = TextAhead(document.pieces)
             text = ahead.peek(long_texts.WINDOW_CHARS + 1)
-            is_long = len(text) > long_texts.WINDOW_CHARS
-            if not is_long:
+            is_short = len(text) <= long_texts.WINDOW_CHARS and not document.goes_on and not document.text_behind(1)
+            if is_short:
                 batch.append((document, text))
                 num_chars += len(text)
-            if is_long or num_chars >= _CHARS_PER_CALL:
+            if not is_short or num_chars >= _CHARS_PER_CALL:
                 yield from self._short_documents(batch)
                 batch, num_chars = [], 0
-            if is_long:
-                yield document, self._long_document(ahead)
+            if not is_short:
+                yield document, self._long_document(document, ahead)
         yield from self._short_documents(batch)
 
     def _short_documents(self, batch: list[tuple[Document, str]]) -> Iterator[tuple[Document, Iterator[NDArray[Any]]]]:
@@ -84,18 +88,52 @@ class CorpusTokenizer:
             self.num_control_tokens.update(self._spelt_out.findall(text))
             yield document, iter([np.array(ids, dtype=np.int64)])
 
-    def _long_document(self, ahead: TextAhead) -> Iterator[NDArray[Any]]:
-        return self._long_texts.ids(TextAhead(self._counted(ahead.rest())))
+    def _long_document(self, document: Document, ahead: TextAhead) -> Iterator[NDArray[Any]]:
+        text = TextAhead(self._counted(document, ahead.rest()))
+        if not self.characters.is_fast:
+            return self._long_texts.ids(text)
+        return self._with_seams(document, self._long_texts.encoded(text))
 
-    def _counted(self, slices: Iterable[str]) -> Iterator[str]:
-        """Yield the slices of a text, and count its control tokens, also those that stand on two slices."""
-        kept = ""
+    def _with_seams(self, document: Document, pieces: Iterable[Encoded]) -> Iterator[NDArray[Any]]:
+        """Yield the ids of pieces; keep head and tail where parts cut the document."""
+        self._own_chars: int | None = None
+        tails: list[Encoded] = []
+        for number, piece in enumerate(pieces):
+            if document.goes_on and number == 0:
+                self.head = piece.part(0, int(np.count_nonzero(piece.starts < long_texts.OVERLAP_CHARS)))
+            if self._own_chars is not None:
+                first = int(np.count_nonzero(piece.ends <= self._own_chars))
+                tails.append(piece.part(first, None, -self._own_chars))
+            yield piece.ids
+        if document.text_behind(1):
+            self.tail = joined(tails)
+
+    def _counted(self, document: Document, slices: Iterable[str]) -> Iterator[str]:
+        """Yield the slices of a text, then the text behind it, and count the control tokens that begin in the text.
+
+        They may stand on two slices.
+        """
+        kept, num_chars = "", 0
         for text in slices:
             yield text
-            kept += text
+            kept, num_chars = kept + text, num_chars + len(text)
             found = list(self._spelt_out.finditer(kept))
             self.num_control_tokens.update(match.group() for match in found)
             kept = kept[max([len(kept) - self._longest_chars + 1, *(match.end() for match in found[-1:]), 0]) :]
+        behind = document.text_behind(long_texts.OVERLAP_CHARS)
+        found = list(self._spelt_out.finditer(kept + behind[: self._longest_chars - 1]))
+        self.num_control_tokens.update(match.group() for match in found if match.start() < len(kept))
+        self._own_chars = num_chars
+        yield behind
+
+
+def use_threads(num_threads: int | None) -> None:
+    """Let fast tokenizers of this process use so many threads; None: as many as it has cores, or as RAYON_NUM_THREADS
+    says. The first texts decide: a later call can only turn several threads into one and back.
+    """
+    if num_threads is not None:
+        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads > 1 else "false"
 
 
 def _pattern_of(control_tokens: Iterable[str]) -> re.Pattern[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.token_store import TokenStore, TokenWriter
@@ -21,12 +22,13 @@ _VALIDATION_DRAW = 4
 _COPIED_TOKENS = 1 << 20
 
 
-def split_of(config: PrecomputeConfig, document_index: int) -> str:
-    """Return the split of a document: "validation" with probability --validation-fraction, else "train"."""
-    if document_index == 0:
-        return "train"  # a single document must not be held out as a whole
-    draw = hash_uniform(config.seed, _VALIDATION_DRAW, document_index)
-    return "validation" if draw < config.validation_fraction else "train"
+def is_held_out(config: PrecomputeConfig, document_indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which documents are for validation: each with probability --validation-fraction, and never the first.
+
+    A single document must not be held out as a whole.
+    """
+    draws = hash_uniform(config.seed, _VALIDATION_DRAW, document_indices)
+    return (draws < config.validation_fraction) & (document_indices > 0)
 
 
 def hold_out_end(directory: Path, config: PrecomputeConfig, dtype: Any, *, marks_cut: bool = False) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pipeline.config import PrecomputeConfig
-from pipeline.plan import Begun, ShardRange
+from pipeline.plan import Begun, ShardRange, TokenizedText, summary_of
 from pipeline.work.work_directory import work_directory
 from storage.errors import ConfigError, StoppedError, TeachonceError, first_line
 from storage.remote.directory import is_remote_url
@@ -53,8 +53,20 @@ class RayWorker:
         """Return the name of this host. This is the first call: its answer shows that Ray has started the worker."""
         return platform.node()
 
-    def load(self) -> Begun | Failure:
-        """Load teacher and text, begin the cache, and return its plan."""
+    def open(self) -> int | Failure:
+        """Load the teacher, or its tokenizer alone for --only, and open the source.
+
+        Return the number of parts in which workers that see one directory may tokenize the text; 0 if they are to
+        share it by claims, machine by machine, or if it is tokenized.
+        """
+        return _attempt(self._open)
+
+    def tokenize(self, index: int) -> bool | Failure:
+        """Tokenize a part. Return whether the parts that are made hold enough."""
+        return _attempt(lambda: self._tokenize(index))
+
+    def load(self) -> Begun | TokenizedText | Failure:
+        """Join the parts, begin the cache and return its plan; for --only, what was made."""
         return _attempt(self._load)
 
     def write(self, shard: ShardRange) -> Outcome | Failure:
@@ -69,22 +81,41 @@ class RayWorker:
         """Leave the work directory. The driver calls this when every shard is committed."""
         self._stack.close()
 
-    def _load(self) -> Begun:
+    def _open(self) -> int:
         if self._meeting_point and not (self._destination.work_dir / self._meeting_point).exists():
             raise ConfigError(
                 f"--out {self._config.out}: not the directory that the driver sees; expected one that all hosts share"
             )
         import torch
 
-        from pipeline.beginning import begin
+        from pipeline.corpus.parts.sharing import SharedParts
         from pipeline.identity import facts_of
-        from pipeline.job import lay_out, load_teacher_and_source
+        from pipeline.job import load_teacher_and_source, open_text, tokenization_of, tokens_dir
+        from pipeline.teacher.loading import load_reader
 
         torch.set_num_threads(self._num_threads)
-        self._stack.enter_context(work_directory(self._destination))
-        loaded = load_teacher_and_source(self._config)
-        self._destination.require_same_facts(facts_of(loaded))
-        self._job = lay_out(loaded, self._destination.work_dir)
+        is_only = self._config.only is not None
+        self._stack.enter_context(work_directory(self._destination, keeps_tokens=is_only))
+        if is_only:
+            self._opened = open_text(load_reader(self._config), self._config)
+        else:
+            self._opened = loaded = load_teacher_and_source(self._config)
+            self._destination.require_same_facts(facts_of(loaded))
+        self._parts = SharedParts(tokenization_of(self._opened), tokens_dir(self._opened, self._destination.work_dir))
+        return self._parts.num_parts if self._meeting_point else 0
+
+    def _tokenize(self, index: int) -> bool:
+        if not self._parts.are_enough():
+            self._parts.make(index)
+        return self._parts.are_enough()
+
+    def _load(self) -> Begun | TokenizedText:
+        from pipeline.beginning import begin
+        from pipeline.job import Loaded, lay_out, tokenize
+
+        if not isinstance(self._opened, Loaded):
+            return summary_of(tokenize(self._opened, self._destination.work_dir))
+        self._job = lay_out(self._opened, self._destination.work_dir)
         self._begun = begin(self._job, self._destination)
         return self._begun
 
@@ -116,8 +147,8 @@ class RayWorker:
             yield shard
 
 
-def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig:
-    """Return the settings of a worker: with absolute paths, its device, and quiet."""
+def worker_config(config: PrecomputeConfig, *, on_gpu: bool, num_threads: int) -> PrecomputeConfig:
+    """Return the settings of a worker: with absolute paths, its device, its threads, and quiet."""
     return dataclasses.replace(
         config,
         teacher=_absolute(config.teacher),
@@ -126,6 +157,7 @@ def worker_config(config: PrecomputeConfig, *, on_gpu: bool) -> PrecomputeConfig
         work_dir=config.work_dir and config.work_dir.absolute(),
         chat_template=config.chat_template and config.chat_template.absolute(),
         device="cuda" if on_gpu else "cpu",
+        tokenizer_threads=config.tokenizer_threads or num_threads,
         quiet=True,
     )
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.teacher.model import Teacher
+from storage.records.identity import SPLITS
 
 
 class Producer(ABC):
@@ -48,6 +49,10 @@ class Producer(ABC):
     @abstractmethod
     def num_rows(self, split: str) -> int:
         """Return the number of rows in a split."""
+
+    def num_rows_of(self, growth: float) -> float:
+        """Return the number of rows, of all splits together, that a text `growth` times as long would have."""
+        return growth * sum(map(self.num_rows, SPLITS))
 
     @abstractmethod
     def record_batches(self, split: str, start: int, stop: int, record_batch_rows: int) -> Iterator[pa.RecordBatch]:

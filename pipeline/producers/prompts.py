@@ -42,6 +42,12 @@ class PromptedProducer(Producer):
         flags = f"--{cls.kind}.prompt-tokens + --{cls.kind}.max-new-tokens"
         return flags, num_beginning + prompt_tokens + settings.max_new_tokens
 
+    def num_rows_of(self, growth: float) -> float:
+        """Return the number of rows that a text `growth` times as long would have. It has at most --num-prompts."""
+        num_prompts = sum(map(len, self._prompts.values()))
+        most = self._config.prompt_settings[self.kind].num_prompts
+        return super().num_rows_of(min(growth, most / num_prompts))
+
 
 @contextlib.contextmanager
 def naming_rows(kind: str, split: str, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import gzip
 import io
 import re
@@ -28,7 +29,7 @@ UNREAD = {
 }  # fmt: skip
 _READ_BYTES = 1 << 16
 # Archives of texts are often compressed with windows of 2^27 to 2^31 bytes (zstd --long), which most readers refuse.
-_LARGEST_WINDOW_BYTES = 1 << 31
+LARGEST_WINDOW_BYTES = 1 << 31
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?", re.ASCII)
 
 
@@ -65,7 +66,29 @@ def open_binary(path: Path) -> io.BufferedReader:
     Raises OSError, also while reading, for compressed bytes that are damaged, cut short, or none at all.
     """
     chunks_of = _DECOMPRESSORS.get(path.suffix.lower())
-    return path.open("rb") if chunks_of is None else io.BufferedReader(_Decompressed(path, chunks_of))
+    return path.open("rb") if chunks_of is None else io.BufferedReader(_Chunked(path, chunks_of))
+
+
+def open_range(path: Path, start: int, stop: int | None) -> io.BufferedReader:
+    """Open bytes [start, stop) of what open_binary gives for the file; a stop of None is its end.
+
+    Raises OSError, and ValueError for a range of compressed bytes, which can only be read in order.
+    """
+    if (start, stop) == (0, None):
+        return open_binary(path)
+    if is_compressed(path):
+        raise ValueError(f"{path}: compressed bytes have no ranges")
+    return io.BufferedReader(_Chunked(path, functools.partial(_range_chunks, start, stop)))
+
+
+def place_of(path: Path, start: int) -> str:
+    """Return the name of a file, or of its range from `start` on, for messages."""
+    return f"{path} behind byte {start}" if start else str(path)
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a file's name says that its bytes are compressed."""
+    return path.suffix.lower() in _DECOMPRESSORS
 
 
 def refuse_utf16(path: Path) -> None:
@@ -78,8 +101,8 @@ def refuse_utf16(path: Path) -> None:
             raise NoSuchDataError(str(path), "is UTF-16 or UTF-32, expected UTF-8")
 
 
-class _Decompressed(io.RawIOBase):
-    """A file's decompressed bytes as a stream."""
+class _Chunked(io.RawIOBase):
+    """Bytes made out of a file's, chunk by chunk, as a stream."""
 
     def __init__(self, path: Path, chunks_of: Callable[[io.BufferedReader], Iterator[bytes]]) -> None:
         self._file = path.open("rb")
@@ -106,6 +129,12 @@ class _Decompressed(io.RawIOBase):
         return num_bytes
 
 
+def _range_chunks(start: int, stop: int | None, file: io.BufferedReader) -> Iterator[bytes]:
+    file.seek(start)
+    while chunk := file.read(_READ_BYTES if stop is None else min(_READ_BYTES, stop - file.tell())):
+        yield chunk
+
+
 def _gzip_chunks(file: io.BufferedReader) -> Iterator[bytes]:
     """Yield the bytes of all members. Zeros after a member are padding, as of tapes."""
     if not file.peek(1):
@@ -117,7 +146,7 @@ def _gzip_chunks(file: io.BufferedReader) -> Iterator[bytes]:
 
 def _zstd_chunks(file: io.BufferedReader) -> Iterator[bytes]:
     """Yield the bytes of all frames. zstandard's own reader would end without an error where a frame is cut."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW_BYTES)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
     frame, num_frames, data = None, 0, b""
     while data := data or file.read(_READ_BYTES):
         if frame is None:

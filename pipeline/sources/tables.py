@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,25 +22,70 @@ _BUFFER_BYTES = 1 << 20
 _ARROW_FILE_MAGIC = b"ARROW1"
 
 
-def table_rows(path: Path, columns: Iterable[str]) -> tuple[list[str], Iterator[dict[str, Any]]]:
+class TableRange(NamedTuple):
+    """Row groups or record batches [start, stop) of a file, stop None for its end. first_row counts from 1."""
+
+    start: int = 0
+    stop: int | None = None
+    first_row: int = 1
+
+
+def table_ranges(path: Path, range_bytes: int) -> list[TableRange]:
+    """Return ranges of about range_bytes that hold a whole file: row groups of Parquet, record batches of Arrow.
+
+    Raises OSError or pyarrow.ArrowInvalid for other bytes.
+    """
+    ranges, filled, row = [TableRange()], 0, 1
+    for index, (num_rows, num_bytes) in enumerate(_sizes(path)):
+        if filled >= range_bytes:
+            ranges[-1] = ranges[-1]._replace(stop=index)
+            ranges.append(TableRange(start=index, first_row=row))
+            filled = 0
+        filled, row = filled + num_bytes, row + num_rows
+    return ranges
+
+
+def table_rows(
+    path: Path, columns: Iterable[str], start: int = 0, stop: int | None = None
+) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the names of all columns, and the rows in order with those of `columns` that the file has.
+
+    start, stop: the range of the rows; see TableRange.
 
     Raises OSError or pyarrow.ArrowInvalid (a ValueError) for other bytes, also while the rows are read, and ValueError
     when two columns have one of the names.
     """
-    if path.suffix.lower() != suffix_of(path):
-        raise OSError(f"{suffix_of(path)} inside {path.suffix} cannot be read in parts; decompress the file")
+    require_plain(path)
     if suffix_of(path) == ".parquet":
         file = pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
         names = file.schema_arrow.names
-        kept = _kept(names, columns)
-        return names, _rows(file.iter_batches(batch_size=_BATCH_ROWS, columns=kept), kept)
-    reader, batches = _arrow_batches(path)
-    kept = _kept(reader.schema.names, columns)
-    return reader.schema.names, _rows(batches, kept)
+        kept = kept_columns(names, columns)
+        groups = list(range(file.num_row_groups)[start:stop])
+        return names, _rows(file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=kept), kept)
+    reader, batches = arrow_batches(path)
+    kept = kept_columns(reader.schema.names, columns)
+    return reader.schema.names, _rows(itertools.islice(batches, start, stop), kept)
 
 
-def _kept(names: list[str], columns: Iterable[str]) -> list[str]:
+def _sizes(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the number of rows and of bytes of each row group or record batch, without reading values."""
+    if suffix_of(path) == ".parquet":
+        metadata = pq.ParquetFile(path).metadata
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        yield from ((group.num_rows, group.total_byte_size) for group in groups)
+        return
+    _, batches = arrow_batches(path)
+    yield from ((batch.num_rows, batch.get_total_buffer_size()) for batch in batches)
+
+
+def require_plain(path: Path) -> None:
+    """Raise OSError for a compressed file: a table has a compression of its own."""
+    if path.suffix.lower() != suffix_of(path):
+        raise OSError(f"{suffix_of(path)} inside {path.suffix} cannot be read in parts; decompress the file")
+
+
+def kept_columns(names: list[str], columns: Iterable[str]) -> list[str]:
+    """Return those of `names` that are among `columns`. Raises ValueError when two columns have one of the names."""
     wanted = set(columns)
     kept = [name for name in names if name in wanted]
     if len(set(kept)) < len(kept):
@@ -47,7 +93,7 @@ def _kept(names: list[str], columns: Iterable[str]) -> list[str]:
     return kept
 
 
-def _arrow_batches(path: Path) -> tuple[Any, Iterator[pa.RecordBatch]]:
+def arrow_batches(path: Path) -> tuple[Any, Iterator[pa.RecordBatch]]:
     """Open an Arrow file of either form: the file format, or the stream format in which `datasets` saves."""
     source = pa.memory_map(str(path))
     is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC

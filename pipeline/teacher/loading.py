@@ -13,9 +13,10 @@ import transformers
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.chats.template import choose_chat_template
+from pipeline.corpus.tokenizer_calls import use_threads
 from pipeline.errors import NoSuchTeacherError
 from pipeline.teacher.fast_layers import use_fast_layers
-from pipeline.teacher.model import Teacher
+from pipeline.teacher.model import Reader, Teacher
 from pipeline.teacher.several_devices import gather_ends, require_accelerate, spread_options
 from pipeline.teacher.weights import convert_weights, hash_weights
 from storage.errors import ConfigError, UnusableModelError
@@ -23,9 +24,10 @@ from storage.tensors.checkpoints.adapters import merged
 from storage.tensors.checkpoints.blame import blaming_files
 from storage.tensors.checkpoints.config_file import require_sound_config_file
 from storage.tensors.checkpoints.first_passes import require_causal
-from storage.tensors.checkpoints.loading import load_checkpoint
+from storage.tensors.checkpoints.loading import build_skeleton, load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
+from storage.tensors.model_facts import context_length_of, vocab_size_of
 from storage.text.tokenizer_files import load_tokenizer_files
 
 
@@ -34,6 +36,7 @@ def load_tokenizer(config: PrecomputeConfig) -> Any:
 
     Raises NoSuchTeacherError, or ChatTemplateError when the text is conversations that no template can render.
     """
+    use_threads(config.tokenizer_threads)
     with _loading(config):
         require_sound_config_file(Path(config.teacher), transformers.CONFIG_MAPPING)
         tokenizer = load_tokenizer_files(transformers.AutoTokenizer, config.teacher, **_place(config))
@@ -41,6 +44,17 @@ def load_tokenizer(config: PrecomputeConfig) -> Any:
         raise NoSuchTeacherError(config.teacher, "it has no tokenizer")
     choose_chat_template(tokenizer, config)
     return tokenizer
+
+
+def load_reader(config: PrecomputeConfig) -> Reader:
+    """Load what decides how a text is tokenized: tokenizer and configuration. No weights are needed.
+
+    Raises NoSuchTeacherError, or ChatTemplateError as load_tokenizer.
+    """
+    tokenizer = load_tokenizer(config)
+    with _loading(config):
+        skeleton = build_skeleton(transformers, config.teacher, **_place(config))
+    return Reader(tokenizer, vocab_size=vocab_size_of(skeleton), context_length=context_length_of(skeleton))
 
 
 def load_teacher(config: PrecomputeConfig) -> Teacher:

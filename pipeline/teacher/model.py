@@ -27,7 +27,22 @@ from storage.tensors.whole_texts import read_whole_texts
 from storage.text.ends import end_ids
 
 
-class Teacher:
+class Reader:
+    """What of a teacher decides how a text is tokenized.
+
+    vocab_size: ids that it has rows for. context_length: tokens that it can read.
+    """
+
+    def __init__(self, tokenizer: Any, *, vocab_size: int, context_length: int) -> None:
+        self.tokenizer, self.vocab_size, self.context_length = tokenizer, vocab_size, context_length
+
+    def require_context(self, setting: str, num_tokens: int) -> None:
+        """Raise ContextTooShortError when `num_tokens` exceed the context length."""
+        if num_tokens > self.context_length:
+            raise ContextTooShortError(setting, num_tokens, self.context_length)
+
+
+class Teacher(Reader):
     """A loaded teacher in evaluation mode on its device.
 
     isolation: how it runs packed blocks. reads_whole_texts: whether it reads a text anew for each token that it draws,
@@ -48,18 +63,16 @@ class Teacher:
         self.name = name
         self.revision = getattr(model.config, "_commit_hash", None) or revision
         self.model = model
-        self.tokenizer = tokenizer
         self.device = device
         self.dtype: torch.dtype = model.dtype
         self.weights_sha256 = weights_sha256
         self.weights_bytes = weights_bytes
-        self.context_length = context_length_of(model)
         self.isolation = Isolation.PACKED
         self.reads_whole_texts = False
         self._body: nn.Module = body_of(model)
         head = output_head_of(model)
         self._head: OutputHead | HeadCode = HeadCode(model) if head is None else _in_float32(head)
-        self.vocab_size: int = self._num_logits()
+        super().__init__(tokenizer, vocab_size=self._num_logits(), context_length=context_length_of(model))
         self.end_ids = end_ids(tokenizer, model, self.vocab_size)
 
     @property
@@ -116,11 +129,6 @@ class Teacher:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
         return done.synchronize
-
-    def require_context(self, setting: str, num_tokens: int) -> None:
-        """Raise ContextTooShortError when `num_tokens` exceed the context length."""
-        if num_tokens > self.context_length:
-            raise ContextTooShortError(setting, num_tokens, self.context_length)
 
     def check_head(self, where: str) -> None:
         """Raise UnknownHeadError unless body and head together give the logits of the whole model on a few tokens.

@@ -20,8 +20,9 @@ import transformers
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from pipeline.config import BeamsConfig, Dtype, PrecomputeConfig, SamplesConfig
+from pipeline.config import BeamsConfig, PrecomputeConfig, SamplesConfig
 from pipeline.corpus.blocks import PromptSet
+from pipeline.flags import Dtype
 from pipeline.plan import RECORD_BATCH_ROWS
 from pipeline.producers.beams import BeamsProducer
 from pipeline.producers.samples import SamplesProducer

@@ -7,11 +7,12 @@ Memory of models is measured on long rows beside short ones (scripts/bench/growt
   Time per shard.
 - open: open_cache, which reads the manifest. Time per shard.
 - first batch: open_cache, RowStream and its first batch, which a training run waits for. Total time.
-
+- tokenize: JSON lines in parts, by two processes of one thread each and by one, into one directory. Total time.
 - verify, shared: verify_cache of a larger cache by two processes, and over HTTP from this machine, each against one
   process in the directory. Each process has one thread. Bytes per second, the start of processes included.
 
-Peak memory is the memory that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
+The peak memory of tokenizing is that of ten times the text against that of the text. Other peak memory is the memory
+that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
 
 All files are in the page cache, because they have just been written.
 """
@@ -19,6 +20,7 @@ All files are in the page cache, because they have just been written.
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ from scripts.bench.growth import long_rows
 from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.support.file_server import serving
 from scripts.support.measure import interleaved_seconds, one_arrow_thread, peak_extra_bytes, seconds_of
+from scripts.support.teachers import save_byte_tokenizer
+from scripts.support.tokenizing import tokenize, tokenize_together, write_rows
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import open_subject, verify_cache
@@ -38,6 +42,8 @@ from storage.writing.directory_destination import DirectoryDestination
 _TIMES = (1, 10, 100)
 # Largest allowed ratios: of seconds per shard and of bytes, and of total seconds.
 _FLAT, _CONSTANT = 1.2, 1.5
+# Largest ratio of times for 1.8 times the rate.
+_TWO_OVER_ONE = 1 / 1.8
 # Read small caches several times, so that the measured time is longer than the clock's noise.
 _LEAST_SHARDS_TIMED = 40
 _NUM_DISTINCT_BATCHES = 8
@@ -55,6 +61,9 @@ Caches = dict[int, Path]
 def run(config: BenchConfig) -> Iterator[Comparison]:
     """Compare times per shard where all shards are read, total time where few are read, and memory."""
     num_shards, block_size = (4, 1024) if config.size == "full" else (1, 16)
+    text_bytes, part_bytes = (16_000_000, 2_000_000) if config.size == "full" else (40_000, 5_000)
+    with tempfile.TemporaryDirectory() as directory:
+        yield from compare_tokenizing(Path(directory), text_bytes, part_bytes, config.rounds)
     with tempfile.TemporaryDirectory() as directory:
         yield from compare(make_caches(Path(directory), num_shards, block_size), num_shards, config.rounds)
         num_batches = 1920 if config.size == "full" else 2
@@ -109,6 +118,36 @@ def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds
             target=target,
             more_is_better=True,
         )
+
+
+def compare_tokenizing(directory: Path, text_bytes: int, part_bytes: int, rounds: int) -> Iterator[Comparison]:
+    """Compare two processes with one, and the memory of a process at ten times the text."""
+    save_byte_tokenizer(directory / "tokenizer")
+    texts = {times: write_rows(directory / f"{times}.jsonl", times * text_bytes) for times in _TIMES[:2]}
+    numbers = itertools.count()
+
+    def arguments(times: int) -> tuple[Path, Path, Path, int]:
+        return texts[times], directory / "tokenizer", directory / f"work-{next(numbers)}", part_bytes
+
+    seconds = interleaved_seconds(
+        {str(num): lambda num=num: tokenize_together(num, *arguments(1)) for num in (1, 2)},  # type: ignore[misc]
+        rounds,
+    )
+    yield Comparison(
+        what="tokenize, two processes: time",
+        ours="two of one thread",
+        reference="one of one thread",
+        our_values=seconds["2"],
+        reference_values=seconds["1"],
+        unit="s",
+        target=_TWO_OVER_ONE,
+    )
+
+    def peak(times: int) -> float:
+        return peak_extra_bytes(lambda: tokenize(*arguments(times))) / 1e6
+
+    peak(1)  # what libraries allocate once
+    yield _grown("tokenize: peak memory", {times: [peak(times) for _ in range(rounds)] for times in texts}, "MB", _FLAT)
 
 
 def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.config import PrecomputeConfig
 from pipeline.corpus.blocks import Blocks
-from pipeline.corpus.store_writing import TokenizationCounts
+from pipeline.corpus.parts.joining import TokenizationCounts
 from pipeline.corpus.tokenization import TokenizedCorpus
 from pipeline.engines.shard_writing import write_missing_shards
 from pipeline.plan import make_producers, planned_shards, shard_ranges

@@ -21,6 +21,12 @@ def context_length_of(model: Any) -> int:
     return next((int(length) for length in stated if length), _NO_LIMIT)
 
 
+def vocab_size_of(model: Any) -> int:
+    """Return the number of ids that the model has a row of its output head for; by its config if it names no head."""
+    head = model.get_output_embeddings()
+    return int(_text_config(model).vocab_size if head is None else head.weight.shape[0])
+
+
 def rescaled_beyond(model: Any) -> int:
     """Return the length in tokens beyond which a text's own length changes its rotary positions; 0 if none does."""
     config = _text_config(model)

@@ -22,6 +22,11 @@ class Encoded:
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
 
+    def part(self, first: int, last: int | None, shift: int = 0) -> Encoded:
+        """Return tokens [first, last), with `shift` added to their places."""
+        tokens = slice(first, last)
+        return Encoded(ids=self.ids[tokens], starts=self.starts[tokens] + shift, ends=self.ends[tokens] + shift)
+
 
 class CharacterTokenizer:
     """A tokenizer that reads texts as characters and puts no special tokens around them.

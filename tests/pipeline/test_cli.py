@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tyro
 
 from pipeline import BeamsConfig, PrecomputeConfig, SamplesConfig, SoftTargetsConfig
 from storage.errors import ConfigError
@@ -34,6 +35,20 @@ def test_help_answers_without_anything_heavy() -> None:
 
 
 PRECOMPUTE = ["--teacher", "t", "--data", "d", "--out", "o"]
+
+
+@pytest.mark.parametrize(
+    ("words", "plan"),
+    [([], None), (["--plan"], "sample"), (["--plan", "exact"], "exact"), (["--plan", "--quiet"], "sample")],
+)
+def test_the_value_of_plan_may_be_left_out(words: list[str], plan: str | None) -> None:
+    assert tyro.cli(PrecomputeConfig, args=[*PRECOMPUTE, *words]).plan == plan
+
+
+def test_another_value_of_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tyro.cli(PrecomputeConfig, args=[*PRECOMPUTE, "--plan", "exat"])
+    assert "exat follows --plan, expected nothing or exact" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

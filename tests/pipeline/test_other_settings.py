@@ -53,7 +53,7 @@ def test_a_rerun_with_another_setting_is_refused_by_name_and_keeps_the_cache(
 def test_another_setting_is_refused_before_the_text_is_read(
     configure: Callable[..., PrecomputeConfig], finished: Cache, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
-    monkeypatch.setattr("pipeline.job.tokenize_corpus", None)
+    monkeypatch.setattr("pipeline.job.tokenize_as_planned", None)
     with pytest.raises(CacheMismatchError) as caught:
         precompute(configure(finished.path, **CHANGES[field]))
     assert caught.value.field == field

@@ -44,6 +44,22 @@ def load_checkpoint(library: Any, where: str, **options: Any) -> Any:
         return apply_adapter(_load(library, base, settings, options), where, adapter)
 
 
+def build_skeleton(library: Any, where: str, **options: Any) -> Any:
+    """Return the causal language model in a directory or at a hub id without weights, on PyTorch's device meta.
+
+    library, options: as in load_checkpoint. Only configuration files are read. Raise UnusableModelError.
+    """
+    settings: dict[str, Any] = {}
+    with blaming_files(where, settings), ExitStack() as stack:
+        base = base_of(where, find_adapter(where, library, options.get("revision")), stack)
+        settings |= _settings(library, base, options)
+        require_sound_config(settings, library.CONFIG_MAPPING)
+        plain = {name: value for name, value in settings.items() if name != "quantization_config"}
+        with torch.device("meta"):
+            config = library.AutoConfig.for_model(**(plain | PLAIN_OUTPUT))
+            return library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 def build_model(library: Any, settings: dict[str, Any], seed: int) -> Any:
     """Return a float32 causal language model with new weights, as a config.json describes it.
 

@@ -16,14 +16,17 @@ from pipeline.corpus.notices import tokenization_notices
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.estimate import render_plan
 from pipeline.run import plan_only, precompute
-from pipeline.sources.corpus import Corpus, Document
+from pipeline.sources.corpus import Corpus
+from pipeline.sources.documents import Document, Part
 from tests.storage.text.families import tokenizer_of
 
 END = "<|endoftext|>"
 
 
 def corpus_of(documents: Iterable[Document]) -> Corpus:
-    return Corpus(source="made up", fingerprint="", licence=None, documents=lambda: iter(documents))
+    return Corpus(
+        source="made up", fingerprint_of=str, licence=None, parts=lambda _: [Part(documents=lambda: iter(documents))]
+    )
 
 
 def unused_config(**changes: Any) -> PrecomputeConfig:

@@ -14,16 +14,13 @@ from pipeline.corpus.token_store import TokenStore
 BLOCK_TOKENS, FILLER, BEGINNING = 9, 99, 98
 
 
-def written(directory: Path, lengths: list[int], *, marks_wanted: bool, num_beginning: int = 0) -> TokenStore:
+def written(directory: Path, lengths: list[int], num_beginning: int = 0) -> TokenStore:
     """Document d has tokens d, of which the second half is wanted."""
     writer = DocumentWriter(
-        directory, np.uint16, marks_wanted=marks_wanted, block_tokens=BLOCK_TOKENS, num_beginning=num_beginning,
-        filler_id=FILLER,
-    )  # fmt: skip
+        directory, np.uint16, block_tokens=BLOCK_TOKENS, num_beginning=num_beginning, filler_id=FILLER
+    )
     for document, length in enumerate(lengths):
-        flags = np.arange(length) >= length // 2 if marks_wanted else None
-        piece = Piece(np.full(length, document), flags)
-        assert writer.write([piece], lambda _: None, keep_whole=marks_wanted) == length
+        writer.write(Piece(np.full(length, document), np.arange(length) >= length // 2))
     writer.close()
     return TokenStore(directory, np.uint16)
 
@@ -32,7 +29,7 @@ def written(directory: Path, lengths: list[int], *, marks_wanted: bool, num_begi
 @pytest.mark.parametrize("seed", range(20))
 def test_conversations_that_fit_are_whole(tmp_path: Path, seed: int, num_beginning: int) -> None:
     lengths = np.random.default_rng(seed).integers(2, 14, 40).tolist()
-    store = written(tmp_path, lengths, marks_wanted=True, num_beginning=num_beginning)
+    store = written(tmp_path, lengths, num_beginning)
     blocks = Blocks(store, BLOCK_TOKENS - 1, [BEGINNING] * num_beginning)
     ids = blocks.input_ids(0, len(blocks))
     texts = ids[(ids != FILLER) & (ids != BEGINNING)]
@@ -49,10 +46,5 @@ def test_conversations_that_fit_are_whole(tmp_path: Path, seed: int, num_beginni
         assert not (np.diff((row == FILLER).astype(int)) < 0).any()
 
 
-def test_texts_are_packed_without_a_gap(tmp_path: Path) -> None:
-    lengths = [2, 8, 30, 5]
-    assert written(tmp_path, lengths, marks_wanted=False).tokens.tolist() == np.repeat(range(4), lengths).tolist()
-
-
 def test_an_empty_store(tmp_path: Path) -> None:
-    assert written(tmp_path, [], marks_wanted=True).num_tokens == 0
+    assert written(tmp_path, []).num_tokens == 0

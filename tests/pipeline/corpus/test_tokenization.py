@@ -16,7 +16,8 @@ from pipeline.corpus.blocks import prompts_from_column
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.errors import BadRowError, ChatTemplateError, NoUsableTextError
-from pipeline.sources.corpus import Corpus, Document, open_corpus
+from pipeline.sources.corpus import Corpus, open_corpus
+from pipeline.sources.documents import Document, Part
 
 EOS = 256
 CHAT_TEMPLATE = (
@@ -63,7 +64,7 @@ def corpus_of(texts: list[Any]) -> Corpus:
                 else Document(pieces=[text] if isinstance(text, str) else text, prompts={})
             )
 
-    return Corpus(source="made up", fingerprint="", licence=None, documents=documents)
+    return Corpus(source="made up", fingerprint_of=str, licence=None, parts=lambda _: [Part(documents=documents)])
 
 
 def documents_of(store: TokenStore) -> list[list[int]]:
@@ -243,7 +244,7 @@ def test_tokens_of_an_earlier_run_are_used_again(tokenizer: Any, tmp_path: Path)
         tokenize_corpus(corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=tmp_path / "work")
         for corpus in (
             corpus_of(["a document that is long enough"]),
-            Corpus(source="", fingerprint="", licence=None, documents=never),
+            Corpus(source="", fingerprint_of=str, licence=None, parts=lambda _: [Part(documents=never)]),
         )
     ]
     assert found[0].counts == found[1].counts
@@ -258,7 +259,7 @@ def test_a_tokenization_that_failed_halfway_leaves_nothing_to_be_used(
         raise OSError("the disk went away")
 
     with pytest.raises(OSError, match="went away"):
-        tokenize(Corpus(source="", fingerprint="", licence=None, documents=fails))
+        tokenize(Corpus(source="", fingerprint_of=str, licence=None, parts=lambda _: [Part(documents=fails)]))
     assert not (tmp_path / "work-0").exists()
 
 

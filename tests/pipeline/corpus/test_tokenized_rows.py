@@ -14,7 +14,8 @@ from pipeline import PrecomputeConfig, SamplesConfig
 from pipeline.corpus.token_store import TokenStore
 from pipeline.corpus.tokenization import TokenizedCorpus, tokenize_corpus
 from pipeline.errors import BadRowError
-from pipeline.sources.corpus import Corpus, Document
+from pipeline.sources.corpus import Corpus
+from pipeline.sources.documents import Document, Part
 from pipeline.sources.turns import Conversation, Pair
 from tests.pipeline.corpus.chats.templates import CHATML, CONVERSATION
 
@@ -33,7 +34,7 @@ def tokenize(teacher_dir: Path, tmp_path: Path) -> Callable[..., TokenizedCorpus
         config = PrecomputeConfig(
             teacher="t", data="d", out=tmp_path, block_size=8, quiet=True, validation_fraction=0.0, **settings
         )
-        corpus = Corpus(source="made up", fingerprint="", licence=None, documents=read)
+        corpus = Corpus(source="made up", fingerprint_of=str, licence=None, parts=lambda _: [Part(documents=read)])
         work_dir = tmp_path / f"work-{len(list(tmp_path.iterdir()))}"
         return tokenize_corpus(
             corpus, tokenizer, config, vocab_size=257, context_length=64, work_dir=work_dir,

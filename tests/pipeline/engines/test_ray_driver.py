@@ -54,9 +54,11 @@ class FakeRay:
 class FakeActor:
     """Answers or raises what a script says about shards (by path), "host" and "load"; otherwise all goes well."""
 
-    def __init__(self, number: int, begun: Begun, script: dict[str, list[object]], log: list[tuple[int, str]]) -> None:
+    def __init__(
+        self, number: int, begun: Begun, num_parts: int, script: dict[str, list[object]], log: list[tuple[int, str]]
+    ) -> None:
         def answer(name: str, usual: object) -> object:
-            if name != "host":
+            if name not in ("host", "open"):
                 log.append((number, name))
             found = script[name].pop(0) if script.get(name) else usual
             if isinstance(found, Exception):
@@ -64,6 +66,8 @@ class FakeActor:
             return found
 
         self.host = SimpleNamespace(remote=lambda: functools.partial(answer, "host", f"host-{number}"))
+        self.open = SimpleNamespace(remote=lambda: functools.partial(answer, "open", num_parts))
+        self.tokenize = SimpleNamespace(remote=lambda part: functools.partial(answer, f"part {part}", False))
         self.load = SimpleNamespace(remote=lambda: functools.partial(answer, "load", begun))
         self.write = SimpleNamespace(remote=lambda shard: functools.partial(answer, shard.key.path, "made"))
         self.leave = SimpleNamespace(remote=lambda: log.append((number, "leave")))
@@ -86,12 +90,17 @@ PATHS = [shard.key.path for shard in planned(5)]
 def run(identity: Any) -> Callable[..., tuple[list[tuple[int, str]], FakeRay]]:
     """Runs a crew to its end; who did what, in order, and the Ray."""
 
-    def run(num_workers: int, per_worker: int = 1, **script: list[object]) -> tuple[list[tuple[int, str]], FakeRay]:
+    def run(
+        num_workers: int, per_worker: int = 1, num_parts: int = 0, **script: list[object]
+    ) -> tuple[list[tuple[int, str]], FakeRay]:
         begun = Begun(identity=identity, shards=planned(5), tokenizer_files=[])
         log: list[tuple[int, str]] = []
         numbers, ray = itertools.count(), FakeRay()
-        named = {PATHS[int(name[-1])] if name not in CALLS else name: answers for name, answers in script.items()}
-        with _Crew(ray, lambda: FakeActor(next(numbers), begun, named, log), per_worker, quiet=True) as crew:
+        named = {
+            PATHS[int(name[-1])] if name.startswith("shard") else name.replace("_", " "): answers
+            for name, answers in script.items()
+        }
+        with _Crew(ray, lambda: FakeActor(next(numbers), begun, num_parts, named, log), per_worker, quiet=True) as crew:
             assert crew.run(num_workers) is begun
         return log, ray
 
@@ -110,6 +119,32 @@ def test_every_shard_is_handed_out_once(run: Callable[..., Any], num_workers: in
     assert sorted(name for _, name in log if name not in CALLS) == PATHS
     assert sum(name == "leave" for _, name in log) == sum(name == "load" for _, name in log)
     assert len(ray.killed) == num_workers
+
+
+PARTS = [f"part {index}" for index in range(4)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 9])
+def test_every_part_of_the_text_is_handed_out_before_a_worker_loads_it(
+    run: Callable[..., Any], num_workers: int
+) -> None:
+    log, _ = run(num_workers, num_parts=4, part_2=[Died(), False])
+    names = [name for _, name in log]
+    assert sorted(name for name in names if name in PARTS) == sorted([*PARTS, "part 2"])
+    assert max(map(names.index, PARTS)) < names.index("load")
+    assert sorted(name for name in names if name in PATHS) == PATHS
+
+
+def test_when_parts_are_enough_no_more_are_handed_out(run: Callable[..., Any]) -> None:
+    log, _ = run(1, num_parts=4, part_1=[True])
+    assert [name for _, name in log if name in PARTS] == PARTS[:2]
+
+
+def test_a_part_that_fails_is_left_to_the_load_which_meets_errors_in_order(run: Callable[..., Any]) -> None:
+    log, _ = run(1, num_parts=4, part_1=[Failure(reason="bad row")])
+    assert [name for _, name in log if name in PARTS] == PARTS[:2]
+    with pytest.raises(WorkerError, match=r"^worker on host-0: bad row$"):
+        run(1, num_parts=4, part_1=[Failure(reason="bad row")], load=[Failure(reason="bad row")])
 
 
 def test_a_dead_workers_shard_goes_to_another_at_once(run: Callable[..., Any]) -> None:
@@ -241,20 +276,20 @@ def test_a_ray_of_ones_own_that_cannot_start_is_not_told_as_an_address(monkeypat
 def test_a_worker_is_told_paths_that_hold_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("text")
     monkeypatch.chdir(tmp_path)
-    told = worker_config(config(teacher="gpt2", data="text.txt"), on_gpu=True)
+    told = worker_config(config(teacher="gpt2", data="text.txt"), on_gpu=True, num_threads=3)
     assert (told.teacher, told.data, told.out) == ("gpt2", str(tmp_path / "text.txt"), tmp_path / "o")
     assert (told.device, told.quiet, told.work_dir) == ("cuda", True, None)
     chats = {"messages_column": "messages", "chat_template": Path("chat.jinja"), "chat_date": "2026-03-01"}
-    told = worker_config(config(**chats), on_gpu=False)
+    told = worker_config(config(**chats), on_gpu=False, num_threads=3)
     assert (told.chat_template, told.chat_date) == (tmp_path / "chat.jinja", "2026-03-01")
-    told = worker_config(config(out="s3://bucket/cache", work_dir=Path("scratch")), on_gpu=False)
+    told = worker_config(config(out="s3://bucket/cache", work_dir=Path("scratch")), on_gpu=False, num_threads=3)
     assert (told.out, told.work_dir) == ("s3://bucket/cache", tmp_path / "scratch")
 
 
 def test_a_worker_that_sees_another_directory_than_the_driver_says_so(tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     worker = RayWorker(config(out=tmp_path), "driver-1", 1)
-    found = worker.load()
+    found = worker.open()
     assert isinstance(found, Failure)
     assert "all hosts share" in found.reason
     assert list(tmp_path.iterdir()) == [tmp_path / ".work"]
@@ -267,7 +302,7 @@ def test_a_worker_without_memory_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("pipeline.job.load_teacher_and_source", load_teacher_and_source)
     (tmp_path / ".work").mkdir()
     (tmp_path / ".work" / "driver-1").touch()
-    found = RayWorker(config(out=tmp_path), "driver-1", 1).load()
+    found = RayWorker(config(out=tmp_path), "driver-1", 1).open()
     assert isinstance(found, Failure)
     assert found.reason.startswith("not enough memory")
 

@@ -60,7 +60,7 @@ def test_a_separator_cuts_a_text_file(
     text: str,
     expected: list[str],
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", piece_chars)
+    monkeypatch.setattr("pipeline.sources.plain_text._PIECE_CHARS", piece_chars)
     path = tmp_path / "a.txt"
     path.write_text(text)
     assert read(path, document_separator=separator) == expected
@@ -124,7 +124,7 @@ def test_rows_may_lack_the_text_but_not_all_of_them(
     path.write_text('{"id": 1}\n' * 3)
     with pytest.raises(ColumnError, match=r"'text': not among \['id'\]"):
         read(path)
-    monkeypatch.setattr("pipeline.sources.corpus._MOST_ROWS_WITHOUT", 2)
+    monkeypatch.setattr("pipeline.sources.rows._MOST_ROWS_WITHOUT", 2)
     path.write_text('{"id": 1}\n' * 2 + '{"text": "b"}\n')
     with pytest.raises(ColumnError):
         read(path)
@@ -254,7 +254,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(
 def test_a_long_text_comes_in_pieces_also_when_no_separator_ends_it(
     open_data: Callable[..., Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str | None
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", 64)
+    monkeypatch.setattr("pipeline.sources.plain_text._PIECE_CHARS", 64)
     text = "<<<without_a_place_to_cut" * 400
     path = tmp_path / "a.txt"
     path.write_text(text)
@@ -269,7 +269,7 @@ def test_a_long_text_comes_in_pieces_also_when_no_separator_ends_it(
 def test_separators_are_found_wherever_pieces_end(
     read: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, piece_chars: int
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.corpus._PIECE_CHARS", piece_chars)
+    monkeypatch.setattr("pipeline.sources.plain_text._PIECE_CHARS", piece_chars)
     text = "".join(random.Random(0).choices("aab\n", k=300))
     path = tmp_path / "a.txt"
     path.write_text(text)

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import PrecomputeConfig, SamplesConfig
 from pipeline.errors import ColumnError
-from pipeline.sources.corpus import Document, open_corpus
+from pipeline.sources.corpus import open_corpus
+from pipeline.sources.documents import Document
 from pipeline.sources.turns import Conversation, Pair
 from storage.errors import ConfigError
 

@@ -158,25 +158,40 @@ def test_hosts_that_do_not_see_each_others_claims_seldom_make_the_same_shard(num
     assert made.total() < 1.15 * len(planned)
 
 
-# Everything heavy is imported once. Each fork tells what it made; one of a job's may die at its first shard.
+# Everything heavy is imported once. Each fork tells what it made; one of a job's may die in its first part of the text,
+# or at its first shard.
 SCRIPT = """
-import base64, os, pickle, signal, sys
+import base64, os, pickle, signal, sys, time
 import torch
 import transformers.models.gpt2.modeling_gpt2
 from pipeline.corpus import tokenization
+from pipeline.corpus.parts import sharing
 from pipeline.run import precompute
+from pipeline.sources import parts
 from storage.writing import directory_destination
 torch.set_num_threads(1)
+parts.PART_BYTES = int(sys.argv[2])
 
 def run(config, number, dying):
-    write, tokenize, made = directory_destination.write_shard, tokenization._tokenize, []
+    write, join, made = directory_destination.write_shard, tokenization._join, []
+    write_part = sharing.write_part
     def write_shard(out, identity, key, *rest):
-        if number == dying:
+        if (number, "shard") == dying:
             os.kill(os.getpid(), signal.SIGKILL)
         made.append(key.path)
         return write(out, identity, key, *rest)
+    def dying_part(plan, part, directory, room, count):
+        def counted(num_tokens):
+            if (number, "part") == dying:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count(num_tokens)
+        if dying and dying[1] == "part" and number != dying[0]:
+            time.sleep(0.2)  # leave one to the process that is to die
+        write_part(plan, part, directory, room, counted)
+        made.append(f"part {plan.parts.index(part)}")
     directory_destination.write_shard = write_shard
-    tokenization._tokenize = lambda *args: (made.append("the text"), tokenize(*args))
+    sharing.write_part = dying_part
+    tokenization._join = lambda *args: (made.append("the text"), join(*args))
     precompute(config)
     os.write(1, "".join(f"{number} {name}\\n" for name in made).encode())
 
@@ -208,18 +223,20 @@ def configure(helpers: ModuleType, teacher_dir: Path, text_file: Path) -> Callab
     return configure
 
 
-DYING = (None, 1)
+DYING = (None, (1, "part"), (1, "shard"))
+PART_BYTES = 600
+Dying = tuple[int, str] | None
 
 
 @pytest.fixture(scope="module")
 def together(
     configure: Callable[[Path], PrecomputeConfig], tmp_path_factory: pytest.TempPathFactory
-) -> dict[int | None, tuple[Path, list[int], dict[str, list[int]]]]:
+) -> dict[Dying, tuple[Path, list[int], dict[str, list[int]]]]:
     """For each of DYING: what three processes on one directory left, their exit codes, and who made what."""
     outs = {dying: tmp_path_factory.mktemp("together") / "cache" for dying in DYING}
     argument = b64encode(pickle.dumps([(configure(out), 3, dying) for dying, out in outs.items()])).decode()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, argument],
+        [sys.executable, "-c", SCRIPT, argument, str(PART_BYTES)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
         env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
@@ -242,14 +259,19 @@ def alone(configure: Callable[[Path], PrecomputeConfig], tmp_path_factory: pytes
 
 @pytest.mark.parametrize("dying", DYING)
 def test_processes_divide_the_work_and_finish_what_a_dead_one_left(
-    together: dict[int | None, tuple[Path, list[int], dict[str, list[int]]]], alone: Cache, snapshot: Snapshot,
-    dying: int | None,
+    together: dict[Dying, tuple[Path, list[int], dict[str, list[int]]]], alone: Cache, snapshot: Snapshot,
+    dying: Dying,
 ) -> None:  # fmt: skip
     out, codes, makers = together[dying]
-    assert codes == [-signal.SIGKILL if number == dying else 0 for number in range(3)]
+    assert codes == [-signal.SIGKILL if dying and number == dying[0] else 0 for number in range(3)]
     assert snapshot(out) == snapshot(alone.path)
-    if dying is not None:
-        makers.setdefault("the text", [dying])  # it may have made that, and can tell no more
-    assert makers.keys() == {"the text", *(shard.path for shard in alone.manifest.shards)}
+    shards = {shard.path for shard in alone.manifest.shards}
+    parts = {name for name in makers if name.startswith("part ")}
+    if dying is None:
+        assert parts == {f"part {index}" for index in range(len(parts))}
+        assert len(parts) > 5
+        assert makers.keys() == parts | shards | {"the text"}
+    else:  # it may have made some of these, and can tell no more
+        assert shards <= makers.keys() <= parts | shards | {"the text"}
     assert {name: numbers for name, numbers in makers.items() if len(numbers) > 1} == {}
     assert len({number for numbers in makers.values() for number in numbers}) > 1

@@ -44,3 +44,9 @@ def test_verifiers_are_compared_with_one_process_in_a_directory(tmp_path: Path) 
     shared, remote = scale.compare_verifiers(tmp_path, num_batches=2, block_size=16, rounds=1)
     assert (shared.ours, shared.reference, shared.target, shared.more_is_better) == ("two jobs", "one job", 1.7, True)
     assert (remote.ours, remote.reference, remote.target) == ("from a URL", "one job", None)
+
+
+def test_tokenizing_is_compared(tmp_path: Path) -> None:
+    comparisons = list(scale.compare_tokenizing(tmp_path, 40_000, 5_000, rounds=1))
+    assert [(c.ours, c.reference) for c in comparisons] == [("two of one thread", "one of one thread"), ("10×", "1×")]
+    assert all(c.target is not None for c in comparisons)
