@@ -186,8 +186,7 @@ class PrecomputeConfig:
     """String that separates the documents of a plain text file (\\n is a newline); None: each file is one document.
     A control token such as <|endoftext|> that stands in a text is characters unless it is named here."""
     bos: Bos = "auto"
-    """Whether every document, every piece of one in a further block and every prompt begins with BOS; auto does as the
-    tokenizer does to a text (--plan says what that is)."""
+    """Whether every document, further piece of one and prompt begins with BOS; auto: as the tokenizer does (--plan)."""
     block_size: int = 128
     """Targets in a block."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

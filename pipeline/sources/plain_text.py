@@ -5,6 +5,7 @@ A range begins behind a separator of documents if there is one nearby, else insi
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import re
@@ -84,28 +85,31 @@ def text_ranges(path: Path, separator: str | None, wished: list[int], *, splits_
 
 def text_documents(path: Path, separator: str | None, text: TextRange) -> Iterator[Document]:
     """Yield the documents of a range; without a separator a file is one. Raises NoSuchDataError."""
-    is_read = False
-
-    def text_behind(num_chars: int) -> str:
-        return _beginning(path, text.stop, num_chars) if is_read and text.ends_inside else ""
+    if separator is None:
+        yield Document(
+            pieces=_read_pieces(path, text),
+            prompts={},
+            goes_on=text.begins_inside,
+            text_behind=lambda num_chars: _text_behind(path, text, num_chars),
+        )
+        return
+    last: list[int] = []  # the number of the last document, once all are read
 
     def parts() -> Iterator[tuple[int, str]]:
-        nonlocal is_read
-        pieces = _read_pieces(path, text)
-        yield from ((0, piece) for piece in pieces) if separator is None else _split(pieces, separator)
-        is_read = True
+        number = 0
+        for number, piece in _split(_read_pieces(path, text), separator.replace("\\n", "\n")):
+            yield number, piece
+        last.append(number)
 
-    if separator is None:
-        pieces = (piece for _, piece in parts())
-        yield Document(pieces=pieces, prompts={}, goes_on=text.begins_inside, text_behind=text_behind)
-        return
-    separator = separator.replace("\\n", "\n")
+    def text_behind(number: int, num_chars: int) -> str:
+        return _text_behind(path, text, num_chars) if number in last else ""
+
     for number, part in itertools.groupby(parts(), key=lambda part: part[0]):
         yield Document(
             pieces=(piece for _, piece in part),
             prompts={},
             goes_on=text.begins_inside and number == 0,
-            text_behind=text_behind,
+            text_behind=functools.partial(text_behind, number),
         )
 
 
@@ -148,9 +152,12 @@ def _read_pieces(path: Path, text: TextRange) -> Iterator[str]:
             )
 
 
-def _beginning(path: Path, start: int | None, num_chars: int) -> str:
-    assert start is not None
-    with _decoded(path, start, None) as file:
+def _text_behind(path: Path, text: TextRange, num_chars: int) -> str:
+    """Return the beginning of the next range if a document goes on there."""
+    if not text.ends_inside:
+        return ""
+    assert text.stop is not None
+    with _decoded(path, text.stop, None) as file:
         return file.read(num_chars)
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from storage.disk.files import refusals
 from storage.disk.locks import is_still_there, make_and_lock, share_lock, try_lock
-from storage.errors import WriteRefusedError
 from storage.writing.destinations import Destination
 
 _LOCK_NAME = "lock"
-# After these the same line may go on from the tokens that were made.
-_MAY_GO_ON = (KeyboardInterrupt, SystemExit, MemoryError, WriteRefusedError)
+# After these the same line may go on from the tokens that were made; after others, settings or data have to change.
+_MAY_GO_ON = (KeyboardInterrupt, SystemExit, MemoryError)
 # A run that fails kills its Ray workers. They cannot clean up, and may hold their locks a little longer than the run.
 _WAIT_FOR_KILLED_S = 2.0
 
@@ -25,7 +24,7 @@ def work_directory(destination: Destination, *, keeps_tokens: bool = False) -> I
     """Make the destination's work directory and keep it while the with block runs.
 
     Every process holds a shared lock in the directory. The last one that leaves cleans up, unless a later run is to use
-    the tokens: with keeps_tokens, or when the block is interrupted or refused a write. Raises WriteRefusedError.
+    the tokens: with keeps_tokens, or when the block is interrupted. Raises WriteRefusedError.
     """
     with refusals(destination.work_dir):
         lock = make_and_lock(destination.work_dir, _LOCK_NAME, share_lock)

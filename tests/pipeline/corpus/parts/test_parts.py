@@ -96,6 +96,15 @@ def test_text(same_in_parts: Callable[..., int], tmp_path: Path, family: str, se
     assert same_in_parts(path, tokenizer_of(family), document_separator=separator) > 3
 
 
+def test_short_documents_before_and_after_one_that_is_cut(
+    same_in_parts: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_text, "_SEPARATOR_WITHIN_BYTES", 2500)
+    short = [TEXT[start : start + 40] for start in range(0, 400, 40)]
+    (tmp_path / "a.txt").write_text("§".join([*short, TEXT[:9000], *short, TEXT[5000:], *short]), newline="")
+    assert same_in_parts(tmp_path / "a.txt", tokenizer_of("gpt2"), document_separator="§") > 3
+
+
 ODD_TEXTS = {
     "windows": TEXT.replace("\r", "").replace("\n", "\r\n").encode(),
     "old macs": TEXT.replace("\r", "").replace("\n", "\r").encode(),
