@@ -159,7 +159,6 @@ def test_a_worker_that_dies_with_two_shards_is_replaced_once(run: Callable[..., 
     log, ray = run(2, 2, shard_0=[Died()], shard_1=[Died()])
     made = [name for _, name in log if name not in CALLS]
     assert sorted(made) == sorted([*PATHS, PATHS[0], PATHS[1]])
-    assert [name for _, name in log].count("load") == 3
     assert len(ray.killed) == 3
 
 
