@@ -146,7 +146,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard_is_replaced_and_the_bytes_are_
     assert output == ""
     first, *bars, last = errors.splitlines()
     assert first == "Ray workers: 2, CPUs each: 1; loading"
-    assert sorted(bar.partition(":")[0] for bar in bars) == ["beams", "samples", "soft_targets"]
+    assert sorted(bar.partition(":")[0] for bar in bars) == ["beams", "samples", "soft_targets", "tokenize"]
     assert "complete" in last
 
 

@@ -144,7 +144,7 @@ def flagged_run(
 
     monkeypatch.setattr(TokenWriter, "append", append)
     monkeypatch.setattr(
-        "pipeline.corpus.document_writer.TokenWriter",
+        "pipeline.corpus.parts.joining.TokenWriter",
         lambda directory, dtype, **_: TokenWriter(
             directory, dtype, marks_wanted=directory.name in ("train", "validation")
         ),
