@@ -118,10 +118,6 @@ def _making(a: Assumptions) -> list[Amount]:
             "resume on a shared file system", num_shards / 2 * a.commit_lookups * a.lookup_s, "s",
             "half of the commit records, nothing cached",
         ),
-        Amount(
-            "resume at a URL, on a new machine", cache_bytes / 2 / a.network_bytes_per_s / _HOUR_S, "hours",
-            "half of the shards are read back once",
-        ),
     ]  # fmt: skip
 
 

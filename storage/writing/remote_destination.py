@@ -39,6 +39,8 @@ from storage.writing.remote_commits import commit_shard, create_record, prove_or
 _NUM_CONNECTIONS = 32
 # A file with this name in the work directory says that a run has begun the cache. Later runs resume from the directory.
 _BEGUN_NAME = "begun"
+# Versions that put a shard over another one, so that it may lie beside the record of the first.
+_REPLACING_VERSIONS = frozenset({"0.1.0"})
 # A directory there with the sha256 of each shard that a process of this machine has read back as its record says.
 _PROVED_NAME = "proved"
 # Shards that are read back at once. Each takes a piece of memory (storage.remote.directory).
@@ -99,9 +101,12 @@ class RemoteDestination:
     def look_up(self, keys: Sequence[ShardKey]) -> list[ShardKey]:
         """Read the commit records that this process has not read yet, many at a time.
 
-        Return the keys of committed shards that no process of this machine has read back.
+        Return the keys of committed shards that no process of this machine has read back, in a cache that an earlier
+        version may have written.
         """
         records = self._crew.map(self.read_commit, keys)
+        if not self._is_of_earlier_version:
+            return []
         return [record.key for record in records if record is not None and not self._is_proved(record)]
 
     def read_commit(self, key: ShardKey) -> ShardRecord | None:
@@ -226,6 +231,11 @@ class RemoteDestination:
         if not self._remote.creates:
             tell(f"{self.where}: this store replaces files; whoever writes to it must agree on every byte of a shard")
 
+    @functools.cached_property
+    def _is_of_earlier_version(self) -> bool:
+        begun = self.published_plan()
+        return begun is None or begun.software.get("teachonce") in _REPLACING_VERSIONS
+
     def _prove(self, key: ShardKey) -> bool:
         """Return whether a committed shard has the bytes of its record; if not, remove both."""
         record = self._committed[key]
@@ -237,7 +247,8 @@ class RemoteDestination:
         return True
 
     def _note(self, record: ShardRecord) -> None:
-        write_file(self._note_path(record), record.sha256.encode())
+        if self._is_of_earlier_version:
+            write_file(self._note_path(record), record.sha256.encode())
 
     def _is_proved(self, record: ShardRecord) -> bool:
         return holds(self._note_path(record), record.sha256.encode())

@@ -225,7 +225,9 @@ def test_an_id_without_a_row_matters_only_where_it_is_used(
     assert precomputed(config).identity.tokenizer["size"] == 258
     (tmp_path / "used.txt").write_text("a first document\nand a <tool> here, further on in the text\n" * 3)
     used = dataclasses.replace(config, data=str(tmp_path / "used.txt"), out=tmp_path / "used")
-    with pytest.raises(TokenBeyondVocabularyError, match=r"document 2 of .*used.txt holds '<tool>', id 400 .* below 257"):
+    with pytest.raises(
+        TokenBeyondVocabularyError, match=r"document 2 of .*used.txt holds '<tool>', id 400 .* below 257"
+    ):
         precompute(used)
     content["added_tokens"][0]["id"] = 300
     content["model"]["vocab"]["<|endoftext|>"] = 300
