@@ -104,7 +104,7 @@ def _loss(truth: Truth, rows: dict[str, pa.RecordBatch], config: TrainConfig, ca
         torch.stack(soft).mean()
         + 0.1 * torch.stack(labels).mean()
         + 0.5 * torch.cat(tokens).mean()
-        + 0.25 * torch.stack(choices).mean()
+        + 0.05 * torch.stack(choices).mean()
     )
 
 
