@@ -8,7 +8,7 @@ Memory of models is measured on long rows beside short ones (scripts/bench/growt
 - open: open_cache, which reads the manifest. Time per shard.
 - first batch: open_cache, RowStream and its first batch, which a training run waits for. Total time.
 - tokenize: JSON lines in parts, by two processes of one thread each and by one, into one directory. Total time.
-- verify, shared: verify_cache of a larger cache by two processes, and over HTTP from this machine, each against one
+- verify, shared: teachonce-cache verify of a larger cache by two processes, and over HTTP, each against one
   process in the directory. Each process has one thread. Bytes per second, the start of processes included.
 
 The peak memory of tokenizing is that of ten times the text against that of the text. Other peak memory is the memory
@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +33,7 @@ from scripts.bench.config import BenchConfig
 from scripts.bench.growth import long_rows
 from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.support.file_server import serving
-from scripts.support.measure import interleaved_seconds, one_arrow_thread, peak_extra_bytes, seconds_of
+from scripts.support.measure import interleaved_seconds, peak_extra_bytes, seconds_of
 from scripts.support.teachers import save_byte_tokenizer
 from scripts.support.tokenizing import tokenize, tokenize_together, write_rows
 from storage.reading.cache import open_cache
@@ -99,11 +102,11 @@ def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds
         num_distinct_batches=_NUM_DISTINCT_BATCHES,
     )
     num_bytes = open_subject(path).num_bytes
-    with serving(path) as url, one_arrow_thread():
+    with serving(path) as url:
         verifiers: dict[str, Callable[[], object]] = {
-            "one job": lambda: _verify(path, 1),
-            "two jobs": lambda: _verify(path, 2),
-            "from a URL": lambda: _verify(url, 1),
+            "one job": lambda: _run_verify(path, 1),
+            "two jobs": lambda: _run_verify(path, 2),
+            "from a URL": lambda: _run_verify(url, 1),
         }
         seconds = interleaved_seconds(verifiers, rounds, warm_up=0)
     speeds = {name: [num_bytes / 1e6 / s for s in values] for name, values in seconds.items()}
@@ -167,11 +170,17 @@ def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:
 
 def verify(path: Path) -> None:
     """Verify the cache. It must have no problems."""
-    _verify(path, 1)
+    assert not verify_cache(path).problems
 
 
-def _verify(where: str | Path, jobs: int) -> None:
-    assert not verify_cache(where, jobs=jobs).problems
+def _run_verify(where: str | Path, jobs: int) -> None:
+    """Run the command, as its processes start with what they need alone; those of a benchmark would load PyTorch too.
+
+    Arrow takes its number of threads from OMP_NUM_THREADS.
+    """
+    arguments = ["verify", str(where), "--jobs", str(jobs), "--quiet"]
+    command = [sys.executable, "-c", "from storage.cli import main; main()", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def resume(path: Path) -> None:
