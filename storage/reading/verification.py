@@ -209,14 +209,10 @@ def _check_shard(record: ShardRecord, place: Place, identity: CacheIdentity) -> 
 
 def _look_for_unlisted(place: Place, manifest: Manifest) -> tuple[list[CacheError], tuple[str, ...]]:
     """Return one error for each file that does not belong to the cache, and a remark when they cannot be looked for."""
-    reason: str | None = "its store lists no files"
     try:
-        if place.names(".") is not None:
-            paths = unlisted_files(manifest, lambda directory: place.names(directory) or [])
-            return [UnlistedFileError(place.named(path)) for path in paths], ()
+        return [UnlistedFileError(place.named(path)) for path in unlisted_files(manifest, place.names)], ()
     except UnreadableFileError as error:  # who may read may not be allowed to list
-        reason = error.reason
-    return [], (f"files that are no part of the cache were not looked for: {reason}",)
+        return [], (f"files that are no part of the cache were not looked for: {error.reason}",)
 
 
 def _caught(check: Callable[[], object]) -> list[CacheError]:
