@@ -76,7 +76,7 @@ def verify_cache(
 
     path: a directory, or any URL that fsspec reads. At a URL each file is read once and nothing is kept; each job takes
     room for a shard in the directory for temporary files.
-    jobs: number of processes, at most one for each shard. None takes one for each core, or one alone for a small cache.
+    jobs: number of processes, at most one for each shard. None takes one for each core, at most one for each 128 MiB.
     A script that asks for more than one must call this below `if __name__ == "__main__":`.
 
     Raise NoCacheError, IncompleteCacheError, UnfinishedRemoteError, RecordError or FormatVersionError when there is no
