@@ -45,8 +45,8 @@ def verify(
 
     Args:
         cache: Directory of the cache, or its URL, of which nothing is kept here.
-        jobs: Number of processes that share the shards. None takes one for each core that may be used, and one alone
-            for a cache below 256 MB. At a URL, more than the cores may be faster.
+        jobs: Number of processes that share the shards. None takes one for each core that may be used, at most one
+            for each 128 MiB of shards. At a URL, more than the cores may be faster.
         quiet: Show no progress.
     """
     subject = open_subject(cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -22,6 +23,30 @@ class Comparison:
     unit: str
     target: float | None = None
     more_is_better: bool = False
+
+    @classmethod
+    def between(
+        cls,
+        values: Mapping[str, list[float]],
+        ours: str,
+        reference: str,
+        *,
+        what: str,
+        unit: str,
+        target: float | None = None,
+        more_is_better: bool = False,
+    ) -> Comparison:
+        """Return the comparison of two variants, given the values of each by its name."""
+        return cls(
+            what=what,
+            ours=ours,
+            reference=reference,
+            our_values=values[ours],
+            reference_values=values[reference],
+            unit=unit,
+            target=target,
+            more_is_better=more_is_better,
+        )
 
     @property
     def ratios(self) -> list[float]:

@@ -119,31 +119,18 @@ def _passes(head: Head, kinds: dict[str, tuple[SparseTargets, HeadLoss]], is_hal
 
 
 def _times(passes: dict[str, Action], what: str, target: float | None, config: BenchConfig) -> Iterator[Comparison]:
-    seconds = interleaved_seconds(passes, config.rounds, config.device)
-    for name in (name for name in passes if name != _REFERENCE):
-        yield Comparison(
-            what=what,
-            ours=name,
-            reference=_REFERENCE,
-            our_values=seconds[name],
-            reference_values=seconds[_REFERENCE],
-            unit="s",
-            target=target,
-        )
+    return _each(interleaved_seconds(passes, config.rounds, config.device), what, "s", target)
 
 
 def _memory(passes: dict[str, Action], device: str) -> Iterator[Comparison]:
     found = {name: [float(peak_extra_bytes(action, device))] for name, action in passes.items()}
-    for name in (name for name in passes if name != _REFERENCE):
-        yield Comparison(
-            what="peak memory beyond inputs",
-            ours=name,
-            reference=_REFERENCE,
-            our_values=found[name],
-            reference_values=found[_REFERENCE],
-            unit="B",
-            target=_MEMORY_TARGET,
-        )
+    return _each(found, "peak memory beyond inputs", "B", _MEMORY_TARGET)
+
+
+def _each(values: dict[str, list[float]], what: str, unit: str, target: float | None) -> Iterator[Comparison]:
+    """Compare each kind of targets with the reference."""
+    for name in (name for name in values if name != _REFERENCE):
+        yield Comparison.between(values, name, _REFERENCE, what=what, unit=unit, target=target)
 
 
 def make_targets(shape: Shape, top_k: int, tail_weight: float | None, device: str) -> SparseTargets:

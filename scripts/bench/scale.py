@@ -111,16 +111,8 @@ def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds
         seconds = interleaved_seconds(verifiers, rounds, warm_up=0)
     speeds = {name: [num_bytes / 1e6 / s for s in values] for name, values in seconds.items()}
     for name, target in (("two jobs", _SHARED), ("from a URL", None)):
-        yield Comparison(
-            what="verify, shared: throughput",
-            ours=name,
-            reference="one job",
-            our_values=speeds[name],
-            reference_values=speeds["one job"],
-            unit="MB/s",
-            target=target,
-            more_is_better=True,
-        )
+        what = "verify, shared: throughput"
+        yield Comparison.between(speeds, name, "one job", what=what, unit="MB/s", target=target, more_is_better=True)
 
 
 def compare_tokenizing(directory: Path, text_bytes: int, part_bytes: int, rounds: int) -> Iterator[Comparison]:

@@ -166,15 +166,7 @@ def _times(
     """Compare our step with each reference that has an entry in `targets`."""
     seconds = interleaved_seconds(steps, config.rounds, config.device)
     for reference, target in targets.items():
-        yield Comparison(
-            what=what,
-            ours=_OURS,
-            reference=reference,
-            our_values=seconds[_OURS],
-            reference_values=seconds[reference],
-            unit="s",
-            target=target,
-        )
+        yield Comparison.between(seconds, _OURS, reference, what=what, unit="s", target=target)
 
 
 def _config_file(cache: Cache, shape: Shape) -> str:

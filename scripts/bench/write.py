@@ -11,6 +11,7 @@ Ours encodes, checks, compresses, hashes, fsyncs and renames. Two references sto
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ import pyarrow.parquet
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
 from scripts.support.caches import RECORD_BATCH_ROWS, made_up_identity, made_up_rows
-from scripts.support.measure import interleaved_seconds, one_arrow_thread
+from scripts.support.measure import interleaved_seconds
 from storage.records.identity import CacheIdentity, ShardKey
 from storage.rows import columns, soft_targets
 from storage.rows.soft_targets import SoftTargetRows
@@ -52,7 +53,7 @@ class Targets:
 def run(config: BenchConfig) -> Iterator[Comparison]:
     """Compare each kind of targets with both references."""
     num_batches, block_size, vocab_size = (8, 1024, 50_257) if config.size == "full" else (2, 32, 300)
-    with tempfile.TemporaryDirectory() as directory, one_arrow_thread():
+    with tempfile.TemporaryDirectory() as directory, _one_arrow_thread():
         for name, (top_k, tail_weight) in _KINDS.items():
             num_blocks = num_batches * RECORD_BATCH_ROWS
             identity = made_up_identity(num_blocks, block_size, vocab_size, top_k=top_k, tail_weight=tail_weight)
@@ -133,3 +134,15 @@ def _produced(identity: CacheIdentity, batch: int) -> SoftTargetRows:
         entropy=None if rows.entropy is None else rows.entropy.astype(np.float32),
         **values,
     )
+
+
+@contextlib.contextmanager
+def _one_arrow_thread() -> Iterator[None]:
+    cpu_threads, io_threads = pa.cpu_count(), pa.io_thread_count()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    try:
+        yield
+    finally:
+        pa.set_cpu_count(cpu_threads)
+        pa.set_io_thread_count(io_threads)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 
 _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -37,19 +35,6 @@ def seconds_of(action: Action, device: str = "cpu") -> float:
     action()
     _synchronise(device)
     return time.perf_counter() - started
-
-
-@contextlib.contextmanager
-def one_arrow_thread() -> Iterator[None]:
-    """Let Arrow use one thread for each kind of work."""
-    cpu_threads, io_threads = pa.cpu_count(), pa.io_thread_count()
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
-    try:
-        yield
-    finally:
-        pa.set_cpu_count(cpu_threads)
-        pa.set_io_thread_count(io_threads)
 
 
 def peak_extra_bytes(action: Action, device: str = "cpu") -> int:

@@ -20,14 +20,11 @@ _ROUNDS_PER_LOOK = 100
 
 
 @contextlib.contextmanager
-def busy_neighbour(kind: str | None) -> Iterator[None]:
-    """Keep one core busy inside the context, with work of a kind in NEIGHBOURS; None: with none.
+def busy_neighbour(kind: str) -> Iterator[None]:
+    """Keep one core busy inside the context, with work of a kind in NEIGHBOURS.
 
     Return when the work has begun. Raise RuntimeError if it does not begin.
     """
-    if kind is None:
-        yield
-        return
     command = [sys.executable, "-m", __spec__.name, kind, str(os.getpid())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=_REPOSITORY)
     try:

@@ -52,8 +52,11 @@ class Place(Protocol):
     def open_shard(self, identity: CacheIdentity, record: ShardRecord) -> AbstractContextManager[Shard]:
         """Check the size and the sha256 of a shard and open it."""
 
-    def names(self, directory: str) -> list[str] | None:
-        """Return the names in a directory of the cache, "." for its own; None when no listing is to be had."""
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory of the cache, "." for its own.
+
+        Raise UnreadableFileError when no listing is to be had.
+        """
 
 
 def place_at(path: str | Path) -> Place:
@@ -163,15 +166,18 @@ class UrlPlace:
             begin()  # which hands the last bytes to the system
             yield Shard(Path(f"/dev/fd/{file.fileno()}"), identity, record, self.named(record.path))
 
-    def names(self, directory: str) -> list[str] | None:
-        """Return the names in a directory, none outside of the cache; None when the store lists nothing.
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, none outside of the cache.
 
-        Raise UnreadableFileError when it may not be listed.
+        Raise UnreadableFileError when the store lists nothing, or may not be asked to.
         """
         if ".." in directory.split("/") or directory.startswith("/"):
             return []
         with _unread():
-            return self._remote.names("" if directory == "." else directory)
+            names = self._remote.names("" if directory == "." else directory)
+        if names is None:
+            raise UnreadableFileError(self.where, "its store lists no files")
+        return names
 
     def _read(
         self, record: ShardRecord | FileRecord, begin: Callable[[], object], take: Callable[[bytes], object]

@@ -76,7 +76,7 @@ def verify_cache(
 
     path: a directory, or any URL that fsspec reads. At a URL each file is read once and nothing is kept; each job takes
     room for a shard in the directory for temporary files.
-    jobs: number of processes, at most one for each shard. None takes one for each core, or one alone for a small cache.
+    jobs: number of processes, at most one for each shard. None takes one for each core, at most one for each 128 MiB.
     A script that asks for more than one must call this below `if __name__ == "__main__":`.
 
     Raise NoCacheError, IncompleteCacheError, UnfinishedRemoteError, RecordError or FormatVersionError when there is no
@@ -209,14 +209,10 @@ def _check_shard(record: ShardRecord, place: Place, identity: CacheIdentity) -> 
 
 def _look_for_unlisted(place: Place, manifest: Manifest) -> tuple[list[CacheError], tuple[str, ...]]:
     """Return one error for each file that does not belong to the cache, and a remark when they cannot be looked for."""
-    reason: str | None = "its store lists no files"
     try:
-        if place.names(".") is not None:
-            paths = unlisted_files(manifest, lambda directory: place.names(directory) or [])
-            return [UnlistedFileError(place.named(path)) for path in paths], ()
+        return [UnlistedFileError(place.named(path)) for path in unlisted_files(manifest, place.names)], ()
     except UnreadableFileError as error:  # who may read may not be allowed to list
-        reason = error.reason
-    return [], (f"files that are no part of the cache were not looked for: {reason}",)
+        return [], (f"files that are no part of the cache were not looked for: {error.reason}",)
 
 
 def _caught(check: Callable[[], object]) -> list[CacheError]:

@@ -168,6 +168,7 @@ class RemoteDirectory:
             with publishing(destination) as file:
                 for piece in self._pieces(path, num_bytes, patience):
                     file.write(piece)
+                    patience.reached(file.num_bytes)
         except TransferError as error:
             if _says_missing(error):
                 return None

@@ -87,8 +87,8 @@ class RemoteDestination:
         """Put the plan unless there is one; return the plan at the URL. Raise CacheMismatchError when it differs."""
         with self._staging() as staging:
             write_plan(staging, identity)
-            create_record(self._remote, staging, PLAN_NAME, read_plan)
-        begun = self._begun(identity)
+            begun = create_record(self._remote, staging, PLAN_NAME, read_plan)
+        require_same_plan(self.where, begun, identity)
         write_file(self.work_dir / _BEGUN_NAME, b"")
         return begun
 

@@ -30,11 +30,5 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
             for layer in steps["compiled"].learner.parallel.model.transformer.h:
                 layer.compile()
             seconds = interleaved_seconds(steps, config.rounds, config.device, _WARM_UP)
-        yield Comparison(
-            what=f"step of {shape.batch_blocks} × {shape.block_size} tokens, {shape.preset}",
-            ours="compiled",
-            reference="eager",
-            our_values=seconds["compiled"],
-            reference_values=seconds["eager"],
-            unit="s",
-        )
+        what = f"step of {shape.batch_blocks} × {shape.block_size} tokens, {shape.preset}"
+        yield Comparison.between(seconds, "compiled", "eager", what=what, unit="s")

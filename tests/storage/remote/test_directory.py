@@ -217,14 +217,19 @@ def test_waits_are_random_doubled_and_bounded_until_the_deadline(flaky: Callable
     assert len(set(time.waits_s)) == len(time.waits_s)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
 def test_the_clock_of_a_download_starts_again_with_every_new_piece(
-    flaky: Callable[..., Flaky], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    flaky: Callable[..., Flaky], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_known: bool
 ) -> None:
     monkeypatch.setattr(directory_module, "PIECE_BYTES", 256)
     policy, time = RetryPolicy(deadline_s=10, first_wait_s=8, longest_wait_s=8), FakeTime()
     monkeypatch.setattr(retrying._JITTER, "uniform", lambda low, high: high)
     flaky(*([OSError(), None] * 10))  # each piece fails once: 80 s in all, 8 s at a time
-    there(policy=policy, time=time).download("file", tmp_path / "file", len(CONTENT), SHA256)
+    directory = there(policy=policy, time=time)
+    if is_known:
+        directory.download("file", tmp_path / "file", len(CONTENT), SHA256)
+    else:
+        directory.fetch("file", tmp_path / "file")
     assert time.now_s == 80
 
 
