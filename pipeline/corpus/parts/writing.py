@@ -128,12 +128,17 @@ class TokenizedPart:
     """The stores of a part in a directory. head, tail: see seams; None where no document is cut."""
 
     def __init__(self, plan: TokenizationPlan, directory: Path) -> None:
-        self.counts = PartCounts(**json.loads((directory / _COUNTS_NAME).read_bytes()))
+        self.counts = counts_of(directory)
         self.documents = NumberedStore(directory / _DOCUMENTS_NAME, plan.dtype)
         self.prompts = {
             column: NumberedStore(directory / name, plan.dtype) for column, name in prompt_names(plan).items()
         }
         self.head, self.tail = (_encoded(directory / name) for name in (_HEAD_NAME, _TAIL_NAME))
+
+
+def counts_of(directory: Path) -> PartCounts:
+    """Return the counts of a part, without opening its stores."""
+    return PartCounts(**json.loads((directory / _COUNTS_NAME).read_bytes()))
 
 
 def write_part(

@@ -224,3 +224,16 @@ def test_with_max_tokens_the_parts_behind_them_are_not_read(tmp_path: Path, monk
     parts = SharedParts(plan, tmp_path / "w" / "t")
     parts.make_all()
     assert len(list((tmp_path / "w" / "t-parts").iterdir())) < len(plan.parts)
+
+
+def test_parts_are_joined_and_removed_while_another_process_makes_one_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_parts, "PART_BYTES", PART_BYTES)
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    plan, tokens = plan_of(tmp_path / "a.jsonl", tokenizer_of("gpt2"), max_tokens=700), tmp_path / "w" / "t"
+    other = SharedParts(plan, tokens)
+    last = other.num_parts - 1
+    other.make(last, lambda _: None if tokens.exists() else tokenize_as_planned(plan, tokens))
+    assert other.are_enough()
+    assert {path.name for path in tokens.parent.iterdir()} == {"claims", "t"}
