@@ -149,7 +149,7 @@ def _hub_part(config: PrecomputeConfig, rows: Any, index: int) -> Part:
     """Return the part of a hub data set that is one of its shards, mostly a file."""
     place = config.data if rows.num_shards == 1 else f"{config.data}, shard {index}"
     open_rows = functools.partial(hub_rows, config, rows, index)
-    return Part(documents=functools.partial(row_documents, config, place, open_rows), place=place)
+    return Part(documents=functools.partial(row_documents, config, place, open_rows))
 
 
 def hub_rows(config: PrecomputeConfig, rows: Any, index: int) -> tuple[list[str], Iterable[dict[str, Any]]]:

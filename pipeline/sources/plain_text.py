@@ -85,10 +85,12 @@ def text_ranges(path: Path, separator: str | None, wished: list[int], *, splits_
 
 def text_documents(path: Path, separator: str | None, text: TextRange) -> Iterator[Document]:
     """Yield the documents of a range; without a separator a file is one. Raises NoSuchDataError."""
+    where = place_of(path, text.start)
     if separator is None:
         yield Document(
             pieces=_read_pieces(path, text),
             prompts={},
+            place=where,
             goes_on=text.begins_inside,
             text_behind=lambda num_chars: _text_behind(path, text, num_chars),
         )
@@ -108,6 +110,7 @@ def text_documents(path: Path, separator: str | None, text: TextRange) -> Iterat
         yield Document(
             pieces=(piece for _, piece in part),
             prompts={},
+            place=f"document {number + 1} of {where}",
             goes_on=text.begins_inside and number == 0,
             text_behind=functools.partial(text_behind, number),
         )

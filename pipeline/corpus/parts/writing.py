@@ -166,7 +166,7 @@ def write_part(
             continue
         left = None if room is None else room - num_tokens
         whole = itertools.chain(_up_to(left, itertools.chain([first], pieces)), _end(plan, rows, document))
-        place = document.place or f"document {num_documents}{f' of {part.place}' if part.place else ''}"
+        place = document.place or f"document {num_documents}"
         checked = (_with_rows(plan, piece, place) for piece in whole)
         num_tokens += writer.write(_counted(checked, count), num_documents - 1)
         for column, prompt in document.prompts.items():
