@@ -172,17 +172,15 @@ def _decoded(path: Path, start: int, stop: int | None) -> io.TextIOWrapper:
 
 def _cut_near(file: io.BufferedReader, wish: int, separator: str | None, *, splits_documents: bool) -> _Cut | None:
     """Return the first sure cut at or behind the byte `wish`; None if there is none nearby."""
-    newlines = 0 if separator is None else separator.count("\n")
-    longest = 1 if separator is None else len(separator.encode()) + newlines
+    longest = 1 if separator is None else len(separator.encode()) + separator.count("\n")
     first = max(0, wish - 4 * longest)
     file.seek(first)
     data = file.read(_SEPARATOR_WITHIN_BYTES + wish - first)
     if separator is not None:
-        earliest, behind = wish - 2 * longest - first, 0
-        is_free = True
+        earliest, behind, is_free = wish - 2 * longest - first, 0, True
         for start, stop in _separators(data, separator):
             # One that overlaps none before it ends a document, wherever the reading begins.
-            if start >= max(earliest, behind, 0) and first + start > 0:
+            if start >= max(earliest, behind) and first + start > 0:
                 return _Cut(stop=first + start, start=first + stop)
             behind, is_free = max(behind, stop), is_free and first + stop <= wish
         if not is_free:
