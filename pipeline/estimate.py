@@ -138,9 +138,7 @@ def _estimate_kind(kind: str, producer: Producer, job: Job, whole: Whole | None)
         batches[:] = producer.record_batches("train", 0, stop, RECORD_BATCH_ROWS)
 
     seconds = _timed(lambda: probe(_few_of(probe_rows)), lambda: probe(probe_rows))
-    row_bytes = Estimate(value=_compressed_bytes(batches) / probe_rows)
-    if whole is not None:
-        row_bytes = _row_bytes(batches)
+    row_bytes = Estimate(value=_compressed_bytes(batches) / probe_rows) if whole is None else _row_bytes(batches)
     return KindEstimate(
         kind=kind,
         num_rows=num_rows,

@@ -74,10 +74,10 @@ def tokenize_only(config: PrecomputeConfig) -> str:
     if destination.finished() is not None:
         return f"{destination.where}: complete, there is nothing to tokenize"
     config = as_begun(config, destination)
-    tokenize = {"local": _tokenize_here, "ray": tokenize_on_ray}[config.engine]
+    make = {"local": _tokenize_here, "ray": tokenize_on_ray}[config.engine]
     with work_directory(destination, keeps_tokens=True):
         _note_date(config, destination.work_dir)
-        made = tokenize(config, destination)
+        made = make(config, destination)
     for line in tokenization_notices(config, made.facts):
         tell(line)
     counts = ", ".join(

@@ -109,13 +109,9 @@ def tokenize_as_planned(plan: TokenizationPlan, work_dir: Path) -> TokenizedCorp
 
 def _join(plan: TokenizationPlan, parts: SharedParts, work_dir: Path) -> None:
     """Write the stores beside `work_dir`, then rename them. Without working locks, the first process to finish wins."""
-    try:
-        with staged(work_dir) as staging:
-            counts = join_parts(plan, parts.needed(), staging)
-            write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
-    except FileNotFoundError:
-        if not work_dir.exists():  # else another process has joined the parts, and removed them
-            raise
+    with parts.unless_joined(), staged(work_dir) as staging:
+        counts = join_parts(plan, parts.needed(), staging)
+        write_file(staging / _COUNTS_NAME, json.dumps(asdict(counts)).encode())
     parts.remove()
 
 

@@ -19,7 +19,6 @@ from storage.draws import hash_uniform
 from storage.records.identity import SPLITS
 
 _VALIDATION_DRAW = 4
-_COPIED_TOKENS = 1 << 20
 
 
 def is_held_out(config: PrecomputeConfig, document_indices: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -70,16 +69,10 @@ def _copy_range(source: TokenStore, start: int, stop: int, writer: TokenWriter, 
 
     If the range cuts a document, the part inside becomes a document. marks_first: mark the first token as unwanted.
     """
-    first = start
     if start == stop:
         return
-    for length in source.segment_lengths(start, stop):
-        for offset in range(start, start + length, _COPIED_TOKENS):
-            piece = slice(offset, min(offset + _COPIED_TOKENS, start + length))
-            is_wanted = None if source.is_wanted is None else np.array(source.is_wanted[piece])
-            if marks_first and offset == first:
-                is_wanted = np.ones(len(source.tokens[piece]), np.bool_) if is_wanted is None else is_wanted
-                is_wanted[0] = False
-            writer.append(np.asarray(source.tokens[piece]), is_wanted)
-        writer.end_document()
-        start += length
+    ends = start + np.cumsum(source.segment_lengths(start, stop))
+    if marks_first:
+        writer.append(source.tokens[start : start + 1], np.zeros(1, np.bool_))
+        start += 1
+    writer.extend(source, start, stop, ends)

@@ -141,23 +141,26 @@ def _hub_corpus(config: PrecomputeConfig) -> Corpus:
         source=config.data,
         fingerprint_of=lambda: hashlib.sha256(f"{config.data} {commit}".encode()).hexdigest(),
         licence=rows.info.license or None,
-        parts=lambda _: [_hub_part(config, index, rows.num_shards) for index in range(rows.num_shards)],
+        parts=lambda _: [_hub_part(config, rows, index) for index in range(rows.num_shards)],
     )
 
 
-def _hub_part(config: PrecomputeConfig, index: int, num_parts: int) -> Part:
+def _hub_part(config: PrecomputeConfig, rows: Any, index: int) -> Part:
     """Return the part of a hub data set that is one of its shards, mostly a file."""
-    place = config.data if num_parts == 1 else f"{config.data}, shard {index}"
-    open_rows = functools.partial(hub_rows, config, index, num_parts)
-    return Part(documents=functools.partial(row_documents, config, place, open_rows), place=place)
+    place = config.data if rows.num_shards == 1 else f"{config.data}, shard {index}"
+    open_rows = functools.partial(hub_rows, config, rows, index)
+    return Part(documents=functools.partial(row_documents, config, place, open_rows))
 
 
-def hub_rows(config: PrecomputeConfig, index: int, num_shards: int) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    """Return the names of the columns and the rows with the asked ones: pictures and sounds are not decoded."""
-    rows = load_hub(config).shard(num_shards=num_shards, index=index)
-    names = rows.column_names or []
+def hub_rows(config: PrecomputeConfig, rows: Any, index: int) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    """Return the names of the columns, and the rows of a shard with the asked ones: pictures are not decoded.
+
+    rows: of load_hub, which asks the hub for its files.
+    """
+    shard = rows.shard(num_shards=rows.num_shards, index=index)
+    names = shard.column_names or []
     columns = columns_of(config)
-    return names, rows.select_columns([name for name in names if name in columns]) if names else rows
+    return names, shard.select_columns([name for name in names if name in columns]) if names else shard
 
 
 def _hub_commit(config: PrecomputeConfig, name: str) -> str:

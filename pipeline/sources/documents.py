@@ -19,7 +19,8 @@ def _nothing(num_chars: int) -> str:
 class Document:
     """One document: its text in pieces, cut anywhere, and its prompts by column (empty for plain text).
 
-    turns: what a row holds in place of a text; pieces is empty then. place: source and row, for messages about it.
+    turns: what a row holds in place of a text; pieces is empty then. place: of the document, for messages; empty if its
+    number in the source says it.
     goes_on: whether the document began in the part before. text_behind: returns so many characters of the document that
     the next part begins with, once pieces are read; nothing when the document ends in this part.
     """
@@ -36,9 +37,7 @@ class Document:
 class Part:
     """Neighbouring documents. Each call of `documents()` reads them from the beginning.
 
-    place: where the part lies, for messages; empty for a whole source. Read the pieces of a document before you take
-    the next document: plain text is split as it is read.
+    Read the pieces of a document before you take the next document: plain text is split as it is read.
     """
 
     documents: Callable[[], Iterator[Document]]
-    place: str = ""

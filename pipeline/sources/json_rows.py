@@ -38,8 +38,12 @@ def json_ranges(path: Path, wished: list[int]) -> list[tuple[int, int | None]]:
     with path.open("rb") as file:
         first = next((line for line in file if line.removeprefix(codecs.BOM_UTF8).strip()), b"")
         for wish in [] if _is_cut(first.removeprefix(codecs.BOM_UTF8)) else wished:
-            end = 0 if wish < cuts[-1] else _end_of_line(file, wish)
-            cuts += [end] if cuts[-1] < end < path.stat().st_size else []
+            if wish < cuts[-1]:
+                continue
+            end = _end_of_line(file, wish)
+            if end >= path.stat().st_size:
+                break
+            cuts.append(end)
     return list(zip(cuts, [*cuts[1:], None], strict=True))
 
 

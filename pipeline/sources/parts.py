@@ -27,7 +27,7 @@ _MOST_PARTS = 1 << 12
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece(Part):
-    """A file or a range of one. num_bytes: of the file, 0 for a range but the first."""
+    """A file or a range of one. num_bytes: of the file; of a range, about those that a part has."""
 
     num_bytes: int
     is_beginning: bool = True
@@ -56,7 +56,7 @@ def _join(pieces: list[_Piece]) -> Part:
     def documents() -> Iterator[Document]:
         return itertools.chain.from_iterable(piece.documents() for piece in pieces)
 
-    return Part(documents=documents, place=pieces[0].place)
+    return Part(documents=documents)
 
 
 def _pieces(
@@ -78,7 +78,6 @@ def _pieces(
     return [
         _Piece(
             documents=documents,
-            place=place_of(file, start),
             num_bytes=num_bytes if len(found) == 1 else part_bytes,
             is_beginning=start == 0,
         )

@@ -85,10 +85,12 @@ def text_ranges(path: Path, separator: str | None, wished: list[int], *, splits_
 
 def text_documents(path: Path, separator: str | None, text: TextRange) -> Iterator[Document]:
     """Yield the documents of a range; without a separator a file is one. Raises NoSuchDataError."""
+    where = place_of(path, text.start)
     if separator is None:
         yield Document(
             pieces=_read_pieces(path, text),
             prompts={},
+            place=where,
             goes_on=text.begins_inside,
             text_behind=lambda num_chars: _text_behind(path, text, num_chars),
         )
@@ -108,6 +110,7 @@ def text_documents(path: Path, separator: str | None, text: TextRange) -> Iterat
         yield Document(
             pieces=(piece for _, piece in part),
             prompts={},
+            place=f"document {number + 1} of {where}",
             goes_on=text.begins_inside and number == 0,
             text_behind=functools.partial(text_behind, number),
         )
@@ -169,17 +172,15 @@ def _decoded(path: Path, start: int, stop: int | None) -> io.TextIOWrapper:
 
 def _cut_near(file: io.BufferedReader, wish: int, separator: str | None, *, splits_documents: bool) -> _Cut | None:
     """Return the first sure cut at or behind the byte `wish`; None if there is none nearby."""
-    newlines = 0 if separator is None else separator.count("\n")
-    longest = 1 if separator is None else len(separator.encode()) + newlines
+    longest = 1 if separator is None else len(separator.encode()) + separator.count("\n")
     first = max(0, wish - 4 * longest)
     file.seek(first)
     data = file.read(_SEPARATOR_WITHIN_BYTES + wish - first)
     if separator is not None:
-        earliest, behind = wish - 2 * longest - first, 0
-        is_free = True
+        earliest, behind, is_free = wish - 2 * longest - first, 0, True
         for start, stop in _separators(data, separator):
             # One that overlaps none before it ends a document, wherever the reading begins.
-            if start >= max(earliest, behind, 0) and first + start > 0:
+            if start >= max(earliest, behind) and first + start > 0:
                 return _Cut(stop=first + start, start=first + stop)
             behind, is_free = max(behind, stop), is_free and first + stop <= wish
         if not is_free:

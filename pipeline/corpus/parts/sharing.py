@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
-from pipeline.corpus.parts.writing import TokenizationPlan, TokenizedPart, write_part
+from pipeline.corpus.parts.writing import TokenizationPlan, TokenizedPart, counts_of, write_part
 from pipeline.work.claims import Claims
 from storage.disk.files import refusals
 from storage.errors import TeachonceError, WriteRefusedError
@@ -76,7 +76,8 @@ class SharedParts:
             return
         max_tokens = self._plan.config.max_tokens
         room = None if max_tokens is None else max_tokens - self._num_before
-        self._write(index, self._part_dir(index), room, count)
+        with self.unless_joined():
+            self._write(index, self._part_dir(index), room, count)
 
     def are_enough(self, own: Container[int] = (), count: Callable[[int], object] = _ignore) -> bool:
         """Return whether no more parts are needed. Call `count` with the tokens of each part that is not `own`."""
@@ -86,10 +87,11 @@ class SharedParts:
                 return True
             if not self._is_made(self._first):
                 return False
-            num_tokens = TokenizedPart(self._plan, self._part_dir(self._first)).counts.num_tokens
-            if self._first not in own:
-                count(num_tokens)
-            self._first, self._num_before = self._first + 1, self._num_before + num_tokens
+            with self.unless_joined():
+                num_tokens = counts_of(self._part_dir(self._first)).num_tokens
+                if self._first not in own:
+                    count(num_tokens)
+                self._first, self._num_before = self._first + 1, self._num_before + num_tokens
         return True
 
     def needed(self) -> Iterator[TokenizedPart]:
@@ -104,6 +106,18 @@ class SharedParts:
             yield part
             if left is not None and (left := left - part.counts.num_tokens) <= 0:
                 return
+
+    @contextlib.contextmanager
+    def unless_joined(self) -> Iterator[None]:
+        """Go on behind the block if files are gone because another process has joined the parts, and removed them.
+
+        With --max-tokens it may do so while this one is at a part that is not needed.
+        """
+        try:
+            yield
+        except (FileNotFoundError, WriteRefusedError):
+            if not self._entry.exists():
+                raise
 
     def remove(self) -> None:
         """Remove the parts, which nobody needs when the entry is there."""

@@ -128,12 +128,17 @@ class TokenizedPart:
     """The stores of a part in a directory. head, tail: see seams; None where no document is cut."""
 
     def __init__(self, plan: TokenizationPlan, directory: Path) -> None:
-        self.counts = PartCounts(**json.loads((directory / _COUNTS_NAME).read_bytes()))
+        self.counts = counts_of(directory)
         self.documents = NumberedStore(directory / _DOCUMENTS_NAME, plan.dtype)
         self.prompts = {
             column: NumberedStore(directory / name, plan.dtype) for column, name in prompt_names(plan).items()
         }
         self.head, self.tail = (_encoded(directory / name) for name in (_HEAD_NAME, _TAIL_NAME))
+
+
+def counts_of(directory: Path) -> PartCounts:
+    """Return the counts of a part, without opening its stores."""
+    return PartCounts(**json.loads((directory / _COUNTS_NAME).read_bytes()))
 
 
 def write_part(
@@ -161,7 +166,7 @@ def write_part(
             continue
         left = None if room is None else room - num_tokens
         whole = itertools.chain(_up_to(left, itertools.chain([first], pieces)), _end(plan, rows, document))
-        place = document.place or f"document {num_documents}{f' of {part.place}' if part.place else ''}"
+        place = document.place or f"document {num_documents}"
         checked = (_with_rows(plan, piece, place) for piece in whole)
         num_tokens += writer.write(_counted(checked, count), num_documents - 1)
         for column, prompt in document.prompts.items():

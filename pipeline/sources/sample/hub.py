@@ -34,7 +34,7 @@ def take_hub_sample(config: PrecomputeConfig, seen: set[str]) -> Sample | None:
         return None
     files = _files(rows.num_shards, config.seed)
     num_groups = _NUM_GROUPS // len(files)
-    readings = [reading for file in files for reading in _first_rows(config, file, rows.num_shards, num_groups, seen)]
+    readings = [reading for file in files for reading in _first_rows(config, rows, file, num_groups, seen)]
     readings = readings[: len(readings) // 2 * 2]
     weight = split.num_examples / _GROUP_ROWS / len(readings)
     return Sample(
@@ -57,13 +57,11 @@ def _files(num_files: int, seed: int) -> list[int]:
     return [file for first, end in itertools.pairwise(edges) for file in sorted(generator.sample(range(first, end), 2))]
 
 
-def _first_rows(
-    config: PrecomputeConfig, file: int, num_files: int, num_groups: int, seen: set[str]
-) -> Iterator[Reading]:
+def _first_rows(config: PrecomputeConfig, rows: Any, file: int, num_groups: int, seen: set[str]) -> Iterator[Reading]:
     """Yield groups of the first rows of a file."""
-    names, rows = hub_rows(config, file, num_files)
+    names, first_rows = hub_rows(config, rows, file)
     seen.update(names)
-    remaining = iter(rows)
+    remaining = iter(first_rows)
     for _ in range(num_groups):
         group = list(_some(remaining))
         if not group:

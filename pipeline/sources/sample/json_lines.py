@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,10 @@ DocumentsOf = Callable[[str, Sequence[dict[str, Any]]], Iterator[Document]]
 class JsonLinesReader:
     """Reads ranges of JSON lines. can_cut: whether long rows are texts, which may be read in parts."""
 
-    def __init__(
-        self, path: Path, file: BinaryIO, documents_of: DocumentsOf, *, can_cut: bool, is_whole: bool = True
-    ) -> None:
-        self._path, self._file, self._documents_of, self.is_whole = path, file, documents_of, is_whole
+    is_whole = True
+
+    def __init__(self, path: Path, file: BinaryIO, documents_of: DocumentsOf, *, can_cut: bool) -> None:
+        self._path, self._file, self._documents_of = path, file, documents_of
         self._longest = WINDOW_BYTES if can_cut else math.inf
 
     def read(self, start: int, stop: int) -> Reading:
@@ -54,8 +55,9 @@ class JsonLinesReader:
 
     def _documents(self, line: bytes, place: int) -> Iterator[Document]:
         where = f"the line at byte {place:,}"
+        content = line if place else line.removeprefix(codecs.BOM_UTF8)
         try:
-            rows = list(checked_rows(str(self._path), ((where, value) for _, value in parse(line, str(self._path), 1))))
+            rows = list(checked_rows(str(self._path), parse(content, str(self._path), 1)))
         except JsonRowError as error:
             raise JsonRowError(str(self._path), where, error.found) from error
         return self._documents_of(f"{self._path}, {where}", rows)

@@ -17,8 +17,10 @@ _LONGEST_CHARACTER_BYTES = 4
 class TextReader:
     """Reads ranges of a text. num_bytes: length of the file; None if its end was not reached."""
 
-    def __init__(self, file: BinaryIO, num_bytes: int | None, separator: str | None, *, is_whole: bool = True) -> None:
-        self._file, self._num_bytes, self.is_whole = file, num_bytes, is_whole
+    is_whole = True
+
+    def __init__(self, file: BinaryIO, num_bytes: int | None, separator: str | None) -> None:
+        self._file, self._num_bytes = file, num_bytes
         self._separator = None if separator is None else separator.replace("\\n", "\n")
 
     def read(self, start: int, stop: int) -> Reading:

@@ -151,7 +151,7 @@ def test_hub_ids_are_looked_up_and_only_the_asked_columns_are_read(
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr("pipeline.sources.corpus._hub_commit", lambda *_: "0" * 40)
     assert read(name) == ["one", "two"]
-    assert asked[0] == (name.split(":")[0], name.split(":")[1] if ":" in name else None)
+    assert asked == [(name.split(":")[0], name.split(":")[1] if ":" in name else None)]
 
 
 def test_the_state_of_a_saved_data_set_decides_its_files(

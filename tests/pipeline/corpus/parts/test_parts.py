@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -22,7 +23,7 @@ from pipeline.corpus.parts import sharing
 from pipeline.corpus.parts.sharing import SharedParts
 from pipeline.corpus.parts.writing import TokenizationPlan
 from pipeline.corpus.tokenization import tokenize_as_planned
-from pipeline.errors import JsonRowError
+from pipeline.errors import JsonRowError, TokenBeyondVocabularyError
 from pipeline.sources import parts as source_parts
 from pipeline.sources import plain_text
 from pipeline.sources.corpus import open_corpus
@@ -224,3 +225,28 @@ def test_with_max_tokens_the_parts_behind_them_are_not_read(tmp_path: Path, monk
     parts = SharedParts(plan, tmp_path / "w" / "t")
     parts.make_all()
     assert len(list((tmp_path / "w" / "t-parts").iterdir())) < len(plan.parts)
+
+
+def test_parts_are_joined_and_removed_while_another_process_makes_one_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_parts, "PART_BYTES", PART_BYTES)
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    plan, tokens = plan_of(tmp_path / "a.jsonl", tokenizer_of("gpt2"), max_tokens=700), tmp_path / "w" / "t"
+    other = SharedParts(plan, tokens)
+    last = other.num_parts - 1
+    other.make(last, lambda _: None if tokens.exists() else tokenize_as_planned(plan, tokens))
+    assert other.are_enough()
+    assert {path.name for path in tokens.parent.iterdir()} == {"claims", "t"}
+
+
+@pytest.mark.parametrize(("separator", "place"), [("\\n\\n", r"document 2 of .*/b\.txt"), (None, r".*/b\.txt")])
+def test_of_small_files_in_one_part_the_one_with_a_bad_token_is_named(
+    tmp_path: Path, separator: str | None, place: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("")
+    (tmp_path / "data" / "b.txt").write_text("\n\nthe teacher")
+    plan = plan_of(tmp_path / "data", tokenizer_of("gpt2"), document_separator=separator)
+    with pytest.raises(TokenBeyondVocabularyError, match=rf": {place} holds"):
+        tokenize_as_planned(dataclasses.replace(plan, vocab_size=1), tmp_path / "w" / "t")

@@ -127,6 +127,14 @@ def test_odd_texts(tmp_path: Path, text: str) -> None:
         assert sum(fragment.ends for reading in readings for fragment in reading.fragments) == 1
 
 
+@pytest.mark.parametrize("name", ["marked.jsonl", "marked.jsonl.gz"])
+def test_a_mark_before_the_first_row_is_no_part_of_it(tmp_path: Path, name: str) -> None:
+    path, content = tmp_path / name, b"\xef\xbb\xbf" + lines_of(["one", "two"]).encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    readings = read_all(configured(path), path)
+    assert [words_of(p.document) for reading in readings for p in reading.fragments] == [["one"], ["two"]]
+
+
 def test_conversations_stay_whole(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": text}]} for text in made_up(400, longest=9000)]
     path = tmp_path / "chats.jsonl"
