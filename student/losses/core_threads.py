@@ -22,8 +22,8 @@ R = TypeVar("R")
 
 # With fewer parts, threads wait longer at the end; with more, small operators take a larger share of the time.
 _NUM_PARTS = 16
-# Fewer numbers are not worth parts: a training step with 4,096 ids took a sixth longer in them on an idle machine, and a
-# twentieth less beside a busy process.
+# Fewer numbers are not worth parts: a training step with 4,096 ids took a sixth longer in them on an idle machine, and
+# a twentieth less beside a busy process.
 _LEAST_NUMBERS = 1 << 23
 
 

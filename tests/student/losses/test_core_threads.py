@@ -34,7 +34,7 @@ def test_parts_cover_everything_once(monkeypatch: pytest.MonkeyPatch, length: in
 
 
 def test_few_numbers_are_one_part() -> None:
-    few, enough = torch.empty(1 << 10, 1 << 10)[:-1], torch.empty(1 << 10, 1 << 10)
+    few, enough = torch.empty(1 << 13, 1 << 10)[:-1], torch.empty(1 << 13, 1 << 10)
     assert (len(parts_of(64, few)), len(parts_of(64, enough))) == (1, 16)
 
 

@@ -299,7 +299,7 @@ def test_operators_between_the_products_wait_for_no_other_thread(monkeypatch: py
 
     monkeypatch.setattr(fused_head, "softmax_", softmax_)
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(70, 4, generator=generator), torch.randn(1 << 14, 4, generator=generator)
+    hidden, weight = torch.randn(70, 4, generator=generator), torch.randn(1 << 17, 4, generator=generator)
     targets = SparseTargets.labels_only(torch.arange(70))
     loss = HeadLoss(**LOSSES["unbiased"], temperature=1.0, soft_weight=0.0, label_weight=1.0)
     with operator_threads(2):
