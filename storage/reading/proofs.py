@@ -1,7 +1,8 @@
 """Remember, on this machine, which shards hold only rows that obey the rules.
 
-A stream checks the rows of a shard once and notes that here. Later streams of this user over the same bytes need no
-second check. They still check the sha256 of the file. `teachonce-cache verify` neither reads nor writes notes.
+A stream that has checked all rows of a shard notes that here, and so does `teachonce-cache verify`. Later streams of
+this user over the same bytes need no second check. They still check the sha256 of the file. Verifying reads no notes:
+it always checks everything.
 
 The notes are a file in the user's cache directory, never part of a cache: a table of _NUM_SLOTS slots. A note is the
 sha256 of all that the check depends on, in the slot that its first bytes choose. A later note may take the slot, and

@@ -16,8 +16,6 @@ from storage.reading.proofs import Proofs
 from storage.records.identity import ShardRecord
 from storage.shards.shard import Shard
 
-_NUM_READERS = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class _WindowInReading:
@@ -38,10 +36,11 @@ class _WindowInReading:
 class ReadAhead:
     """The wanted rows of one epoch after the other, in order, from a position on.
 
-    In the middle of each window a planner thread begins the next window. A reader thread reads, decompresses and checks
-    its record batches in the order in which they are needed. There is one such thread, because Arrow decompresses the
-    columns of a record batch in threads of its own, and because a check is many short operations: threads that ran
-    checks in parallel would spend much time on handing Python's global interpreter lock to each other.
+    In the middle of each window a planner thread begins the next window. A reader thread reads and decompresses its
+    record batches in the order in which they are needed, and a checker thread checks them in the same order. There is
+    one of each, because Arrow decompresses the columns of a record batch in threads of its own, and because a check is
+    many short operations: threads that ran checks in parallel would spend much time on handing Python's global
+    interpreter lock to each other.
     """
 
     def __init__(
@@ -65,7 +64,8 @@ class ReadAhead:
         self._in_reading: list[Future[pa.RecordBatch]] = []
         self._is_closed = False
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="teachonce-planner")
-        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="teachonce-reader")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="teachonce-checker")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
         """Yield each wanted row as a slice of its record batch. Call this once: its end stops the threads."""
@@ -135,14 +135,20 @@ class ReadAhead:
         self._opened[index] = shard
 
     def _begin(self, index: int, batch: int) -> Future[pa.RecordBatch]:
-        return self._readers.submit(self._read, self._opened[index], batch, self._is_checked[index])
+        shard, is_checked = self._opened[index], self._is_checked[index]
+        read = self._reader.submit(self._read, shard, batch)
+        return read if is_checked[batch] else self._checker.submit(self._check, shard, batch, read, is_checked)
 
-    def _read(self, shard: Shard, batch: int, is_checked: bytearray) -> pa.RecordBatch | None:
+    def _read(self, shard: Shard, batch: int) -> pa.RecordBatch | None:
+        return None if self._is_closed else shard.read_unchecked(batch)
+
+    def _check(
+        self, shard: Shard, batch: int, read: Future[pa.RecordBatch], is_checked: bytearray
+    ) -> pa.RecordBatch | None:
+        rows = read.result()
         if self._is_closed:
             return None
-        if is_checked[batch]:
-            return shard.read_unchecked(batch)
-        rows = shard.read_batch(batch)
+        shard.check(rows, batch)
         is_checked[batch] = True
         if all(is_checked):
             self._proofs.add(self._cache.identity, shard.record)
@@ -151,7 +157,8 @@ class ReadAhead:
     def _close(self) -> None:
         self._is_closed = True
         self._planner.shutdown()
-        self._readers.shutdown()
+        self._reader.shutdown()
+        self._checker.shutdown()
         while self._opened:
             self._cache.close_shard(self._opened.popitem()[1])
         self._proofs.close()

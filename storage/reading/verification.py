@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from storage.errors import (
 from storage.processes import map_in_processes
 from storage.reading.cache import Cache
 from storage.reading.places import DirectoryPlace, Place, place_at
+from storage.reading.proofs import Proofs
 from storage.reading.unlisted import unlisted_files
 from storage.records.identity import CacheIdentity, FileRecord, ShardRecord
 from storage.records.manifest import Manifest
@@ -74,7 +76,7 @@ def verify_cache(
 ) -> Verification:
     """Check everything in a cache. `progress` receives the number of bytes of each file after its check.
 
-    path: a directory, or any URL that fsspec reads. At a URL each file is read once and nothing is kept; each job takes
+    path: a directory, or any URL that fsspec reads. At a URL each file is read once and not kept; each job takes
     room for a shard in the directory for temporary files.
     jobs: number of processes, at most one for each shard. None takes one for each core, at most one for each 128 MiB.
     A script that asks for more than one must call this below `if __name__ == "__main__":`.
@@ -205,6 +207,8 @@ def _check_shard(record: ShardRecord, place: Place, identity: CacheIdentity) -> 
     recorded = (record.num_tokens, record.num_targets, record.entropy_sum_nats, record.label_nll_sum_nats)
     if found != recorded:
         raise RowError(record.path, "counts", f"the rows give {found}, the manifest says {recorded}")
+    with closing(Proofs()) as proofs:
+        proofs.add(identity, record)
 
 
 def _look_for_unlisted(place: Place, manifest: Manifest) -> tuple[list[CacheError], tuple[str, ...]]:

@@ -78,7 +78,7 @@ _AT_POSITIONS = tuple(Arm(beginning=name, positions=choice) for name in _BEGINNI
 _SPARSE_AT_POSITIONS = tuple(
     Arm(beginning=beginning, positions=choice, targets=targets)
     for beginning in _BEGINNINGS
-    for choice in _CHOICES[1:3]
+    for choice in _CHOICES
     for targets in _TARGETS[1:]
 )
 
@@ -101,14 +101,13 @@ def runs_of(size: Size) -> Iterator[Run]:
 def _compared(seed: int, steps: int, at_all: tuple[Arm, ...]) -> Iterator[Run]:
     yield Run(table="targets", name="targets", seed=seed, steps=steps, arms=at_all)
     yield Run(table="targets", name="positions", seed=seed, steps=steps, arms=_AT_POSITIONS)
+    yield Run(table="targets", name="positions-sparse", seed=seed, steps=steps, arms=_SPARSE_AT_POSITIONS)
     arms = tuple(Arm(beginning="even", targets=targets) for targets in _TARGETS[:2])
     yield Run(table="a third of the steps", name="third", seed=seed, steps=steps // 3, arms=arms)
 
 
 def _with_first_seed_alone(size: Size) -> Iterator[Run]:
     steps, first = size.student.steps, size.seeds[0]
-    arms = _SPARSE_AT_POSITIONS
-    yield Run(table="targets", name="positions-sparse", seed=first, steps=steps, arms=arms)
     for beginning in ("even", "fresh"):
         arms = tuple(Arm(beginning=beginning, positions=choice) for choice in ("all", *_CHOICES[:3]))
         yield Run(table="three times the steps", name=f"long-{beginning}", seed=first, steps=3 * steps, arms=arms)

@@ -17,7 +17,7 @@ from storage import RowStream, open_cache, verify_cache
 from storage.errors import RowError
 from storage.reading import proofs
 from storage.reading.proofs import Proofs
-from tests.storage.reading.forging import snapshot, values
+from tests.storage.reading.forging import shard, snapshot, values
 from tests.storage.reading.readers import watched_checks
 
 
@@ -78,6 +78,28 @@ def test_verify_checks_every_row_whatever_is_noted(stranger: Path, forge: Simple
         Proofs().add(cache.identity, record)
     read_rows(stranger)
     assert [type(problem) for problem in verify_cache(stranger).problems] == [RowError]
+
+
+def test_a_stream_over_a_verified_cache_checks_no_row(pristine: Path, notes: Path, checked: list[str]) -> None:
+    assert not verify_cache(pristine).problems
+    assert checked
+    checked.clear()
+    read_rows(pristine)
+    assert not checked
+
+
+@pytest.mark.parametrize("what", ["a value", "a count"])
+def test_verify_notes_no_shard_with_a_problem(what: str, stranger: Path, forge: SimpleNamespace, notes: Path) -> None:
+    if what == "a value":
+        values("soft_targets", "entropy", lambda rows: rows[0].__setitem__(0, -1.0))(stranger, forge)
+    else:
+        first = open_cache(stranger).shards("soft_targets", "train")[0]
+        shard(first.path, label_nll_sum_nats=first.label_nll_sum_nats + 1)(stranger, forge)
+    assert [type(problem) for problem in verify_cache(stranger).problems] == [RowError]
+    cache = open_cache(stranger)
+    first, *others = cache.shards("soft_targets", "train")
+    assert not Proofs().holds(cache.identity, first)
+    assert all(Proofs().holds(cache.identity, record) for record in others)
 
 
 def test_a_note_is_of_these_bytes_at_this_place_by_these_rules_of_this_cache(

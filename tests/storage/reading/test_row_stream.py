@@ -14,7 +14,7 @@ import pytest
 
 from storage import RowStream, StreamBatch, StreamState, open_cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
-from storage.reading import epoch_order, proofs, read_ahead
+from storage.reading import epoch_order, proofs
 from storage.reading.cache import Cache
 from storage.reading.epoch_order import EpochOrder
 from storage.records.identity import ShardRecord
@@ -221,12 +221,13 @@ def counting(original: Any, opened: list[str]) -> Any:
     return open_shard
 
 
-def test_a_closed_stream_leaves_no_thread(cache: Cache) -> None:
+def test_a_closed_stream_leaves_no_thread(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs, "notes_path", lambda: tmp_path / "notes")
     before = set(threading.enumerate())
     batches = stream(cache, 4).batches()
     next(batches)
     names = {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before}
-    assert names == {"teachonce-planner", "teachonce-reader"}
+    assert names == {"teachonce-planner", "teachonce-reader", "teachonce-checker"}
     batches.close()
     del batches
     assert set(threading.enumerate()) <= before
@@ -259,7 +260,6 @@ def watched_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ShardRecord, in
 def test_record_batches_are_read_once_an_epoch_in_the_order_of_their_first_rows(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_ahead, "_NUM_READERS", 1)
     read = watched_reads(monkeypatch)
     rows = stream(cache, 1)
     ids = [ids[0] for ids in take(rows.batches(), rows.num_rows)]
