@@ -11,8 +11,8 @@ Memory of models is measured on long rows beside short ones (scripts/bench/growt
 - verify, shared: teachonce-cache verify of a larger cache by two processes, and over HTTP, each against one
   process in the directory. Each process has one thread. Bytes per second, the start of processes included.
 
-The peak memory of tokenizing is that of ten times the text against that of the text. Other peak memory is the memory
-that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
+The peak memory of tokenizing is that of ten times a text against that of the text, each in a new process. Other peak
+memory is the memory that a run holds beyond an opened cache, whose records take about 3.5 kB per shard.
 
 All files are in the page cache, because they have just been written.
 """
@@ -35,7 +35,7 @@ from scripts.support.caches import RECORD_BATCH_ROWS, write_soft_targets_cache
 from scripts.support.file_server import serving
 from scripts.support.measure import interleaved_seconds, peak_extra_bytes, seconds_of
 from scripts.support.teachers import save_byte_tokenizer
-from scripts.support.tokenizing import tokenize, tokenize_together, write_rows
+from scripts.support.tokenizing import tokenize_together, tokenizing_peak_bytes, write_rows
 from storage.reading.cache import open_cache
 from storage.reading.row_stream import RowStream
 from storage.reading.verification import open_subject, verify_cache
@@ -116,16 +116,16 @@ def compare_verifiers(directory: Path, num_batches: int, block_size: int, rounds
 
 
 def compare_tokenizing(directory: Path, text_bytes: int, part_bytes: int, rounds: int) -> Iterator[Comparison]:
-    """Compare two processes with one, and the memory of a process at ten times the text."""
+    """Compare two processes with one, and the memory of a process at a quarter of the text and at ten times that."""
     save_byte_tokenizer(directory / "tokenizer")
-    texts = {times: write_rows(directory / f"{times}.jsonl", times * text_bytes) for times in _TIMES[:2]}
     numbers = itertools.count()
 
-    def arguments(times: int) -> tuple[Path, Path, Path, int]:
-        return texts[times], directory / "tokenizer", directory / f"work-{next(numbers)}", part_bytes
+    def arguments(text: Path) -> tuple[Path, Path, Path, int]:
+        return text, directory / "tokenizer", directory / f"work-{next(numbers)}", part_bytes
 
+    text = write_rows(directory / "text.jsonl", text_bytes)
     seconds = interleaved_seconds(
-        {str(num): lambda num=num: tokenize_together(num, *arguments(1)) for num in (1, 2)},  # type: ignore[misc]
+        {str(num): lambda num=num: tokenize_together(num, *arguments(text)) for num in (1, 2)},  # type: ignore[misc]
         rounds,
     )
     yield Comparison(
@@ -138,11 +138,9 @@ def compare_tokenizing(directory: Path, text_bytes: int, part_bytes: int, rounds
         target=_TWO_OVER_ONE,
     )
 
-    def peak(times: int) -> float:
-        return peak_extra_bytes(lambda: tokenize(*arguments(times))) / 1e6
-
-    peak(1)  # what libraries allocate once
-    yield _grown("tokenize: peak memory", {times: [peak(times) for _ in range(rounds)] for times in texts}, "MB", _FLAT)
+    texts = {times: write_rows(directory / f"{times}.jsonl", times * text_bytes // 4) for times in _TIMES[:2]}
+    megabytes = {times: [tokenizing_peak_bytes(*arguments(texts[times])) / 1e6] for times in texts}
+    yield _grown("tokenize: peak memory", megabytes, "MB", _FLAT)
 
 
 def make_caches(directory: Path, num_shards: int, block_size: int) -> Caches:

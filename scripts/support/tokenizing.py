@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from pipeline.corpus.tokenization import tokenize_corpus
 from pipeline.corpus.tokenizer_calls import use_threads
 from pipeline.sources import parts
 from pipeline.sources.corpus import open_corpus
+from scripts.support.measure import peak_extra_bytes
 
 _WORDS_PER_ROW = 300
+_FORK = multiprocessing.get_context("fork")
 
 
 def write_rows(path: Path, num_bytes: int) -> Path:
@@ -49,13 +53,18 @@ def tokenize_together(num_processes: int, *arguments: Any) -> None:
 
     They are forks: everything is imported, and a tokenizer of one thread needs none of the threads that a fork lacks.
     """
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_tokenize_in_one_thread, args=arguments) for _ in range(num_processes)]
+    processes = [_FORK.Process(target=_tokenize_in_one_thread, args=arguments) for _ in range(num_processes)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * num_processes
+
+
+def tokenizing_peak_bytes(*arguments: Any) -> int:
+    """Return the peak memory that `tokenize` takes beyond what its process, a new fork with one thread, begins with."""
+    with ProcessPoolExecutor(1, mp_context=_FORK) as executor:
+        return executor.submit(peak_extra_bytes, functools.partial(_tokenize_in_one_thread, *arguments)).result()
 
 
 def _tokenize_in_one_thread(*arguments: Any) -> None:
