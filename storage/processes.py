@@ -134,7 +134,10 @@ class _Crew(Generic[Item, Result]):
 def _end_of(process: SpawnProcess) -> str:
     process.join()
     code = process.exitcode or 0
-    return f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    names = {known.value: known.name for known in signal.Signals}  # real-time signals have none
+    return f"signal {-code}, {names[-code]}" if -code in names else f"signal {-code}"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,10 @@ def fail_at_three(number: int) -> float:
     return number / (number - 3)
 
 
+def be_killed(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
 class Deadly:
     """Checks as the real one does, and is killed at LOST, as by the system when memory runs out."""
 

@@ -27,6 +27,14 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert done == [(0, 1, -0.5), (1, 2, -2.0)]
 
 
+def test_what_ended_a_process_is_told_by_number_and_by_name_where_there_is_one() -> None:
+    start = functools.partial(functools.partial, in_processes.be_killed)
+    told: dict[int, str | None] = {}
+    numbers = [int(signal.SIGKILL), int(signal.SIGRTMIN) + 1]
+    map_in_processes(start, numbers, 2, killed=lambda number, how: how, done=lambda _, n, how: told.update({n: how}))
+    assert told == {numbers[0]: "signal 9, SIGKILL", numbers[1]: f"signal {numbers[1]}"}
+
+
 SCRIPT = """
 import os, sys, time
 from pathlib import Path

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -194,6 +195,16 @@ def test_what_is_final_is_reported_at_once(flaky: Callable[..., Flaky], error: E
     assert time.waits_s == []
     assert caught.value.__cause__ is error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_status_of_aiohttp_is_read_without_its_warning(flaky: Callable[..., Flaky]) -> None:
+    request = SimpleNamespace(real_url="http://host/file")
+    error = pytest.importorskip("aiohttp").ClientResponseError(request, (), status=403)
+    calls = flaky(error)
+    with pytest.raises(TransferError):
+        there().read_small("file", len(CONTENT))
+    assert calls.num_calls == 1
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), TypeError("bug"), ValueError("bug"), AssertionError()])
