@@ -19,12 +19,13 @@ cut at a place that depends on the text alone. Such cuts are counted.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.text_ahead import TextAhead
+from pipeline.corpus.windows_ahead import WindowsAhead
 from storage.text.characters import CharacterTokenizer, Encoded
 
 # Length of a window, and of the overlap of two windows, in characters.
@@ -32,42 +33,21 @@ WINDOW_CHARS = 1 << 17
 OVERLAP_CHARS = 1 << 12
 # Shortest stretch on which windows must agree.
 AGREED_TOKENS = 8
+# Most windows in one call. The encoding of a window takes some 10 MB until it is arrays.
+_MOST_AT_ONCE = 8
 # A tokenizer in Python tells no places. Its text is cut where that changes no token among this many characters on
 # either side, at one of so many places before the window's end.
 _CONTEXT_CHARS = 256
 _PLACES_TRIED = 16
 
 
-class TextAhead:
-    """A text that is read once from front to back, of which only a window is kept."""
-
-    def __init__(self, pieces: Iterable[str]) -> None:
-        self._slices = (
-            piece[start : start + WINDOW_CHARS] for piece in pieces for start in range(0, len(piece), WINDOW_CHARS)
-        )
-        self._kept = ""
-
-    def peek(self, num_chars: int) -> str:
-        """Return the next num_chars characters, or all that are left."""
-        while len(self._kept) < num_chars and (more := next(self._slices, "")):
-            self._kept += more
-        return self._kept[:num_chars]
-
-    def drop(self, num_chars: int) -> None:
-        """Leave out the next num_chars characters."""
-        self._kept = self._kept[num_chars:]
-
-    def rest(self) -> Iterator[str]:
-        """Yield all that is left, in slices of at most about two windows."""
-        kept, self._kept = self._kept, ""
-        return itertools.chain([kept], self._slices)
-
-
 class LongTextTokenizer:
     """Tokenizes long texts. num_inexact_cuts: how many cuts so far may have changed tokens beside them."""
 
-    def __init__(self, tokenizer: CharacterTokenizer) -> None:
+    def __init__(self, tokenizer: CharacterTokenizer, num_threads: int) -> None:
+        """num_threads: that the tokenizer takes for several texts in one call. The tokens do not depend on it."""
         self._tokenizer = tokenizer
+        self._most_at_once = min(num_threads, _MOST_AT_ONCE)
         self.num_inexact_cuts = 0
 
     def ids(self, text: TextAhead) -> Iterator[NDArray[np.int64]]:
@@ -76,25 +56,32 @@ class LongTextTokenizer:
 
     def encoded(self, text: TextAhead) -> Iterator[Encoded]:
         """Yield the encoding of the whole text in pieces, with places in it. For fast tokenizers only."""
-        window, first, begin = self._tokenizer.encode(text.peek(WINDOW_CHARS)), 0, 0
+        windows = WindowsAhead(
+            self._tokenizer,
+            text,
+            window_chars=WINDOW_CHARS,
+            stride_chars=WINDOW_CHARS - OVERLAP_CHARS,
+            most_at_once=self._most_at_once,
+        )
+        window, first, begin = windows.at(0), 0, 0
         while len(text.peek(WINDOW_CHARS + 1)) > WINDOW_CHARS:
-            num_chars, following, left, right = self._following(text, window)
+            num_chars, following, left, right = self._following(windows, window)
             if following is None:
                 window, left = self._cut_window(text, window, num_chars), None
             yield window.part(first, left, begin)
             text.drop(num_chars)
             begin += num_chars
-            window, first = following or self._tokenizer.encode(text.peek(WINDOW_CHARS)), right
+            window, first = following or windows.at(0), right
         yield window.part(first, None, begin)
 
-    def _following(self, text: TextAhead, window: Encoded) -> tuple[int, Encoded | None, int | None, int]:
+    def _following(self, windows: WindowsAhead, window: Encoded) -> tuple[int, Encoded | None, int | None, int]:
         """Return where the following window begins, its encoding, and the tokens at which it takes over from this one.
 
         The last three are None, None and 0 where the windows do not agree.
         """
         earliest = WINDOW_CHARS - OVERLAP_CHARS
         for begin in _beginnings(window, earliest):
-            following = self._tokenizer.encode(text.peek(begin + WINDOW_CHARS)[begin:])
+            following = windows.at(begin)
             place = agreement(window, following, begin)
             if place is not None:
                 return begin, following, *place
@@ -133,8 +120,8 @@ def agreement(window: Encoded, following: Encoded, begin: int) -> tuple[int, int
     begin: where the following window begins in `window`, in characters. It is the middle token of the longest stretch
     on which both hold the same ids at the same places; None if that is shorter than AGREED_TOKENS tokens.
     """
-    places, starts = boundaries(window)
-    following_places, following_starts = boundaries(following)
+    places, starts = window.boundaries()
+    following_places, following_starts = following.boundaries()
     _, ours, theirs = np.intersect1d(places, following_places + begin, assume_unique=True, return_indices=True)
     left, right = starts[ours], following_starts[theirs]
     stretch = longest = (0, 0)
@@ -154,16 +141,6 @@ def _beginnings(window: Encoded, earliest: int) -> list[int]:
     At a boundary of this window; then one character later, where the mark that some tokenizers put before a text stands
     for a space that is left out, so that a run of spaces is grouped as in the whole.
     """
-    places, _ = boundaries(window)
+    places, _ = window.boundaries()
     inside = places[(places >= earliest) & (places < WINDOW_CHARS - 1)]
     return [int(inside[0]), int(inside[0]) + 1] if len(inside) else [earliest]
-
-
-def boundaries(encoded: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the places between tokens, ascending, and the index of the token behind each.
-
-    No place cuts through a character that is several tokens. Of several tokens behind one place the last counts.
-    """
-    behind = np.flatnonzero(encoded.ends[:-1] <= encoded.starts[1:]) + 1
-    places, reversed_index = np.unique(encoded.ends[behind - 1][::-1], return_index=True)
-    return places, behind[::-1][reversed_index]

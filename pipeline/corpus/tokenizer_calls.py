@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corpus import long_texts
-from pipeline.corpus.long_texts import LongTextTokenizer, TextAhead
+from pipeline.corpus.long_texts import LongTextTokenizer
 from pipeline.corpus.parts.seams import joined
+from pipeline.corpus.text_ahead import TextAhead
 from pipeline.sources.documents import Document
+from storage.processes import num_cores
 from storage.text.characters import CharacterTokenizer, Encoded
 
 # Change this text whenever the functions of this wing may give other ids for the same text and tokenizer.
 TOKENIZATION_RULE = "texts as characters; long texts in windows of 131072 that overlap by 4096"
 _CHARS_PER_CALL = 1 << 18
+# What the tokenizers library reads as no.
+_NO = ("off", "false", "f", "no", "n", "0")
 
 
 class CorpusTokenizer:
@@ -31,7 +35,7 @@ class CorpusTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.characters = CharacterTokenizer(tokenizer)
-        self._long_texts = LongTextTokenizer(self.characters)
+        self._long_texts = LongTextTokenizer(self.characters, num_threads())
         self._spelt_out = _pattern_of(self.characters.control_tokens)
         self._longest_chars = max(map(len, self.characters.control_tokens), default=1)
         self.num_control_tokens: Counter[str] = Counter()
@@ -134,6 +138,14 @@ def use_threads(num_threads: int | None) -> None:
     if num_threads is not None:
         os.environ["RAYON_NUM_THREADS"] = str(num_threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads > 1 else "false"
+
+
+def num_threads() -> int:
+    """Return how many threads fast tokenizers of this process take, as `use_threads` or the environment says."""
+    if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in _NO:
+        return 1
+    stated = os.environ.get("RAYON_NUM_THREADS", "")
+    return int(stated) if stated.isdecimal() and int(stated) else num_cores()
 
 
 def _pattern_of(control_tokens: Iterable[str]) -> re.Pattern[str]:

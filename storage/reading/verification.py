@@ -7,7 +7,6 @@ need no other, and processes share them.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from storage.errors import (
     UnlistedFileError,
     UnreadableFileError,
 )
-from storage.processes import map_in_processes
+from storage.processes import map_in_processes, num_cores
 from storage.reading.cache import Cache
 from storage.reading.places import DirectoryPlace, Place, place_at
 from storage.reading.proofs import Proofs
@@ -110,8 +109,7 @@ def num_jobs(manifest: Manifest, wanted: int | None) -> int:
     ConfigError for less than one.
     """
     if wanted is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        wanted = max(min(cores, sum(shard.shard_bytes for shard in manifest.shards) // _BYTES_WORTH_A_PROCESS), 1)
+        wanted = max(min(num_cores(), sum(shard.shard_bytes for shard in manifest.shards) // _BYTES_WORTH_A_PROCESS), 1)
     if wanted < 1:
         raise ConfigError(f"--jobs {wanted}: expected 1 or more")
     return max(min(wanted, len(manifest.shards)), 1)

@@ -27,6 +27,15 @@ class Encoded:
         tokens = slice(first, last)
         return Encoded(ids=self.ids[tokens], starts=self.starts[tokens] + shift, ends=self.ends[tokens] + shift)
 
+    def boundaries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the places between tokens, ascending, and the index of the token behind each.
+
+        No place cuts through a character that is several tokens. Of several tokens behind one place the last counts.
+        """
+        behind = np.flatnonzero(self.ends[:-1] <= self.starts[1:]) + 1
+        places, reversed_index = np.unique(self.ends[behind - 1][::-1], return_index=True)
+        return places, behind[::-1][reversed_index]
+
 
 class CharacterTokenizer:
     """A tokenizer that reads texts as characters and puts no special tokens around them.
@@ -64,7 +73,14 @@ class CharacterTokenizer:
 
     def encode(self, text: str) -> Encoded:
         """Return the token ids of a text and their places. For fast tokenizers only."""
-        [encoding] = self._fast_encodings([text])
+        [encoded] = self.encode_all([text])
+        return encoded
+
+    def encode_all(self, texts: Sequence[str]) -> list[Encoded]:
+        """Return the token ids of each text and their places. For fast tokenizers only."""
+        return [self._encoded(text, found) for text, found in zip(texts, self._fast_encodings(texts), strict=True)]
+
+    def _encoded(self, text: str, encoding: Any) -> Encoded:
         is_plain = self._spellings.keys().isdisjoint(encoding.ids)
         ids, places = (encoding.ids, encoding.offsets) if is_plain else self._respelt(text, encoding)
         starts, ends = np.array(places, dtype=np.int64).reshape(-1, 2).T

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.corpus.long_texts import agreement, boundaries
+from pipeline.corpus.long_texts import agreement
 from storage.disk.files import refusals
 from storage.text.characters import Encoded
 
@@ -37,7 +37,7 @@ def seam(tail: Encoded, head: Encoded) -> Seam:
     """
     if place := agreement(tail, head, 0):
         return Seam(len(tail.ids) - place[0], place[1], is_exact=True)
-    (ends, kept), (starts, skipped) = boundaries(tail), boundaries(head)
+    (ends, kept), (starts, skipped) = tail.boundaries(), head.boundaries()
     if len(tail.ids) and tail.starts[0] >= 0:
         ends, kept, starts, skipped = (np.insert(array, 0, 0) for array in (ends, kept, starts, skipped))
     common = np.intersect1d(ends, starts)
