@@ -21,11 +21,15 @@ def load_tokenizer_files(auto_tokenizer: Any, where: str, **options: Any) -> Any
     auto_tokenizer: transformers' AutoTokenizer. Raise UnusableModelError.
     """
     try:
-        return auto_tokenizer.from_pretrained(where, trust_remote_code=False, **options)
+        tokenizer = auto_tokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except BaseException as error:
         if not is_unreadable_tokenizer(error):
             raise
         raise UnusableModelError(f"no tokenizer: {_reason(error, Path(where))}") from error
+    # Without files, transformers makes a tokenizer for some architectures that knows no text.
+    if len(tokenizer) <= sum(token.special for token in tokenizer.added_tokens_decoder.values()):
+        raise UnusableModelError("no tokenizer: no vocabulary, expected its files, such as tokenizer.json, beside it")
+    return tokenizer
 
 
 def _reason(error: BaseException, directory: Path) -> str:
