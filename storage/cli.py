@@ -44,7 +44,7 @@ def verify(
     """Check every byte, row and count of a cache; print one line for each problem and exit with 2 if there is any.
 
     Args:
-        cache: Directory of the cache, or its URL, of which nothing is kept here.
+        cache: Directory of the cache, or its URL, of which no file is kept here.
         jobs: Number of processes that share the shards. None takes one for each core that may be used, at most one
             for each 128 MiB of shards. At a URL, more than the cores may be faster.
         quiet: Show no progress.

@@ -33,8 +33,8 @@ WINDOW_CHARS = 1 << 17
 OVERLAP_CHARS = 1 << 12
 # Shortest stretch on which windows must agree.
 AGREED_TOKENS = 8
-# Most windows in one call. The encoding of a window takes some 10 MB until it is arrays.
-_MOST_AT_ONCE = 8
+# Most windows in one call. Each takes 11 MB until it is arrays; 33 MB where a character is several tokens.
+_MOST_AT_ONCE = 4
 # A tokenizer in Python tells no places. Its text is cut where that changes no token among this many characters on
 # either side, at one of so many places before the window's end.
 _CONTEXT_CHARS = 256

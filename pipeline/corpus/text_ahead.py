@@ -33,6 +33,6 @@ class TextAhead:
         self.num_dropped += num_chars
 
     def rest(self) -> Iterator[str]:
-        """Yield all that is left, in slices of at most about two windows."""
+        """Yield all that is left, what was read ahead in one slice."""
         kept, self._kept = self._kept, ""
         return itertools.chain([kept], self._slices)

@@ -29,7 +29,7 @@ class RowTokenizer:
 
     def __init__(self, tokenizer: Any, config: PrecomputeConfig) -> None:
         self._tokenizer, self._config = tokenizer, config
-        self.texts = CorpusTokenizer(tokenizer)
+        self.texts = CorpusTokenizer(tokenizer, reads_all=config.max_tokens is None)
         self._flagged = FlaggedTokenizer(tokenizer, self.texts.characters)
 
     @functools.cached_property

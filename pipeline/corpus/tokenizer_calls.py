@@ -23,7 +23,7 @@ from storage.text.characters import CharacterTokenizer, Encoded
 TOKENIZATION_RULE = "texts as characters; long texts in windows of 131072 that overlap by 4096"
 _CHARS_PER_CALL = 1 << 18
 # What the tokenizers library reads as no.
-_NO = ("off", "false", "f", "no", "n", "0")
+_NO = ("", "off", "false", "f", "no", "n", "0")
 
 
 class CorpusTokenizer:
@@ -33,9 +33,10 @@ class CorpusTokenizer:
     how often each stood in messages of chats. head, tail: of the part that was read; see parts.seams.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, reads_all: bool) -> None:
+        """reads_all: whether each text is read to its end. Reading ahead would count what lies behind another end."""
         self.characters = CharacterTokenizer(tokenizer)
-        self._long_texts = LongTextTokenizer(self.characters, num_threads())
+        self._long_texts = LongTextTokenizer(self.characters, num_threads() if reads_all else 1)
         self._spelt_out = _pattern_of(self.characters.control_tokens)
         self._longest_chars = max(map(len, self.characters.control_tokens), default=1)
         self.num_control_tokens: Counter[str] = Counter()
@@ -142,7 +143,7 @@ def use_threads(num_threads: int | None) -> None:
 
 def num_threads() -> int:
     """Return how many threads fast tokenizers of this process take, as `use_threads` or the environment says."""
-    if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in _NO:
+    if os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in _NO:
         return 1
     stated = os.environ.get("RAYON_NUM_THREADS", "")
     return int(stated) if stated.isdecimal() and int(stated) else num_cores()

@@ -17,9 +17,9 @@ _CONTEXT_CHARS = 256
 class WindowsAhead:
     """Windows of a text, each window_chars long; at the text's end they are shorter.
 
-    stride_chars: a window begins at the first boundary of the one before it that is so far behind its beginning.
-    most_at_once: most windows in one call. Each guess that fails halves it, so that a text without places to guess by
-    costs little more than without guesses.
+    stride_chars: a window mostly begins at the first boundary of the one before it that is so far behind its beginning.
+    most_at_once: most windows in one call. After a call of which some windows were not used there are half as many, and
+    after one of which all were used twice as many. So a text without places to guess by takes at most a third more.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class WindowsAhead:
     ) -> None:
         self._tokenizer, self._text = tokenizer, text
         self._window_chars, self._stride_chars, self._most_at_once = window_chars, stride_chars, most_at_once
+        self._num_at_once = most_at_once
         self._ready: dict[int, Encoded] = {}
 
     def at(self, begin: int) -> Encoded:
@@ -37,10 +38,12 @@ class WindowsAhead:
         return self._ready.pop(place)
 
     def _encode_from(self, begin: int) -> None:
-        if self._ready:  # the last guess failed
-            self._most_at_once = max(self._most_at_once // 2, 1)
+        if self._ready:
+            self._num_at_once = max(self._num_at_once // 2, 1)
+        else:
+            self._num_at_once = min(2 * self._num_at_once, self._most_at_once)
         begins = [begin]
-        while len(begins) < self._most_at_once and (following := self._likely_after(begins[-1])):
+        while len(begins) < self._num_at_once and (following := self._likely_after(begins[-1])):
             begins.append(following)
         texts = [self._text.peek(start + self._window_chars)[start:] for start in begins]
         places = [self._text.num_dropped + start for start in begins]

@@ -108,7 +108,7 @@ class DirectoryPlace:
 
 
 class UrlPlace:
-    """A URL with a cache. Nothing of it is kept on this machine.
+    """A URL with a cache. No file of it is kept on this machine.
 
     Arrow reads the footer at a shard's end before the rows. So the bytes of a shard, hashed as they arrive, go to a
     file without a name in the directory for temporary files. The system frees it when this process ends in any way.

@@ -75,6 +75,8 @@ def verify_cache(
 ) -> Verification:
     """Check everything in a cache. `progress` receives the number of bytes of each file after its check.
 
+    Note shards without a problem for later streams (storage.reading.proofs).
+
     path: a directory, or any URL that fsspec reads. At a URL each file is read once and not kept; each job takes
     room for a shard in the directory for temporary files.
     jobs: number of processes, at most one for each shard. None takes one for each core, at most one for each 128 MiB.

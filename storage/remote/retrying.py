@@ -156,7 +156,7 @@ def _is_final(error: Exception) -> bool:
     """Return whether a retry cannot help."""
     names = {name.__name__ for name in type(error).__mro__}
     statuses = [getattr(getattr(error, "response", None), "status_code", None), getattr(error, "status", None)]
-    if statuses[-1] is None:  # aiohttp warns of its errors' code, which is their status
+    if type(statuses[-1]) is not int:  # aiohttp warns of its errors' code, which is their status
         statuses.append(getattr(error, "code", None))
     is_refused = any(
         type(s) is int and (s == _NOT_IMPLEMENTED or (400 <= s < 500 and s not in _PASSING_STATUSES)) for s in statuses

@@ -78,7 +78,8 @@ class CharacterTokenizer:
 
     def encode_all(self, texts: Sequence[str]) -> list[Encoded]:
         """Return the token ids of each text and their places. For fast tokenizers only."""
-        return [self._encoded(text, found) for text, found in zip(texts, self._fast_encodings(texts), strict=True)]
+        encodings = list(self._fast_encodings(texts))[::-1]
+        return [self._encoded(text, encodings.pop()) for text in texts]  # an encoding takes ten times what it becomes
 
     def _encoded(self, text: str, encoding: Any) -> Encoded:
         is_plain = self._spellings.keys().isdisjoint(encoding.ids)

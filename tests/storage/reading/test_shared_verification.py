@@ -26,7 +26,8 @@ from storage.errors import (
     UnreadableFileError,
     WriteRefusedError,
 )
-from storage.reading import places, verification
+from storage.reading import places, proofs, verification
+from storage.reading.proofs import Proofs
 from storage.reading.verification import num_jobs
 from storage.remote.directory import RemoteDirectory
 from storage.remote.retrying import RetryPolicy
@@ -82,7 +83,9 @@ def server(small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileS
     made.stop()
 
 
-def test_jobs_and_urls_find_the_same_in_the_same_order(damaged: Path, empty_places: list[Path]) -> None:
+def test_jobs_and_urls_find_the_same_in_the_same_order(
+    damaged: Path, empty_places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone, progress = verify_cache(damaged), []
     lines = [str(problem) for problem in alone.problems]
     assert [type(problem).__name__ for problem in alone.problems] == [
@@ -106,6 +109,10 @@ def test_jobs_and_urls_find_the_same_in_the_same_order(damaged: Path, empty_plac
     assert progress == [sum(record.num_bytes for record in [*manifest.files, *manifest.shards])] * 2
     kept = [path for directory in empty_places for path in directory.rglob("*") if path.is_file()]
     assert {path.name for path in kept} == {f"checked-rows-{os.getuid()}"}, "nothing of the cache is kept"
+    monkeypatch.setattr(proofs, "notes_path", lambda: kept[0])
+    noted = {record.path for record in manifest.shards if Proofs().holds(manifest.identity, record)}
+    named = {path for path in (record.path for record in manifest.shards) if any(path in line for line in lines)}
+    assert noted == {record.path for record in manifest.shards} - named
 
 
 def test_a_killed_process_is_a_line_that_names_the_shard(small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import PrecomputeConfig, SamplesConfig
-from pipeline.corpus import long_texts
+from pipeline.corpus import long_texts, text_ahead, tokenizer_calls, windows_ahead
 from pipeline.corpus.parts import sharing
 from pipeline.corpus.parts.sharing import SharedParts
-from pipeline.corpus.parts.writing import TokenizationPlan
+from pipeline.corpus.parts.writing import TokenizationPlan, write_part
 from pipeline.corpus.tokenization import tokenize_as_planned
 from pipeline.errors import JsonRowError, TokenBeyondVocabularyError
 from pipeline.sources import parts as source_parts
@@ -47,6 +47,8 @@ tokenizer_of = functools.cache(families.tokenizer_of)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_texts, "WINDOW_CHARS", 900)
     monkeypatch.setattr(long_texts, "OVERLAP_CHARS", 400)
+    monkeypatch.setattr(windows_ahead, "_CONTEXT_CHARS", 32)
+    monkeypatch.setattr(text_ahead, "_SLICE_CHARS", 500)
     monkeypatch.setattr(plain_text, "_LINE_WITHIN_BYTES", 300)
 
 
@@ -64,11 +66,15 @@ def plan_of(source: Path, tokenizer: Any, **settings: Any) -> TokenizationPlan:
 
 @pytest.fixture
 def same_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Tokenizes a source as one part and as many; the stores must be equal. Returns the number of parts."""
+    """Tokenizes a source as one part on one thread, and as many parts on four; the stores must be equal.
+
+    Returns the number of parts.
+    """
     numbers = itertools.count()
 
     def stores(part_bytes: int, *arguments: Any, **settings: Any) -> tuple[int, dict[str, str]]:
         monkeypatch.setattr(source_parts, "PART_BYTES", part_bytes)
+        monkeypatch.setattr(tokenizer_calls, "num_threads", lambda: 1 if part_bytes == WHOLE else 4)
         plan, tokens = plan_of(*arguments, **settings), tmp_path / f"work-{next(numbers)}" / "tokens"
         tokenize_as_planned(plan, tokens)
         assert {path.name for path in tokens.parent.iterdir()} == {"claims", "tokens"}
@@ -104,6 +110,36 @@ def test_short_documents_before_and_after_one_that_is_cut(
     short = [TEXT[start : start + 40] for start in range(0, 400, 40)]
     (tmp_path / "a.txt").write_text("§".join([*short, TEXT[:9000], *short, TEXT[5000:], *short]), newline="")
     assert same_in_parts(tmp_path / "a.txt", tokenizer_of("gpt2"), document_separator="§") > 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "unigram always", "wordpiece"])
+def test_every_file_of_a_part_is_the_same_for_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    monkeypatch.setattr(source_parts, "PART_BYTES", PART_BYTES)
+    (tmp_path / "a.txt").write_text(TEXT, newline="")
+    found = []
+    for num_threads in (1, 4):
+        monkeypatch.setattr(tokenizer_calls, "num_threads", lambda num_threads=num_threads: num_threads)
+        plan, directory = plan_of(tmp_path / "a.txt", tokenizer_of(family)), tmp_path / str(num_threads)
+        for number, part in enumerate(plan.parts):
+            write_part(plan, part, directory / str(number), None, lambda num_tokens: None)
+        files = [path for path in directory.rglob("*") if path.is_file()]
+        found.append({str(path.relative_to(directory)): digest_of(path) for path in files})
+    assert found[0] == found[1]
+    assert {Path(name).name for name in found[0]} >= {"head.npy", "tail.npy"}
+
+
+def test_what_counts_behind_max_tokens_is_the_same_for_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text(("the teacher ran once " * 50 + families.END) * 20)
+    facts = []
+    for num_threads in (1, 4):
+        monkeypatch.setattr(tokenizer_calls, "num_threads", lambda num_threads=num_threads: num_threads)
+        plan = plan_of(tmp_path / "a.txt", tokenizer_of("gpt2"), max_tokens=80)
+        facts.append(tokenize_as_planned(plan, tmp_path / str(num_threads) / "tokens").counts.facts())
+    assert facts[0] == facts[1]
 
 
 ODD_TEXTS = {
