@@ -49,4 +49,9 @@ def _cut() -> int:
     from pipeline.cutting.record import render
 
     print(render(run(config)))
+    print(
+        "nothing was written"
+        if config.plan
+        else f"{config.out}: complete; begin from it with: teachonce-student train CACHE --preset {config.out}"
+    )
     return 0

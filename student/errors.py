@@ -217,7 +217,9 @@ class NoSuchStudentError(StudentError):
 
     def __init__(self, path: str, reason: str) -> None:
         self.path, self.reason = path, reason
-        super().__init__(f"{path}: no student can be loaded ({reason}); make one with teachonce-student train")
+        super().__init__(
+            f"{path}: no student can be loaded ({reason}); give one that teachonce-student train or teachonce-cut wrote"
+        )
 
 
 class CandidatesError(StudentError):

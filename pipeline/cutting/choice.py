@@ -11,6 +11,7 @@ from pipeline.cutting.config import CutConfig
 from pipeline.cutting.importance import Importance
 from pipeline.cutting.width import Width
 from pipeline.errors import NoSuchLayerError
+from storage.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,30 @@ def choose_width(config: CutConfig, whole: Width, neurons_F: Tensor, heads_H: Te
     if heads_H is None:
         return Width(neurons=neurons, heads=whole.heads, key_heads=whole.key_heads)
     by_group = heads_H.view(len(whole.key_heads), -1)
-    num_groups, size = by_group.shape
-    groups = strongest(by_group.mean(1).tolist(), share_of(config.keep_heads, num_groups))
-    num_of_each = size if len(groups) < num_groups else share_of(config.keep_heads, size)
+    num_groups, num_of_each = _counts_of_heads(config, whole)
+    groups = strongest(by_group.mean(1).tolist(), num_groups)
+    size = by_group.shape[1]
     heads = [group * size + head for group in groups for head in strongest(by_group[group].tolist(), num_of_each)]
     return Width(neurons=neurons, heads=tuple(heads), key_heads=groups)
+
+
+def require_smaller(config: CutConfig, whole: Width) -> None:
+    """Raise ConfigError when a share below 1 of neurons or heads is, rounded, all of them."""
+    num_groups, num_of_each = _counts_of_heads(config, whole)
+    for flag, share, part, num_kept, num in (
+        ("--keep-mlp", config.keep_mlp, "neurons", share_of(config.keep_mlp, len(whole.neurons)), len(whole.neurons)),
+        ("--keep-heads", config.keep_heads, "heads", num_groups * num_of_each, len(whole.heads)),
+    ):
+        if share < 1 and num_kept == num:
+            groups = f" in {len(whole.key_heads)} groups" if part == "heads" else ""
+            raise ConfigError(f"{flag} {share:g}: of {num} {part}{groups} that is, rounded, all; give a smaller share")
+
+
+def _counts_of_heads(config: CutConfig, whole: Width) -> tuple[int, int]:
+    """Return how many groups are kept, and how many query heads of each."""
+    size = len(whole.heads) // len(whole.key_heads)
+    num_groups = share_of(config.keep_heads, len(whole.key_heads))
+    return num_groups, size if num_groups < len(whole.key_heads) else share_of(config.keep_heads, size)
 
 
 def share_of(share: float, count: int) -> int:

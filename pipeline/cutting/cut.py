@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipeline.cutting.choice import Kept, choose_layers, choose_width, require_layers
+from pipeline.cutting.choice import Kept, choose_layers, choose_width, require_layers, require_smaller
 from pipeline.cutting.config import CutConfig
 from pipeline.cutting.depth import keep_layers, smaller_weights
 from pipeline.cutting.finished import finished_cut, licence_of, recorded_settings
@@ -38,7 +38,7 @@ def cut(config: CutConfig) -> CutRecord:
     Raises CutTakenError, TeacherError (UncuttableTeacherError, NoSuchLayerError, ForeignTokenizerError, …), DataError,
     CacheError, ConfigError or WriteRefusedError.
     """
-    finished = None if config.plan else finished_cut(config)
+    finished = finished_cut(config)
     if finished is not None:
         return finished
     tokenizer = load_tokenizer(config.run)
@@ -70,7 +70,7 @@ def _publish(config: CutConfig, smaller: Any, tokenizer: Any, record: CutRecord)
 
 
 def _require_cuttable(config: CutConfig, model: Any) -> None:
-    """Raise UncuttableTeacherError or NoSuchLayerError for what can be refused before a text is read."""
+    """Raise UncuttableTeacherError, NoSuchLayerError or ConfigError for what can be refused before a text is read."""
     method = quantization_of(model)
     if method is not None:
         raise UncuttableTeacherError(f"its weights are quantised ({method})", "give the model as it was before")
@@ -78,6 +78,7 @@ def _require_cuttable(config: CutConfig, model: Any) -> None:
     layers_of(model)
     if config.cuts_width:
         family_of(model, cuts_heads=config.keep_heads < 1)
+        require_smaller(config, whole_width(model))
 
 
 def _measured(config: CutConfig, model: Any, tokenizer: Any, weights_sha256: str) -> tuple[Importance, dict[str, Any]]:

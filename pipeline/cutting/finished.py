@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from pipeline.cutting.config import CutConfig
 from pipeline.cutting.record import RECORD_NAME, CutRecord, read_record
 from pipeline.errors import CutTakenError
 from pipeline.teacher.loading import load_as_stored
-from storage.errors import ConfigError
+from storage.errors import ConfigError, UnusableModelError
 from storage.progress import tell
+from storage.tensors.checkpoints.loading import load_checkpoint
 
 _PLACES = ("teacher", "cache", "data")
 _UNRECORDED = ("out", "device", "plan", "quiet")
@@ -30,8 +33,6 @@ def finished_cut(config: CutConfig) -> CutRecord | None:
     record = read_record(config.out)
     if record is None:
         raise CutTakenError(str(config.out), f"something without a {RECORD_NAME} of teachonce-cut is there")
-    if not any(config.out.glob("*.safetensors")):
-        raise CutTakenError(str(config.out), "holds a cut that has lost its weights")
     settings = recorded_settings(config)
     for name in sorted({*record.settings, *settings}):
         found, wanted = (
@@ -42,6 +43,10 @@ def finished_cut(config: CutConfig) -> CutRecord | None:
     _, weights_sha256 = load_as_stored(config.run)
     if record.teacher["weights_sha256"] != weights_sha256:
         raise CutTakenError(str(config.out), f"holds a cut out of other weights than {config.teacher} has now")
+    try:
+        load_checkpoint(transformers, str(config.out), dtype="auto", local_files_only=True)
+    except UnusableModelError as error:
+        raise CutTakenError(str(config.out), f"holds a cut that does not load ({error.reason})") from error
     tell(f"{config.out}: is there already")
     return record
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -121,12 +122,39 @@ def test_width_by_a_text_file_and_training_from_it(llama: Path, text_file: Path,
     assert loaded(tmp_path / "run").config.num_hidden_layers == 2
 
 
-def test_a_cut_that_has_lost_its_weights_is_not_finished(teacher_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_bytes", [None, -1, 5])
+def test_a_cut_that_has_lost_weights_is_not_finished(teacher_dir: Path, tmp_path: Path, num_bytes: int | None) -> None:
     config = config_of(teacher_dir, tmp_path / "cut", layers="1")
     pipeline.cut(config)
-    (config.out / "model.safetensors").unlink()
-    with pytest.raises(CutTakenError, match="a cut that has lost its weights"):
+    weights = config.out / "model.safetensors"
+    if num_bytes is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:num_bytes])
+    with pytest.raises(CutTakenError, match="a cut that does not load"):
         pipeline.cut(config)
+
+
+def test_a_plan_refuses_what_the_cut_would_refuse(teacher_dir: Path, tmp_path: Path) -> None:
+    config = config_of(teacher_dir, tmp_path / "cut", layers="1", plan=True)
+    config.out.mkdir()
+    (config.out / "something").touch()
+    with pytest.raises(CutTakenError, match="without a cut"):
+        pipeline.cut(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"keep_heads": 0.75}, "--keep-heads 0.75: of 4 heads in 2 groups that is, rounded, all"),
+        ({"keep_mlp": 0.99}, "--keep-mlp 0.99: of 48 neurons that is, rounded, all"),
+    ],
+)
+def test_a_share_that_would_keep_all_is_refused(
+    llama: Path, cache: Cache, tmp_path: Path, changes: dict[str, float], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        pipeline.cut(config_of(llama, tmp_path / "cut", cache=str(cache.path), **changes))
 
 
 def test_a_second_run_leaves_what_is_there(
