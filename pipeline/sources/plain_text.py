@@ -151,7 +151,7 @@ def _read_pieces(path: Path, text: TextRange) -> Iterator[str]:
         if num_replaced:
             tell(
                 f"{place_of(path, text.start)}: read {num_replaced:,} U+FFFD, which stand for bytes that are not UTF-8 "
-                "unless the text itself holds them"
+                "unless the text itself holds them; if these are too many, give a UTF-8 text"
             )
 
 

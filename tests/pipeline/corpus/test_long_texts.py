@@ -57,7 +57,7 @@ def characters(request: pytest.FixtureRequest) -> CharacterTokenizer:
     return CharacterTokenizer(tokenizer_of(request.param))
 
 
-@pytest.fixture(params=[1, 3, 4])
+@pytest.fixture(params=[1, 4])
 def num_threads(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
