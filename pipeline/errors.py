@@ -164,7 +164,7 @@ class NoSuchTeacherError(TeacherError):
 
     def __init__(self, teacher: str, reason: str) -> None:
         self.teacher = teacher
-        super().__init__(f"--teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
+        super().__init__(f"teacher {teacher}: cannot be loaded ({reason}); give a directory or hub id of a causal LM")
 
 
 class TokenBeyondVocabularyError(TeacherError):
@@ -173,7 +173,7 @@ class TokenBeyondVocabularyError(TeacherError):
     def __init__(self, teacher: str, token: str, token_id: int, vocab_size: int, place: str) -> None:
         self.token, self.token_id, self.vocab_size, self.place = token, token_id, vocab_size, place
         super().__init__(
-            f"--teacher {teacher}: {place} holds {token!r}, id {token_id} to the tokenizer, and the model has rows for "
+            f"teacher {teacher}: {place} holds {token!r}, id {token_id} to the tokenizer, and the model has rows for "
             f"ids below {vocab_size}; take the model's own tokenizer, or that token out of the text"
         )
 
@@ -193,7 +193,7 @@ class UnknownHeadError(TeacherError):
 
     def __init__(self, teacher: str) -> None:
         super().__init__(
-            f"--teacher {teacher}: its logits do not follow from the last hidden states of its body; this architecture "
+            f"teacher {teacher}: its logits do not follow from the last hidden states of its body; this architecture "
             "cannot be read, use another teacher"
         )
 
@@ -203,7 +203,7 @@ class LeakingTeacherError(TeacherError):
 
     def __init__(self, teacher: str) -> None:
         super().__init__(
-            f"--teacher {teacher}: its hidden states change with later tokens, or with other texts beside it; expected "
+            f"teacher {teacher}: its hidden states change with later tokens, or with other texts beside it; expected "
             "a causal language model, and no model of masked or whole texts; give another --teacher"
         )
 

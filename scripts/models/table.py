@@ -58,7 +58,7 @@ def _row(found: Found) -> str:
 
 
 def _cell(line: str, family: str) -> str:
-    for beginning in (f"--teacher {family}: ", f"--preset {family}: ", f"{family}: "):
+    for beginning in (f"teacher {family}: ", f"--preset {family}: ", f"{family}: "):
         line = line.removeprefix(beginning)
     return line.replace("|", "\\|")
 

@@ -198,5 +198,5 @@ def test_a_worker_that_cannot_load_the_teacher_is_told_with_its_host(
     )
     with pytest.raises(WorkerError) as caught:
         precompute(config)
-    assert str(caught.value).startswith(f"worker on {os.uname().nodename}: --teacher {tmp_path}/nothing: cannot be")
+    assert str(caught.value).startswith(f"worker on {os.uname().nodename}: teacher {tmp_path}/nothing: cannot be")
     assert not (tmp_path / "cache").exists()

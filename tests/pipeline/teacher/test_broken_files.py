@@ -29,7 +29,7 @@ def test_a_broken_file_is_one_line_with_the_reason(
     arguments = ["--teacher", str(teacher), "--data", str(text_file), "--out", str(tmp_path / "cache")]
     (line,) = refused("pipeline.cli", *arguments, capfd=capfd).strip().splitlines()
     assert words in line.replace(str(tmp_path), "")
-    assert f"--teacher {teacher}: " in line
+    assert f"teacher {teacher}: " in line
     assert not (tmp_path / "cache").exists()
 
 

@@ -83,6 +83,6 @@ def test_what_a_sweep_found_is_read_back_and_stands_in_the_page(tmp_path: Path) 
 
 
 def test_a_reason_stands_beside_the_words() -> None:
-    no = Verdict(word=NO, why="--teacher xlstm: too | strange")
+    no = Verdict(word=NO, why="teacher xlstm: too | strange")
     page = render({"xlstm": Found(family="xlstm", teacher=no, student=Verdict(word=YES), seconds=1.0)})
     assert "| `xlstm` | no | yes | teacher: too \\| strange |" in page
