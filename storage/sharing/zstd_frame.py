@@ -13,6 +13,7 @@ from typing import BinaryIO
 import zstandard
 
 from storage.errors import ArchiveError, first_line
+from storage.processes import num_cores
 
 _ZSTD_LEVEL = 3
 _WINDOW_LOG = 25
@@ -32,7 +33,7 @@ _TRAILER_HEADER = bytes.fromhex("502a4d1820000000")
 def frame_compressor(num_threads: int | None) -> zstandard.ZstdCompressionObj:
     """Return a compressor whose output does not depend on num_threads (at least 1; None means one per core)."""
     # Always use threads: without any, zstd cuts its input at other places than with one or more.
-    num_threads = min(num_threads or os.cpu_count() or 1, _MAX_THREADS)
+    num_threads = min(num_threads or num_cores(), _MAX_THREADS)
     parameters = zstandard.ZstdCompressionParameters(
         compression_level=_ZSTD_LEVEL,
         window_log=_WINDOW_LOG,
