@@ -27,6 +27,7 @@ from storage.tensors.checkpoints.first_passes import require_causal
 from storage.tensors.checkpoints.loading import build_skeleton, load_checkpoint
 from storage.tensors.devices import find_device
 from storage.tensors.matmul_precision import use_fast_matmul
+from storage.tensors.memory import keep_freed_memory
 from storage.tensors.model_facts import context_length_of, vocab_size_of
 from storage.text.tokenizer_files import load_tokenizer_files
 
@@ -132,6 +133,7 @@ def _move(model: Any, device: torch.device, dtype: torch.dtype) -> torch.device:
     convert_weights(model, device, dtype)
     if device.type == "cpu":
         use_fast_matmul(inputs_are_bfloat16=model.dtype == torch.bfloat16)
+        keep_freed_memory()  # from here on: loading may need more memory than any pass
     use_fast_layers(model)
     return device
 

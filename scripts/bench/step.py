@@ -2,7 +2,8 @@
 
 Both sides train the same model with the same optimiser, clipping and precision. Ours reads, verifies and decodes its
 rows. The reference has its tokens in memory. A second reference is a model of the same size with transformers'
-defaults: another activation kernel, attention and dropout.
+defaults: another activation kernel, attention and dropout. A third is the same model with a loss that costs nothing: of
+the head, only its three products are computed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
@@ -25,6 +28,7 @@ from scripts.support.measure import interleaved_seconds
 from scripts.support.neighbour import NEIGHBOURS, busy_neighbour
 from storage.reading.cache import Cache
 from storage.reading.row_stream import RowStream
+from storage.tensors.model_facts import body_of
 from student.config import TrainConfig
 from student.losses.batches import block_batch
 from student.model.device import choose_device
@@ -34,6 +38,7 @@ from student.training.schedule import make_optimizer
 
 _TARGET, _BESIDE_TARGET = 0.95, 1.0
 _OURS, _REFERENCE, _DEFAULTS = "cached targets", "labels alone", "labels alone, transformers' defaults"
+_PRODUCTS = "a loss that costs nothing"
 # More than one group of shards, so that groups are opened, hashed and read again as in a larger cache.
 _NUM_SHARDS = 8
 
@@ -91,29 +96,60 @@ class OurStep:
         return losses
 
 
-class LabelStep:
-    """Training steps as transformers documents them: the model's own loss, clipping, AdamW."""
+class ReferenceStep:
+    """Training steps as transformers documents them: `loss` of the model on its tokens, clipping, AdamW."""
 
     def __init__(
         self,
         model: transformers.PreTrainedModel,
+        loss: Callable[[Any, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         input_ids_NT: Tensor,
         autocast: torch.autocast,
         max_gradient_norm: float,
     ) -> None:
-        self._model, self._optimizer, self._autocast = model, optimizer, autocast
+        self._model, self._loss, self._optimizer, self._autocast = model, loss, optimizer, autocast
         self._input_ids_NT, self._max_gradient_norm = input_ids_NT, max_gradient_norm
 
     def __call__(self) -> Tensor:
         """Run the next step and return its loss."""
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            loss: Tensor = self._model(input_ids=self._input_ids_NT, labels=self._input_ids_NT).loss
+            loss = self._loss(self._model, self._input_ids_NT)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_gradient_norm)
         self._optimizer.step()
         return loss.detach()
+
+
+def label_loss(model: Any, input_ids_NT: Tensor) -> Tensor:
+    """Return the model's own next-token loss."""
+    loss: Tensor = model(input_ids=input_ids_NT, labels=input_ids_NT).loss
+    return loss
+
+
+def head_products(model: Any, input_ids_NT: Tensor) -> Tensor:
+    """Return 0, with gradients of no meaning that take the products of any loss: a step cannot have fewer."""
+    hidden_NTD = body_of(model)(input_ids=input_ids_NT, use_cache=False).last_hidden_state
+    zero: Tensor = _HeadProducts.apply(hidden_NTD.flatten(0, 1), model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+    return zero
+
+
+class _HeadProducts(torch.autograd.Function):
+    """Logits, and with them in place of their gradient the gradients of hidden states and weight."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_PD: Tensor, weight_VD: Tensor) -> Tensor:
+        weight = weight_VD.to(hidden_PD.dtype)
+        logits_PV = hidden_PD @ weight.T
+        ctx.save_for_backward(logits_PV @ weight, (logits_PV.T @ hidden_PD).to(weight_VD.dtype))
+        return hidden_PD.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = ctx.saved_tensors
+        return gradients
 
 
 def run(config: BenchConfig) -> Iterator[Comparison]:
@@ -130,26 +166,30 @@ def make_cache(directory: Path, shape: Shape) -> Cache:
     return write_soft_targets_cache(directory, num_blocks, shape.block_size, shape.vocab_size, num_shards=_NUM_SHARDS)
 
 
-def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, OurStep | LabelStep]:
-    """Return our step, the reference's on the same model, and the step of a model with transformers' defaults."""
+def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, OurStep | ReferenceStep]:
+    """Return our step, those of both references on the same model, and that of a model with transformers' defaults."""
     ours = OurStep(cache, shape, device)
     learner = ours.learner
-    autocast, norm = learner.objective.autocast(), learner.config.max_gradient_norm
-    input_ids_NT = _first_input_ids(cache, shape, device)
     with device:
         defaults = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape.gpt2)).train()
-    optimizer = make_optimizer(defaults, learner.config)
+    same = (learner.parallel.model, learner.optimizer)
+    rest = (_first_input_ids(cache, shape, device), learner.objective.autocast(), learner.config.max_gradient_norm)
+
+    def reference(model: Any, optimizer: torch.optim.Optimizer, loss: Callable[[Any, Tensor], Tensor]) -> ReferenceStep:
+        return ReferenceStep(model, loss, optimizer, *rest)
+
     return {
         _OURS: ours,
-        _REFERENCE: LabelStep(learner.parallel.model, learner.optimizer, input_ids_NT, autocast, norm),
-        _DEFAULTS: LabelStep(defaults, optimizer, input_ids_NT, autocast, norm),
+        _REFERENCE: reference(*same, label_loss),
+        _DEFAULTS: reference(defaults, make_optimizer(defaults, learner.config), label_loss),
+        _PRODUCTS: reference(*same, head_products),
     }
 
 
 def _compare(shape: Shape, cache: Cache, device: torch.device, config: BenchConfig) -> Iterator[Comparison]:
     steps = make_steps(cache, shape, device)
     what = f"step of {shape.batch_blocks} × {shape.block_size} tokens, {shape.preset}"
-    yield from _times(steps, what, {_REFERENCE: _TARGET, _DEFAULTS: None}, config)
+    yield from _times(steps, what, {_REFERENCE: _TARGET, _DEFAULTS: None, _PRODUCTS: None}, config)
     for neighbour in NEIGHBOURS if config.device == "cpu" else ():
         with busy_neighbour(neighbour):
             yield from _times(
@@ -161,7 +201,7 @@ def _compare(shape: Shape, cache: Cache, device: torch.device, config: BenchConf
 
 
 def _times(
-    steps: dict[str, OurStep | LabelStep], what: str, targets: dict[str, float | None], config: BenchConfig
+    steps: dict[str, OurStep | ReferenceStep], what: str, targets: dict[str, float | None], config: BenchConfig
 ) -> Iterator[Comparison]:
     """Compare our step with each reference that has an entry in `targets`."""
     seconds = interleaved_seconds(steps, config.rounds, config.device)

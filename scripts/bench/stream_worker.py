@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from scripts.bench.stream_systems import SYSTEMS, Epochs, StreamSystem
@@ -23,6 +22,7 @@ from scripts.support.child import serve, stdout_for_answers
 from scripts.support.measure import peak_bytes, reset_peak
 from storage import open_cache
 from storage.reading.proofs import notes_path
+from storage.tensors.memory import keep_freed_memory
 from student.losses.batches import BlockBatch
 
 
@@ -96,16 +96,11 @@ def _sums(batch: BlockBatch) -> Iterator[float]:
         yield float(tensor.double().sum())  # exact in any order, because the values are float16
 
 
-def _keep_freed_memory() -> None:
-    """Free a large array once. After that malloc keeps freed memory, as it does in any training process."""
-    np.empty(31 << 20, dtype=np.uint8)
-
-
 def main() -> None:
     """Serve requests until standard input ends."""
     name, directory, scratch = sys.argv[1:]
     answers = stdout_for_answers()
-    _keep_freed_memory()
+    keep_freed_memory()  # as the trainer does
     reader = Reader(SYSTEMS[name], Path(directory), Path(scratch))
     serve(answers, lambda do, **arguments: getattr(reader, do)(**arguments))
 

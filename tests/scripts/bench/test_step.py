@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scripts.bench.config import BenchConfig
-from scripts.bench.step import SHAPES, LabelStep, OurStep, make_cache, make_steps, run
+from scripts.bench.step import SHAPES, OurStep, ReferenceStep, make_cache, make_steps, run
 from scripts.support.neighbour import NEIGHBOURS
 
 
@@ -21,6 +21,7 @@ def test_every_comparison_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(c.what, c.reference, c.target) for c in found] == [
         (step, "labels alone", 0.95),
         (step, "labels alone, transformers' defaults", None),
+        (step, "a loss that costs nothing", None),
         (f"{step}, beside a busy loop", "labels alone", 1.0),
     ]
     assert all(math.isfinite(value) and value > 0 for c in found for value in (*c.our_values, *c.reference_values))
@@ -28,12 +29,14 @@ def test_every_comparison_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_sides_change_every_parameter_of_one_model(tmp_path: Path) -> None:
     (shape,) = SHAPES["tiny"]
-    ours, reference, defaults = make_steps(make_cache(tmp_path / "cache", shape), shape, torch.device("cpu")).values()
+    steps = make_steps(make_cache(tmp_path / "cache", shape), shape, torch.device("cpu"))
+    ours, reference, defaults, products = steps.values()
     assert isinstance(ours, OurStep)
-    assert isinstance(reference, LabelStep)
-    assert isinstance(defaults, LabelStep)
+    assert isinstance(reference, ReferenceStep)
+    assert isinstance(defaults, ReferenceStep)
+    assert isinstance(products, ReferenceStep)
     model = ours.learner.parallel.model
-    for step in (ours, reference):
+    for step in (ours, reference, products):
         before = copy.deepcopy(model.state_dict())
         step()
         moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
