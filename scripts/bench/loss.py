@@ -23,11 +23,11 @@ from scripts.bench.config import BenchConfig
 from scripts.support.caches import write_soft_targets_cache
 from scripts.support.measure import Action, interleaved_seconds, peak_extra_bytes
 from scripts.support.neighbour import NEIGHBOURS, busy_neighbour
+from storage.tensors.matmul_precision import use_fast_matmul
 from storage.tensors.output_head import OutputHead
 from student.losses.batches import block_batch
 from student.losses.fused_head import HeadLoss, fused_head_loss
 from student.losses.targets import SparseTargets
-from student.model.device import choose_device
 
 _TIME_TARGET, _MEMORY_TARGET, _BESIDE_TARGET = 0.80, 0.25, 1.10
 _TAIL_WEIGHT = 1 / 32
@@ -93,7 +93,8 @@ def run(config: BenchConfig) -> Iterator[Comparison]:
 
     Time alone in bfloat16 has no target.
     """
-    choose_device(config.device)  # sets up a CPU as the trainer does
+    if config.device == "cpu":
+        use_fast_matmul()
     shape = shape_of(config)
     head = Head(shape, config.device)
     kinds = {
