@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.bench.comparison import Comparison
 from scripts.bench.config import BenchConfig
-from scripts.bench.step_variants import OurStep, make_cache, shapes_of
+from scripts.bench.step import OurStep, make_cache, shapes_of
 from scripts.support.measure import interleaved_seconds
 from student.model.device import choose_device
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scripts.bench import generate, loss, precompute, step_variants
+from scripts.bench import generate, loss, precompute, step
 from scripts.bench.config import BenchConfig
 from scripts.support.flops import forward_flops_per_token
 
@@ -68,7 +68,7 @@ def loss_work(config: BenchConfig) -> Work:
 
 def step_work(config: BenchConfig) -> Work:
     """A training step: forward, backward and AdamW's update."""
-    (shape,) = step_variants.shapes_of(config)[:1]
+    (shape,) = step.shapes_of(config)[:1]
     model, num_tokens = config.model | shape.gpt2, shape.batch_blocks * shape.block_size
     return Work(
         flops=_BACKWARD * _forward(model, shape.block_size),

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from scripts.bench.config import BenchConfig
-from scripts.bench.step import run
-from scripts.bench.step_variants import DEFAULTS, PRODUCTS, REFERENCE, SHAPES, OurStep, make_cache, make_step
+from scripts.bench.step import SHAPES, OurStep, ReferenceStep, make_cache, make_steps, run
 from scripts.support.neighbour import NEIGHBOURS
 
 
@@ -28,16 +27,19 @@ def test_every_comparison_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(math.isfinite(value) and value > 0 for c in found for value in (*c.our_values, *c.reference_values))
 
 
-def test_variants_change_every_parameter_of_one_model(tmp_path: Path) -> None:
+def test_both_sides_change_every_parameter_of_one_model(tmp_path: Path) -> None:
     (shape,) = SHAPES["tiny"]
-    cache, device = make_cache(tmp_path / "cache", shape), torch.device("cpu")
-    ours = OurStep(cache, shape, device)
+    steps = make_steps(make_cache(tmp_path / "cache", shape), shape, torch.device("cpu"))
+    ours, reference, defaults, products = steps.values()
+    assert isinstance(ours, OurStep)
+    assert isinstance(reference, ReferenceStep)
+    assert isinstance(defaults, ReferenceStep)
+    assert isinstance(products, ReferenceStep)
     model = ours.learner.parallel.model
-    for step in (ours, *(make_step(name, ours, cache, shape, device) for name in (REFERENCE, PRODUCTS))):
+    for step in (ours, reference, products):
         before = copy.deepcopy(model.state_dict())
         step()
         moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         assert len(moved) == len(before)
     assert ours()["labels_nats"].item() < 1.2 * math.log(shape.vocab_size)
-    defaults = make_step(DEFAULTS, ours, cache, shape, device)
     assert defaults().item() < 1.2 * math.log(shape.vocab_size)
