@@ -14,7 +14,8 @@ GPT2_XL = {"n_layer": 48, "n_embd": 1600, "n_head": 25, "n_positions": 1024, "vo
 TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 300}
 """Shapes of models. Their weights are random, because speed does not depend on them."""
 
-Name = Literal["precompute", "loss", "step", "stream", "generate", "write", "scale", "all", "ceilings", "compiled"]
+Name = Literal["loss", "step", "write", "stream", "scale", "precompute", "generate", "all", "ceilings", "compiled"]
+"""In the order of `all`. Loss and step come first: once a teacher is loaded, the process keeps the memory it frees."""
 MODULES = {"ceilings": "gpu.ceilings", "compiled": "gpu.compiled"}
 """Modules of the benchmarks that are not called by their names. `all` leaves these out; gpu.sh runs them."""
 

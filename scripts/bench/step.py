@@ -2,11 +2,11 @@
 
 Both sides train the same model with the same optimiser, clipping and precision. Ours reads, verifies and decodes its
 rows. The reference has its tokens in memory. A second reference is a model of the same size with transformers'
-defaults: another activation kernel, attention and dropout. A third is the same model with a loss that costs nothing: of
-the head, only its three products are computed.
+defaults: another activation kernel, attention and dropout. A third is the same model whose loss is
+nothing but the three products of its head, over all positions at once.
 
-No variant keeps freed memory, as the trainer does on a CPU (storage/tensors/memory.py): that would make the reference
-faster too.
+No variant keeps freed memory, as the trainer does on a CPU (storage/tensors/memory.py): this is a process as PyTorch
+makes it, and as other trainers have it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from student.training.schedule import make_optimizer
 
 _TARGET, _BESIDE_TARGET = 0.95, 1.0
 _OURS, _REFERENCE, _DEFAULTS = "cached targets", "labels alone", "labels alone, transformers' defaults"
-_PRODUCTS = "a loss that costs nothing"
+_PRODUCTS = "the head's three products alone"
 # More than one group of shards, so that groups are opened, hashed and read again as in a larger cache.
 _NUM_SHARDS = 8
 
@@ -133,7 +133,7 @@ def label_loss(model: Any, input_ids_NT: Tensor) -> Tensor:
 
 
 def head_products(model: Any, input_ids_NT: Tensor) -> Tensor:
-    """Return 0, with gradients of no meaning that take the products of any loss: a step cannot have fewer."""
+    """Return 0, with the gradients of half the sum of squared logits: the three products that any loss needs."""
     hidden_NTD = body_of(model)(input_ids=input_ids_NT, use_cache=False).last_hidden_state
     zero: Tensor = _HeadProducts.apply(hidden_NTD.flatten(0, 1), model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
     return zero

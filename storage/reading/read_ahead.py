@@ -82,10 +82,12 @@ class ReadAhead:
     def _begin_next(self, windows: Iterator[tuple[Window, int]]) -> _WindowInReading:
         """Queue the record batches of the next window that hold wanted rows, in the order in which they are needed.
 
-        First wait until the window before is read. In a shuffled window, the first quarter of the rows needs almost all
-        record batches, so the next window can be read while the other rows are used, and delays none of them.
+        First wait until the window before is read, which must not be delayed. In a shuffled window, the first quarter
+        of the rows needs almost all record batches, so the next window is read while the other rows are used.
         """
         wait(self._in_reading)
+        if self._is_closed:
+            return _WindowInReading(places=[], batches={})
         window, position = next(windows)
         positions = np.arange(position, window.first_position + len(window.row_order))
         is_wanted = self._is_wanted(self._num_passed + positions - position)

@@ -21,7 +21,7 @@ def test_every_comparison_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(c.what, c.reference, c.target) for c in found] == [
         (step, "labels alone", 0.95),
         (step, "labels alone, transformers' defaults", None),
-        (step, "a loss that costs nothing", None),
+        (step, "the head's three products alone", None),
         (f"{step}, beside a busy loop", "labels alone", 1.0),
     ]
     assert all(math.isfinite(value) and value > 0 for c in found for value in (*c.our_values, *c.reference_values))
