@@ -27,16 +27,16 @@ class _WindowInReading:
     places: list[tuple[int, int]]
     batches: dict[int, Future[pa.RecordBatch]]
 
-    def rows(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows, each a slice of its record batch, once that is read and checked."""
-        for batch, row in self.places:
+    def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows at places[start:stop], each a slice of its record batch, once that is read and checked."""
+        for batch, row in self.places[start:stop]:
             yield self.batches[batch].result().slice(row, 1)
 
 
 class ReadAhead:
     """The wanted rows of one epoch after the other, in order, from a position on.
 
-    A planner thread begins the next window as soon as a window is read. A reader thread reads and decompresses its
+    In the middle of each window a planner thread begins the next window. A reader thread reads and decompresses its
     record batches in the order in which they are needed, and a checker thread checks them in the same order. There is
     one of each, because Arrow decompresses the columns of a record batch in threads of its own, and because a check is
     many short operations: threads that ran checks in parallel would spend much time on handing Python's global
@@ -74,20 +74,17 @@ class ReadAhead:
             ahead = self._planner.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
+                # By the middle of a shuffled window, rows of all its record batches have been needed. So reading ahead
+                # from there delays none of them.
+                middle = len(window.places) // 2
+                yield from window.rows(0, middle)
                 ahead = self._planner.submit(self._begin_next, windows)
-                yield from window.rows()
+                yield from window.rows(middle, len(window.places))
         finally:
             self._close()
 
     def _begin_next(self, windows: Iterator[tuple[Window, int]]) -> _WindowInReading:
-        """Queue the record batches of the next window that hold wanted rows, in the order in which they are needed.
-
-        First wait until the window before is read, which must not be delayed. In a shuffled window, the first quarter
-        of the rows needs almost all record batches, so the next window is read while the other rows are used.
-        """
-        wait(self._in_reading)
-        if self._is_closed:
-            return _WindowInReading(places=[], batches={})
+        """Queue the record batches of the next window that hold wanted rows, in the order in which they are needed."""
         window, position = next(windows)
         positions = np.arange(position, window.first_position + len(window.row_order))
         is_wanted = self._is_wanted(self._num_passed + positions - position)
@@ -112,6 +109,7 @@ class ReadAhead:
     def _enter_group(self, order: EpochOrder, epoch: int, position: int) -> None:
         """Close shards of other groups, open those of the group that holds `position`, prefetch those of the next."""
         members, next_position = order.group_at(position)
+        wait(self._in_reading)
         for index in [index for index in self._opened if index not in members]:
             self._cache.close_shard(self._opened.pop(index))
         if next_position == order.num_rows:
