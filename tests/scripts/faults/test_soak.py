@@ -19,7 +19,7 @@ from tests.places import ROOT
 
 
 def test_a_small_soak_loses_nothing(tmp_path: Path) -> None:
-    flags = ["--kills", "1", "--flips", "20", "--refusals", "1", "--out", str(tmp_path / "soak")]
+    flags = ["--kills", "2", "--flips", "60", "--refusals", "2", "--out", str(tmp_path / "soak")]
     done = subprocess.run(
         [sys.executable, "-m", "scripts.faults", *flags],
         cwd=ROOT,
