@@ -2,8 +2,8 @@
 
 Both sides train the same model with the same optimiser, clipping and precision. Ours reads, verifies and decodes its
 rows. The reference has its tokens in memory. A second reference is a model of the same size with transformers'
-defaults: another activation kernel, attention and dropout. A third is the same model whose loss is
-nothing but the three products of its head, over all positions at once.
+defaults: another activation kernel, attention and dropout. A third is the same model whose loss is nothing but the
+three products of its head, over all positions at once.
 
 No variant keeps freed memory, as the trainer does on a CPU (storage/tensors/memory.py): this is a process as PyTorch
 makes it, and as other trainers have it.
@@ -11,6 +11,7 @@ makes it, and as other trainers have it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import tempfile
@@ -108,6 +109,7 @@ class ReferenceStep:
         model: transformers.PreTrainedModel,
         loss: Callable[[Any, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
+        *,
         input_ids_NT: Tensor,
         autocast: torch.autocast,
         max_gradient_norm: float,
@@ -178,17 +180,17 @@ def make_steps(cache: Cache, shape: Shape, device: torch.device) -> dict[str, Ou
     learner = ours.learner
     with device:
         defaults = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape.gpt2)).train()
-    same = (learner.parallel.model, learner.optimizer)
-    rest = (_first_input_ids(cache, shape, device), learner.objective.autocast(), learner.config.max_gradient_norm)
-
-    def reference(model: Any, optimizer: torch.optim.Optimizer, loss: Callable[[Any, Tensor], Tensor]) -> ReferenceStep:
-        return ReferenceStep(model, loss, optimizer, *rest)
-
+    reference = functools.partial(
+        ReferenceStep,
+        input_ids_NT=_first_input_ids(cache, shape, device),
+        autocast=learner.objective.autocast(),
+        max_gradient_norm=learner.config.max_gradient_norm,
+    )
     return {
         _OURS: ours,
-        _REFERENCE: reference(*same, label_loss),
-        _DEFAULTS: reference(defaults, make_optimizer(defaults, learner.config), label_loss),
-        _PRODUCTS: reference(*same, head_products),
+        _REFERENCE: reference(learner.parallel.model, label_loss, learner.optimizer),
+        _DEFAULTS: reference(defaults, label_loss, make_optimizer(defaults, learner.config)),
+        _PRODUCTS: reference(learner.parallel.model, head_products, learner.optimizer),
     }
 
 
