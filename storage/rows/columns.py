@@ -55,12 +55,34 @@ def to_ragged(values: Array, offsets: NDArray[np.int64], column_type: pa.DataTyp
     return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), flat, type=column_type)
 
 
+def runs(values: Array, ends: NDArray[np.int64]) -> pa.RunEndEncodedArray:
+    """Return numbers [n], each repeated up to its end [n], as a run-end encoded array; see `elements`."""
+    children = [
+        pa.Array.from_buffers(pa.from_numpy_dtype(part.dtype), len(part), [None, pa.py_buffer(part)])
+        for part in (ends, values)
+    ]
+    encoded = pa.run_end_encoded(*[child.type for child in children])
+    return pa.RunEndEncodedArray.from_buffers(encoded, int(ends[-1]), [None], children=children)
+
+
+def elements(array: pa.Array) -> Array:
+    """Return an Arrow array of numbers or bools, none of them null, as [n], without a copy but for bools.
+
+    `to_numpy` of Arrow imports pandas where it is installed, which takes a fifth of a second. So does pyarrow.array.
+    """
+    _, data = array.buffers()
+    if pa.types.is_boolean(array.type):
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=array.offset + len(array), bitorder="little")
+        return bits[array.offset :].view(np.bool_)
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    return np.ndarray((len(array),), dtype, data, array.offset * dtype.itemsize)
+
+
 def fixed(batch: pa.RecordBatch, name: str) -> Array:
     """Return a fixed-size list column as an array [rows, n], without a copy but for bools."""
     column = batch.column(name)
     size = column.type.list_size
-    values: Array = column.values.slice(column.offset * size, len(column) * size).to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), size)
+    return elements(column.values.slice(column.offset * size, len(column) * size)).reshape(len(column), size)
 
 
 def with_own_bits(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -81,13 +103,14 @@ def with_own_bits(batch: pa.RecordBatch) -> pa.RecordBatch:
 def ragged(batch: pa.RecordBatch, name: str) -> tuple[Array, NDArray[np.int64]]:
     """Return the flat values of a large-list column, without a copy, and its offsets [rows + 1], which begin at 0."""
     column = batch.column(name)
-    offsets = column.offsets.to_numpy()
-    return _values_of_all(column)[offsets[0] : offsets[-1]], ragged_offsets(batch, name)
+    offsets = elements(column.offsets)
+    # `flatten` would return only the elements of a slice too, but takes ten times as long.
+    return elements(column.values)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 def ragged_offsets(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """Return the offsets [rows + 1] of a large-list column, which begin at 0."""
-    offsets: NDArray[np.int64] = batch.column(name).offsets.to_numpy()
+    offsets = elements(batch.column(name).offsets)
     return np.asarray(offsets - offsets[0], dtype=np.int64)
 
 
@@ -96,19 +119,9 @@ def ragged_lengths(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     return np.diff(ragged_offsets(batch, name))
 
 
-def _values_of_all(column: pa.Array) -> Array:
-    """Return the elements of a list column; for a slice, those of the whole column.
-
-    `flatten` would return only those of the slice, but takes ten times as long.
-    """
-    values: Array = column.values.to_numpy(zero_copy_only=False)
-    return values
-
-
 def plain(batch: pa.RecordBatch, name: str) -> Array:
     """Return a column of scalars: [rows]."""
-    values: Array = batch.column(name).to_numpy(zero_copy_only=False)
-    return values
+    return elements(batch.column(name))
 
 
 def strings(batch: pa.RecordBatch, name: str) -> list[str]:

@@ -133,7 +133,7 @@ def _keys(ids_E: NDArray[Any], ends_P: NDArray[np.int64], stretch: int) -> NDArr
     ends_F = ends_P[np.diff(ends_P, prepend=0) > 0]
     number = np.min_scalar_type(stretch - 1)
     numbers_F = np.arange(len(ends_F)).astype(number)
-    numbers_E = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(pa.array(ends_F), pa.array(numbers_F))).to_numpy()
+    numbers_E = columns.elements(pc.run_end_decode(columns.runs(numbers_F, ends_F)))
     key = np.uint32 if number.itemsize + ids_E.itemsize <= np.dtype(np.uint32).itemsize else np.uint64
     keys_E: NDArray[Any] = np.left_shift(numbers_E, 8 * ids_E.itemsize, dtype=key)
     keys_E |= ids_E.astype(key)
