@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.reading.cache import Cache
+from storage.reading.checks import Check, run_from_the_end
 from storage.reading.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
 from storage.reading.proofs import Proofs
 from storage.records.identity import ShardRecord
@@ -19,17 +21,21 @@ from storage.shards.shard import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class _WindowInReading:
-    """The wanted rows of a window, in the stream's order, and the record batches that hold them.
+    """The wanted rows of a window, in the stream's order, and the record batches that hold them, in order of need.
 
-    places: (key of `batches`, row of that record batch) of each wanted row.
+    places: (key of `batches`, row of that record batch) of each wanted row; batches: read and checked; checks: those
+    that nobody has taken yet, by the same keys.
     """
 
     places: list[tuple[int, int]]
     batches: dict[int, Future[pa.RecordBatch]]
+    checks: dict[int, Check]
 
     def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows at places[start:stop], each a slice of its record batch, once that is read and checked."""
         for batch, row in self.places[start:stop]:
+            if check := self.checks.pop(batch, None):
+                check.run()
             yield self.batches[batch].result().slice(row, 1)
 
 
@@ -37,10 +43,9 @@ class ReadAhead:
     """The wanted rows of one epoch after the other, in order, from a position on.
 
     In the middle of each window a planner thread begins the next window. A reader thread reads and decompresses its
-    record batches in the order in which they are needed, and a checker thread checks them in the same order. There is
-    one of each, because Arrow decompresses the columns of a record batch in threads of its own, and because a check is
-    many short operations: threads that ran checks in parallel would spend much time on handing Python's global
-    interpreter lock to each other.
+    record batches in the order in which they are needed. Then it checks them, beginning with the one that is needed
+    last. A record batch that is needed before its turn is checked by the thread that needs it: so neither waits for the
+    other. More threads would spend their time on handing each other Python's global interpreter lock.
     """
 
     def __init__(
@@ -65,7 +70,6 @@ class ReadAhead:
         self._is_closed = False
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="teachonce-planner")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
-        self._checker = ThreadPoolExecutor(1, thread_name_prefix="teachonce-checker")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
         """Yield each wanted row as a slice of its record batch. Call this once: its end stops the threads."""
@@ -91,9 +95,13 @@ class ReadAhead:
         self._num_passed += len(positions)
         places = window.places(positions[is_wanted])
         in_order_of_need = dict.fromkeys(batch for batch, _ in places)
-        batches = {batch: self._begin(*window.batches[batch]) for batch in in_order_of_need}
-        self._in_reading = list(batches.values())
-        return _WindowInReading(places=places, batches=batches)
+        reading = _WindowInReading(places=places, batches={}, checks={})
+        for batch in in_order_of_need:
+            self._begin(reading, batch, *window.batches[batch])
+        if reading.checks:
+            self._reader.submit(run_from_the_end, reading.checks, lambda: self._is_closed)
+        self._in_reading = list(reading.batches.values())
+        return reading
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
         """Yield windows with open shards, each with the position to begin at."""
@@ -134,31 +142,27 @@ class ReadAhead:
             self._is_checked[index] = bytearray([is_proved]) * shard.num_record_batches
         self._opened[index] = shard
 
-    def _begin(self, index: int, batch: int) -> Future[pa.RecordBatch]:
-        shard, is_checked = self._opened[index], self._is_checked[index]
+    def _begin(self, reading: _WindowInReading, key: int, index: int, batch: int) -> None:
+        shard = self._opened[index]
         read = self._reader.submit(self._read, shard, batch)
-        return read if is_checked[batch] else self._checker.submit(self._check, shard, batch, read, is_checked)
+        if self._is_checked[index][batch]:
+            reading.batches[key] = read
+            return
+        check = Check(shard=shard, index=batch, read=read, note=functools.partial(self._note_checked, index))
+        reading.checks[key], reading.batches[key] = check, check.done
 
     def _read(self, shard: Shard, batch: int) -> pa.RecordBatch | None:
         return None if self._is_closed else shard.read_unchecked(batch)
 
-    def _check(
-        self, shard: Shard, batch: int, read: Future[pa.RecordBatch], is_checked: bytearray
-    ) -> pa.RecordBatch | None:
-        rows = read.result()
-        if self._is_closed:
-            return None
-        shard.check(rows, batch)
-        is_checked[batch] = True
-        if all(is_checked):
-            self._proofs.add(self._cache.identity, shard.record)
-        return rows
+    def _note_checked(self, index: int, batch: int) -> None:
+        self._is_checked[index][batch] = True
+        if all(self._is_checked[index]):
+            self._proofs.add(self._cache.identity, self._shards[index])
 
     def _close(self) -> None:
         self._is_closed = True
         self._planner.shutdown()
         self._reader.shutdown()
-        self._checker.shutdown()
         while self._opened:
             self._cache.close_shard(self._opened.popitem()[1])
         self._proofs.close()

@@ -21,9 +21,9 @@ from storage.rows.soft_targets import SoftTargetRows, decode, part_sizes, temper
 
 # How far the mass of head and tail may be from 1, in addition to the error of rounding to few mantissa bits.
 MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about this many entries, which bounds the memory that the check takes. Shorter pieces
-# cost more time, because each piece takes a hundred calls into Arrow and NumPy.
-_PIECE_ENTRIES = 1 << 19
+# Rows are checked in pieces of about this many entries at most, which bounds the memory that the check takes. Shorter
+# pieces cost more time, because each piece takes a hundred calls into Arrow and NumPy.
+_PIECE_ENTRIES = 1 << 20
 # Probabilities are added up in units of 1 / _ONE. A sum of as many as the largest vocabulary has ids fits in int64.
 _ONE = 1 << 31
 # Bits of float16 numbers.
@@ -38,7 +38,8 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int
     mantissa_bits: the mantissa bits that logprobs were rounded to. They bound how far the mass may be from 1.
     """
     num_entries = int(columns.ragged_offsets(batch, "ids")[-1])
-    rows_per_piece = max(1, batch.num_rows * _PIECE_ENTRIES // max(num_entries, 1))
+    num_pieces = max(1, -(-num_entries // _PIECE_ENTRIES))
+    rows_per_piece = max(1, -(-batch.num_rows // num_pieces))
     for start in range(0, batch.num_rows, rows_per_piece):
         piece = batch.slice(start, rows_per_piece)
         rows = decode(piece)

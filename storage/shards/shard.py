@@ -5,7 +5,7 @@ The writer, the verifier and the training reader check rows with the same functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -93,9 +93,18 @@ def _shard_record(file: FileRecord, first_row_id: int, num_rows: int, stats: lis
 
 def check_batch(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where: str) -> None:
     """Raise RowError, which names `where`, unless every row of the batch obeys the rules of its kind."""
+    _check_row_ids(batch, where)
+    check_rows(batch, kind, identity, where)
+
+
+def _check_row_ids(batch: pa.RecordBatch, where: str) -> None:
     row_ids = columns.plain(batch, "row_id")
     if np.any(np.diff(row_ids) != 1):
         raise RowError(where, "row_id", "does not count up by one")
+
+
+def check_rows(batch: pa.RecordBatch, kind: str, identity: CacheIdentity, where: str) -> None:
+    """Do what check_batch does, but for row ids: the batch may hold rows of several record batches."""
     facts = identity.row_facts(kind)
     KINDS[kind].check(batch, facts, where)
     KINDS[kind].check_sizes(batch, facts, where)
@@ -178,7 +187,7 @@ class Shard:
         try:
             file = pa.memory_map(str(path))
             # Do not swap bytes of another byte order: then the comparison of schemas below refuses the file.
-            options = pa.ipc.IpcReadOptions(ensure_native_endian=False)
+            options = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
             self._reader = pa.ipc.open_file(file, options=options, memory_pool=BATCH_MEMORY)
             found, found_names = self._reader.schema, self._reader.schema.names
             self._content = file.read_buffer()
@@ -236,6 +245,11 @@ class Shard:
 
     def check(self, batch: pa.RecordBatch, index: int) -> None:
         """Raise ShardFormatError or RowError unless `batch`, read as record batch `index`, obeys the format."""
+        self._check_form(batch, index)
+        check_rows(batch, self.record.key.kind, self._identity, self._where(index))
+
+    def _check_form(self, batch: pa.RecordBatch, index: int) -> None:
+        """Raise the errors of `check` that are not about what the rows say."""
         try:
             batch.validate(full=True)
         except _UNREADABLE as error:
@@ -247,7 +261,7 @@ class Shard:
             raise ShardFormatError(where, f"holds {batch.num_rows} rows, expected {wanted_rows}")
         if any(_has_nulls(column) for column in batch.columns):
             raise ShardFormatError(where, "holds nulls")
-        check_batch(batch, self.record.key.kind, self._identity, where)
+        _check_row_ids(batch, where)
         if columns.plain(batch, "row_id")[0] != self.record.first_row_id + index * per_batch:
             raise RowError(where, "row_id", "is not where the manifest puts it")
 
@@ -256,3 +270,19 @@ class Shard:
 
     def _unreadable(self, index: int, error: BaseException) -> ShardFormatError:
         return ShardFormatError(self._where(index), f"cannot be read ({_one_line(error)})")
+
+
+def all_obey(parts: Sequence[tuple[Shard, int, pa.RecordBatch]]) -> bool:
+    """Return whether Shard.check raises nothing for any of these record batches, each read from a shard at an index.
+
+    All shards are of one kind and cache. The rows are checked together: fewer and longer operations.
+    """
+    shard = parts[0][0]
+    try:
+        for part_shard, index, batch in parts:
+            part_shard._check_form(batch, index)
+        rows = pa.concat_batches([batch for _, _, batch in parts], memory_pool=BATCH_MEMORY)
+        check_rows(rows, shard.record.key.kind, shard._identity, "")
+    except Exception:  # whatever it is, `check` of the record batch at fault raises it again
+        return False
+    return True

@@ -22,7 +22,7 @@ from storage.errors import TeachonceError
 from storage.reading.inspection import render_head, render_summary, summarize
 from storage.records.identity import SPLITS
 from storage.rows.kinds import KINDS
-from storage.shards import shard
+from storage.shards.shard import Shard
 from student import TrainConfig, train
 from student.losses.batches import beam_batch, block_batch, sample_batch
 from student.losses.targets import soft_target_settings
@@ -152,15 +152,15 @@ def bounded() -> Iterator[None]:
 
 
 def watched_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by the place of each record batch whose rows are checked."""
+    """Grows by the place of each record batch that is checked, alone or with others."""
     checked: list[str] = []
-    original = shard.check_batch
+    original = Shard._check_form
 
-    def check_batch(batch: pa.RecordBatch, kind: str, identity: Any, where: str) -> None:
-        checked.append(where)
-        original(batch, kind, identity, where)
+    def check_form(shard: Shard, batch: pa.RecordBatch, index: int) -> None:
+        checked.append(shard._where(index))
+        original(shard, batch, index)
 
-    monkeypatch.setattr(shard, "check_batch", check_batch)
+    monkeypatch.setattr(Shard, "_check_form", check_form)
     return checked
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from storage import RowStream, StreamBatch, StreamState, open_cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
-from storage.reading import epoch_order, proofs
+from storage.reading import epoch_order, proofs, read_ahead
 from storage.reading.cache import Cache
 from storage.reading.epoch_order import EpochOrder
 from storage.records.identity import ShardRecord
@@ -227,7 +227,7 @@ def test_a_closed_stream_leaves_no_thread(cache: Cache, tmp_path: Path, monkeypa
     batches = stream(cache, 4).batches()
     next(batches)
     names = {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before}
-    assert names == {"teachonce-planner", "teachonce-reader", "teachonce-checker"}
+    assert names == {"teachonce-planner", "teachonce-reader"}
     batches.close()
     del batches
     assert set(threading.enumerate()) <= before
@@ -305,6 +305,42 @@ def test_a_reader_reads_its_share_of_the_record_batches(
         readers.append({(record.path, index) for record, index in read[: 128 // num_readers]})
     assert set().union(*readers) == {(record.path, i) for record in cache.manifest.shards for i in range(64)}
     assert sum(map(len, readers)) == 128, "no record batch is anybody else's"
+
+
+def test_rows_that_are_needed_before_their_turn_are_checked_by_who_needs_them(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proofs, "notes_path", lambda: tmp_path / "notes")
+    checked, has_read_all, ended = watched_checks(monkeypatch), threading.Event(), threading.Event()
+
+    def check_nothing(*_: object) -> None:
+        has_read_all.set()
+        ended.wait(60)
+
+    monkeypatch.setattr(read_ahead, "run_from_the_end", check_nothing)
+    shards, per_batch = cache.shards("soft_targets", "train"), cache.identity.record_batch_rows
+    window = EpochOrder(shards, per_batch, seed=3, epoch=0, shuffle=True).windows_from(0)[0]
+    batches = stream(cache, 1).batches()
+    assert len(take(batches, len(window.row_order) // 2)) == len(window.row_order) // 2
+    assert len(checked) == len(set(checked)) > 0
+    assert has_read_all.is_set()
+    ended.set()
+    batches.close()
+
+
+def test_rows_are_checked_before_they_are_needed(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs, "notes_path", lambda: tmp_path / "notes")
+    checked = watched_checks(monkeypatch)
+    shards, per_batch = cache.shards("soft_targets", "train"), cache.identity.record_batch_rows
+    window = EpochOrder(shards, per_batch, seed=3, epoch=0, shuffle=True).windows_from(0)[0]
+    batches = stream(cache, 1).batches()
+    next(batches)
+    for _ in range(1000):
+        if len(checked) == len(window.batches):
+            break
+        time.sleep(0.01)
+    assert len(checked) == len(set(checked)) == len(window.batches)
+    batches.close()
 
 
 def test_rows_of_a_proved_shard_are_checked_once(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
