@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,15 +18,15 @@ _TOGETHER_BYTES = 2 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The check of one record batch, which whoever takes it has to run.
+    """The check of one record batch.
 
-    read: the rows once they are read; done: the rows once they are checked; note: called before that.
+    read: the rows once they are read; note: called when they obey the format; done: the rows after that.
     """
 
     shard: Shard
     index: int
     read: Future[pa.RecordBatch]
-    note: Callable[[int], None]
+    note: Callable[[], None]
     done: Future[pa.RecordBatch] = field(default_factory=Future)
 
     def run(self) -> None:
@@ -39,29 +40,53 @@ class Check:
 
     def settle(self) -> None:
         """Set `done` to the rows, which obey the format."""
-        self.note(self.index)
+        self.note()
         self.done.set_result(self.read.result())
 
-
-def run_from_the_end(checks: dict[int, Check], is_closed: Callable[[], bool]) -> None:
-    """Take and run checks of record batches that are read, from the last on, until none is left.
-
-    checks: in the order in which the user of the rows needs them. He may take one meanwhile, when he needs it now.
-    """
-    while checks and not is_closed():
-        _run_together(_taken_from_the_end(checks))
+    @property
+    def read_bytes(self) -> int | None:
+        """Bytes of the rows, 0 if they could not be read, None if they are not read yet."""
+        if not self.read.done():
+            return None
+        return 0 if self.read.exception() else int(self.read.result().nbytes)
 
 
-def _taken_from_the_end(checks: dict[int, Check]) -> list[Check]:
-    taken: list[Check] = []
-    num_bytes = 0
-    while checks and num_bytes < _TOGETHER_BYTES:
-        try:
-            taken.append(checks.popitem()[1])
-        except KeyError:
-            break  # the user took the last one
-        num_bytes += 0 if taken[-1].read.exception() else taken[-1].read.result().nbytes
-    return taken
+class Checks:
+    """The checks of a window's record batches. Whoever takes one runs it."""
+
+    def __init__(self, checks: dict[int, Check]) -> None:
+        """checks: in the order in which the user of the rows needs them."""
+        self._left = checks
+        self._lock = threading.Lock()
+
+    def run_needed(self, key: int) -> None:
+        """Run the check `key`, which is needed now, unless somebody has taken it, and with it the next ones."""
+        with self._lock:
+            if key not in self._left:
+                return
+            taken = self._take([key, *(other for other in self._left if other != key)])
+        _run_together(taken)
+
+    def run_rest(self, is_closed: Callable[[], bool]) -> None:
+        """Run the checks that nobody has taken, beginning with the one that is needed last, until none is left."""
+        while not is_closed():
+            with self._lock:
+                taken = self._take(list(reversed(self._left)))
+            if not taken:
+                break
+            _run_together(taken)
+
+    def _take(self, keys: list[int]) -> list[Check]:
+        """Take the first of these checks, and of the next those that are small enough and read."""
+        taken: list[Check] = []
+        num_bytes = 0
+        for key in keys:
+            read_bytes = self._left[key].read_bytes
+            if taken and (read_bytes is None or num_bytes >= _TOGETHER_BYTES):
+                break
+            taken.append(self._left.pop(key))
+            num_bytes += read_bytes or 0
+        return taken
 
 
 def _run_together(checks: list[Check]) -> None:

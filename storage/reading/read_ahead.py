@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.reading.cache import Cache
-from storage.reading.checks import Check, run_from_the_end
+from storage.reading.checks import Check, Checks
 from storage.reading.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
 from storage.reading.proofs import Proofs
 from storage.records.identity import ShardRecord
@@ -23,19 +23,18 @@ from storage.shards.shard import Shard
 class _WindowInReading:
     """The wanted rows of a window, in the stream's order, and the record batches that hold them, in order of need.
 
-    places: (key of `batches`, row of that record batch) of each wanted row; batches: read and checked; checks: those
-    that nobody has taken yet, by the same keys.
+    places: (key of `batches`, row of that record batch) of each wanted row; batches: read and checked; checks: of those
+    that were not checked before, by the same keys.
     """
 
     places: list[tuple[int, int]]
     batches: dict[int, Future[pa.RecordBatch]]
-    checks: dict[int, Check]
+    checks: Checks
 
     def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows at places[start:stop], each a slice of its record batch, once that is read and checked."""
         for batch, row in self.places[start:stop]:
-            if check := self.checks.pop(batch, None):
-                check.run()
+            self.checks.run_needed(batch)
             yield self.batches[batch].result().slice(row, 1)
 
 
@@ -94,13 +93,17 @@ class ReadAhead:
         is_wanted = self._is_wanted(self._num_passed + positions - position)
         self._num_passed += len(positions)
         places = window.places(positions[is_wanted])
-        in_order_of_need = dict.fromkeys(batch for batch, _ in places)
-        reading = _WindowInReading(places=places, batches={}, checks={})
-        for batch in in_order_of_need:
-            self._begin(reading, batch, *window.batches[batch])
-        if reading.checks:
-            self._reader.submit(run_from_the_end, reading.checks, lambda: self._is_closed)
-        self._in_reading = list(reading.batches.values())
+        batches: dict[int, Future[pa.RecordBatch]] = {}
+        checks: dict[int, Check] = {}
+        for key in dict.fromkeys(batch for batch, _ in places):
+            index, batch = window.batches[key]
+            batches[key] = self._reader.submit(self._read, self._opened[index], batch)
+            if not self._is_checked[index][batch]:
+                checks[key] = self._check_of(index, batch, batches[key])
+                batches[key] = checks[key].done
+        reading = _WindowInReading(places=places, batches=batches, checks=Checks(checks))
+        self._reader.submit(reading.checks.run_rest, lambda: self._is_closed)
+        self._in_reading = list(batches.values())
         return reading
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
@@ -142,14 +145,9 @@ class ReadAhead:
             self._is_checked[index] = bytearray([is_proved]) * shard.num_record_batches
         self._opened[index] = shard
 
-    def _begin(self, reading: _WindowInReading, key: int, index: int, batch: int) -> None:
-        shard = self._opened[index]
-        read = self._reader.submit(self._read, shard, batch)
-        if self._is_checked[index][batch]:
-            reading.batches[key] = read
-            return
-        check = Check(shard=shard, index=batch, read=read, note=functools.partial(self._note_checked, index))
-        reading.checks[key], reading.batches[key] = check, check.done
+    def _check_of(self, index: int, batch: int, read: Future[pa.RecordBatch]) -> Check:
+        note = functools.partial(self._note_checked, index, batch)
+        return Check(shard=self._opened[index], index=batch, read=read, note=note)
 
     def _read(self, shard: Shard, batch: int) -> pa.RecordBatch | None:
         return None if self._is_closed else shard.read_unchecked(batch)

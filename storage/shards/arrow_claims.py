@@ -54,12 +54,13 @@ def check_claims(file: Any) -> None:
     content = memoryview(file).cast("B")
     try:
         footer_at, blocks = _blocks(content)
-        unpacked_bytes = sum(_unpacked_bytes(content[:footer_at], block) for block in blocks)
+        content = content[:footer_at]
+        unpacked_bytes = _unpacked_bytes(content, blocks, [_buffers(content, block) for block in blocks])
     except (struct.error, _OutsideError) as error:
         raise ClaimError("something in it points outside of it") from error
-    most = _FREE_BYTES + _FREE_RATIO * len(content)
+    most = _FREE_BYTES + _FREE_RATIO * len(file)
     if unpacked_bytes > most:
-        raise ClaimError(f"its {len(content)} bytes claim to unpack to {unpacked_bytes}, more than the {most} allowed")
+        raise ClaimError(f"its {len(file)} bytes claim to unpack to {unpacked_bytes}, more than the {most} allowed")
 
 
 def stored_buffer_bytes(file: Any) -> list[int]:
@@ -70,7 +71,7 @@ def stored_buffer_bytes(file: Any) -> list[int]:
     """
     content = memoryview(file).cast("B")
     footer_at, blocks = _blocks(content)
-    per_batch = [_batch_buffers(content[:footer_at], block)[1]["num_bytes"] for block in blocks]
+    per_batch = [_buffers(content[:footer_at], block)["num_bytes"] for block in blocks]
     if len({len(num_bytes) for num_bytes in per_batch}) > 1:
         raise ClaimError("its record batches differ in their number of buffers")
     totals: NDArray[np.int64] = np.array(per_batch, dtype=np.int64).sum(axis=0)
@@ -138,17 +139,11 @@ def _blocks(content: memoryview) -> tuple[int, list[tuple[int, int, int]]]:
     return length_at - num_bytes, blocks.tolist()
 
 
-def _unpacked_bytes(content: memoryview, block: tuple[int, int, int]) -> int:
-    """Return the bytes that the buffers of a record batch claim to unpack to, in total."""
-    body, buffers = _batch_buffers(content, block)
-    return sum(_claims(body, buffers))
-
-
-def _batch_buffers(content: memoryview, block: tuple[int, int, int]) -> tuple[memoryview, NDArray[Any]]:
-    """Return the body of a record batch, and offset and num_bytes of each of its buffers in that body."""
+def _buffers(content: memoryview, block: tuple[int, int, int]) -> NDArray[Any]:
+    """Return offset and num_bytes of each buffer of a record batch, in its body, which lies in `content`."""
     offset, metadata_bytes, body_bytes = block
     metadata = _part(content, offset, metadata_bytes)
-    body = _part(content, offset + metadata_bytes, body_bytes)
+    _part(content, offset + metadata_bytes, body_bytes)
     if metadata[:_LENGTH_BYTES] != _CONTINUATION:
         raise ClaimError("a record batch is laid out as before Arrow 0.15")
     message = _root(metadata[2 * _LENGTH_BYTES :])
@@ -160,23 +155,27 @@ def _batch_buffers(content: memoryview, block: tuple[int, int, int]) -> tuple[me
     compression = batch.table(_BATCH_COMPRESSION)
     if compression is None or compression.scalar(_COMPRESSION_CODEC, "<b", 0) != _ZSTD:
         raise ClaimError("its buffers are not compressed with zstd")
-    return body, batch.structs(_BATCH_BUFFERS, _BUFFER)
+    return batch.structs(_BATCH_BUFFERS, _BUFFER)
 
 
-def _claims(body: memoryview, buffers: NDArray[Any]) -> list[int]:
-    """Return the bytes that each non-empty buffer claims to unpack to.
+def _unpacked_bytes(content: memoryview, blocks: list[tuple[int, int, int]], buffers: list[NDArray[Any]]) -> int:
+    """Return the bytes that the non-empty buffers of all record batches claim to unpack to, in total.
 
     The claim is the buffer's first 8 bytes; −1 there says that the rest is not compressed.
     """
-    used = buffers[buffers["num_bytes"] != 0]
-    offsets, num_bytes = used["offset"], used["num_bytes"]
+    num_buffers = [len(per_batch) for per_batch in buffers]
+    block_at, metadata_bytes, body_bytes = np.array(blocks, np.int64).reshape(-1, 3).repeat(num_buffers, axis=0).T
+    body_at = block_at + metadata_bytes
+    all_buffers = np.concatenate([np.empty(0, _BUFFER), *buffers])
+    is_used = all_buffers["num_bytes"] != 0
+    offsets, num_bytes = all_buffers["offset"][is_used], all_buffers["num_bytes"][is_used]
+    body_at, body_bytes = body_at[is_used], body_bytes[is_used]
     if np.any(
-        (num_bytes < _CLAIM.itemsize) | (num_bytes > len(body)) | (offsets < 0) | (offsets > len(body) - num_bytes)
+        (num_bytes < _CLAIM.itemsize) | (num_bytes > body_bytes) | (offsets < 0) | (offsets > body_bytes - num_bytes)
     ):
         raise _OutsideError
-    first_bytes = np.frombuffer(body, np.uint8)[offsets[:, None] + np.arange(_CLAIM.itemsize)]
+    first_bytes = np.frombuffer(content, np.uint8)[(body_at + offsets)[:, None] + np.arange(_CLAIM.itemsize)]
     claims = first_bytes.view(_CLAIM)[:, 0]
     if np.any(claims < _STORED_AS_IT_IS):
         raise ClaimError(f"a buffer claims to unpack to {claims.min()} bytes")
-    unpacked_bytes: list[int] = np.where(claims == _STORED_AS_IT_IS, num_bytes, claims).tolist()
-    return unpacked_bytes
+    return sum(np.where(claims == _STORED_AS_IT_IS, num_bytes, claims).tolist())

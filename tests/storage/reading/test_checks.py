@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,11 @@ import pytest
 from storage import open_cache
 from storage.errors import RowError, ShardFormatError
 from storage.reading import checks as module
-from storage.reading.checks import Check, run_from_the_end
+from storage.reading.checks import Check, Checks
 from storage.shards import shard as shards
 from storage.shards.shard import all_obey
 
 NUM_BATCHES = 5
-
-Change = Callable[[Future[pa.RecordBatch], pa.RecordBatch], object]
-
 
 @pytest.fixture
 def noted() -> list[int]:
@@ -35,7 +33,7 @@ def checks(tmp_path: Path, make: SimpleNamespace, noted: list[int]) -> dict[int,
     for index in range(NUM_BATCHES):
         read: Future[pa.RecordBatch] = Future()
         read.set_result(shard.read_unchecked(index))
-        found[index] = Check(shard=shard, index=index, read=read, note=noted.append)
+        found[index] = Check(shard=shard, index=index, read=read, note=functools.partial(noted.append, index))
     return found
 
 
@@ -51,9 +49,7 @@ def parts(checks: dict[int, Check]) -> list[tuple[shards.Shard, int, pa.RecordBa
 
 def run(checks: dict[int, Check]) -> dict[int, BaseException | None]:
     """What each check raised once all have run."""
-    left = dict(checks)
-    run_from_the_end(left, lambda: False)
-    assert not left
+    Checks(dict(checks)).run_rest(lambda: False)
     return {index: check.done.exception(timeout=0) for index, check in checks.items()}
 
 
@@ -128,18 +124,52 @@ def test_a_fault_of_ours_reaches_who_waits_for_the_rows(
     assert {type(error) for error in run(checks).values()} == {ZeroDivisionError}
 
 
-def test_the_user_of_the_rows_may_take_the_last_one_meanwhile(checks: dict[int, Check]) -> None:
-    class Raced(dict[int, Check]):
-        def __bool__(self) -> bool:
-            is_left = len(self) > 0
-            if len(self) == 1:
-                self.pop(0).run()
-            return is_left
+def test_the_one_that_is_needed_brings_the_next_ones_that_are_read_and_small(
+    checks: dict[int, Check], noted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_bytes = max(check.read.result().nbytes for check in checks.values()) + 1
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", two_bytes)
+    unread: Future[pa.RecordBatch] = Future()
+    checks[4] = Check(shard=checks[4].shard, index=4, read=unread, note=checks[4].note)
+    shared = Checks(dict(checks))
+    shared.run_needed(1)
+    assert noted == [1, 0], "with the next one in the order of need"
+    shared.run_needed(1)
+    shared.run_needed(0)
+    assert noted == [1, 0], "nothing is checked twice"
+    shared.run_needed(3)
+    assert noted == [1, 0, 3, 2]
+    assert not checks[4].done.done()
+    unread.set_result(checks[4].shard.read_unchecked(4))
+    shared.run_needed(4)
+    assert noted == [1, 0, 3, 2, 4]
 
-    run_from_the_end(Raced(checks), lambda: False)
-    assert {check.done.exception(timeout=0) for check in checks.values()} == {None}
+
+def test_the_one_that_is_needed_waits_for_no_other(checks: dict[int, Check], noted: list[int]) -> None:
+    unread: dict[int, Check] = {
+        index: Check(shard=check.shard, index=index, read=Future(), note=check.note) for index, check in checks.items()
+    }
+    shared = Checks(dict(unread))
+    unread[2].read.set_result(checks[2].read.result())
+    shared.run_needed(2)
+    assert noted == [2]
+    assert [index for index, check in unread.items() if check.done.done()] == [2]
+
+
+def test_two_threads_that_share_the_checks_run_each_once(checks: dict[int, Check], noted: list[int]) -> None:
+    for _ in range(200):
+        noted.clear()
+        fresh = {index: with_other_rows(check, check.read.result()) for index, check in checks.items()}
+        shared = Checks(dict(fresh))
+        reader = threading.Thread(target=shared.run_rest, args=(lambda: False,))
+        reader.start()
+        for index, check in fresh.items():
+            shared.run_needed(index)
+            assert check.done.result(timeout=60) is check.read.result()
+        reader.join()
+        assert sorted(noted) == list(range(NUM_BATCHES))
 
 
 def test_a_closed_stream_checks_nothing_more(checks: dict[int, Check]) -> None:
-    run_from_the_end(checks, lambda: True)
+    Checks(dict(checks)).run_rest(lambda: True)
     assert not any(check.done.done() for check in checks.values())

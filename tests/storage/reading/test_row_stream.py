@@ -14,8 +14,9 @@ import pytest
 
 from storage import RowStream, StreamBatch, StreamState, open_cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
-from storage.reading import epoch_order, proofs, read_ahead
+from storage.reading import epoch_order, proofs
 from storage.reading.cache import Cache
+from storage.reading.checks import Checks
 from storage.reading.epoch_order import EpochOrder
 from storage.records.identity import ShardRecord
 from storage.rows.kinds import KINDS
@@ -317,7 +318,7 @@ def test_rows_that_are_needed_before_their_turn_are_checked_by_who_needs_them(
         has_read_all.set()
         ended.wait(60)
 
-    monkeypatch.setattr(read_ahead, "run_from_the_end", check_nothing)
+    monkeypatch.setattr(Checks, "run_rest", check_nothing)
     shards, per_batch = cache.shards("soft_targets", "train"), cache.identity.record_batch_rows
     window = EpochOrder(shards, per_batch, seed=3, epoch=0, shuffle=True).windows_from(0)[0]
     batches = stream(cache, 1).batches()
