@@ -69,11 +69,9 @@ class Checks:
 
     def run_rest(self, is_closed: Callable[[], bool]) -> None:
         """Run the checks that nobody has taken, beginning with the one that is needed last, until none is left."""
-        while not is_closed():
+        while self._left and not is_closed():
             with self._lock:
                 taken = self._take(list(reversed(self._left)))
-            if not taken:
-                break
             _run_together(taken)
 
     def _take(self, keys: list[int]) -> list[Check]:
@@ -91,10 +89,16 @@ class Checks:
 
 def _run_together(checks: list[Check]) -> None:
     """Run the checks at once if that finds no problem; else one by one, so that each raises its own error."""
-    are_read = len(checks) > 1 and not any(check.read.exception() for check in checks)
-    if are_read and all_obey([(check.shard, check.index, check.read.result()) for check in checks]):
+    try:
+        are_read = len(checks) > 1 and not any(check.read.exception() for check in checks)
+        if are_read and all_obey([(check.shard, check.index, check.read.result()) for check in checks]):
+            for check in checks:
+                check.settle()
+        else:
+            for check in checks:
+                check.run()
+    except BaseException as error:  # Ctrl-C. The thread that reads must not wait for these checks.
         for check in checks:
-            check.settle()
-    else:
-        for check in checks:
-            check.run()
+            if not check.done.done():
+                check.done.set_exception(error)
+        raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from storage.processes import num_cores
 from storage.reading.cache import Cache
 from storage.reading.checks import Check, Checks
 from storage.reading.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
@@ -41,10 +42,10 @@ class _WindowInReading:
 class ReadAhead:
     """The wanted rows of one epoch after the other, in order, from a position on.
 
-    In the middle of each window a planner thread begins the next window. A reader thread reads and decompresses its
-    record batches in the order in which they are needed. Then it checks them, beginning with the one that is needed
-    last. A record batch that is needed before its turn is checked by the thread that needs it: so neither waits for the
-    other. More threads would spend their time on handing each other Python's global interpreter lock.
+    In the middle of each window a reader thread begins the next window. It reads and decompresses the window's record
+    batches in the order in which they are needed. Then it checks them, beginning with the one that is needed last. A
+    record batch that is needed before its turn is checked by the thread that needs it: so neither waits for the other.
+    More threads would spend their time on handing each other Python's global interpreter lock.
     """
 
     def __init__(
@@ -67,27 +68,28 @@ class ReadAhead:
         self._proofs = Proofs()
         self._in_reading: list[Future[pa.RecordBatch]] = []
         self._is_closed = False
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix="teachonce-planner")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
         """Yield each wanted row as a slice of its record batch. Call this once: its end stops the threads."""
         windows = self._windows_from(epoch, position)
         try:
-            ahead = self._planner.submit(self._begin_next, windows)
+            ahead = self._reader.submit(self._begin_next, windows)
             while True:
                 window = ahead.result()
                 # By the middle of a shuffled window, rows of all its record batches have been needed. So reading ahead
                 # from there delays none of them.
                 middle = len(window.places) // 2
                 yield from window.rows(0, middle)
-                ahead = self._planner.submit(self._begin_next, windows)
+                ahead = self._reader.submit(self._begin_next, windows)
                 yield from window.rows(middle, len(window.places))
         finally:
             self._close()
 
     def _begin_next(self, windows: Iterator[tuple[Window, int]]) -> _WindowInReading:
         """Queue the record batches of the next window that hold wanted rows, in the order in which they are needed."""
+        if self._is_closed:
+            raise CancelledError
         window, position = next(windows)
         positions = np.arange(position, window.first_position + len(window.row_order))
         is_wanted = self._is_wanted(self._num_passed + positions - position)
@@ -134,7 +136,8 @@ class ReadAhead:
 
         Opening a shard checks its number of record batches against the manifest, before memory for them is allocated.
         """
-        with ThreadPoolExecutor(SHARDS_PER_GROUP, thread_name_prefix="teachonce-opener") as executor:
+        num_threads = min(SHARDS_PER_GROUP, num_cores())
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="teachonce-opener") as executor:
             for _ in executor.map(self._open_one, indices):
                 pass
 
@@ -159,7 +162,6 @@ class ReadAhead:
 
     def _close(self) -> None:
         self._is_closed = True
-        self._planner.shutdown()
         self._reader.shutdown()
         while self._opened:
             self._cache.close_shard(self._opened.popitem()[1])

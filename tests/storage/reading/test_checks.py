@@ -18,6 +18,7 @@ from storage.shards.shard import all_obey
 
 NUM_BATCHES = 5
 
+
 @pytest.fixture
 def noted() -> list[int]:
     return []

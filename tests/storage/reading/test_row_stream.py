@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from scripts.faults.time_limit import time_limit
 from storage import RowStream, StreamBatch, StreamState, open_cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
 from storage.reading import epoch_order, proofs
@@ -20,6 +21,7 @@ from storage.reading.checks import Checks
 from storage.reading.epoch_order import EpochOrder
 from storage.records.identity import ShardRecord
 from storage.rows.kinds import KINDS
+from storage.shards import shard as shards
 from storage.shards.shard import Shard
 from tests.storage.reading.readers import watched_checks
 
@@ -228,10 +230,41 @@ def test_a_closed_stream_leaves_no_thread(cache: Cache, tmp_path: Path, monkeypa
     batches = stream(cache, 4).batches()
     next(batches)
     names = {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before}
-    assert names == {"teachonce-planner", "teachonce-reader"}
+    assert names == {"teachonce-reader"}
     batches.close()
     del batches
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_stream_closed_at_any_row_ends_though_checks_are_left(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool
+) -> None:
+    original = Shard._check_form
+    monkeypatch.setattr(Shard, "_check_form", lambda *given: (time.sleep(0.01), original(*given)))
+    for num_rows in range(1, 100, 7):
+        monkeypatch.setattr(proofs, "notes_path", lambda name=num_rows: tmp_path / f"notes-{name}")
+        batches = stream(cache, 1, shuffle=shuffle).batches()
+        take(batches, num_rows)
+        with time_limit(60):
+            batches.close()
+
+
+def test_ctrl_c_during_a_check_reaches_the_user_and_the_stream_ends(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proofs, "notes_path", lambda: tmp_path / "notes")
+    original = shards.check_rows
+
+    def interrupted(*given: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        original(*given)
+
+    monkeypatch.setattr(shards, "check_rows", interrupted)
+    monkeypatch.setattr(Checks, "run_rest", lambda self, is_closed: None)
+    with time_limit(60), pytest.raises(KeyboardInterrupt):
+        take(stream(cache, 1).batches(), 100)
 
 
 def test_a_process_that_abandons_a_stream_ends(small_cache: Path, run_python: Any) -> None:
