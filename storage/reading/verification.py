@@ -12,8 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from storage.errors import (
     CacheError,
     ConfigError,
@@ -182,7 +180,6 @@ class _Checker:
 
 
 def _start_checker(path: str | Path, identity: CacheIdentity) -> _Checker:
-    pa.set_cpu_count(1)  # as many jobs as cores, each with as many threads, would be in each other's way
     return _Checker(place_at(path), identity)
 
 

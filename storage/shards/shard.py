@@ -186,7 +186,8 @@ class Shard:
         self._named = where or str(path)
         try:
             file = pa.memory_map(str(path))
-            # Do not swap bytes of another byte order: then the comparison of schemas below refuses the file.
+            # Do not swap bytes of another byte order: then the comparison of schemas below refuses the file. Decompress
+            # in the thread that reads: the other cores have other shards to verify, or the rows of a stream to use.
             options = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
             self._reader = pa.ipc.open_file(file, options=options, memory_pool=BATCH_MEMORY)
             found, found_names = self._reader.schema, self._reader.schema.names
