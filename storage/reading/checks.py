@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from storage.shards.shard import Shard, all_obey
 
-# Small record batches are checked together until they hold this many bytes. A check is some hundred short operations,
-# and after each of them a thread may have to wait for Python's global interpreter lock.
-_TOGETHER_BYTES = 2 << 20
+# Record batches of at most this many bytes are checked together: with default settings, 3 of blocks of 1,024 tokens.
+# A check is some hundred short operations, and after each of them a thread may have to wait for Python's global
+# interpreter lock.
+_TOGETHER_BYTES = 3 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Check:
         """Wait until the rows are read, check them, and set `done` to them or to the error."""
         try:
             self.shard.check(self.read.result(), self.index)
-        except BaseException as error:
+        except Exception as error:
             self.done.set_exception(error)
         else:
             self.settle()
@@ -45,10 +46,11 @@ class Check:
 
     @property
     def read_bytes(self) -> int | None:
-        """Bytes of the rows, 0 if they could not be read, None if they are not read yet."""
+        """Bytes of the rows in memory, 0 if they could not be read, None if they are not read yet."""
         if not self.read.done():
             return None
-        return 0 if self.read.exception() else int(self.read.result().nbytes)
+        # Not `nbytes`: that follows offsets, which nobody has checked.
+        return 0 if self.read.exception() else int(self.read.result().get_total_buffer_size())
 
 
 class Checks:
@@ -75,12 +77,12 @@ class Checks:
             _run_together(taken)
 
     def _take(self, keys: list[int]) -> list[Check]:
-        """Take the first of these checks, and of the next those that are small enough and read."""
+        """Take the first of these checks, and the next ones as long as they are read and small together."""
         taken: list[Check] = []
         num_bytes = 0
         for key in keys:
             read_bytes = self._left[key].read_bytes
-            if taken and (read_bytes is None or num_bytes >= _TOGETHER_BYTES):
+            if taken and (read_bytes is None or num_bytes + read_bytes > _TOGETHER_BYTES):
                 break
             taken.append(self._left.pop(key))
             num_bytes += read_bytes or 0
@@ -97,7 +99,7 @@ def _run_together(checks: list[Check]) -> None:
         else:
             for check in checks:
                 check.run()
-    except BaseException as error:  # Ctrl-C. The thread that reads must not wait for these checks.
+    except BaseException as error:  # Ctrl-C, or no memory: nobody will run these checks, and nobody may wait for them
         for check in checks:
             if not check.done.done():
                 check.done.set_exception(error)

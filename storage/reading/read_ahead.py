@@ -1,10 +1,10 @@
-"""Read the rows of a stream in threads, before they are used."""
+"""Read the rows of a stream in a thread, before they are used."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +66,11 @@ class ReadAhead:
         # record batch is checked once, as is the sha256 of a shard's file.
         self._is_checked: dict[int, bytearray] = {}
         self._proofs = Proofs()
-        self._in_reading: list[Future[pa.RecordBatch]] = []
         self._is_closed = False
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="teachonce-reader")
 
     def rows_from(self, epoch: int, position: int) -> Iterator[pa.RecordBatch]:
-        """Yield each wanted row as a slice of its record batch. Call this once: its end stops the threads."""
+        """Yield each wanted row as a slice of its record batch. Call this once: its end stops the thread."""
         windows = self._windows_from(epoch, position)
         try:
             ahead = self._reader.submit(self._begin_next, windows)
@@ -103,10 +102,9 @@ class ReadAhead:
             if not self._is_checked[index][batch]:
                 checks[key] = self._check_of(index, batch, batches[key])
                 batches[key] = checks[key].done
-        reading = _WindowInReading(places=places, batches=batches, checks=Checks(checks))
-        self._reader.submit(reading.checks.run_rest, lambda: self._is_closed)
-        self._in_reading = list(batches.values())
-        return reading
+        window_checks = Checks(checks)
+        self._reader.submit(window_checks.run_rest, lambda: self._is_closed)
+        return _WindowInReading(places=places, batches=batches, checks=window_checks)
 
     def _windows_from(self, epoch: int, position: int) -> Iterator[tuple[Window, int]]:
         """Yield windows with open shards, each with the position to begin at."""
@@ -120,9 +118,11 @@ class ReadAhead:
             epoch, position = epoch + 1, 0
 
     def _enter_group(self, order: EpochOrder, epoch: int, position: int) -> None:
-        """Close shards of other groups, open those of the group that holds `position`, prefetch those of the next."""
+        """Close shards of other groups, open those of the group that holds `position`, prefetch those of the next.
+
+        All record batches of other groups are read: the same thread did it before. A check needs no open shard.
+        """
         members, next_position = order.group_at(position)
-        wait(self._in_reading)
         for index in [index for index in self._opened if index not in members]:
             self._cache.close_shard(self._opened.pop(index))
         if next_position == order.num_rows:

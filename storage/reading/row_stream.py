@@ -37,8 +37,8 @@ class RowStream:
     """An endless stream of global batches of `batch_rows` rows of one kind and split.
 
     Epochs follow one another, and a global batch may span two. Reader `rank` of `world_size` gets rows rank,
-    rank + world_size, … of each global batch. So all readers together get the same rows for any world_size. Threads
-    read and decompress the record batches that this reader needs, in order of need, up to a window ahead.
+    rank + world_size, … of each global batch. So all readers together get the same rows for any world_size. A
+    thread reads and decompresses the record batches that this reader needs, in order of need, up to a window ahead.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def runs(values: Array, ends: NDArray[np.int64]) -> pa.RunEndEncodedArray:
 
 
 def elements(array: pa.Array) -> Array:
-    """Return an Arrow array of numbers or bools, none of them null, as [n], without a copy but for bools.
+    """Return an Arrow array of numbers or bools, none of them null, as [n], without a copy but for bools. Read it only.
 
     `to_numpy` of Arrow imports pandas where it is installed, which takes a fifth of a second. So does pyarrow.array.
     """
@@ -75,7 +75,10 @@ def elements(array: pa.Array) -> Array:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=array.offset + len(array), bitorder="little")
         return bits[array.offset :].view(np.bool_)
     dtype = np.dtype(array.type.to_pandas_dtype())
-    return np.ndarray((len(array),), dtype, data, array.offset * dtype.itemsize)
+    assert data is not None
+    values = np.ndarray((len(array),), dtype, data, array.offset * dtype.itemsize)
+    values.flags.writeable = False  # others use the same memory
+    return values
 
 
 def fixed(batch: pa.RecordBatch, name: str) -> Array:

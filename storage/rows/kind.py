@@ -82,7 +82,10 @@ class Kind(ABC):
 
     @abstractmethod
     def check(self, batch: pa.RecordBatch, facts: RowFacts, where: str) -> None:
-        """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row")."""
+        """Raise RowError unless every row obeys the format's rules (storage/FORMAT.md, "Rules of a row").
+
+        Rules are about single rows: the batch may hold rows of several record batches, whose row ids have gaps.
+        """
 
     @abstractmethod
     def size_limits(self, batch: pa.RecordBatch, facts: RowFacts) -> Iterator[SizeLimit]:

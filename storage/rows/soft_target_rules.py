@@ -21,7 +21,7 @@ from storage.rows.soft_targets import SoftTargetRows, decode, part_sizes, temper
 
 # How far the mass of head and tail may be from 1, in addition to the error of rounding to few mantissa bits.
 MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about this many entries at most, which bounds the memory that the check takes. Shorter
+# Rows are checked in pieces of about this many entries or fewer, which bounds the memory that the check takes. Shorter
 # pieces cost more time, because each piece takes a hundred calls into Arrow and NumPy.
 _PIECE_ENTRIES = 1 << 20
 # Probabilities are added up in units of 1 / _ONE. A sum of as many as the largest vocabulary has ids fits in int64.

@@ -164,6 +164,8 @@ def _unpacked_bytes(content: memoryview, blocks: list[tuple[int, int, int]], buf
     The claim is the buffer's first 8 bytes; −1 there says that the rest is not compressed.
     """
     num_buffers = [len(per_batch) for per_batch in buffers]
+    if sum(num_buffers) * _BUFFER.itemsize > len(content):
+        raise ClaimError("its record batches share what describes them")  # and would take its size squared
     block_at, metadata_bytes, body_bytes = np.array(blocks, np.int64).reshape(-1, 3).repeat(num_buffers, axis=0).T
     body_at = block_at + metadata_bytes
     all_buffers = np.concatenate([np.empty(0, _BUFFER), *buffers])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from scripts.support.arrow_file import ArrowFile
+from scripts.support.arrow_file import ArrowFile, stored_as_it_is
+from storage.rows import columns
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 Batches = list[pa.RecordBatch]
@@ -125,5 +128,51 @@ def column_length(node: int, number: int) -> Callable[[bytes], bytes]:
     def change(content: bytes) -> bytes:
         file = ArrowFile(content)
         return file.put("<q", file.node(0, node), number)
+
+    return change
+
+
+def list_offsets(name: str, first: int | None, last: int) -> Callable[[bytes], bytes]:
+    """A shard whose first record batch says other offsets, without a change where None, of the lists of a column.
+
+    Arrow does not look at them while it reads; its constructors would refuse them.
+    """
+
+    def change(content: bytes) -> bytes:
+        schema = pa.ipc.open_file(pa.py_buffer(content)).schema
+        before = sum(columns.num_buffers(field.type) for field in islice(schema, schema.get_field_index(name)))
+        file = ArrowFile(stored_as_it_is(content))
+        metadata_at, metadata_bytes = struct.unpack_from("<qi", file.content, file.blocks[0])
+        offset, num_bytes = struct.unpack_from("<qq", file.content, file.buffers(0)[before + 1])
+        at = metadata_at + metadata_bytes + offset
+        assert file.number("<q", at + 8) == 0, "behind the 8 bytes that say that it is stored as it is"
+        if first is not None:
+            file.put("<q", at + 8, first)
+        return file.put("<q", at + num_bytes - 8, last)
+
+    return change
+
+
+def one_message_for(num_batches: int, num_buffers: int) -> Callable[[bytes], bytes]:
+    """A shard whose footer lists many record batches, all described by one message, which lists many empty buffers."""
+
+    def longer(table: bytearray, at: int, count: int, vector: bytes) -> None:
+        """Let the field at `at` point to a vector behind the table, whose entries begin at a multiple of 8."""
+        table += bytes(-(len(table) + 4) % 8)
+        struct.pack_into("<I", table, at, len(table) - at)
+        table += struct.pack("<I", count) + vector
+
+    def change(content: bytes) -> bytes:
+        file = ArrowFile(content)
+        metadata_at, metadata_bytes, body_bytes = struct.unpack_from("<qi4xq", content, file.blocks[0])
+        body_at, length_at = metadata_at + metadata_bytes, len(content) - 10
+        metadata = bytearray(content[metadata_at:body_at])
+        longer(metadata, file.field(file.record_batch(0), 2) - metadata_at, num_buffers, bytes(16 * num_buffers))
+        footer_at = length_at - file.number("<i", length_at)
+        footer = bytearray(content[footer_at:length_at])
+        block = struct.pack("<qi4xq", metadata_at, len(metadata), body_bytes)
+        longer(footer, file.field(file.footer, 3) - footer_at, num_batches, block * num_batches)
+        head = content[:metadata_at] + metadata + content[body_at : body_at + body_bytes]
+        return head + bytes(-len(head) % 8) + footer + struct.pack("<i", len(footer)) + content[-6:]
 
     return change

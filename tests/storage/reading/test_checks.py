@@ -44,6 +44,10 @@ def with_other_rows(check: Check, rows: pa.RecordBatch | None, error: Exception 
     return Check(shard=check.shard, index=check.index, read=read, note=check.note)
 
 
+def bytes_of_two(checks: dict[int, Check]) -> int:
+    return 2 * max(check.read_bytes or 0 for check in checks.values())
+
+
 def parts(checks: dict[int, Check]) -> list[tuple[shards.Shard, int, pa.RecordBatch]]:
     return [(check.shard, check.index, check.read.result()) for check in checks.values()]
 
@@ -70,8 +74,7 @@ def test_small_record_batches_are_checked_together(
     checks: dict[int, Check], monkeypatch: pytest.MonkeyPatch, together_bytes: int | str, sizes: list[int]
 ) -> None:
     batches = [check.read.result() for check in checks.values()]
-    two = max(batch.nbytes for batch in batches) + 1
-    monkeypatch.setattr(module, "_TOGETHER_BYTES", two if together_bytes == "two" else together_bytes)
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", bytes_of_two(checks) if together_bytes == "two" else together_bytes)
     seen: list[int] = []
     original = shards.check_rows
     monkeypatch.setattr(shards, "check_rows", lambda rows, *rest: (seen.append(rows.num_rows), original(rows, *rest)))
@@ -128,8 +131,7 @@ def test_a_fault_of_ours_reaches_who_waits_for_the_rows(
 def test_the_one_that_is_needed_brings_the_next_ones_that_are_read_and_small(
     checks: dict[int, Check], noted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two_bytes = max(check.read.result().nbytes for check in checks.values()) + 1
-    monkeypatch.setattr(module, "_TOGETHER_BYTES", two_bytes)
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", bytes_of_two(checks))
     unread: Future[pa.RecordBatch] = Future()
     checks[4] = Check(shard=checks[4].shard, index=4, read=unread, note=checks[4].note)
     shared = Checks(dict(checks))
@@ -169,6 +171,29 @@ def test_two_threads_that_share_the_checks_run_each_once(checks: dict[int, Check
             assert check.done.result(timeout=60) is check.read.result()
         reader.join()
         assert sorted(noted) == list(range(NUM_BATCHES))
+
+
+def test_a_large_record_batch_is_not_checked_with_a_small_one(
+    checks: dict[int, Check], noted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", bytes_of_two(checks) - 1)
+    Checks(dict(checks)).run_needed(0)
+    assert noted == [0]
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_ctrl_c_in_a_check_is_raised_and_ends_those_that_were_taken(
+    checks: dict[int, Check], monkeypatch: pytest.MonkeyPatch, is_bad: bool
+) -> None:
+    def interrupted(rows: pa.RecordBatch, *_: object) -> None:
+        if is_bad and rows.num_rows > checks[0].read.result().num_rows:
+            raise RowError("here", "entropy", "so that they are checked one by one")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "check_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Checks(dict(checks)).run_needed(0)
+    assert {type(check.done.exception(timeout=0)) for check in checks.values()} == {KeyboardInterrupt}
 
 
 def test_a_closed_stream_checks_nothing_more(checks: dict[int, Check]) -> None:

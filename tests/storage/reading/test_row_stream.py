@@ -12,16 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scripts.faults.time_limit import time_limit
 from storage import RowStream, StreamBatch, StreamState, open_cache
 from storage.errors import HashMismatchError, MissingKindError, TeachonceError
-from storage.reading import epoch_order, proofs
+from storage.reading import checks, epoch_order, proofs
 from storage.reading.cache import Cache
 from storage.reading.checks import Checks
 from storage.reading.epoch_order import EpochOrder
 from storage.records.identity import ShardRecord
 from storage.rows.kinds import KINDS
-from storage.shards import shard as shards
 from storage.shards.shard import Shard
 from tests.storage.reading.readers import watched_checks
 
@@ -236,35 +234,29 @@ def test_a_closed_stream_leaves_no_thread(cache: Cache, tmp_path: Path, monkeypa
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_a_stream_closed_at_any_row_ends_though_checks_are_left(
-    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool
-) -> None:
-    original = Shard._check_form
-    monkeypatch.setattr(Shard, "_check_form", lambda *given: (time.sleep(0.01), original(*given)))
-    for num_rows in range(1, 100, 7):
-        monkeypatch.setattr(proofs, "notes_path", lambda name=num_rows: tmp_path / f"notes-{name}")
-        batches = stream(cache, 1, shuffle=shuffle).batches()
-        take(batches, num_rows)
-        with time_limit(60):
-            batches.close()
-
-
-def test_ctrl_c_during_a_check_reaches_the_user_and_the_stream_ends(
+def test_a_closed_stream_ends_though_checks_are_left_and_opens_no_shard(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proofs, "notes_path", lambda: tmp_path / "notes")
-    original = shards.check_rows
+    monkeypatch.setattr(epoch_order, "BATCHES_PER_WINDOW", 64)
+    monkeypatch.setattr(checks, "_TOGETHER_BYTES", 1)
+    opened: list[str] = []
+    monkeypatch.setattr(Cache, "open_shard", counting(Cache.open_shard, opened))
 
-    def interrupted(*given: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
-        original(*given)
+    def check_nothing_until_the_end(_: Checks, is_closed: Any) -> None:
+        while not is_closed():
+            time.sleep(0.001)
 
-    monkeypatch.setattr(shards, "check_rows", interrupted)
-    monkeypatch.setattr(Checks, "run_rest", lambda self, is_closed: None)
-    with time_limit(60), pytest.raises(KeyboardInterrupt):
-        take(stream(cache, 1).batches(), 100)
+    monkeypatch.setattr(Checks, "run_rest", check_nothing_until_the_end)
+    order = EpochOrder(
+        cache.shards("soft_targets", "train"), cache.identity.record_batch_rows, seed=3, epoch=0, shuffle=False
+    )
+    (window,) = order.windows_from(0)
+    batches = stream(cache, 1, shuffle=False).batches()
+    take(batches, len(window.row_order) // 2 + 1)  # past the middle: the next window, of other shards, is queued
+    in_first_group = list(opened)
+    batches.close()
+    assert opened == in_first_group
 
 
 def test_a_process_that_abandons_a_stream_ends(small_cache: Path, run_python: Any) -> None:
@@ -356,8 +348,8 @@ def test_rows_that_are_needed_before_their_turn_are_checked_by_who_needs_them(
     window = EpochOrder(shards, per_batch, seed=3, epoch=0, shuffle=True).windows_from(0)[0]
     batches = stream(cache, 1).batches()
     assert len(take(batches, len(window.row_order) // 2)) == len(window.row_order) // 2
-    assert len(checked) == len(set(checked)) > 0
-    assert has_read_all.is_set()
+    assert len(checked) == len(set(checked)) == len(window.batches)
+    assert has_read_all.wait(60)
     ended.set()
     batches.close()
 

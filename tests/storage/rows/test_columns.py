@@ -31,9 +31,18 @@ def test_elements_of_every_slice_are_those_that_arrow_lists(name: str) -> None:
             np.testing.assert_array_equal(found, np.array(part.to_pylist(), found.dtype))
 
 
-def test_elements_are_no_copy() -> None:
+def test_elements_are_no_copy_and_only_to_be_read() -> None:
     array = ARRAYS["float16"]
-    assert columns.elements(array).__array_interface__["data"][0] == array.buffers()[1].address
+    found = columns.elements(array)
+    assert found.__array_interface__["data"] == (array.buffers()[1].address, True)
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 1.0
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_nothing_has_no_elements(name: str) -> None:
+    for empty in (pa.array([], ARRAYS[name].type), pa.nulls(0, ARRAYS[name].type)):
+        assert columns.elements(empty).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
