@@ -55,7 +55,7 @@ def check_claims(file: Any) -> None:
     try:
         footer_at, blocks = _blocks(content)
         content = content[:footer_at]
-        unpacked_bytes = _unpacked_bytes(content, blocks, [_buffers(content, block) for block in blocks])
+        unpacked_bytes = _unpacked_bytes(content, blocks)
     except (struct.error, _OutsideError) as error:
         raise ClaimError("something in it points outside of it") from error
     most = _FREE_BYTES + _FREE_RATIO * len(file)
@@ -143,7 +143,7 @@ def _buffers(content: memoryview, block: tuple[int, int, int]) -> NDArray[Any]:
     """Return offset and num_bytes of each buffer of a record batch, in its body, which lies in `content`."""
     offset, metadata_bytes, body_bytes = block
     metadata = _part(content, offset, metadata_bytes)
-    _part(content, offset + metadata_bytes, body_bytes)
+    _part(content, offset + metadata_bytes, body_bytes)  # raises where there is no such body
     if metadata[:_LENGTH_BYTES] != _CONTINUATION:
         raise ClaimError("a record batch is laid out as before Arrow 0.15")
     message = _root(metadata[2 * _LENGTH_BYTES :])
@@ -158,11 +158,12 @@ def _buffers(content: memoryview, block: tuple[int, int, int]) -> NDArray[Any]:
     return batch.structs(_BATCH_BUFFERS, _BUFFER)
 
 
-def _unpacked_bytes(content: memoryview, blocks: list[tuple[int, int, int]], buffers: list[NDArray[Any]]) -> int:
+def _unpacked_bytes(content: memoryview, blocks: list[tuple[int, int, int]]) -> int:
     """Return the bytes that the non-empty buffers of all record batches claim to unpack to, in total.
 
     The claim is the buffer's first 8 bytes; −1 there says that the rest is not compressed.
     """
+    buffers = [_buffers(content, block) for block in blocks]
     num_buffers = [len(per_batch) for per_batch in buffers]
     if sum(num_buffers) * _BUFFER.itemsize > len(content):
         raise ClaimError("its record batches share what describes them")  # and would take its size squared
