@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.processes import num_cores
 from storage.reading.cache import Cache
 from storage.reading.checks import Check, Checks
 from storage.reading.epoch_order import SHARDS_PER_GROUP, EpochOrder, Window
@@ -136,8 +135,7 @@ class ReadAhead:
 
         Opening a shard checks its number of record batches against the manifest, before memory for them is allocated.
         """
-        num_threads = min(SHARDS_PER_GROUP, num_cores())
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="teachonce-opener") as executor:
+        with ThreadPoolExecutor(SHARDS_PER_GROUP, thread_name_prefix="teachonce-opener") as executor:
             for _ in executor.map(self._open_one, indices):
                 pass
 

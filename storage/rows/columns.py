@@ -71,11 +71,11 @@ def elements(array: pa.Array) -> Array:
     `to_numpy` of Arrow imports pandas where it is installed, which takes a fifth of a second. So does pyarrow.array.
     """
     _, data = array.buffers()
+    assert data is not None
     if pa.types.is_boolean(array.type):
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=array.offset + len(array), bitorder="little")
         return bits[array.offset :].view(np.bool_)
     dtype = np.dtype(array.type.to_pandas_dtype())
-    assert data is not None
     values = np.ndarray((len(array),), dtype, data, array.offset * dtype.itemsize)
     values.flags.writeable = False  # others use the same memory
     return values
