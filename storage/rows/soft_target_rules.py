@@ -1,12 +1,14 @@
 """Check the rules for rows of soft_targets (storage/FORMAT.md, "Rules of a row").
 
-Shape legend: R rows, T targets per block, P = R·T positions, F positions with entries, H head entries, E head and tail
+Shape legend: R rows, T targets per block, P positions, F positions with entries, H head entries, E head and tail
 entries, X stretches of S entries.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,13 @@ from numpy.typing import NDArray
 from storage.errors import RowError
 from storage.rows import columns
 from storage.rows.bit_rounding import FLOAT16_MANTISSA_BITS
-from storage.rows.soft_targets import SoftTargetRows, decode, part_sizes, tempered_column
+from storage.rows.soft_targets import SoftTargetRows, decode, tempered_column
 
 # How far the mass of head and tail may be from 1, in addition to the error of rounding to few mantissa bits.
 MASS_TOLERANCE = 0.05
-# Rows are checked in pieces of about this many entries or fewer, which bounds the memory that the check takes. Shorter
-# pieces cost more time, because each piece takes a hundred calls into Arrow and NumPy.
-_PIECE_ENTRIES = 1 << 20
+# Entries are checked in pieces of about this many or fewer. Longer pieces lose time because they fall out of the
+# processor's caches, shorter ones because each takes dozens of calls into NumPy.
+_PIECE_ENTRIES = 1 << 19
 # Probabilities are added up in units of 1 / _ONE. A sum of as many as the largest vocabulary has ids fits in int64.
 _ONE = 1 << 31
 # Bits of float16 numbers.
@@ -37,26 +39,60 @@ def check(batch: pa.RecordBatch, vocab_size: int, where: str, mantissa_bits: int
 
     mantissa_bits: the mantissa bits that logprobs were rounded to. They bound how far the mass may be from 1.
     """
-    num_entries = int(columns.ragged_offsets(batch, "ids")[-1])
-    num_pieces = max(1, -(-num_entries // _PIECE_ENTRIES))
-    rows_per_piece = max(1, -(-batch.num_rows // num_pieces))
-    for start in range(0, batch.num_rows, rows_per_piece):
-        piece = batch.slice(start, rows_per_piece)
-        rows = decode(piece)
-        _check_lengths(piece, rows, where)
-        _check_rows(rows, vocab_size, where, mantissa_bits)
-
-
-def _check_rows(rows: SoftTargetRows, vocab_size: int, where: str, mantissa_bits: int) -> None:
+    rows = decode(batch)
+    _check_lengths(batch, rows, where)
     is_valid_RT = rows.is_valid_target
     _check_invalid_targets(rows, is_valid_RT, where)
-    _check_ids(rows, vocab_size, where)
+    _check_vocabulary(rows, vocab_size, where)
     _check_values(rows, vocab_size, where)
-    _check_mass(rows, is_valid_RT, where, mantissa_bits)
+    for piece in _pieces(batch, rows, is_valid_RT):
+        _check_ascending(piece, where)
+        _check_disjoint(piece, where)
+        _check_mass(piece, where, mantissa_bits)
 
 
-def _require(condition: Any, where: str, column: str, problem: str) -> None:
-    if not np.all(condition):
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """The positions of consecutive rows, whose lists are as long as the sizes say. Columns are named as in the rows.
+
+    size_P: entries of each position; ends_P: where they end in ids_E.
+    """
+
+    head_size_P: NDArray[np.int64]
+    tail_size_P: NDArray[np.int64]
+    tail_logprob_P: NDArray[Any]
+    is_valid_P: NDArray[np.bool_]
+    ids_E: NDArray[Any]
+    logprobs_H: NDArray[Any]
+
+    @functools.cached_property
+    def size_P(self) -> NDArray[np.int64]:
+        return self.head_size_P + self.tail_size_P
+
+    @functools.cached_property
+    def ends_P(self) -> NDArray[np.int64]:
+        return self.size_P.cumsum()
+
+
+def _pieces(batch: pa.RecordBatch, rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_]) -> Iterator[_Piece]:
+    """Cut `rows`, decoded from `batch`, into pieces of about as many rows and about _PIECE_ENTRIES or fewer entries."""
+    id_ends, logprob_ends = (columns.ragged_offsets(batch, name).tolist() for name in ("ids", "logprobs"))
+    num_pieces = max(1, -(-id_ends[-1] // _PIECE_ENTRIES))
+    rows_per_piece = max(1, -(-len(rows) // num_pieces))
+    for start in range(0, len(rows), rows_per_piece):
+        stop = min(start + rows_per_piece, len(rows))
+        yield _Piece(
+            head_size_P=rows.head_size[start:stop].reshape(-1),
+            tail_size_P=rows.tail_size[start:stop].reshape(-1),
+            tail_logprob_P=rows.tail_logprob[start:stop].reshape(-1),
+            is_valid_P=is_valid_RT[start:stop].reshape(-1),
+            ids_E=rows.ids[id_ends[start] : id_ends[stop]],
+            logprobs_H=rows.logprobs[logprob_ends[start] : logprob_ends[stop]],
+        )
+
+
+def _require(is_met: bool | np.bool_, where: str, column: str, problem: str) -> None:
+    if not is_met:
         raise RowError(where, column, problem)
 
 
@@ -67,20 +103,21 @@ def _check_lengths(batch: pa.RecordBatch, rows: SoftTargetRows, where: str) -> N
     segments, offsets = columns.ragged(batch, "segment_lengths")
     covered = columns.row_sums(segments, offsets)
     stored, stored_head = columns.ragged_lengths(batch, "ids"), columns.ragged_lengths(batch, "logprobs")
-    _require(stored == head + tail, where, "ids", "its length is not the sum of head_size and tail_size")
-    _require(stored_head == head, where, "logprobs", "its length is not the sum of head_size")
-    _require(covered == block_size + 1, where, "segment_lengths", f"does not add up to {block_size + 1} tokens")
-    _require(segments > 0, where, "segment_lengths", "holds an empty segment")
+    _require((stored == head + tail).all(), where, "ids", "its length is not the sum of head_size and tail_size")
+    _require((stored_head == head).all(), where, "logprobs", "its length is not the sum of head_size")
+    _require((covered == block_size + 1).all(), where, "segment_lengths", f"does not add up to {block_size + 1} tokens")
+    _require((segments > 0).all(), where, "segment_lengths", "holds an empty segment")
 
 
 def _check_invalid_targets(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str) -> None:
     num_entries = (rows.head_size + rows.tail_size)[~is_valid_RT]
-    _require(num_entries == 0, where, "head_size", "a masked target has entries")
+    _require((num_entries == 0).all(), where, "head_size", "a masked target has entries")
     if rows.is_wanted is None:
         return  # Readers of version 1 never looked at the scalars of masked targets.
-    _require(rows.is_in_one_segment | ~rows.is_wanted, where, "is_wanted", "a target across two segments is wanted")
+    is_possible = rows.is_in_one_segment | ~rows.is_wanted
+    _require(is_possible.all(), where, "is_wanted", "a target across two segments is wanted")
     for name, values_RT in _scalars(rows).items():
-        _require(values_RT[~is_valid_RT] == 0, where, name, "a masked target has a value")
+        _require((values_RT[~is_valid_RT] == 0).all(), where, name, "a masked target has a value")
 
 
 def _scalars(rows: SoftTargetRows) -> dict[str, NDArray[Any]]:
@@ -90,54 +127,63 @@ def _scalars(rows: SoftTargetRows) -> dict[str, NDArray[Any]]:
     return plain | {tempered_column(t): logmass for t, logmass in rows.tempered_tail_logmass.items()}
 
 
-def _check_ids(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
+def _check_vocabulary(rows: SoftTargetRows, vocab_size: int, where: str) -> None:
     for column, ids in (("input_ids", rows.input_ids), ("ids", rows.ids)):
         is_inside = ids.max(initial=0) < vocab_size
         _require(is_inside, where, column, f"an id is outside the vocabulary of {vocab_size}")
-    part_ends_2P = np.cumsum(part_sizes(rows))
-    _check_ascending(rows, part_ends_2P, where)
-    _check_disjoint(rows, part_ends_2P, where)
 
 
-def _check_ascending(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
+def _check_ascending(piece: _Piece, where: str) -> None:
     """Raise RowError unless each id is greater than the one before it in its head or tail."""
-    is_in_order = np.ones(len(rows.ids) + 1, dtype=np.bool_)
-    np.greater(rows.ids[1:], rows.ids[:-1], out=is_in_order[1:-1])
-    is_in_order[part_ends_2P] = True
-    _require(is_in_order, where, "ids", "head and tail must each ascend within a position")
+    is_in_order = np.ones(len(piece.ids_E) + 1, dtype=np.bool_)
+    np.greater(piece.ids_E[1:], piece.ids_E[:-1], out=is_in_order[1:-1])
+    is_in_order[piece.ends_P] = True
+    is_in_order[piece.ends_P - piece.tail_size_P] = True
+    _require(is_in_order.all(), where, "ids", "head and tail must each ascend within a position")
 
 
-def _check_disjoint(rows: SoftTargetRows, part_ends_2P: NDArray[np.int64], where: str) -> None:
+def _check_disjoint(piece: _Piece, where: str) -> None:
     """Raise RowError when an id is in both head and tail of a position. Each head and tail must ascend."""
-    if not np.any((rows.head_size > 0) & (rows.tail_size > 0)):
-        return
+    if len(piece.logprobs_H) in {0, len(piece.ids_E)}:
+        return  # There are no heads, or no tails.
     # Sorting many short stretches is several times as fast as sorting one long one. Stretches overlap, so that each
     # position lies within one.
-    ends_P = part_ends_2P[1::2]
-    most_entries = int(np.diff(ends_P, prepend=0).max())
-    stretch = min(max(_SORTED_ENTRIES, 4 * most_entries), len(rows.ids))
-    stretches = np.lib.stride_tricks.sliding_window_view(_keys(rows.ids, ends_P, stretch), stretch)
-    for keys_XS in (stretches[:: stretch - most_entries + 1], stretches[-1:]):
-        # One long comparison is faster than one per stretch. The last key of a stretch may equal the next one's first.
-        sorted_keys = np.sort(keys_XS).reshape(-1)
-        is_repeated = sorted_keys[1:] == sorted_keys[:-1]
-        is_repeated[stretch - 1 :: stretch] = False
-        _require(not is_repeated.any(), where, "ids", "an id stands in both head and tail of a position")
+    most_entries = int(piece.size_P.max())
+    stretch = min(max(_SORTED_ENTRIES, 4 * most_entries), len(piece.ids_E))
+    keys_XS = _stretches(_keys(piece, stretch), stretch, stretch - most_entries + 1)
+    keys_XS.sort(axis=1)
+    # One long comparison is faster than one per stretch. The last key of a stretch may equal the next one's first.
+    sorted_keys = keys_XS.reshape(-1)
+    is_repeated = sorted_keys[1:] == sorted_keys[:-1]
+    is_repeated[stretch - 1 :: stretch] = False
+    _require(not is_repeated.any(), where, "ids", "an id stands in both head and tail of a position")
 
 
-def _keys(ids_E: NDArray[Any], ends_P: NDArray[np.int64], stretch: int) -> NDArray[Any]:
+def _stretches(values: NDArray[Any], length: int, step: int) -> NDArray[Any]:
+    """Return copies of `length` values [X, length]: from every step-th on, and the last ones."""
+    last = len(values) - length
+    starts = np.append(np.arange(0, last, step), last)
+    # NumPy copies a stretch as one item of opaque bytes faster than as `length` separate items.
+    item = np.dtype((np.void, length * values.itemsize))
+    windows = np.ndarray((last + 1,), item, values, strides=values.strides)
+    stretches: NDArray[Any] = windows[starts].view(values.dtype)
+    return stretches.reshape(-1, length)
+
+
+def _keys(piece: _Piece, stretch: int) -> NDArray[Any]:
     """Return integers [E] of which two in a stretch are equal only when position and id are.
 
     A key is the id and above it the number of the position among those with entries, modulo 2^8, 2^16 or 2^32: a
     stretch holds no more positions than entries. Arrow expands runs of bytes three times as fast as NumPy.
     """
-    ends_F = ends_P[np.diff(ends_P, prepend=0) > 0]
+    ends_F = piece.ends_P[piece.size_P > 0]
     number = np.min_scalar_type(stretch - 1)
     numbers_F = np.arange(len(ends_F)).astype(number)
     numbers_E = columns.elements(pc.run_end_decode(columns.runs(numbers_F, ends_F)))
-    key = np.uint32 if number.itemsize + ids_E.itemsize <= np.dtype(np.uint32).itemsize else np.uint64
-    keys_E: NDArray[Any] = np.left_shift(numbers_E, 8 * ids_E.itemsize, dtype=key)
-    keys_E |= ids_E.astype(key)
+    id_bytes = piece.ids_E.itemsize
+    key = np.uint32 if number.itemsize + id_bytes <= np.dtype(np.uint32).itemsize else np.uint64
+    keys_E: NDArray[Any] = np.left_shift(numbers_E, 8 * id_bytes, dtype=key)
+    keys_E |= piece.ids_E.astype(key)
     return keys_E
 
 
@@ -175,23 +221,23 @@ def _float16_bits_at_most(most: float) -> int:
     return int(nearest.view(np.uint16)) - int(float(nearest) > most)
 
 
-def _check_mass(rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_], where: str, mantissa_bits: int) -> None:
+def _check_mass(piece: _Piece, where: str, mantissa_bits: int) -> None:
     """Raise RowError unless Σ head + tail = 1 up to MASS_TOLERANCE and rounding. Every logprob must be ≤ 0.
 
     Rounding changes a logprob by at most |logprob| 2^−(mantissa_bits + 1).
     """
-    head_size_P, tail_logprob_P = rows.head_size.reshape(-1), rows.tail_logprob.reshape(-1)
     # Differences of running sums, in integers: running sums that overflow cancel out. Each probability is off by at
     # most half a unit. Positions whose sum is close to the bound are judged in float64.
-    sums_H = np.zeros(len(rows.logprobs) + 1, dtype=np.int64)
-    np.cumsum(np.take(_fixed_point_probs(), rows.logprobs.view(np.uint16)), out=sums_H[1:])
-    head_mass_P = np.diff(sums_H[np.cumsum(head_size_P)], prepend=0)
-    mass_P = head_mass_P + np.take(_fixed_point_probs(), tail_logprob_P.view(np.uint16))
-    most_off = int(MASS_TOLERANCE * _ONE) - int(head_size_P.max(initial=0)) - 1
-    is_off_P = (np.abs(mass_P - _ONE) > most_off) & is_valid_RT.reshape(-1)
-    if np.any(is_off_P):
-        logprobs_H = rows.logprobs[np.repeat(is_off_P, head_size_P)].astype(np.float64)
-        tail_logprob_P = tail_logprob_P[is_off_P].astype(np.float64)
+    sums_H = np.zeros(len(piece.logprobs_H) + 1, dtype=np.int64)
+    np.cumsum(np.take(_fixed_point_probs(), piece.logprobs_H.view(np.uint16)), out=sums_H[1:])
+    sums_P = sums_H[columns.offsets_of(piece.head_size_P)]
+    mass_P = sums_P[1:] - sums_P[:-1] + np.take(_fixed_point_probs(), piece.tail_logprob_P.view(np.uint16))
+    most_off = int(MASS_TOLERANCE * _ONE) - int(piece.head_size_P.max(initial=0)) - 1
+    is_off_P = (np.abs(mass_P - _ONE) > most_off) & piece.is_valid_P
+    if is_off_P.any():
+        head_size_P = piece.head_size_P
+        logprobs_H = piece.logprobs_H[np.repeat(is_off_P, head_size_P)].astype(np.float64)
+        tail_logprob_P = piece.tail_logprob_P[is_off_P].astype(np.float64)
         _require_mass(logprobs_H, head_size_P[is_off_P], tail_logprob_P, where, mantissa_bits)
 
 
@@ -223,4 +269,4 @@ def _require_mass(
     # Σ p (exp(|log p| 2^−(bits + 1)) − 1) = Σ (exp(log p · (1 − 2^−(bits + 1))) − p). The exp on the left would
     # overflow for small p and few bits.
     slack_P = per_position(np.exp(logprobs_H * (1 - 2.0 ** -(mantissa_bits + 1))) - probs_H) + MASS_TOLERANCE
-    _require(np.abs(mass_P - 1) <= slack_P, where, "tail_logprob", "head and tail do not add up to mass 1")
+    _require((np.abs(mass_P - 1) <= slack_P).all(), where, "tail_logprob", "head and tail do not add up to mass 1")

@@ -324,9 +324,17 @@ def test_a_batch_is_checked_to_its_last_row_however_it_is_cut(
     monkeypatch.setattr(soft_target_rules, "_PIECE_ENTRIES", num_entries)
     batch = soft_targets.encode(make.soft_target_rows(5), soft_targets.schema(50, 6, (1.0, 2.0)), 10)
     soft_target_rules.check(batch, 50, "here")
-    for row in range(5):
-        with pytest.raises(RowError, match="entropy"):
-            soft_target_rules.check(forge.column(batch, "entropy", at(row, 5, value=9.0)), 50, "here")
+    for row, ids in enumerate(batch["ids"].to_pylist()):
+        head = sorted(ids[:3])
+        breaks = {
+            "entropy": ("entropy", at(row, 5, value=9.0)),
+            "mass 1": ("tail_logprob", at(row, 0, value=0.0)),
+            "ascend": ("ids", swap(row, 0, 1)),
+            "both head and tail": ("ids", at(row, 3, value=head[0]) if head[0] < ids[4] else at(row, 4, value=head[2])),
+        }
+        for words, (column, edit) in breaks.items():
+            with pytest.raises(RowError, match=words):
+                soft_target_rules.check(forge.column(batch, column, edit), 50, "here")
 
 
 def test_ids_too_large_for_their_type_are_not_wrapped(make: SimpleNamespace) -> None:
