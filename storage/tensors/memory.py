@@ -8,8 +8,9 @@ import sys
 import torch
 
 # Parameters of mallopt(3), and values for them: keep all memory that is freed, with blocks of up to 1 GiB, or of up to
-# 32 MiB, the most that glibc before 2.35 takes.
+# 32 MiB, the most that glibc before 2.35 takes. A thread's memory comes in heaps of 64 MiB; keep empty ones too.
 _TRIM_THRESHOLD, _NEVER = -1, -1
+_TOP_PAD, _HEAP_BYTES = -2, 1 << 26
 _MMAP_THRESHOLD, _LARGEST_KEPT_BYTES = -3, (1 << 30, 1 << 25)
 
 
@@ -18,13 +19,14 @@ def keep_freed_memory() -> None:
 
     On a CPU this is faster: otherwise glibc gives every block above 32 MiB back to the system, which clears each page
     before it gives it out again. The logits and gradients of a large vocabulary are such blocks, freed and allocated in
-    every step.
+    every step, and so are the heaps of a thread that reads a stream's windows.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # mallopt returns 1 when it did as told. The other threshold alone would do harm: once either is set, glibc no
     # longer raises this one from its first 128 KiB.
     if mallopt is not None and any(mallopt(_MMAP_THRESHOLD, num_bytes) for num_bytes in _LARGEST_KEPT_BYTES):
         mallopt(_TRIM_THRESHOLD, _NEVER)
+        mallopt(_TOP_PAD, _HEAP_BYTES)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
