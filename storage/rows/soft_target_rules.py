@@ -23,8 +23,8 @@ from storage.rows.soft_targets import SoftTargetRows, decode, tempered_column
 
 # How far the mass of head and tail may be from 1, in addition to the error of rounding to few mantissa bits.
 MASS_TOLERANCE = 0.05
-# Entries are checked in pieces of about this many or fewer. Longer pieces lose time because they fall out of the
-# processor's caches, shorter ones because each takes dozens of calls into NumPy.
+# Order, repeats and masses are checked in pieces of about this many entries. Longer pieces lose time because they fall
+# out of the processor's caches, shorter ones because each takes dozens of calls into NumPy.
 _PIECE_ENTRIES = 1 << 19
 # Probabilities are added up in units of 1 / _ONE. A sum of as many as the largest vocabulary has ids fits in int64.
 _ONE = 1 << 31
@@ -75,7 +75,7 @@ class _Piece:
 
 
 def _pieces(batch: pa.RecordBatch, rows: SoftTargetRows, is_valid_RT: NDArray[np.bool_]) -> Iterator[_Piece]:
-    """Cut `rows`, decoded from `batch`, into pieces of about as many rows and about _PIECE_ENTRIES or fewer entries."""
+    """Cut `rows`, decoded from `batch`, into pieces of equally many rows: about _PIECE_ENTRIES if rows are alike."""
     id_ends, logprob_ends = (columns.ragged_offsets(batch, name).tolist() for name in ("ids", "logprobs"))
     num_pieces = max(1, -(-id_ends[-1] // _PIECE_ENTRIES))
     rows_per_piece = max(1, -(-len(rows) // num_pieces))

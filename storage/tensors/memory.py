@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
 
     On a CPU this is faster: otherwise glibc gives every block above 32 MiB back to the system, which clears each page
     before it gives it out again. The logits and gradients of a large vocabulary are such blocks, freed and allocated in
-    every step, and so are the heaps of a thread that reads a stream's windows.
+    every step. It also gives back heaps of a thread when all in them is freed, as happens with a stream's windows.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # mallopt returns 1 when it did as told. The other threshold alone would do harm: once either is set, glibc no

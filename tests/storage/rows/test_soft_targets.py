@@ -328,7 +328,7 @@ def test_a_batch_is_checked_to_its_last_row_however_it_is_cut(
         head = sorted(ids[:3])
         breaks = {
             "entropy": ("entropy", at(row, 5, value=9.0)),
-            "mass 1": ("tail_logprob", at(row, 0, value=0.0)),
+            "mass 1": ("tail_logprob", at(row, 1 if row % 3 else 0, value=0.0)),
             "ascend": ("ids", swap(row, 0, 1)),
             "both head and tail": ("ids", at(row, 3, value=head[0]) if head[0] < ids[4] else at(row, 4, value=head[2])),
         }

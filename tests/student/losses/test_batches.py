@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from storage import Cache
+from student.losses import batches
 from student.losses.batches import beam_batch, block_batch, sample_batch, text_batch
 
 CPU = torch.device("cpu")
@@ -144,3 +146,10 @@ def test_one_prompt_with_continuations_of_many_lengths() -> None:
         [([7, 8, 9], continuation) for continuation in ([1], [2, 3, 4, 5], [6, 6])],
     )
     check_texts(text_batch([7], [[0], [0]], CPU), [([7], [0]), ([7], [0])])
+
+
+def test_every_float16_becomes_the_same_float32_in_this_thread_alone() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    np.testing.assert_array_equal(batches._float32(every), every.astype(np.float32))
+    # From 2^15 elements on, PyTorch shares a conversion among threads.
+    assert batches._SERIAL_ELEMENTS < 1 << 15
