@@ -119,8 +119,7 @@ def ragged_offsets(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
 
 def ragged_lengths(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """Return the number of elements in each row of a large-list column: [rows]."""
-    offsets = elements(batch.column(name).offsets)
-    return np.asarray(offsets[1:] - offsets[:-1], dtype=np.int64)
+    return np.diff(ragged_offsets(batch, name))
 
 
 def plain(batch: pa.RecordBatch, name: str) -> Array:
@@ -155,3 +154,14 @@ def flatten_ragged(rows: Sequence[Array], dtype: Any) -> tuple[Array, NDArray[np
 def row_sums(values: Array, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the sum of each ragged row of integers: [rows]. An empty row sums to 0."""
     return np.diff(offsets_of(values)[offsets])
+
+
+def stretches(values: Array, starts: NDArray[np.int64], length: int) -> Array:
+    """Return copies of values[start : start + length] for every start: [starts, length]."""
+    if length == 0:
+        return np.empty((len(starts), 0), values.dtype)
+    # NumPy copies a stretch as one item of opaque bytes twice as fast as `length` separate items.
+    item = np.dtype((np.void, length * values.itemsize))
+    windows = np.ndarray((len(values) - length + 1,), item, values, strides=values.strides)
+    copies: Array = windows[starts].view(values.dtype)
+    return copies.reshape(len(starts), length)

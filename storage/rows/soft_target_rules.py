@@ -150,24 +150,15 @@ def _check_disjoint(piece: _Piece, where: str) -> None:
     # position lies within one.
     most_entries = int(piece.size_P.max())
     stretch = min(max(_SORTED_ENTRIES, 4 * most_entries), len(piece.ids_E))
-    keys_XS = _stretches(_keys(piece, stretch), stretch, stretch - most_entries + 1)
+    last = len(piece.ids_E) - stretch
+    starts_X = np.append(np.arange(0, last, stretch - most_entries + 1), last)
+    keys_XS = columns.stretches(_keys(piece, stretch), starts_X, stretch)
     keys_XS.sort(axis=1)
     # One long comparison is faster than one per stretch. The last key of a stretch may equal the next one's first.
     sorted_keys = keys_XS.reshape(-1)
     is_repeated = sorted_keys[1:] == sorted_keys[:-1]
     is_repeated[stretch - 1 :: stretch] = False
     _require(not is_repeated.any(), where, "ids", "an id stands in both head and tail of a position")
-
-
-def _stretches(values: NDArray[Any], length: int, step: int) -> NDArray[Any]:
-    """Return copies of `length` values [X, length]: from every step-th on, and the last ones."""
-    last = len(values) - length
-    starts = np.append(np.arange(0, last, step), last)
-    # NumPy copies a stretch as one item of opaque bytes faster than as `length` separate items.
-    item = np.dtype((np.void, length * values.itemsize))
-    windows = np.ndarray((last + 1,), item, values, strides=values.strides)
-    stretches: NDArray[Any] = windows[starts].view(values.dtype)
-    return stretches.reshape(-1, length)
 
 
 def _keys(piece: _Piece, stretch: int) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.rows import beams, samples, soft_targets
+from storage.rows.columns import stretches
 from storage.rows.soft_targets import SoftTargetRows
 from student.errors import MissingRowError
 from student.losses.targets import SparseTargets
@@ -218,7 +219,7 @@ def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 def _is_entry(sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return a mask [P, largest size] that is True in the first sizes[p] columns of row p."""
     width = int(sizes.max(initial=0))
-    return _runs(np.repeat([True, False], width), width - sizes, width)
+    return stretches(np.repeat([True, False], width), width - sizes, width)
 
 
 def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.bool_]) -> NDArray[Any]:
@@ -228,19 +229,9 @@ def _pad(values: NDArray[Any], starts: NDArray[np.int64], is_entry: NDArray[np.b
     mask.
     """
     width = is_entry.shape[1]
-    padded = _runs(np.concatenate([values, np.zeros(width, values.dtype)]), starts, width)
+    padded = stretches(np.concatenate([values, np.zeros(width, values.dtype)]), starts, width)
     padded *= is_entry
     return padded
-
-
-def _runs(values: NDArray[Any], starts: NDArray[np.int64], length: int) -> NDArray[Any]:
-    """Return values[start : start + length] for every start, [P, length]."""
-    if length == 0:
-        return np.empty((len(starts), 0), values.dtype)
-    # NumPy copies a window as one item of opaque bytes twice as fast as `length` separate items.
-    item = np.dtype((np.void, length * values.itemsize))
-    windows = np.ndarray(len(values) - length + 1, item, values, strides=values.strides)
-    return windows[starts].view(values.dtype).reshape(len(starts), length)
 
 
 def _tensor(array: NDArray[Any], dtype: type[np.generic], device: torch.device) -> Tensor:

@@ -65,3 +65,13 @@ def test_reading_does_not_import_pandas(small_cache: Path, run_python: Any) -> N
     )
     done = run_python(code, small_cache)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["4", "4", "4", "False"], "")
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 7])
+def test_stretches_are_the_slices_from_each_start(length: int) -> None:
+    values = np.arange(7, dtype=np.uint16)
+    for starts in (np.arange(7 - length + 1), np.array([0, 0]), np.empty(0, dtype=np.int64)):
+        expected = np.array([values[start : start + length] for start in starts], values.dtype)
+        found = columns.stretches(values, starts, length)
+        np.testing.assert_array_equal(found, expected.reshape(len(starts), length))
+        assert found.dtype == values.dtype
